@@ -1,0 +1,15 @@
+//! The contract between an agent and the coordinator: topics, messages, their bytes, and the chunked transfer.
+//!
+//! It opens no socket, reads no clock and touches no file: everything here is a value, or a function from values to values.
+//!
+//! Rooms, in the order that bytes travel: [`topics`] says where a message goes, [`messages`] what it may say,
+//! [`codec`] what it looks like on the wire, [`transfer`] how a payload larger than a message is carried and resumed.
+
+pub mod codec;
+pub mod messages;
+pub mod topics;
+pub mod transfer;
+
+pub use codec::{Refusal, Signer, Verifier};
+pub use messages::{BootId, Digest, RunId};
+pub use topics::{DeviceId, FleetId, Topic};

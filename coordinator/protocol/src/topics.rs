@@ -1,0 +1,149 @@
+//! Where messages go: the topic tree, written and parsed in one place.
+//!
+//! ```text
+//! skiff/v1/{fleet}/d/{device}/up/{birth,telemetry,answer,transfer/{id}}   the device writes
+//! skiff/v1/{fleet}/d/{device}/dn/{command,transfer/{id}}                  the device reads
+//! skiff/v1/{fleet}/all/presence                                           every device reads
+//! ```
+
+use crate::transfer::TransferId;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A name that can stand as one level of a topic: 1 to 64 of `A-Z a-z 0-9 _ -`.
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = BadName;
+            fn try_from(text: String) -> Result<Self, BadName> {
+                if is_name(&text) { Ok(Self(text)) } else { Err(BadName { text }) }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = BadName;
+            fn from_str(text: &str) -> Result<Self, BadName> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_type! {
+    /// A fleet: the devices that one coordinator looks after.
+    FleetId
+}
+name_type! {
+    /// A device; its user name at the broker is the same.
+    DeviceId
+}
+
+/// A name that cannot stand in a topic.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a name: use 1 to 64 of A-Z a-z 0-9 _ -")]
+pub struct BadName {
+    /// What was given.
+    pub text: String,
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// A place in the tree of one fleet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Topic {
+    /// Retained: [`crate::messages::Birth`] or [`crate::messages::Gone`].
+    Birth(DeviceId),
+    /// [`crate::messages::Telemetry`].
+    Telemetry(DeviceId),
+    /// [`crate::messages::Answer`].
+    Answer(DeviceId),
+    /// A transfer's messages that the device writes.
+    UpTransfer(DeviceId, TransferId),
+    /// [`crate::messages::Command`].
+    Command(DeviceId),
+    /// A transfer's messages that the coordinator writes.
+    DownTransfer(DeviceId, TransferId),
+    /// Retained: [`crate::messages::Presence`].
+    Presence,
+}
+
+impl Topic {
+    /// The topic's text in `fleet`.
+    #[must_use]
+    pub fn text(&self, fleet: &FleetId) -> String {
+        let root = format!("skiff/v1/{fleet}");
+        match self {
+            Self::Birth(device) => format!("{root}/d/{device}/up/birth"),
+            Self::Telemetry(device) => format!("{root}/d/{device}/up/telemetry"),
+            Self::Answer(device) => format!("{root}/d/{device}/up/answer"),
+            Self::UpTransfer(device, id) => format!("{root}/d/{device}/up/transfer/{id}"),
+            Self::Command(device) => format!("{root}/d/{device}/dn/command"),
+            Self::DownTransfer(device, id) => format!("{root}/d/{device}/dn/transfer/{id}"),
+            Self::Presence => format!("{root}/all/presence"),
+        }
+    }
+
+    /// Reads a topic of `fleet`; `None` for anything else.
+    #[must_use]
+    pub fn parse(fleet: &FleetId, text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("skiff/v1/")?.strip_prefix(fleet.as_str())?.strip_prefix('/')?;
+        if rest == "all/presence" {
+            return Some(Self::Presence);
+        }
+        let (device, rest) = rest.strip_prefix("d/")?.split_once('/')?;
+        let device: DeviceId = device.parse().ok()?;
+        match rest {
+            "up/birth" => Some(Self::Birth(device)),
+            "up/telemetry" => Some(Self::Telemetry(device)),
+            "up/answer" => Some(Self::Answer(device)),
+            "dn/command" => Some(Self::Command(device)),
+            _ => {
+                if let Some(id) = rest.strip_prefix("up/transfer/") {
+                    Some(Self::UpTransfer(device, TransferId::parse(id)?))
+                } else {
+                    let id = rest.strip_prefix("dn/transfer/")?;
+                    Some(Self::DownTransfer(device, TransferId::parse(id)?))
+                }
+            }
+        }
+    }
+}
+
+/// What an agent subscribes to.
+#[must_use]
+pub fn device_filters(fleet: &FleetId, device: &DeviceId) -> Vec<String> {
+    vec![format!("skiff/v1/{fleet}/d/{device}/dn/#"), format!("skiff/v1/{fleet}/all/#")]
+}
+
+/// What the coordinator subscribes to.
+#[must_use]
+pub fn coordinator_filters(fleet: &FleetId) -> Vec<String> {
+    vec![format!("skiff/v1/{fleet}/d/+/up/#")]
+}

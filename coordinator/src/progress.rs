@@ -1,0 +1,175 @@
+//! What a watcher sees: the fleet, the run, and every closed round, as one value.
+//!
+//! A coordinator keeps the present [`Progress`] in a watch channel: who reads it gets the newest state and is woken when
+//! it changes, nobody can fall behind, and nothing is queued. What must not be missed (closed rounds, the end of the
+//! run) stays in the value. `skiff run watch`, `skiff fleet` and `skiff demo` draw their tables from it; as JSON it is
+//! the line that the control socket sends.
+
+use serde::{Deserialize, Serialize};
+use skiff_protocol::DeviceId;
+use std::collections::BTreeMap;
+
+/// How many of the last closed rounds a [`RunProgress`] carries.
+pub const ROUNDS_SHOWN: usize = 200;
+
+/// Everything there is to see at one moment.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// True while the connection to the broker stands.
+    pub connected: bool,
+    /// Every known device, ordered by name.
+    pub devices: Vec<DeviceProgress>,
+    /// The present run, or the last one of this process.
+    pub run: Option<RunProgress>,
+    /// Messages that were refused, by reason.
+    pub refused_messages: BTreeMap<String, u64>,
+}
+
+/// One device.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DeviceProgress {
+    /// Its name.
+    pub device: DeviceId,
+    /// Whether it is there, and fit for work.
+    pub presence: Presence,
+    /// What it does, as it last said; `idle`, `fetching`, `training`, `evaluating`, `uploading`, or `unknown`.
+    pub state: String,
+    /// Steps done in this round.
+    pub step: u32,
+    /// Steps ordered for this round.
+    pub steps: u32,
+    /// The last step's time in milliseconds; 0 before the first.
+    pub step_ms: f32,
+    /// Tokens of text per second over the last step.
+    pub tokens_per_second: f32,
+    /// Layers that were active in the last step.
+    pub active_layers: u32,
+    /// Active layers over all its updates in the run, weighted by steps; `None` before its first update.
+    pub mean_active_layers: Option<f32>,
+    /// Mean dropout rate of its layers in this round; `None` when it has no training order.
+    pub mean_rate: Option<f32>,
+    /// Updates stored in the run.
+    pub updates: u32,
+    /// Resident memory of the agent, in bytes.
+    pub rss_bytes: u64,
+    /// Largest resident memory of the agent so far, in bytes.
+    pub peak_rss_bytes: u64,
+    /// CPU use of the agent's process, 100 for one core.
+    pub agent_cpu_percent: f32,
+    /// The hottest sensor in degrees Celsius.
+    pub temperature: Option<f32>,
+    /// Age of the last telemetry in milliseconds.
+    pub telemetry_age_ms: Option<u64>,
+    /// Why it was last refused, or refused work.
+    pub note: Option<String>,
+}
+
+/// Whether a device is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// There, with our pack.
+    Here,
+    /// There, with another pack: never selected.
+    WrongPack,
+    /// It left in order.
+    Left,
+    /// Its connection broke (last will).
+    Lost,
+}
+
+/// A run of training.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RunProgress {
+    /// Its name, 16 hexadecimal digits.
+    pub run: String,
+    /// What it is doing.
+    pub phase: Phase,
+    /// The present round, from 1; 0 in the evaluation before the first.
+    pub round: u32,
+    /// How many rounds there will be.
+    pub rounds: u32,
+    /// Devices that were given an order in the present phase.
+    pub ordered: u32,
+    /// Of those, how many have answered it in full.
+    pub answered: u32,
+    /// Accuracy of the initial weights.
+    pub accuracy_before: Option<f64>,
+    /// The last accuracy found.
+    pub accuracy: Option<f64>,
+    /// Accuracy found by the evaluation that ended the run.
+    pub accuracy_after: Option<f64>,
+    /// Since the run started (frozen at its end), in milliseconds; the time in which no coordinator ran counts.
+    pub elapsed_ms: u64,
+    /// Bytes that devices sent, topics and headers included.
+    pub bytes_up: u64,
+    /// Bytes sent to devices.
+    pub bytes_down: u64,
+    /// The last [`ROUNDS_SHOWN`] closed rounds, oldest first.
+    pub closed: Vec<RoundProgress>,
+    /// Why the run ended, where it did so early.
+    pub reason: Option<String>,
+}
+
+/// What a run is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waits for devices.
+    Gathering,
+    /// Devices train.
+    Training,
+    /// Updates are being merged.
+    Merging,
+    /// Devices evaluate the global weights.
+    Evaluating,
+    /// All rounds are done.
+    Completed,
+    /// Stopped by the operator.
+    Stopped,
+}
+
+impl Phase {
+    /// True for the phases that nothing follows.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Completed | Self::Stopped)
+    }
+}
+
+/// A closed round.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RoundProgress {
+    /// Which one, from 1.
+    pub round: u32,
+    /// `None`: merged. Otherwise why the round was skipped.
+    pub skipped: Option<String>,
+    /// Devices that were given an order.
+    pub selected: u32,
+    /// Updates that were merged.
+    pub updates: u32,
+    /// Accuracy after the round, where it was evaluated.
+    pub accuracy: Option<f64>,
+    /// Mean loss per example in nats after the round, where it was evaluated.
+    pub loss: Option<f64>,
+    /// Examples that the accuracy rests on.
+    pub evaluated_examples: u64,
+    /// Mean over the devices of their mean training loss.
+    pub train_loss: Option<f64>,
+    /// Mean dropout rate that was ordered, over devices and layers.
+    pub mean_rate: f32,
+    /// Mean number of active layers over the updates.
+    pub mean_active_layers: f32,
+    /// Median step time in milliseconds, mean over the updates.
+    pub step_ms: f32,
+    /// From the first order to the merged weights, in milliseconds.
+    pub train_ms: u64,
+    /// From the order to the last report of the evaluation, in milliseconds.
+    pub evaluate_ms: u64,
+    /// The longest training any device reported, in milliseconds; `train_ms` less this is what the round cost beyond it.
+    pub longest_training_ms: u64,
+    /// Bytes that devices sent in the round.
+    pub bytes_up: u64,
+    /// Bytes sent to devices in the round.
+    pub bytes_down: u64,
+}

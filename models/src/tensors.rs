@@ -1,0 +1,159 @@
+//! Named tensors: what trains, what travels, what is merged. Always by name, never by position.
+
+use ndarray::ArrayD;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Tensors by name, f32. Ordered, so that everything computed from them is too.
+pub type NamedTensors = BTreeMap<String, ArrayD<f32>>;
+
+/// One trainable tensor: its name (as Hugging Face PEFT writes it), shape and layer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// For instance `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight`.
+    pub name: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// The layer it belongs to; `None` for the head.
+    pub layer: Option<usize>,
+}
+
+/// Every trainable tensor of a model, ordered by name.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Schema {
+    /// Ordered by name.
+    pub tensors: Vec<TensorSpec>,
+}
+
+/// Why bytes are not the tensors they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorError {
+    /// Not a safetensors file.
+    #[error("reading the tensors' header")]
+    Header(#[source] safetensors::SafeTensorError),
+    /// A tensor the schema does not know.
+    #[error("tensor {name:?} is not in the schema")]
+    Unknown {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor the schema requires.
+    #[error("tensor {name:?} is missing")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// Another shape than the schema says.
+    #[error("tensor {name:?} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// What the schema says.
+        expected: Vec<usize>,
+        /// What is there.
+        found: Vec<usize>,
+    },
+    /// Another type than f32.
+    #[error("tensor {name:?} has type {found}, expected F32")]
+    Type {
+        /// Its name.
+        name: String,
+        /// What is there.
+        found: String,
+    },
+    /// A NaN or an infinity.
+    #[error("tensor {name:?} holds a value that is not finite")]
+    NotFinite {
+        /// Its name.
+        name: String,
+    },
+    /// The tensors could not be written.
+    #[error("writing tensors")]
+    Write(#[source] safetensors::SafeTensorError),
+}
+
+impl Schema {
+    /// blake3 over the names and shapes: two sides with the same hash mean the same tensors.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for spec in &self.tensors {
+            hasher.update(spec.name.as_bytes());
+            hasher.update(&[0]);
+            for &dimension in &spec.shape {
+                hasher.update(&(dimension as u64).to_le_bytes());
+            }
+            hasher.update(&[0xff]);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// The tensor called `name`.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&TensorSpec> {
+        self.tensors.binary_search_by(|spec| spec.name.as_str().cmp(name)).ok().map(|at| &self.tensors[at])
+    }
+
+    /// How many layers have something to train.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        self.tensors.iter().filter_map(|spec| spec.layer).max().map_or(0, |last| last + 1)
+    }
+
+    /// The tensors of the head and of `layers`: what a device shares.
+    #[must_use]
+    pub fn of_layers(&self, layers: &[usize]) -> Self {
+        let kept = |spec: &&TensorSpec| spec.layer.is_none_or(|layer| layers.contains(&layer));
+        Self { tensors: self.tensors.iter().filter(kept).cloned().collect() }
+    }
+
+    /// Reads exactly the tensors of this schema from safetensors bytes.
+    ///
+    /// # Errors
+    /// Anything missing, unknown, misshaped, of another type, or not finite.
+    pub fn read(&self, bytes: &[u8]) -> Result<NamedTensors, TensorError> {
+        let file = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
+        if let Some(name) = file.names().into_iter().find(|name| self.find(name).is_none()) {
+            return Err(TensorError::Unknown { name: name.to_owned() });
+        }
+        self.tensors.iter().map(|spec| Ok((spec.name.clone(), read_one(&file, spec)?))).collect()
+    }
+}
+
+fn read_one(file: &SafeTensors<'_>, spec: &TensorSpec) -> Result<ArrayD<f32>, TensorError> {
+    let name = || spec.name.clone();
+    let view = file.tensor(&spec.name).map_err(|_| TensorError::Missing { name: name() })?;
+    if view.dtype() != Dtype::F32 {
+        return Err(TensorError::Type { name: name(), found: format!("{:?}", view.dtype()) });
+    }
+    let shape_error = || TensorError::Shape { name: name(), expected: spec.shape.clone(), found: view.shape().to_vec() };
+    if view.shape() != spec.shape {
+        return Err(shape_error());
+    }
+    let values: Vec<f32> =
+        view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err(TensorError::NotFinite { name: name() });
+    }
+    ArrayD::from_shape_vec(spec.shape.clone(), values).map_err(|_| shape_error())
+}
+
+/// Writes tensors as safetensors bytes; the same tensors give the same bytes.
+///
+/// # Errors
+/// Only where the safetensors library refuses, which it does not for f32 tensors.
+pub fn write(tensors: &NamedTensors) -> Result<Vec<u8>, TensorError> {
+    let bytes: BTreeMap<&str, Vec<u8>> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.iter().flat_map(|value| value.to_le_bytes()).collect()))
+        .collect();
+    let views: Result<Vec<_>, _> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            TensorView::new(Dtype::F32, tensor.shape().to_vec(), &bytes[name.as_str()]).map(|view| (name.as_str(), view))
+        })
+        .collect();
+    safetensors::serialize(views.map_err(TensorError::Write)?, None).map_err(TensorError::Write)
+}

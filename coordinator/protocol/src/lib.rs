@@ -3,13 +3,17 @@
 //! It opens no socket, reads no clock and touches no file: everything here is a value, or a function from values to values.
 //!
 //! Rooms, in the order that bytes travel: [`topics`] says where a message goes, [`messages`] what it may say,
-//! [`codec`] what it looks like on the wire, [`transfer`] how a payload larger than a message is carried and resumed.
+//! [`codec`] what it looks like on the wire (its `bounds` what a field may hold), [`transfer`] how a payload larger than a
+//! message is carried and resumed, in the [`time`] that the shells tell.
 
+mod bounds;
 pub mod codec;
 pub mod messages;
+pub mod time;
 pub mod topics;
 pub mod transfer;
 
 pub use codec::{Refusal, Signer, Verifier};
 pub use messages::{BootId, Digest, RunId};
+pub use time::Timestamp;
 pub use topics::{DeviceId, FleetId, Topic};

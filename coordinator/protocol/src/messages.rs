@@ -8,6 +8,7 @@
 //! *epoch* that grows with each new decision of a run: a larger epoch supersedes what the device was doing, an equal
 //! one is a repetition, a smaller one is late and ignored.
 
+use crate::bounds;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -60,7 +61,7 @@ pub struct BootId(pub u64);
 pub struct Birth {
     /// This life of the agent.
     pub boot: BootId,
-    /// Version of the agent, `major.minor.patch`.
+    /// Version of the agent, `major.minor.patch`; at most 64 bytes.
     pub agent_version: String,
     /// Digest of the pack's manifest; the coordinator runs only devices that hold its own pack.
     pub pack: Digest,
@@ -75,9 +76,9 @@ pub struct Birth {
 /// The hardware and system under an agent.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Machine {
-    /// `x86_64`, `aarch64`, ...
+    /// `x86_64`, `aarch64`, ...; at most 64 bytes.
     pub arch: String,
-    /// The system's name and version in words.
+    /// The system's name and version in words; at most 200 bytes.
     pub os: String,
     /// Logical processors.
     pub cores: u32,
@@ -130,7 +131,8 @@ pub struct Telemetry {
     pub memory_available_bytes: u64,
     /// Load average over a minute.
     pub load_1m: f32,
-    /// Sensors: name and degrees Celsius; at most 16.
+    /// Sensors: name (at most 64 bytes) and degrees Celsius; at most 16.
+    #[serde(deserialize_with = "bounds::at_most::<{ bounds::SENSORS }, _, _>")]
     pub temperatures: Vec<(String, f32)>,
     /// Resident memory of the agent, in bytes.
     pub agent_rss_bytes: u64,
@@ -194,19 +196,20 @@ pub struct TrainOrder {
     pub schema: Digest,
     /// The run's seed; masks and batches are drawn from (seed, device, round, step).
     pub seed: u64,
-    /// Dropout rate of each layer, 0 to 1: the probability that a batch skips it.
+    /// Dropout rate of each layer, 0 to 1: the probability that a batch skips it; 1 to 512 layers.
+    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
     pub rates: Vec<f32>,
-    /// Optimizer steps.
+    /// Optimizer steps; at least 1.
     pub steps: u32,
-    /// Examples in a step.
+    /// Examples in a step, 1 to 4096.
     pub batch: u32,
-    /// Longer texts are cut to this many tokens.
+    /// Longer texts are cut to this many tokens, 2 to 65,536.
     pub max_tokens: u32,
-    /// AdamW's learning rate.
+    /// AdamW's learning rate; finite, above 0.
     pub learning_rate: f32,
     /// Which layers go into the update.
     pub sharing: SharingPlan,
-    /// The device gives up after this many milliseconds.
+    /// The device gives up after this many milliseconds; at least 1.
     pub deadline_ms: u64,
 }
 
@@ -227,7 +230,8 @@ pub enum SharingPlan {
     },
     /// These layers.
     Fixed {
-        /// Ascending, without repetition.
+        /// Ascending, without repetition, each one of the layers that `rates` speaks of.
+        #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
         layers: Vec<u32>,
     },
 }
@@ -241,11 +245,11 @@ pub struct EvaluateOrder {
     pub schema: Digest,
     /// At most this many of the device's test examples, from the first.
     pub examples: u64,
-    /// Examples at a time.
+    /// Examples at a time, 1 to 4096.
     pub batch: u32,
-    /// Longer texts are cut to this many tokens.
+    /// Longer texts are cut to this many tokens, 2 to 65,536.
     pub max_tokens: u32,
-    /// The device gives up after this many milliseconds.
+    /// The device gives up after this many milliseconds; at least 1.
     pub deadline_ms: u64,
 }
 
@@ -293,11 +297,14 @@ pub struct TrainReport {
     pub tokens: u64,
     /// Optimizer steps done.
     pub steps: u32,
-    /// Mean loss over the steps.
+    /// Mean loss over the steps; not finite where training diverged.
     pub mean_loss: f32,
-    /// The layers in the update, ascending.
+    /// The layers in the update, ascending; at most 512.
+    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
     pub shared_layers: Vec<u32>,
-    /// Accumulated gradient norm of each layer's trainable tensors over the batches where it was active.
+    /// Accumulated gradient norm of each layer's trainable tensors over the batches where it was active;
+    /// finite, not negative; at most 512.
+    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
     pub importance: Vec<f32>,
     /// Active layers, mean over the steps.
     pub mean_active_layers: f32,
@@ -314,9 +321,9 @@ pub struct TrainReport {
 pub struct EvaluationReport {
     /// Examples evaluated.
     pub examples: u64,
-    /// Of which the label was right.
+    /// Of which the label was right; no more than there are.
     pub correct: u64,
-    /// Sum of the cross-entropy loss over the examples, in nats.
+    /// Sum of the cross-entropy loss over the examples, in nats; not finite where the model diverged.
     pub loss_sum: f64,
     /// Wall time in milliseconds.
     pub evaluate_ms: u64,

@@ -12,6 +12,7 @@
 //! Either side may also answer `Refused { reason }`. The sender repeats what was not acknowledged; the receiver answers
 //! every repetition from what it holds. So a transfer goes on after a restart of either side, or of the broker.
 
+use crate::bounds;
 use crate::messages::{Digest, RunId, TrainReport};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -20,6 +21,8 @@ use std::fmt;
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// The largest payload that is granted: 1 GiB.
 pub const MAX_TRANSFER_BYTES: u64 = 1 << 30;
+/// The most chunks that a payload has.
+pub const MAX_CHUNKS: u32 = (MAX_TRANSFER_BYTES / CHUNK_BYTES as u64) as u32;
 /// Chunks in flight on one transfer.
 pub const WINDOW: u32 = 4;
 
@@ -77,7 +80,7 @@ pub struct Offer {
 
 /// Which chunks the receiver holds: one bit each, lowest bit of the first byte first.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Held(pub Vec<u8>);
+pub struct Held(#[serde(with = "bounds::bytes")] pub Vec<u8>);
 
 /// The messages of a transfer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -96,6 +99,7 @@ pub enum TransferMessage {
         /// Position, from 0.
         index: u32,
         /// At most [`CHUNK_BYTES`].
+        #[serde(with = "bounds::bytes")]
         bytes: Vec<u8>,
     },
     /// From the receiver, after each chunk.

@@ -1,0 +1,174 @@
+//! What the fields of a message may hold, beyond what their types say.
+//!
+//! Lists are bounded while they are read, so that a claimed length allocates nothing; everything else is checked right
+//! after. Numbers that steer (rates, learning rate, importance) are finite and in range; numbers that were measured (losses,
+//! temperatures) may be anything, for the reader to judge.
+
+use crate::codec::Message;
+use crate::messages::{
+    Answer, Birth, Command, EvaluateOrder, Order, Outcome, SharingPlan, Telemetry, TrainOrder, TrainReport,
+};
+use crate::transfer::{CHUNK_BYTES, Held, MAX_CHUNKS, MAX_TRANSFER_BYTES, Offer, Purpose, TransferMessage};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use std::fmt;
+use std::marker::PhantomData;
+
+/// Layers of a model.
+pub(crate) const LAYERS: usize = 512;
+/// Temperature sensors in a sample.
+pub(crate) const SENSORS: usize = 16;
+const NAME_BYTES: usize = 64;
+const TEXT_BYTES: usize = 200;
+
+/// The name of the first field that breaks its bound.
+pub(crate) fn check(message: &Message) -> Result<(), &'static str> {
+    match message {
+        Message::Birth(birth) => check_birth(birth),
+        Message::Telemetry(sample) => check_telemetry(sample),
+        Message::Answer(answer) => check_answer(answer),
+        Message::Command(command) => check_command(command),
+        Message::Transfer(message) => check_transfer(message),
+        Message::Gone(_) | Message::Presence(_) => Ok(()),
+    }
+}
+
+fn check_birth(birth: &Birth) -> Result<(), &'static str> {
+    within(birth.agent_version.len() <= NAME_BYTES, "agent_version")?;
+    within(birth.machine.arch.len() <= NAME_BYTES, "machine.arch")?;
+    within(birth.machine.os.len() <= TEXT_BYTES, "machine.os")
+}
+
+fn check_telemetry(sample: &Telemetry) -> Result<(), &'static str> {
+    within(sample.temperatures.len() <= SENSORS, "temperatures")?;
+    within(sample.temperatures.iter().all(|(name, _)| name.len() <= NAME_BYTES), "temperatures")
+}
+
+fn check_answer(answer: &Answer) -> Result<(), &'static str> {
+    match &answer.outcome {
+        Outcome::Refused { reason } => within(reason.len() <= TEXT_BYTES, "reason"),
+        Outcome::Evaluated(report) => within(report.correct <= report.examples, "correct"),
+        Outcome::Accepted { .. } | Outcome::Stopped => Ok(()),
+    }
+}
+
+fn check_command(command: &Command) -> Result<(), &'static str> {
+    match &command.order {
+        Order::Train(order) => check_train(order),
+        Order::Evaluate(order) => check_evaluate(order),
+        Order::Stop => Ok(()),
+    }
+}
+
+fn check_train(order: &TrainOrder) -> Result<(), &'static str> {
+    let layers = order.rates.len();
+    within((1..=LAYERS).contains(&layers), "rates")?;
+    within(order.rates.iter().all(|rate| (0.0..=1.0).contains(rate)), "rates")?;
+    within(order.steps >= 1, "steps")?;
+    within((1..=4096).contains(&order.batch), "batch")?;
+    within((2..=65_536).contains(&order.max_tokens), "max_tokens")?;
+    within(order.learning_rate.is_finite() && order.learning_rate > 0.0, "learning_rate")?;
+    within(order.deadline_ms >= 1, "deadline_ms")?;
+    match &order.sharing {
+        SharingPlan::Fixed { layers: shared } => within(ascending(shared, layers), "sharing.layers"),
+        SharingPlan::All | SharingPlan::LeastImportant { .. } | SharingPlan::MostImportant { .. } => Ok(()),
+    }
+}
+
+fn check_evaluate(order: &EvaluateOrder) -> Result<(), &'static str> {
+    within((1..=4096).contains(&order.batch), "batch")?;
+    within((2..=65_536).contains(&order.max_tokens), "max_tokens")?;
+    within(order.deadline_ms >= 1, "deadline_ms")
+}
+
+fn check_transfer(message: &TransferMessage) -> Result<(), &'static str> {
+    match message {
+        TransferMessage::Offer(offer) => check_offer(offer),
+        TransferMessage::Grant { held, window } => {
+            check_held(held)?;
+            within(*window >= 1, "window")
+        }
+        TransferMessage::Chunk { index, bytes } => {
+            within(*index < MAX_CHUNKS, "index")?;
+            within((1..=CHUNK_BYTES).contains(&bytes.len()), "bytes")
+        }
+        TransferMessage::Progress { held } => check_held(held),
+        TransferMessage::Refused { reason } => within(reason.len() <= TEXT_BYTES, "reason"),
+        TransferMessage::Done => Ok(()),
+    }
+}
+
+fn check_offer(offer: &Offer) -> Result<(), &'static str> {
+    within((1..=MAX_TRANSFER_BYTES).contains(&offer.total_bytes), "total_bytes")?;
+    match &offer.purpose {
+        Purpose::Weights { .. } => Ok(()),
+        Purpose::Update { report, .. } => check_report(report),
+    }
+}
+
+fn check_report(report: &TrainReport) -> Result<(), &'static str> {
+    within(report.shared_layers.len() <= LAYERS && ascending(&report.shared_layers, LAYERS), "shared_layers")?;
+    within(report.importance.len() <= LAYERS, "importance")?;
+    within(report.importance.iter().all(|norm| norm.is_finite() && *norm >= 0.0), "importance")
+}
+
+fn check_held(held: &Held) -> Result<(), &'static str> {
+    within(held.0.len() <= (MAX_CHUNKS as usize).div_ceil(8), "held")
+}
+
+fn ascending(layers: &[u32], below: usize) -> bool {
+    layers.is_sorted_by(|a, b| a < b) && layers.last().is_none_or(|last| (*last as usize) < below)
+}
+
+fn within(holds: bool, field: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(field) }
+}
+
+/// Reads a list of at most `N`, allocating only as items come.
+pub(crate) fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Items<const N: usize, T>(PhantomData<T>);
+    impl<'de, const N: usize, T: Deserialize<'de>> Visitor<'de> for Items<N, T> {
+        type Value = Vec<T>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {N} items")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut read = Vec::new();
+            while let Some(item) = items.next_element()? {
+                if read.len() == N {
+                    return Err(A::Error::invalid_length(N + 1, &self));
+                }
+                read.push(item);
+            }
+            Ok(read)
+        }
+    }
+    deserializer.deserialize_seq(Items::<N, T>(PhantomData))
+}
+
+/// Bytes as one piece: copied at once, and never more than there are.
+pub(crate) mod bytes {
+    use super::{Deserializer, Error, Visitor, fmt};
+    use serde::Serializer;
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}

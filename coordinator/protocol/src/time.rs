@@ -1,0 +1,58 @@
+//! The time that engines are told.
+
+use std::fmt;
+use std::ops::Add;
+use std::time::Duration;
+
+/// Milliseconds since some start that the shell chose; it never goes backwards within one life of a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// Milliseconds from `earlier` to here; zero where that is later.
+    #[must_use]
+    pub const fn millis_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// From `earlier` to here; zero where that is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.millis_since(earlier))
+    }
+
+    /// This many milliseconds later; the end of time where that is beyond it.
+    #[must_use]
+    pub const fn plus_millis(self, millis: u64) -> Self {
+        Self(self.0.saturating_add(millis))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    /// Later by `duration`, in whole milliseconds; the end of time where that is beyond it.
+    fn add(self, duration: Duration) -> Self {
+        self.plus_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_and_sums_stop_at_the_ends_of_time() {
+        let (early, late) = (Timestamp(5), Timestamp(12));
+        assert_eq!(late.since(early), Duration::from_millis(7));
+        assert_eq!(early.since(late), Duration::ZERO);
+        assert_eq!(early + Duration::from_micros(2999), Timestamp(7));
+        assert_eq!(Timestamp(u64::MAX - 1) + Duration::MAX, Timestamp(u64::MAX));
+    }
+}

@@ -6,5 +6,7 @@
 //! [`architectures`] (BERT as a formula), [`peft`] (what trains, and its names), [`onnx`] (the writer), [`pack`] (the
 //! directory that devices hold), [`tensors`] (named tensors and their schema).
 
+pub mod gradient;
+pub mod graph;
 pub mod tensors;
-pub mod pack;
+

@@ -1,0 +1,216 @@
+//! Reverse-mode differentiation that appends graph nodes: one rule for each operator, one loop around them.
+//!
+//! A rule says what the gradient of each operand is, given the gradient of the result; it may assume that operand and
+//! gradient have been broadcast. The loop orders the nodes, leaves out what does not lead to a wanted value,
+//! un-broadcasts, and accumulates. A matrix product that ends in a sum is accumulated inside the product.
+
+use crate::graph::{Graph, GraphError, Id, Node, Op};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Appends the gradients of `output` with respect to each of `wanted`, given `seed`, the gradient of a scalar with
+/// respect to `output`; returns them in the order of `wanted`.
+///
+/// Formula: reverse accumulation, `v' <- sum over users u of (du/dv)^T u'` (Griewank and Walther, Evaluating
+/// Derivatives, 2nd ed., section 3.2).
+///
+/// # Errors
+/// An operator without a rule on the way; a wanted value that `output` does not depend on; a shape error, which would be
+/// a wrong rule.
+pub fn gradient(graph: &mut Graph, output: Id, seed: Id, wanted: &[Id]) -> Result<Vec<Id>, GraphError> {
+    let order: Vec<usize> = graph.extract(&[output], &BTreeSet::new()).nodes.into_iter().collect();
+    let active = leading_to(graph, &order, wanted);
+    let mut pending: BTreeMap<Id, Vec<Id>> = BTreeMap::from([(output, vec![seed])]);
+    let mut totals = BTreeMap::new();
+    for &at in order.iter().rev() {
+        let node = graph.nodes()[at].clone();
+        let result = node.outputs[0];
+        let Some(parts) = pending.remove(&result).filter(|_| active.contains(&result)) else { continue };
+        let total = accumulate(graph, &parts)?;
+        totals.insert(result, total);
+        for (&operand, part) in node.inputs.iter().zip(rule(graph, &node, total, &active)?) {
+            if let Some(part) = part {
+                let shape = graph.shape(operand).clone();
+                let part = graph.unbroadcast(part, &shape)?;
+                pending.entry(operand).or_default().push(part);
+            }
+        }
+    }
+    wanted
+        .iter()
+        .map(|id| match (totals.get(id), pending.get(id).cloned()) {
+            (Some(&total), _) => Ok(total),
+            (None, Some(parts)) => accumulate(graph, &parts),
+            (None, None) => Err(GraphError::Independent { name: graph.value(*id).name.clone() }),
+        })
+        .collect()
+}
+
+/// The values on a way from one of `wanted` through the nodes `order`.
+fn leading_to(graph: &Graph, order: &[usize], wanted: &[Id]) -> BTreeSet<Id> {
+    let mut active: BTreeSet<Id> = wanted.iter().copied().collect();
+    for &at in order {
+        let node = &graph.nodes()[at];
+        if node.inputs.iter().any(|input| active.contains(input)) {
+            active.extend(&node.outputs);
+        }
+    }
+    active
+}
+
+/// The sum of `parts`. Products without an addend take the sum so far as theirs, which saves a pass over memory each.
+fn accumulate(graph: &mut Graph, parts: &[Id]) -> Result<Id, GraphError> {
+    let is_bare_product = |part: &Id| {
+        matches!(graph.producer(*part), Some(Node { op: Op::Gemm { .. }, inputs, .. }) if inputs.len() == 2)
+    };
+    let (products, others): (Vec<Id>, Vec<Id>) = parts.iter().partition(|part| is_bare_product(part));
+    let mut parts = others.into_iter().chain(products);
+    let first = parts.next().expect("a pending gradient has a part");
+    parts.try_fold(first, |sum, part| match graph.producer(part).cloned() {
+        Some(Node { op: op @ Op::Gemm { .. }, inputs, .. }) if inputs.len() == 2 => {
+            graph.op(op, &[inputs[0], inputs[1], sum])
+        }
+        _ => graph.add(sum, part),
+    })
+}
+
+/// The gradients of the operands of `node`, given `dy`, that of its first result; `None` for those not in `active`.
+fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec<Option<Id>>, GraphError> {
+    let (x, y) = (&node.inputs, node.outputs[0]);
+    let wants = |operand: usize| x.get(operand).is_some_and(|id| active.contains(id));
+    let mut gradients = vec![None; x.len()];
+    match &node.op {
+        // Y = alpha op(A) op(B) + C:  d op(A) = alpha dY op(B)^T,  d op(B) = alpha op(A)^T dY,  dC = dY.
+        Op::Gemm { alpha, trans_a, trans_b } => {
+            let product = |trans_a, trans_b| Op::Gemm { alpha: *alpha, trans_a, trans_b };
+            if wants(0) {
+                gradients[0] = Some(if *trans_a {
+                    g.op(product(*trans_b, true), &[x[1], dy])?
+                } else {
+                    g.op(product(false, !trans_b), &[dy, x[1]])?
+                });
+            }
+            if wants(1) {
+                gradients[1] = Some(if *trans_b {
+                    g.op(product(true, *trans_a), &[dy, x[0]])?
+                } else {
+                    g.op(product(!trans_a, false), &[x[0], dy])?
+                });
+            }
+            if wants(2) {
+                gradients[2] = Some(dy);
+            }
+        }
+        // Y = A B:  dA = dY B^T,  dB = A^T dY.
+        Op::MatMul => {
+            if wants(0) {
+                let transposed = g.transpose(x[1])?;
+                gradients[0] = Some(g.op(Op::MatMul, &[dy, transposed])?);
+            }
+            if wants(1) {
+                let transposed = g.transpose(x[0])?;
+                gradients[1] = Some(g.op(Op::MatMul, &[transposed, dy])?);
+            }
+        }
+        Op::Add => gradients = vec![wants(0).then_some(dy), wants(1).then_some(dy)],
+        Op::Sub => {
+            gradients[0] = wants(0).then_some(dy);
+            gradients[1] = if wants(1) { Some(g.scale(dy, -1.0)?) } else { None };
+        }
+        Op::Mul => {
+            gradients[0] = if wants(0) { Some(g.mul(dy, x[1])?) } else { None };
+            gradients[1] = if wants(1) { Some(g.mul(dy, x[0])?) } else { None };
+        }
+        // erf'(a) = 2 / sqrt(pi) exp(-a^2)
+        Op::Erf => {
+            let square = g.mul(x[0], x[0])?;
+            let negated = g.scale(square, -1.0)?;
+            let bell = g.op(Op::Exp, &[negated])?;
+            let slope = g.scale(bell, std::f32::consts::FRAC_2_SQRT_PI)?;
+            gradients[0] = Some(g.mul(dy, slope)?);
+        }
+        Op::Exp => gradients[0] = Some(g.mul(dy, y)?),
+        // tanh' = 1 - y^2
+        Op::Tanh => {
+            let square = g.mul(y, y)?;
+            let one = g.constant(1.0);
+            let slope = g.op(Op::Sub, &[one, square])?;
+            gradients[0] = Some(g.mul(dy, slope)?);
+        }
+        Op::Gelu => {
+            let slope = gelu_slope(g, x[0])?;
+            gradients[0] = Some(g.mul(dy, slope)?);
+        }
+        // dA = (dY - sum(dY * Y)) * Y
+        Op::Softmax => {
+            let weighted = g.mul(dy, y)?;
+            let axes = vec![g.shape(y).len() - 1];
+            let total = g.op(Op::ReduceSum { axes }, &[weighted])?;
+            let centred = g.op(Op::Sub, &[dy, total])?;
+            gradients[0] = Some(g.mul(centred, y)?);
+        }
+        // dA = dY - exp(Y) sum(dY)
+        Op::LogSoftmax => {
+            let axes = vec![g.shape(y).len() - 1];
+            let total = g.op(Op::ReduceSum { axes }, &[dy])?;
+            let probabilities = g.op(Op::Exp, &[y])?;
+            let expected = g.mul(probabilities, total)?;
+            gradients[0] = Some(g.op(Op::Sub, &[dy, expected])?);
+        }
+        // With n = (A - mean) inv_std and d = dY * B:  dA = inv_std (d - mean(d) - n mean(d n)),  dB = dY n,  dC = dY.
+        Op::LayerNorm { .. } => {
+            let (mean, inv_std) = (node.outputs[1], node.outputs[2]);
+            let centred = g.op(Op::Sub, &[x[0], mean])?;
+            let normal = g.mul(centred, inv_std)?;
+            if wants(0) {
+                let scaled = g.mul(dy, x[1])?;
+                let offset = g.op(Op::MeanLast, &[scaled])?;
+                let product = g.mul(scaled, normal)?;
+                let slope = g.op(Op::MeanLast, &[product])?;
+                let along = g.mul(normal, slope)?;
+                let without_mean = g.op(Op::Sub, &[scaled, offset])?;
+                let without_slope = g.op(Op::Sub, &[without_mean, along])?;
+                gradients[0] = Some(g.mul(without_slope, inv_std)?);
+            }
+            gradients[1] = if wants(1) { Some(g.mul(dy, normal)?) } else { None };
+            gradients[2] = wants(2).then_some(dy);
+        }
+        Op::Transpose => gradients[0] = Some(g.transpose(dy)?),
+        Op::Reshape(_) => {
+            let shape = g.shape(x[0]).clone();
+            gradients[0] = Some(g.reshape(dy, shape)?);
+        }
+        Op::Gather => gradients[0] = Some(g.op(Op::ScatterRows, &[x[0], x[1], dy])?),
+        Op::Relayout => gradients[0] = Some(g.op(Op::Relayout, &[dy, x[2], x[1]])?),
+        Op::ReduceSum { .. } | Op::MeanLast => {
+            let spread = g.op(Op::ExpandLike, &[dy, x[0]])?;
+            gradients[0] = Some(if node.op == Op::MeanLast {
+                let shape = g.shape(x[0]);
+                let size = shape[shape.len() - 1].known().ok_or(GraphError::NoRule { op: "MeanLast of unknown size" })?;
+                g.scale(spread, 1.0 / size as f32)?
+            } else {
+                spread
+            });
+        }
+        Op::ScatterRows | Op::ExpandLike => return Err(GraphError::NoRule { op: node.op.name() }),
+    }
+    Ok(gradients)
+}
+
+/// `gelu'(a) = Phi(a) + a phi(a)`, with `Phi(a) = (1 + erf(a / sqrt 2)) / 2` and `phi(a) = exp(-a^2 / 2) / sqrt(2 pi)`.
+fn gelu_slope(g: &mut Graph, a: Id) -> Result<Id, GraphError> {
+    let narrowed = g.scale(a, std::f32::consts::FRAC_1_SQRT_2)?;
+    let erf = g.op(Op::Erf, &[narrowed])?;
+    let (half, halved) = (g.constant(0.5), g.scale(erf, 0.5)?);
+    let distribution = g.add(halved, half)?;
+    let square = g.mul(narrowed, narrowed)?;
+    let negated = g.scale(square, -1.0)?;
+    let bell = g.op(Op::Exp, &[negated])?;
+    let weighted = g.mul(a, bell)?;
+    // 1 / sqrt(2 pi) = (2 / sqrt(pi)) * (1 / sqrt(2)) / 2
+    let density =
+        g.scale(weighted, std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2 * 0.5)?;
+    g.add(distribution, density)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! A small tensor graph: nodes made by methods that infer and check shapes at once.
+//!
+//! A graph is built once, on a workstation, and written as ONNX; nothing here computes. Values are numbered in the order
+//! they are made, so every operand comes before its node and that order is a topological one.
+//! [`crate::gradient`] appends the nodes of derivatives; [`Graph::extract`] cuts out what a set of outputs needs.
+
+mod op;
+#[cfg(test)]
+pub(crate) mod reference;
+mod shape;
+
+pub use op::Op;
+pub use shape::{Dim, Shape};
+
+use shape::{broadcast, element_count, show};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A value of one graph.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Id(usize);
+
+/// Element types.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DType {
+    /// 32-bit floating point.
+    F32,
+    /// 64-bit integer: indices.
+    I64,
+}
+
+/// Where a value comes from.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Source {
+    /// Given by the caller.
+    Input,
+    /// A scalar.
+    Constant(f32),
+    /// The `output`-th result of node `node`.
+    Node {
+        /// Position in [`Graph::nodes`].
+        node: usize,
+        /// Which of its results.
+        output: usize,
+    },
+}
+
+/// A tensor somewhere in a graph.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Value {
+    /// Unique in its graph.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Shape,
+    /// Its element type.
+    pub dtype: DType,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// An operator applied to values.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Node {
+    /// What is computed.
+    pub op: Op,
+    /// Of what.
+    pub inputs: Vec<Id>,
+    /// Its results.
+    pub outputs: Vec<Id>,
+}
+
+/// Values and the nodes that connect them.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Graph {
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+}
+
+/// A graph that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// An operator does not accept operands of these shapes.
+    #[error("{op} of node {node:?} takes {expected}, found {found}")]
+    ShapeMismatch {
+        /// The operator.
+        op: &'static str,
+        /// The node, by the name of its first result.
+        node: String,
+        /// What it takes.
+        expected: String,
+        /// What it was given.
+        found: String,
+    },
+    /// Two values of one name.
+    #[error("two values are named {name:?}")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// A reshape whose target cannot be written as ONNX.
+    #[error("reshape to {shape} has more than one unknown dimension")]
+    AmbiguousReshape {
+        /// The target.
+        shape: String,
+    },
+    /// A derivative was asked of an operator that has no rule.
+    #[error("operator {op} has no differentiation rule")]
+    NoRule {
+        /// The operator.
+        op: &'static str,
+    },
+    /// A derivative was asked with respect to something that the loss does not depend on.
+    #[error("the output does not depend on {name:?}")]
+    Independent {
+        /// The value.
+        name: String,
+    },
+}
+
+impl Graph {
+    /// The value `id` stands for.
+    #[must_use]
+    pub fn value(&self, id: Id) -> &Value {
+        &self.values[id.0]
+    }
+
+    /// All nodes, operands before their users.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node that makes `id`, if a node does.
+    #[must_use]
+    pub fn producer(&self, id: Id) -> Option<&Node> {
+        match self.values[id.0].source {
+            Source::Node { node, .. } => Some(&self.nodes[node]),
+            Source::Input | Source::Constant(_) => None,
+        }
+    }
+
+    /// The dimensions of `id`.
+    #[must_use]
+    pub fn shape(&self, id: Id) -> &Shape {
+        &self.values[id.0].shape
+    }
+
+    /// A tensor given by the caller.
+    pub fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Id {
+        self.push(Value { name: name.to_owned(), shape, dtype, source: Source::Input })
+    }
+
+    /// A scalar.
+    pub fn constant(&mut self, value: f32) -> Id {
+        let name = format!("constant_{}", self.values.len());
+        self.push(Value { name, shape: Vec::new(), dtype: DType::F32, source: Source::Constant(value) })
+    }
+
+    /// Gives a value a name for people.
+    pub fn rename(&mut self, id: Id, name: &str) -> Id {
+        name.clone_into(&mut self.values[id.0].name);
+        id
+    }
+
+    /// Applies `op` to `inputs` and returns its results.
+    ///
+    /// # Errors
+    /// Operands whose shapes do not fit, naming the operator and the node.
+    pub fn apply(&mut self, op: Op, inputs: &[Id]) -> Result<Vec<Id>, GraphError> {
+        let shapes: Vec<&Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
+        let node = self.nodes.len();
+        let stem = format!("{}_{node}", op.name().to_lowercase());
+        let results = op.infer(&shapes).map_err(|expected| GraphError::ShapeMismatch {
+            op: op.name(),
+            node: stem.clone(),
+            expected,
+            found: shapes.iter().map(|shape| show(shape)).collect::<Vec<_>>().join(", "),
+        })?;
+        let outputs = results
+            .into_iter()
+            .enumerate()
+            .map(|(output, shape)| {
+                let name = if output == 0 { stem.clone() } else { format!("{stem}.{output}") };
+                self.push(Value { name, shape, dtype: DType::F32, source: Source::Node { node, output } })
+            })
+            .collect::<Vec<_>>();
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
+    /// `apply` for operators with one result.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn op(&mut self, op: Op, inputs: &[Id]) -> Result<Id, GraphError> {
+        Ok(self.apply(op, inputs)?[0])
+    }
+
+    /// `a + b`, broadcast as NumPy does.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn add(&mut self, a: Id, b: Id) -> Result<Id, GraphError> {
+        self.op(Op::Add, &[a, b])
+    }
+
+    /// `a * b`, element by element.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn mul(&mut self, a: Id, b: Id) -> Result<Id, GraphError> {
+        self.op(Op::Mul, &[a, b])
+    }
+
+    /// `factor * a`.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn scale(&mut self, a: Id, factor: f32) -> Result<Id, GraphError> {
+        let factor = self.constant(factor);
+        self.mul(a, factor)
+    }
+
+    /// `a` with its last two dimensions exchanged; twice is nothing.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn transpose(&mut self, a: Id) -> Result<Id, GraphError> {
+        match self.producer(a) {
+            Some(Node { op: Op::Transpose, inputs, .. }) => Ok(inputs[0]),
+            _ => self.op(Op::Transpose, &[a]),
+        }
+    }
+
+    /// `a` in another shape of as many elements.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn reshape(&mut self, a: Id, shape: Shape) -> Result<Id, GraphError> {
+        if self.shape(a) == &shape { Ok(a) } else { self.op(Op::Reshape(shape), &[a]) }
+    }
+
+    /// Sums `a` down to `shape`: the adjoint of broadcasting `shape` to `a`'s.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn unbroadcast(&mut self, a: Id, shape: &Shape) -> Result<Id, GraphError> {
+        let from = self.shape(a).clone();
+        let lead = from.len() - shape.len();
+        let axes: Vec<usize> =
+            (0..from.len()).filter(|&axis| axis < lead || (shape[axis - lead] != from[axis])).collect();
+        if axes.is_empty() {
+            return Ok(a);
+        }
+        let summed = self.op(Op::ReduceSum { axes }, &[a])?;
+        self.reshape(summed, shape.clone())
+    }
+
+    /// The nodes that `outputs` need, in order, and the values they start from: inputs, and whatever is in `cut`.
+    #[must_use]
+    pub fn extract(&self, outputs: &[Id], cut: &BTreeSet<Id>) -> Extract {
+        let mut extract = Extract { outputs: outputs.to_vec(), ..Extract::default() };
+        let (mut stack, mut seen) = (outputs.to_vec(), BTreeSet::new());
+        while let Some(id) = stack.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            match self.values[id.0].source {
+                Source::Constant(_) => {}
+                Source::Node { node, .. } if !cut.contains(&id) => {
+                    extract.nodes.insert(node);
+                    stack.extend(self.nodes[node].operands());
+                }
+                Source::Input | Source::Node { .. } => {
+                    extract.inputs.insert(id);
+                }
+            }
+        }
+        extract
+    }
+
+    /// Fails where two values of one extract would have the same name.
+    ///
+    /// # Errors
+    /// [`GraphError::DuplicateName`].
+    pub fn check_names(&self) -> Result<(), GraphError> {
+        let mut seen = BTreeMap::new();
+        match self.values.iter().find(|value| seen.insert(&value.name, ()).is_some()) {
+            Some(value) => Err(GraphError::DuplicateName { name: value.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn push(&mut self, value: Value) -> Id {
+        self.values.push(value);
+        Id(self.values.len() - 1)
+    }
+}
+
+impl Node {
+    /// The operands the computation reads. A [`Op::Relayout`] keeps its inverse index for the derivative only.
+    #[must_use]
+    pub fn operands(&self) -> &[Id] {
+        match self.op {
+            Op::Relayout => &self.inputs[..2],
+            _ => &self.inputs,
+        }
+    }
+}
+
+/// A part of a graph, ready to be written.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Extract {
+    /// Positions in [`Graph::nodes`].
+    pub nodes: BTreeSet<usize>,
+    /// Values the part starts from.
+    pub inputs: BTreeSet<Id>,
+    /// Values it ends in.
+    pub outputs: Vec<Id>,
+}
+
+/// The number of elements of a shape, as a product of its dimensions.
+#[must_use]
+pub fn elements(shape: &Shape) -> Dim {
+    element_count(shape)
+}
+
+/// The shape that two shapes broadcast to.
+#[must_use]
+pub fn broadcast_shape(a: &Shape, b: &Shape) -> Option<Shape> {
+    broadcast(a, b)
+}

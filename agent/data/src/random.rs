@@ -37,7 +37,7 @@ impl Random {
         }
     }
 
-    /// Uniform in the open interval (0, 1), a multiple of 2⁻⁵³ shifted by half a step.
+    /// Uniform in the open interval (0, 1), the middles of 2⁵² equal steps.
     pub fn unit(&mut self) -> f64 {
         ((self.next_u64() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
     }

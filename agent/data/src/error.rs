@@ -1,0 +1,168 @@
+//! What can be wrong with a data file, where, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// A place in a data file, as an editor counts: from 1.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the record begins.
+    pub line: u64,
+    /// In CSV and TSV the number of the field, in JSON Lines the byte in the line; 0 for the whole record.
+    pub column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, line {}", self.path.display(), self.line)?;
+        if self.column == 0 { Ok(()) } else { write!(f, ", column {}", self.column) }
+    }
+}
+
+/// Why a data file or a data set's folder could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file is not there, or may not be read.
+    #[error("opening {}: check that the file exists and may be read", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The system failed in the middle of the file.
+    #[error("reading {place}")]
+    Read {
+        /// How far it came.
+        place: Place,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Another extension than those with a reader.
+    #[error("{} is of no supported format: use a .csv, .tsv or .jsonl file", path.display())]
+    UnsupportedFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not one example.
+    #[error("{} holds no examples: is it the right file, and was it written completely?", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The header does not say where text and label are.
+    #[error(
+        "{place}: found the columns {found:?}; name one column {LABEL_COLUMNS:?} and one {TEXT_COLUMNS:?} (or title and description)"
+    )]
+    UnknownColumns {
+        /// The header.
+        place: Place,
+        /// What the columns are called.
+        found: Vec<String>,
+    },
+    /// Two texts in one example.
+    #[error(
+        "{place}: columns {columns:?} are a pair of sentences, which is not supported: join them into one column \"text\""
+    )]
+    SentencePair {
+        /// The header.
+        place: Place,
+        /// The two columns.
+        columns: Vec<String>,
+    },
+    /// A record of another width than the header, or than the first record.
+    #[error("{place}: found {found} fields, expected {expected}: quote fields that hold the separator")]
+    FieldCount {
+        /// The record.
+        place: Place,
+        /// By the header or the first record.
+        expected: usize,
+        /// In this record.
+        found: usize,
+    },
+    /// A quote that nothing closes, so that the rest of the file would be one field.
+    #[error("{place}: a quote is opened and never closed: close it, or double the quotes inside a quoted field")]
+    UnclosedQuote {
+        /// The record.
+        place: Place,
+    },
+    /// No label, or a blank one.
+    #[error("{place}: the label is missing: give the record one, or delete it")]
+    MissingLabel {
+        /// The record.
+        place: Place,
+    },
+    /// No text, or a blank one.
+    #[error("{place}: the text is missing: give the record one, or delete it")]
+    MissingText {
+        /// The record.
+        place: Place,
+    },
+    /// A label or text of a JSON type that cannot be one.
+    #[error("{place}: {key:?} is {found}, expected {expected}")]
+    WrongType {
+        /// The record.
+        place: Place,
+        /// `label` or `text`.
+        key: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A line that is not one JSON object.
+    #[error("{place}: not a JSON object: write one object on each line, such as {EXAMPLE_LINE}")]
+    Json {
+        /// Where the parser stopped.
+        place: Place,
+        /// What it says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Bytes that are not UTF-8.
+    #[error("{place}: not UTF-8: convert the file, for instance with iconv -t UTF-8")]
+    Encoding {
+        /// The field.
+        place: Place,
+        /// Which byte of it.
+        #[source]
+        source: std::str::Utf8Error,
+    },
+    /// A NUL character, which text does not hold.
+    #[error("{place}: holds a NUL character: is it a text file, in UTF-8?")]
+    Nul {
+        /// The field.
+        place: Place,
+    },
+    /// A record longer than any text for a transformer.
+    #[error("{place}: the record is longer than {limit_bytes} bytes: shorten it, or close its quote")]
+    RecordTooLong {
+        /// The record.
+        place: Place,
+        /// The most that is read.
+        limit_bytes: usize,
+    },
+    /// A folder without a part of the data set.
+    #[error("{} holds no {part} part: looked for {looked_for:?}", folder.display())]
+    MissingPart {
+        /// The folder.
+        folder: PathBuf,
+        /// `training` or `test`.
+        part: &'static str,
+        /// The names, in the order of preference.
+        looked_for: Vec<String>,
+    },
+}
+
+/// What a column with the label may be called.
+pub(crate) const LABEL_COLUMNS: [&str; 6] = ["label", "class", "class index", "category", "intent", "quality"];
+
+/// What a column with the text may be called.
+pub(crate) const TEXT_COLUMNS: [&str; 5] = ["text", "sentence", "utterance", "content", "review"];
+
+const EXAMPLE_LINE: &str = r#"{"label": "greeting", "text": "good morning"}"#;

@@ -1,0 +1,80 @@
+//! Reads whole data sets: the generated one always, the real ones beside the project where they are.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use skiff_data::corpus::{GenerateOptions, generate};
+use skiff_data::split::{LEAST_EXAMPLES, dirichlet};
+use skiff_data::{DataError, Example, dataset, labels, open, read};
+use std::path::{Path, PathBuf};
+
+/// The folder of a real set, or `None` with a word on why its test does less.
+fn real_set(name: &str) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("{} is absent: the real set {name:?} is NOT tested, only the generated one", folder.display());
+    None
+}
+
+/// Reads both parts and shares the training part out as a fleet does.
+fn check(folder: &Path, train: usize, test: usize, classes: usize) -> (Vec<Example>, Vec<Example>) {
+    let set = dataset(folder).unwrap();
+    let parts = (read(&set.train).unwrap(), read(&set.test).unwrap());
+    assert_eq!((parts.0.len(), parts.1.len()), (train, test));
+    let names = labels(&parts.0);
+    assert_eq!(names.len(), classes);
+    assert_eq!(labels(&parts.1), names);
+    let numbers: Vec<usize> =
+        parts.0.iter().map(|example| names.iter().position(|name| *name == example.label).unwrap()).collect();
+    let shares = dirichlet(&numbers, 4, 1.0, 1);
+    assert_eq!(shares.iter().map(Vec::len).sum::<usize>(), train);
+    assert!(shares.iter().all(|share| share.len() >= LEAST_EXAMPLES));
+    parts
+}
+
+#[test]
+fn the_generated_set_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    generate(&GenerateOptions::default()).unwrap().write(folder.path()).unwrap();
+    check(folder.path(), 4_800, 1_000, 24);
+}
+
+#[test]
+fn ag_news_is_read_and_joined_as_elsewhere() {
+    let Some(folder) = real_set("agnews") else { return };
+    let (train, test) = check(&folder, 37_430, 7_600, 4);
+    assert_eq!(labels(&train), ["1", "2", "3", "4"]);
+    assert_eq!(
+        test[0].text,
+        "Fears for T N pension after talks. Unions representing workers at Turner   Newall say they are 'disappointed' after \
+         talks with stricken parent firm Federal Mogul."
+    );
+}
+
+#[test]
+fn hwu64_is_read() {
+    let Some(folder) = real_set("hwu64") else { return };
+    let (train, _) = check(&folder, 9_960, 1_076, 64);
+    assert_eq!(
+        (train[0].label.as_str(), train[0].text.as_str()),
+        ("alarm_query", "what alarms do i have set right now")
+    );
+}
+
+#[test]
+fn sst2_is_read_with_its_quotes_and_spaces() {
+    let Some(folder) = real_set("sst2") else { return };
+    let (train, test) = check(&folder, 67_349, 872, 2);
+    assert_eq!(train[0].text, "hide new secretions from the parental units ");
+    assert_eq!(test[0].label, "1");
+}
+
+#[test]
+fn mrpc_is_refused_as_pairs_of_sentences() {
+    let Some(folder) = real_set("mrpc") else { return };
+    let error = open(&folder.join("train.tsv")).unwrap().next().unwrap().unwrap_err();
+    assert!(matches!(error, DataError::SentencePair { .. }), "{error}");
+    let error = read(&folder.join("test.txt")).unwrap_err();
+    assert!(matches!(error, DataError::UnsupportedFormat { .. }), "{error}");
+    assert!(matches!(dataset(&folder).unwrap_err(), DataError::MissingPart { part: "test", .. }));
+}

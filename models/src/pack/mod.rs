@@ -1,0 +1,307 @@
+//! The pack: the directory that a device holds of a model.
+//!
+//! ```text
+//! manifest.json          what it is: sizes, labels, trainable tensors, ports of every graph, blake3 of every file
+//! graphs/*.onnx          forward, backward, backward_lowest, evaluate of each stage; no weights inside
+//! frozen.safetensors     what does not train, memory-mapped
+//! peft.safetensors       first values of what trains
+//! tokenizer.json         as the checkpoint brought it
+//! ```
+//! A pack is opened whole or not at all: every file is read once and compared with its digest.
+
+mod build;
+mod frozen;
+
+pub use build::{BuildError, BuildOptions, build};
+pub use frozen::{Frozen, FrozenTensor};
+
+use crate::architectures::bert::Bert;
+use crate::peft::Lora;
+use crate::stage::StageSpec;
+use crate::tensors::{NamedTensors, Schema, TensorError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+/// The pack format this build reads and writes.
+pub const FORMAT: u32 = 1;
+/// A manifest may be this large.
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+
+/// `manifest.json`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The Skiff that made it.
+    pub made_by: String,
+    /// `bert`.
+    pub architecture: String,
+    /// Its sizes.
+    pub model: Bert,
+    /// What trains.
+    pub lora: Lora,
+    /// Class names, in the order of the scores.
+    pub labels: Vec<String>,
+    /// Layers that can be skipped.
+    pub layers: usize,
+    /// The trainable tensors.
+    pub schema: Schema,
+    /// The graphs.
+    pub stages: StageSpecs,
+    /// Every other file of the pack.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// The graphs of the three stages.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSpecs {
+    /// Tokens to activations.
+    pub embed: StageSpec,
+    /// One layer.
+    pub block: StageSpec,
+    /// Activations to scores and loss.
+    pub head: StageSpec,
+}
+
+/// A file of the pack.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its size.
+    pub bytes: u64,
+    /// Its blake3, 64 hexadecimal digits.
+    pub blake3: String,
+}
+
+/// Why a directory is not a pack to be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// A file cannot be read.
+    #[error("reading {path}; make the pack again with `skiff-pack build`", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The manifest is not one.
+    #[error("reading the manifest {path}; make the pack again with `skiff-pack build`", path = path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The manifest is absurdly large.
+    #[error("{path} has {bytes} bytes, more than any manifest", path = path.display())]
+    ManifestSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Made for another version of Skiff.
+    #[error("{path} has pack format {found}, this build reads {FORMAT}; use the matching Skiff or make the pack again", path = path.display())]
+    Format {
+        /// The manifest.
+        path: PathBuf,
+        /// What it says.
+        found: u64,
+    },
+    /// The manifest names a file outside the pack, or one it does not list.
+    #[error("the manifest names {name:?}, which is not a file of the pack")]
+    Foreign {
+        /// The name.
+        name: String,
+    },
+    /// A file's bytes are not those the manifest vouches for.
+    #[error("{path} is damaged: its blake3 is {found}, the manifest says {expected}; copy or make the pack again", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The manifest's digest.
+        expected: String,
+        /// The file's.
+        found: String,
+    },
+    /// The parts of the manifest contradict each other.
+    #[error("{path}: {what}; make the pack again with `skiff-pack build`", path = path.display())]
+    Inconsistent {
+        /// The manifest.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// A tensor file is malformed.
+    #[error("reading tensors of {path}", path = path.display())]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: TensorError,
+    },
+}
+
+/// An opened pack: verified, its frozen weights mapped.
+#[derive(Debug)]
+pub struct Pack {
+    directory: PathBuf,
+    manifest: Manifest,
+    digest: [u8; 32],
+    frozen: Frozen,
+}
+
+impl Pack {
+    /// Opens and verifies the pack in `directory`.
+    ///
+    /// # Errors
+    /// A missing, damaged or foreign file, another format, a manifest that contradicts itself.
+    pub fn open(directory: &Path) -> Result<Self, PackError> {
+        let path = directory.join("manifest.json");
+        let text = read_bounded(&path)?;
+        let manifest = parse_manifest(&path, &text)?;
+        for (name, entry) in &manifest.files {
+            verify(directory, name, entry)?;
+        }
+        check_consistency(&path, &manifest)?;
+        let tensors = directory.join("frozen.safetensors");
+        let frozen = Frozen::open(&tensors).map_err(|source| PackError::Tensors { path: tensors, source })?;
+        let pack =
+            Self { directory: directory.to_owned(), manifest, digest: *blake3::hash(&text).as_bytes(), frozen };
+        pack.check_frozen()?;
+        Ok(pack)
+    }
+
+    /// What the pack is.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// blake3 of the manifest, which vouches for every other file: two packs with one digest are the same.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The trainable tensors.
+    #[must_use]
+    pub fn schema(&self) -> &Schema {
+        &self.manifest.schema
+    }
+
+    /// The frozen tensors.
+    #[must_use]
+    pub fn frozen(&self) -> &Frozen {
+        &self.frozen
+    }
+
+    /// The first values of the trainable tensors.
+    ///
+    /// # Errors
+    /// A file that cannot be read or does not follow the schema.
+    pub fn initial_weights(&self) -> Result<NamedTensors, PackError> {
+        let path = self.directory.join("peft.safetensors");
+        let bytes = std::fs::read(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
+        self.schema().read(&bytes).map_err(|source| PackError::Tensors { path, source })
+    }
+
+    /// Where the tokenizer is.
+    #[must_use]
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.directory.join("tokenizer.json")
+    }
+
+    /// Where a file that the manifest names is.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn check_frozen(&self) -> Result<(), PackError> {
+        let path = self.directory.join("frozen.safetensors");
+        for (name, shape) in self.manifest.model.frozen() {
+            let error = match self.frozen.tensor(&name) {
+                None => TensorError::Missing { name },
+                Some(tensor) if tensor.shape != shape => {
+                    TensorError::Shape { name, expected: shape, found: tensor.shape.to_vec() }
+                }
+                Some(_) => continue,
+            };
+            return Err(PackError::Tensors { path, source: error });
+        }
+        Ok(())
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
+    let read = |source| PackError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    let bytes = file.metadata().map_err(read)?.len();
+    if bytes > MAX_MANIFEST_BYTES {
+        return Err(PackError::ManifestSize { path: path.to_owned(), bytes });
+    }
+    let mut text = Vec::new();
+    file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).map_err(read)?;
+    Ok(text)
+}
+
+/// The format is looked at before anything else, so that a newer pack is called newer and not malformed.
+fn parse_manifest(path: &Path, text: &[u8]) -> Result<Manifest, PackError> {
+    let malformed = |source| PackError::Manifest { path: path.to_owned(), source };
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(malformed)?;
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(FORMAT) => Err(PackError::Format { path: path.to_owned(), found }),
+        _ => serde_json::from_value(value).map_err(malformed),
+    }
+}
+
+fn verify(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackError> {
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if name.is_empty() || !inside {
+        return Err(PackError::Foreign { name: name.to_owned() });
+    }
+    let path = directory.join(name);
+    let found = digest_of_file(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
+    if found == entry.blake3 {
+        Ok(())
+    } else {
+        Err(PackError::Damaged { path, expected: entry.blake3.clone(), found })
+    }
+}
+
+/// Reads the file rather than mapping it, so that verifying leaves no pages resident.
+fn digest_of_file(path: &Path) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> {
+    let fail = |what: String| Err(PackError::Inconsistent { path: path.to_owned(), what });
+    let model = &manifest.model;
+    if let Some(problem) = model.problem() {
+        return fail(problem);
+    }
+    if manifest.layers != model.num_hidden_layers {
+        return fail(format!("{} layers, but the model has {}", manifest.layers, model.num_hidden_layers));
+    }
+    if manifest.labels.len() < 2 {
+        return fail("fewer than two labels".to_owned());
+    }
+    if manifest.schema != model.schema(&manifest.lora, manifest.labels.len()) {
+        return fail("the schema is not the one of this architecture, LoRA and labels".to_owned());
+    }
+    let stages = [&manifest.stages.embed, &manifest.stages.block, &manifest.stages.head];
+    let graphs = stages.into_iter().flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
+    let needed = graphs.chain(["frozen.safetensors", "peft.safetensors", "tokenizer.json"]);
+    match needed.into_iter().find(|name| !manifest.files.contains_key(*name)) {
+        Some(name) => Err(PackError::Foreign { name: name.to_owned() }),
+        None => Ok(()),
+    }
+}

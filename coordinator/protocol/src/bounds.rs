@@ -17,8 +17,10 @@ use std::marker::PhantomData;
 pub(crate) const LAYERS: usize = 512;
 /// Temperature sensors in a sample.
 pub(crate) const SENSORS: usize = 16;
+/// A name.
 const NAME_BYTES: usize = 64;
-const TEXT_BYTES: usize = 200;
+/// A reason or a description.
+pub(crate) const TEXT_BYTES: usize = 200;
 
 /// The name of the first field that breaks its bound.
 pub(crate) fn check(message: &Message) -> Result<(), &'static str> {

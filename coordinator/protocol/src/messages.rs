@@ -288,6 +288,12 @@ pub enum Outcome {
     Stopped,
 }
 
+/// `text` as a refusal's reason: cut to 200 bytes where it is longer, between characters.
+#[must_use]
+pub fn short_reason(text: &str) -> String {
+    text[..text.floor_char_boundary(bounds::TEXT_BYTES)].to_owned()
+}
+
 /// What a device says of its training in a round.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct TrainReport {

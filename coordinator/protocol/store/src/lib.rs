@@ -1,0 +1,405 @@
+//! Payloads on disk: whole ones by their digest, and those that are still arriving by chunk. Both sides keep theirs here.
+//!
+//! It knows nothing of messages or rounds, decides nothing, and never lets a payload out that is not what its name says.
+//!
+//! ```text
+//! root/blobs/{digest}              whole: written aside, flushed to the disk, then renamed into place
+//! root/partial/{digest}/{index}    chunks of one that is arriving; not flushed, for the digest is checked at the end
+//! root/aside/{number}              being written; emptied when the store is opened
+//! ```
+//! A crash at any moment leaves blobs whole, at most repeats a chunk, and at worst makes a transfer start over.
+//!
+//! **Bounds.** Blobs and chunks together stay below the quota; what would not fit is refused with
+//! [`BlobError::QuotaExceeded`]. Memory is O(chunk), except for [`Blobs::read`] and [`Blobs::put`]. One process at a time
+//! may have the folder open; its threads may share the [`Blobs`].
+
+use skiff_protocol::Digest;
+use skiff_protocol::transfer::{CHUNK_BYTES, Held, chunk_bytes, chunk_count};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A folder of blobs; see the crate's text.
+#[derive(Debug)]
+pub struct Blobs {
+    root: PathBuf,
+    quota_bytes: u64,
+    used_bytes: AtomicU64,
+    next_aside: AtomicU64,
+}
+
+/// What became of the chunks of a payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Assembly {
+    /// The blob is there now, flushed to the disk.
+    Whole,
+    /// They are not what the digest says; they are thrown away.
+    WrongDigest,
+    /// Some are missing.
+    Incomplete,
+}
+
+/// What went wrong with a blob.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The file system did not do it.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no such blob.
+    #[error("no blob {digest} in {}", root.display())]
+    Missing {
+        /// The blob.
+        digest: Digest,
+        /// The store's folder.
+        root: PathBuf,
+    },
+    /// The disk changed it. Remove it and fetch it again.
+    #[error("blob {} is damaged: its content does not match its name; remove it to have it fetched again", path.display())]
+    Corrupt {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// A chunk beyond the payload's end, or of another size.
+    #[error("chunk {index} of {digest} has {found} bytes instead of {expected}")]
+    WrongChunk {
+        /// The payload.
+        digest: Digest,
+        /// The chunk's position.
+        index: u32,
+        /// Its bytes.
+        found: usize,
+        /// Bytes it should have.
+        expected: usize,
+    },
+    /// No room.
+    #[error("{wanted_bytes} bytes do not fit: {} may hold {quota_bytes} and holds {used_bytes}; raise the quota", root.display())]
+    QuotaExceeded {
+        /// The store's folder.
+        root: PathBuf,
+        /// Bytes to add.
+        wanted_bytes: u64,
+        /// Bytes there.
+        used_bytes: u64,
+        /// Bytes allowed.
+        quota_bytes: u64,
+    },
+}
+
+impl Blobs {
+    /// Opens the store in the folder `root`, made where it is missing, for at most `quota_bytes`.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn open(root: impl Into<PathBuf>, quota_bytes: u64) -> Result<Self, BlobError> {
+        let root = root.into();
+        let blobs = Self { root, quota_bytes, used_bytes: AtomicU64::new(0), next_aside: AtomicU64::new(0) };
+        remove_folder(&blobs.root.join("aside"))?;
+        for folder in ["aside", "blobs", "partial"] {
+            let path = blobs.root.join(folder);
+            fs::create_dir_all(&path).map_err(io_error("making the folder", &path))?;
+        }
+        let mut used = blobs.list()?.iter().map(|(_, bytes)| bytes).sum();
+        for digest in blobs.partials()? {
+            used += folder_bytes(&blobs.partial_path(digest))?;
+        }
+        blobs.used_bytes.store(used, Ordering::Relaxed);
+        Ok(blobs)
+    }
+
+    /// Bytes that still fit.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.quota_bytes.saturating_sub(self.used_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Stores `bytes` durably under their digest; one that is there already stays.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`], [`BlobError::QuotaExceeded`].
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+        let digest = Digest::of(bytes);
+        if self.contains(digest) {
+            return Ok(digest);
+        }
+        self.claim(bytes.len() as u64)?;
+        let written = self.write_aside(|file| file.write_all(bytes)).and_then(|aside| self.place(&aside, digest));
+        if written.is_err() {
+            self.release(bytes.len() as u64);
+        }
+        written.map(|()| digest)
+    }
+
+    /// Whether the blob is there.
+    #[must_use]
+    pub fn contains(&self, digest: Digest) -> bool {
+        self.blob_path(digest).is_file()
+    }
+
+    /// The blob's size.
+    ///
+    /// # Errors
+    /// [`BlobError::Missing`], [`BlobError::Io`].
+    pub fn size_bytes(&self, digest: Digest) -> Result<u64, BlobError> {
+        let path = self.blob_path(digest);
+        fs::metadata(&path).map(|meta| meta.len()).map_err(|error| self.absent_or(error, "looking at", digest, path))
+    }
+
+    /// The whole blob, checked against its digest.
+    ///
+    /// # Errors
+    /// [`BlobError::Missing`], [`BlobError::Corrupt`], [`BlobError::Io`].
+    pub fn read(&self, digest: Digest) -> Result<Vec<u8>, BlobError> {
+        let path = self.blob_path(digest);
+        let bytes = fs::read(&path).map_err(|error| self.absent_or(error, "reading", digest, path.clone()))?;
+        if Digest::of(&bytes) == digest { Ok(bytes) } else { Err(BlobError::Corrupt { path }) }
+    }
+
+    /// Chunk `index` of a blob, to be sent; empty beyond its end. The receiver checks the whole.
+    ///
+    /// # Errors
+    /// [`BlobError::Missing`], [`BlobError::Io`].
+    pub fn chunk(&self, digest: Digest, index: u32) -> Result<Vec<u8>, BlobError> {
+        let path = self.blob_path(digest);
+        let read = |path: &Path| {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(u64::from(index) * CHUNK_BYTES as u64))?;
+            let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+            file.take(CHUNK_BYTES as u64).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read(&path).map_err(|error| self.absent_or(error, "reading", digest, path))
+    }
+
+    /// Removes the blob; one that is not there is as good as removed.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn remove(&self, digest: Digest) -> Result<(), BlobError> {
+        let path = self.blob_path(digest);
+        let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                self.release(bytes);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("removing", &path)(error)),
+        }
+    }
+
+    /// Every blob and its size, by digest.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn list(&self) -> Result<Vec<(Digest, u64)>, BlobError> {
+        let folder = self.root.join("blobs");
+        let mut found = Vec::new();
+        for entry in entries(&folder)? {
+            if let Some(digest) = entry.file_name().to_str().and_then(Digest::parse) {
+                let bytes = entry.metadata().map_err(io_error("looking at", &entry.path()))?.len();
+                found.push((digest, bytes));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Which chunks of a payload of `total_bytes` are there.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn held(&self, digest: Digest, total_bytes: u64) -> Result<Held, BlobError> {
+        let mut held = Held::default();
+        let folder = self.partial_path(digest);
+        if !folder.is_dir() {
+            return Ok(held);
+        }
+        for entry in entries(&folder)? {
+            let index = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let bytes = entry.metadata().map_err(io_error("looking at", &entry.path()))?.len();
+            match index {
+                Some(index) if bytes != 0 && bytes == chunk_bytes(total_bytes, index) as u64 => held.insert(index),
+                Some(_) | None => {}
+            }
+        }
+        Ok(held)
+    }
+
+    /// Keeps chunk `index` of a payload of `total_bytes`; one that is there already is replaced.
+    ///
+    /// # Errors
+    /// [`BlobError::WrongChunk`], [`BlobError::QuotaExceeded`], [`BlobError::Io`].
+    pub fn put_chunk(&self, digest: Digest, total_bytes: u64, index: u32, bytes: &[u8]) -> Result<(), BlobError> {
+        let expected = chunk_bytes(total_bytes, index);
+        if bytes.len() != expected || bytes.is_empty() {
+            return Err(BlobError::WrongChunk { digest, index, found: bytes.len(), expected });
+        }
+        let folder = self.partial_path(digest);
+        fs::create_dir_all(&folder).map_err(io_error("making the folder", &folder))?;
+        let path = folder.join(index.to_string());
+        let replaced = fs::metadata(&path).map_or(0, |meta| meta.len());
+        self.claim(bytes.len() as u64)?;
+        let aside = self.aside_path();
+        let written = fs::write(&aside, bytes).and_then(|()| fs::rename(&aside, &path));
+        match written {
+            Ok(()) => self.release(replaced),
+            Err(_) => self.release(bytes.len() as u64),
+        }
+        written.map_err(io_error("writing", &path))
+    }
+
+    /// Makes the blob of its chunks, where they are all there and the digest is right.
+    ///
+    /// Until the chunks are removed again the payload is on the disk twice; the quota counts it once.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn assemble(&self, digest: Digest, total_bytes: u64) -> Result<Assembly, BlobError> {
+        if self.contains(digest) {
+            self.abandon(digest)?;
+            return Ok(Assembly::Whole);
+        }
+        let chunks = chunk_count(total_bytes);
+        if self.held(digest, total_bytes)?.count(chunks) < chunks {
+            return Ok(Assembly::Incomplete);
+        }
+        let folder = self.partial_path(digest);
+        let mut hasher = blake3::Hasher::new();
+        let aside = self.write_aside(|file| {
+            for index in 0..chunks {
+                let bytes = fs::read(folder.join(index.to_string()))?;
+                hasher.update(&bytes);
+                file.write_all(&bytes)?;
+            }
+            Ok(())
+        })?;
+        if Digest(*hasher.finalize().as_bytes()) != digest {
+            fs::remove_file(&aside).map_err(io_error("removing", &aside))?;
+            self.abandon(digest)?;
+            return Ok(Assembly::WrongDigest);
+        }
+        self.place(&aside, digest)?;
+        self.used_bytes.fetch_add(total_bytes, Ordering::Relaxed);
+        self.abandon(digest)?;
+        Ok(Assembly::Whole)
+    }
+
+    /// Throws the chunks of a payload away.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn abandon(&self, digest: Digest) -> Result<(), BlobError> {
+        let folder = self.partial_path(digest);
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        let bytes = folder_bytes(&folder)?;
+        remove_folder(&folder)?;
+        self.release(bytes);
+        Ok(())
+    }
+
+    /// The payloads of which chunks are there, by digest: what a start-up has to resume or abandon.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn partials(&self) -> Result<Vec<Digest>, BlobError> {
+        let names = entries(&self.root.join("partial"))?.into_iter().map(|entry| entry.file_name());
+        let mut digests: Vec<_> = names.filter_map(|name| Digest::parse(name.to_str()?)).collect();
+        digests.sort_unstable();
+        Ok(digests)
+    }
+
+    fn blob_path(&self, digest: Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.to_string())
+    }
+
+    fn partial_path(&self, digest: Digest) -> PathBuf {
+        self.root.join("partial").join(digest.to_string())
+    }
+
+    fn aside_path(&self) -> PathBuf {
+        self.root.join("aside").join(self.next_aside.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Writes a file aside and flushes it to the disk.
+    fn write_aside(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<PathBuf, BlobError> {
+        let path = self.aside_path();
+        let written = File::create(&path).and_then(|mut file| {
+            write(&mut file)?;
+            file.sync_all()
+        });
+        match written {
+            Ok(()) => Ok(path),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                Err(io_error("writing", &path)(error))
+            }
+        }
+    }
+
+    /// Gives a file that was written aside its name, for good.
+    fn place(&self, aside: &Path, digest: Digest) -> Result<(), BlobError> {
+        let path = self.blob_path(digest);
+        fs::rename(aside, &path).map_err(io_error("writing", &path))?;
+        let folder = self.root.join("blobs");
+        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io_error("flushing", &folder))
+    }
+
+    fn claim(&self, wanted_bytes: u64) -> Result<(), BlobError> {
+        let fits = |used: u64| used.checked_add(wanted_bytes).filter(|used| *used <= self.quota_bytes);
+        match self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(()),
+            Err(used_bytes) => Err(BlobError::QuotaExceeded {
+                root: self.root.clone(),
+                wanted_bytes,
+                used_bytes,
+                quota_bytes: self.quota_bytes,
+            }),
+        }
+    }
+
+    fn release(&self, bytes: u64) {
+        let _ =
+            self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
+    }
+
+    fn absent_or(&self, error: io::Error, doing: &'static str, digest: Digest, path: PathBuf) -> BlobError {
+        if error.kind() == ErrorKind::NotFound {
+            BlobError::Missing { digest, root: self.root.clone() }
+        } else {
+            BlobError::Io { doing, path, source: error }
+        }
+    }
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> BlobError {
+    move |source| BlobError::Io { doing, path: path.to_owned(), source }
+}
+
+fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>, BlobError> {
+    fs::read_dir(folder).and_then(Iterator::collect).map_err(io_error("listing", folder))
+}
+
+fn folder_bytes(folder: &Path) -> Result<u64, BlobError> {
+    entries(folder)?
+        .iter()
+        .map(|entry| entry.metadata().map(|meta| meta.len()).map_err(io_error("looking at", &entry.path())))
+        .sum()
+}
+
+fn remove_folder(folder: &Path) -> Result<(), BlobError> {
+    match fs::remove_dir_all(folder) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("removing", folder)(error)),
+    }
+}

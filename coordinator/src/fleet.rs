@@ -1,0 +1,302 @@
+//! Who is there, what they are, and what they last reported. Bounded; reads no clock.
+
+use crate::progress::{DeviceProgress, Presence};
+use crate::round::Here;
+use skiff_protocol::messages::{AgentState, Birth, Gone, Telemetry};
+use skiff_protocol::{DeviceId, Digest, Timestamp};
+use std::collections::BTreeMap;
+
+/// The devices of one fleet.
+#[derive(Debug)]
+pub struct Fleet {
+    pack: Digest,
+    most: usize,
+    devices: BTreeMap<DeviceId, Device>,
+}
+
+#[derive(Debug)]
+struct Device {
+    presence: Presence,
+    birth: Option<Birth>,
+    since: Timestamp,
+    telemetry: Option<(Timestamp, Telemetry)>,
+    note: Option<String>,
+}
+
+/// What a birth or a farewell changes for a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The device is there and fit for work, in this life.
+    Here(Here),
+    /// It is not, or holds another pack.
+    Gone,
+    /// Nothing new.
+    Nothing,
+}
+
+/// Why a device's message was not taken; [`Unwelcome::label`] is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unwelcome {
+    /// No room for another device.
+    #[error("the fleet is full")]
+    FleetFull,
+    /// Telemetry without a birth, or of another life.
+    #[error("telemetry of a life that is not known")]
+    UnknownLife,
+    /// Telemetry that was overtaken, or came twice.
+    #[error("telemetry that is older than what is known")]
+    Overtaken,
+}
+
+impl Unwelcome {
+    /// One word, for counting.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::FleetFull => "fleet_full",
+            Self::UnknownLife => "unknown_life",
+            Self::Overtaken => "overtaken",
+        }
+    }
+}
+
+impl Fleet {
+    /// An empty fleet of at most `most` devices, in which those with `pack` are fit for work.
+    #[must_use]
+    pub fn new(pack: Digest, most: usize) -> Self {
+        Self { pack, most, devices: BTreeMap::new() }
+    }
+
+    /// A device says that it is there. One with another pack is known, noted, and never fit for work.
+    ///
+    /// # Errors
+    /// No room, and nobody absent who could be forgotten for it.
+    pub fn birth(&mut self, device: &DeviceId, birth: Birth, now: Timestamp) -> Result<Change, Unwelcome> {
+        let pack = self.pack;
+        let known = self.room_for(device, now)?;
+        let was_here = known.presence == Presence::Here;
+        let is_same_life = known.birth.as_ref().is_some_and(|before| before.boot == birth.boot);
+        if !is_same_life {
+            known.telemetry = None;
+        }
+        let here = Here { boot: birth.boot, train_examples: birth.train_examples, test_examples: birth.test_examples };
+        let is_fit = birth.pack == pack;
+        (known.presence, known.note) = if is_fit {
+            (Presence::Here, None)
+        } else {
+            let note = format!("holds pack {:?}, this fleet trains {pack:?}: install the same pack", birth.pack);
+            (Presence::WrongPack, Some(note))
+        };
+        known.since = now;
+        known.birth = Some(birth);
+        Ok(match (is_fit, was_here) {
+            (true, _) => Change::Here(here),
+            (false, true) => Change::Gone,
+            (false, false) => Change::Nothing,
+        })
+    }
+
+    /// A device left. Of an older life than the known one: nothing.
+    ///
+    /// # Errors
+    /// No room to remember it.
+    pub fn gone(&mut self, device: &DeviceId, gone: &Gone, now: Timestamp) -> Result<Change, Unwelcome> {
+        let known = self.room_for(device, now)?;
+        if known.birth.as_ref().is_some_and(|birth| birth.boot != gone.boot) {
+            return Ok(Change::Nothing);
+        }
+        known.presence = if gone.clean { Presence::Left } else { Presence::Lost };
+        known.since = now;
+        Ok(Change::Gone)
+    }
+
+    /// A device's resources.
+    ///
+    /// # Errors
+    /// Of an unknown device or life, or overtaken.
+    pub fn telemetry(&mut self, device: &DeviceId, sample: Telemetry, now: Timestamp) -> Result<(), Unwelcome> {
+        let known = self.devices.get_mut(device).ok_or(Unwelcome::UnknownLife)?;
+        if known.birth.as_ref().is_none_or(|birth| birth.boot != sample.boot) {
+            return Err(Unwelcome::UnknownLife);
+        }
+        if known.telemetry.as_ref().is_some_and(|(_, last)| last.sequence >= sample.sequence) {
+            return Err(Unwelcome::Overtaken);
+        }
+        known.telemetry = Some((now, sample));
+        Ok(())
+    }
+
+    /// Notes why a device was refused, or refused work.
+    pub fn note(&mut self, device: &DeviceId, note: &str) {
+        if let Some(known) = self.devices.get_mut(device) {
+            known.note = Some(note.chars().take(200).collect());
+        }
+    }
+
+    /// The devices that are fit for work.
+    pub fn here(&self) -> impl Iterator<Item = (&DeviceId, Here)> {
+        self.devices.iter().filter_map(|(device, known)| match (known.presence, &known.birth) {
+            (Presence::Here, Some(birth)) => Some((
+                device,
+                Here {
+                    boot: birth.boot,
+                    train_examples: birth.train_examples,
+                    test_examples: birth.test_examples,
+                },
+            )),
+            _ => None,
+        })
+    }
+
+    /// The devices that are known to be away.
+    pub fn away(&self) -> impl Iterator<Item = &DeviceId> {
+        self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
+    }
+
+    /// True where the device is known.
+    #[must_use]
+    pub fn knows(&self, device: &DeviceId) -> bool {
+        self.devices.contains_key(device)
+    }
+
+    /// What a watcher sees; what concerns the run is the caller's to add.
+    #[must_use]
+    pub fn progress(&self, now: Timestamp) -> Vec<DeviceProgress> {
+        self.devices.iter().map(|(device, known)| known.progress(device, now)).collect()
+    }
+
+    fn room_for(&mut self, device: &DeviceId, now: Timestamp) -> Result<&mut Device, Unwelcome> {
+        if !self.devices.contains_key(device) && self.devices.len() >= self.most {
+            let is_away = |known: &Device| matches!(known.presence, Presence::Left | Presence::Lost);
+            let away = self.devices.iter().filter(|(_, known)| is_away(known)).min_by_key(|(_, known)| known.since);
+            let forgotten = away.map(|(device, _)| device.clone()).ok_or(Unwelcome::FleetFull)?;
+            self.devices.remove(&forgotten);
+        }
+        let unknown = || Device { presence: Presence::Lost, birth: None, since: now, telemetry: None, note: None };
+        Ok(self.devices.entry(device.clone()).or_insert_with(unknown))
+    }
+}
+
+impl Device {
+    fn progress(&self, device: &DeviceId, now: Timestamp) -> DeviceProgress {
+        let sample = self.telemetry.as_ref().map(|(_, sample)| sample);
+        let is_there = matches!(self.presence, Presence::Here | Presence::WrongPack);
+        let work = sample.filter(|_| is_there).and_then(|sample| sample.work.as_ref());
+        let hottest = |sample: &Telemetry| sample.temperatures.iter().map(|(_, celsius)| *celsius).reduce(f32::max);
+        DeviceProgress {
+            device: device.clone(),
+            presence: self.presence,
+            state: sample.filter(|_| is_there).map_or("unknown", |sample| state(sample.state)).to_owned(),
+            step: work.map_or(0, |work| work.step),
+            steps: work.map_or(0, |work| work.steps),
+            step_ms: work.map_or(0.0, |work| work.step_ms),
+            tokens_per_second: work.map_or(0.0, |work| work.tokens_per_second),
+            active_layers: work.map_or(0, |work| work.active_layers),
+            mean_active_layers: None,
+            mean_rate: None,
+            updates: 0,
+            rss_bytes: sample.filter(|_| is_there).map_or(0, |sample| sample.agent_rss_bytes),
+            peak_rss_bytes: sample.map_or(0, |sample| sample.agent_peak_rss_bytes),
+            agent_cpu_percent: sample.filter(|_| is_there).map_or(0.0, |sample| sample.agent_cpu_percent),
+            temperature: sample.and_then(hottest),
+            telemetry_age_ms: self.telemetry.as_ref().map(|(at, _)| now.millis_since(*at)),
+            note: self.note.clone(),
+        }
+    }
+}
+
+fn state(state: AgentState) -> &'static str {
+    match state {
+        AgentState::Idle => "idle",
+        AgentState::Fetching => "fetching",
+        AgentState::Training => "training",
+        AgentState::Evaluating => "evaluating",
+        AgentState::Uploading => "uploading",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use skiff_protocol::BootId;
+    use skiff_protocol::messages::Machine;
+
+    const PACK: Digest = Digest([1; 32]);
+
+    fn device(name: &str) -> DeviceId {
+        name.parse().unwrap()
+    }
+
+    fn birth(boot: u64, pack: Digest) -> Birth {
+        let machine = Machine { arch: "aarch64".into(), os: "Debian 12".into(), cores: 4, memory_bytes: 1 << 32 };
+        Birth { boot: BootId(boot), agent_version: "0.1.0".into(), pack, train_examples: 10, test_examples: 5, machine }
+    }
+
+    fn sample(boot: u64, sequence: u64) -> Telemetry {
+        Telemetry {
+            boot: BootId(boot),
+            sequence,
+            uptime_ms: 1,
+            state: AgentState::Training,
+            cpu_percent: 50.0,
+            agent_cpu_percent: 90.0,
+            memory_bytes: 100,
+            memory_available_bytes: 50,
+            load_1m: 1.0,
+            temperatures: vec![("cpu".into(), 50.0), ("gpu".into(), 61.5)],
+            agent_rss_bytes: 20,
+            agent_peak_rss_bytes: 30,
+            work: None,
+        }
+    }
+
+    #[test]
+    fn a_device_with_another_pack_is_seen_but_not_fit() {
+        let mut fleet = Fleet::new(PACK, 10);
+        let change = fleet.birth(&device("a"), birth(1, Digest([2; 32])), Timestamp(0));
+        assert_eq!(change, Ok(Change::Nothing));
+        assert_eq!(fleet.here().count(), 0);
+        let seen = &fleet.progress(Timestamp(0))[0];
+        assert_eq!(seen.presence, Presence::WrongPack);
+        assert!(seen.note.as_ref().unwrap().contains("install the same pack"));
+        assert!(matches!(fleet.birth(&device("a"), birth(2, PACK), Timestamp(1)), Ok(Change::Here(_))));
+        assert_eq!(fleet.birth(&device("a"), birth(3, Digest([2; 32])), Timestamp(2)), Ok(Change::Gone));
+    }
+
+    #[test]
+    fn a_farewell_of_an_older_life_changes_nothing() {
+        let mut fleet = Fleet::new(PACK, 10);
+        fleet.birth(&device("a"), birth(2, PACK), Timestamp(0)).unwrap();
+        let gone = |boot| Gone { boot: BootId(boot), clean: false };
+        assert_eq!(fleet.gone(&device("a"), &gone(1), Timestamp(1)), Ok(Change::Nothing));
+        assert_eq!(fleet.gone(&device("a"), &gone(2), Timestamp(1)), Ok(Change::Gone));
+        assert_eq!(fleet.progress(Timestamp(1))[0].presence, Presence::Lost);
+        assert_eq!(fleet.gone(&device("b"), &gone(5), Timestamp(1)), Ok(Change::Gone), "retained, before any birth");
+    }
+
+    #[test]
+    fn telemetry_counts_for_the_known_life_and_forwards_only() {
+        let mut fleet = Fleet::new(PACK, 10);
+        assert_eq!(fleet.telemetry(&device("a"), sample(1, 0), Timestamp(0)), Err(Unwelcome::UnknownLife));
+        fleet.birth(&device("a"), birth(1, PACK), Timestamp(0)).unwrap();
+        assert_eq!(fleet.telemetry(&device("a"), sample(2, 0), Timestamp(0)), Err(Unwelcome::UnknownLife));
+        assert_eq!(fleet.telemetry(&device("a"), sample(1, 4), Timestamp(10)), Ok(()));
+        assert_eq!(fleet.telemetry(&device("a"), sample(1, 4), Timestamp(11)), Err(Unwelcome::Overtaken));
+        let seen = &fleet.progress(Timestamp(25))[0];
+        assert_eq!((seen.telemetry_age_ms, seen.temperature, seen.state.as_str()), (Some(15), Some(61.5), "training"));
+        fleet.birth(&device("a"), birth(2, PACK), Timestamp(30)).unwrap();
+        assert_eq!(fleet.progress(Timestamp(30))[0].telemetry_age_ms, None, "a new life has said nothing yet");
+    }
+
+    #[test]
+    fn a_full_fleet_forgets_the_longest_absent_and_nobody_else() {
+        let mut fleet = Fleet::new(PACK, 2);
+        fleet.birth(&device("a"), birth(1, PACK), Timestamp(0)).unwrap();
+        fleet.birth(&device("b"), birth(1, PACK), Timestamp(1)).unwrap();
+        assert_eq!(fleet.birth(&device("c"), birth(1, PACK), Timestamp(2)), Err(Unwelcome::FleetFull));
+        fleet.gone(&device("a"), &Gone { boot: BootId(1), clean: true }, Timestamp(3)).unwrap();
+        fleet.birth(&device("c"), birth(1, PACK), Timestamp(4)).unwrap();
+        assert!(!fleet.knows(&device("a")) && fleet.knows(&device("b")) && fleet.knows(&device("c")));
+    }
+}

@@ -1,0 +1,704 @@
+//! Decides a run of federated training, round by round. Reads no clock, opens no socket, draws no unseeded number.
+//!
+//! ```text
+//!              ┌──────────────────── next round ─────────────────────┐
+//!              ▼                                                     │
+//! start ─► Gather ─► Train ──────────► Merge ──► Gather ─► Evaluate ─┤
+//!   │          │       │ Skipped         │ Skipped   │               ├─► Done ─► Ended
+//!   │          └───────┴─────────────────┴───────────│── next round ─┘
+//!   └─► Gather ─► Evaluate (the initial weights, round 0)
+//! ```
+//! - `Gather -> Train`: `devices` devices are there; or nobody of the last order is missed and the quorum is there; or
+//!   the deadline has come and the quorum is there. Usually it takes no time at all.
+//! - `Gather -> Skipped`: the deadline has come without a quorum.
+//! - `Train -> Merge`: `devices` updates are stored; or nobody else is waited for and the quorum is reached; or the
+//!   deadline has come and the quorum is reached. A device that is known gone (last will) and not back within
+//!   `grace_ms` is not waited for once the quorum is there.
+//! - `Train -> Skipped`: the deadline has come without a quorum, or every device that is missing said it will not deliver.
+//! - `Merge -> Gather -> Evaluate`: the merged weights are stored: the round is `Merged`. `Merge -> Skipped`: they could
+//!   not be made.
+//! - `Evaluate -> next`: everybody who is waited for has reported, or the deadline has come. Nobody there: no accuracy.
+//! - any `-> Ended`: the operator stops the run.
+//!
+//! **Persist before promise.** What must survive is a [`Record`]; [`Run::handle`] returns it in [`Action::Journal`], before
+//! the actions that rest on it. The shell commits all records of a call (or of several, in order) in one transaction and
+//! carries out nothing else before. [`Run::resume`] feeds the journal to the same [`Ledger::apply`] that live records pass.
+//! Who is there, which commands were answered, and evaluation reports are not journalled: they are asked for again.
+//!
+//! **Written answers.**
+//! - *A device vanishes*: its order stays open; the phase waits for it as the arrows say.
+//! - *It comes back*, with its old life or a new one: its open command is sent at once, under the same epoch.
+//! - *It comes back too late*: it has no order; what it offers is refused as of a closed round, and it takes part in the next.
+//! - *It repeats an answer or an offer*: a stored update is confirmed again, a report counts once.
+//! - *It answers an old round, epoch or run, or was not asked*: ignored; an update is refused with the reason.
+//! - *It refuses, or its update is unfit*: it is out of this round, with the reason in the journal, and in the next it may try.
+//! - *It is slower than the round*: it is told to stop, under an epoch of its own.
+//! - *A command gets lost*: it is repeated every [`REPEAT_MS`] until there is an answer, then every [`ACCEPTED_REPEAT_MS`].
+//! - *The coordinator was killed*: the phase goes on with its deadline begun anew; stored updates are not asked for again.
+
+mod ledger;
+mod record;
+mod settings;
+
+pub use ledger::{Ledger, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
+pub use record::{Entry, Evaluation, Record, Start};
+pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
+
+use crate::configurator::draw;
+use crate::progress::{self, ROUNDS_SHOWN, RunProgress};
+use crate::sharing;
+use skiff_protocol::messages::{
+    Answer, Command, EvaluateOrder, EvaluationReport, Order, Outcome, SharingPlan, TrainOrder, TrainReport,
+};
+use skiff_protocol::time::Timestamp;
+use skiff_protocol::{BootId, DeviceId, Digest, RunId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A command without an answer is repeated after this.
+pub const REPEAT_MS: u64 = 2_000;
+/// A command that was accepted is repeated after this.
+pub const ACCEPTED_REPEAT_MS: u64 = 10_000;
+/// A device is told to stop at most so often.
+pub const MAX_STOPS: u32 = 5;
+/// Reasons that devices give are cut to this many characters.
+pub const MAX_REASON: usize = 200;
+
+/// What happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// A device with our pack is there.
+    DeviceHere(DeviceId, Here),
+    /// A device left, or holds another pack now.
+    DeviceGone(DeviceId),
+    /// A device answered a command.
+    Answered(DeviceId, Answer),
+    /// A device's update is whole, good, and its blob stored.
+    UpdateStored {
+        /// From whom.
+        device: DeviceId,
+        /// The order's epoch.
+        epoch: u64,
+        /// The blob.
+        update: Digest,
+        /// What the device says of it.
+        report: TrainReport,
+    },
+    /// A device's update is whole, but not what it should be.
+    UpdateUnfit {
+        /// From whom.
+        device: DeviceId,
+        /// The order's epoch.
+        epoch: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The merge of the order with this epoch ended.
+    MergeEnded {
+        /// The order's epoch.
+        epoch: u64,
+        /// The new weights, or why there are none.
+        merged: Result<Digest, String>,
+    },
+    /// The operator stops the run.
+    StopRequested {
+        /// For the journal.
+        reason: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// A device that is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Here {
+    /// Its life.
+    pub boot: BootId,
+    /// Examples it can train on.
+    pub train_examples: u64,
+    /// Examples it can evaluate on.
+    pub test_examples: u64,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Action {
+    /// Commit this before anything else.
+    Journal(Entry),
+    /// The update is stored and counted: say so to the device.
+    ConfirmUpdate(DeviceId, Digest),
+    /// The update came too late: say so to the device.
+    RefuseUpdate(DeviceId, Digest, String),
+    /// Send a command.
+    SendCommand(DeviceId, Command),
+    /// Offer the global weights to a device.
+    OfferWeights(DeviceId, Digest),
+    /// Merge; comes back as [`Event::MergeEnded`].
+    Merge(MergeJob),
+}
+
+/// What is to be merged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MergeJob {
+    /// The order's epoch.
+    pub epoch: u64,
+    /// The weights the round started from.
+    pub base: Digest,
+    /// The updates, ordered by device.
+    pub updates: Vec<MergeInput>,
+}
+
+/// One device's part in a merge.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MergeInput {
+    /// From whom.
+    pub device: DeviceId,
+    /// The blob.
+    pub update: Digest,
+    /// Examples it trained on: its weight.
+    pub examples: u64,
+    /// The layers in it.
+    pub shared_layers: Vec<u32>,
+}
+
+/// What becomes of an update that a device offers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Send it.
+    Wanted,
+    /// It is here already.
+    Stored,
+    /// It is not wanted; the device may drop it.
+    Refused(String),
+}
+
+/// A run of federated training. The state that survives is its [`Ledger`].
+#[derive(Debug)]
+pub struct Run {
+    ledger: Ledger,
+    plan: SharingPlan,
+    seen: BTreeMap<DeviceId, Seen>,
+    deliveries: BTreeMap<DeviceId, Delivery>,
+    reports: BTreeMap<DeviceId, Option<EvaluationReport>>,
+    stops: BTreeMap<DeviceId, Stop>,
+    /// The time that was last told.
+    now_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    Here(Here),
+    Gone { since_ms: u64 },
+}
+
+/// How far a device's open command has come.
+#[derive(Debug)]
+struct Delivery {
+    epoch: u64,
+    due_ms: u64,
+}
+
+#[derive(Debug)]
+struct Stop {
+    command: Command,
+    sent: u32,
+    due_ms: u64,
+}
+
+impl Run {
+    /// Starts a run; its first record is in the actions.
+    ///
+    /// # Errors
+    /// Settings that the model cannot have.
+    pub fn start(start: Start, now: Timestamp) -> Result<(Self, Vec<Action>), BadSettings> {
+        start.settings.check(start.layers)?;
+        let entry = Entry { at_ms: now.0, record: Record::RunStarted(start.clone()) };
+        Ok((Self::of(Ledger::new(start, now.0))?, vec![Action::Journal(entry)]))
+    }
+
+    /// Takes up a run where its journal ends. Feed it who is there as events, as ever.
+    ///
+    /// # Errors
+    /// A journal that does not hang together.
+    pub fn resume(entries: &[Entry], now: Timestamp) -> Result<(Self, Vec<Action>), OutOfPlace> {
+        let ledger = Ledger::replay(entries)?;
+        let record = format!("{:?}", ledger.start.settings);
+        let mut run = Self::of(ledger).map_err(|_| OutOfPlace { at: 0, record })?;
+        let mut actions = Vec::new();
+        if !run.ledger.is_ended() {
+            run.now_ms = now.0.max(run.now_ms);
+            run.journal(Record::Resumed, run.now_ms, &mut actions);
+        }
+        Ok((run, actions))
+    }
+
+    /// The durable state.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Takes an event; returns what is to be done. `now` never goes backwards.
+    #[must_use]
+    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
+        let now = now.0.max(self.now_ms);
+        self.now_ms = now;
+        let mut actions = Vec::new();
+        self.take(event, now, &mut actions);
+        while let Some(record) = self.decide(now) {
+            self.journal(record, now, &mut actions);
+        }
+        self.send_commands(now, &mut actions);
+        // Stable: records first, each kind in the order it was decided.
+        actions.sort_by_key(|action| !matches!(action, Action::Journal(_)));
+        actions
+    }
+
+    /// When to send [`Event::Tick`]; an earlier one does nothing.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let is_here = |device: &DeviceId| self.here(device).is_some();
+        let commands = self.deliveries.iter().filter(|(device, _)| is_here(device)).map(|(_, delivery)| delivery.due_ms);
+        let stops = self.stops.iter().filter(|(device, _)| is_here(device)).map(|(_, stop)| stop.due_ms);
+        let graces = self.ledger.selected.iter().filter_map(|device| self.grace_ends_ms(device));
+        let phase = self.ledger.deadline_ms();
+        // A grace that is over has had its effect: it is no deadline any more.
+        let graces = graces.filter(|&ends| phase.is_some() && self.now_ms < ends);
+        commands.chain(stops).chain(graces).chain(phase).min().map(Timestamp)
+    }
+
+    /// What becomes of an update that a device offers.
+    #[must_use]
+    pub fn judge_offer(&self, device: &DeviceId, run: RunId, round: u32, epoch: u64, report: &TrainReport) -> Verdict {
+        if run != self.ledger.start.run {
+            return Verdict::Refused(format!("run {run} is over"));
+        }
+        let (Phase::Train(training) | Phase::Merge(training)) = &self.ledger.phase else {
+            return Verdict::Refused(format!("round {round} is closed"));
+        };
+        if epoch != self.ledger.epoch {
+            return Verdict::Refused(format!("round {round} is closed, the present one is {}", self.ledger.round));
+        }
+        if training.updates.contains_key(device) {
+            return Verdict::Stored;
+        }
+        if let Some(reason) = training.out.get(device) {
+            return Verdict::Refused(reason.clone());
+        }
+        if !training.choices.contains_key(device) {
+            return Verdict::Refused(format!("not selected for round {round}"));
+        }
+        if matches!(self.ledger.phase, Phase::Merge(_)) {
+            return Verdict::Refused(format!("round {round} is closed"));
+        }
+        let settings = &self.ledger.start.settings;
+        let most_examples = u64::from(settings.steps) * u64::from(settings.batch);
+        sharing::check(report, &self.plan, self.ledger.start.layers, most_examples)
+            .map_or_else(Verdict::Refused, |()| Verdict::Wanted)
+    }
+
+    /// What a watcher sees; bytes are the shell's to add.
+    #[must_use]
+    pub fn progress(&self, now: Timestamp) -> RunProgress {
+        let ledger = &self.ledger;
+        let (phase, ordered, answered) = match &ledger.phase {
+            Phase::Gather(_) | Phase::Done => (progress::Phase::Gathering, 0, 0),
+            Phase::Train(training) => (progress::Phase::Training, training.choices.len(), training.updates.len()),
+            Phase::Merge(training) => (progress::Phase::Merging, training.choices.len(), training.updates.len()),
+            Phase::Evaluate(examples) => (progress::Phase::Evaluating, examples.len(), self.reports.len()),
+            Phase::Ended(None) => (progress::Phase::Completed, 0, 0),
+            Phase::Ended(Some(_)) => (progress::Phase::Stopped, 0, 0),
+        };
+        let until = if ledger.is_ended() { ledger.last_ms } else { now.0.max(ledger.last_ms) };
+        RunProgress {
+            run: ledger.start.run.to_string(),
+            phase,
+            round: ledger.round,
+            rounds: ledger.start.settings.rounds,
+            ordered: ordered as u32,
+            answered: answered as u32,
+            accuracy_before: ledger.accuracy_before,
+            accuracy: ledger.accuracy,
+            accuracy_after: ledger.accuracy_after,
+            elapsed_ms: until - ledger.started_ms,
+            bytes_up: 0,
+            bytes_down: 0,
+            closed: ledger.closed[ledger.closed.len().saturating_sub(ROUNDS_SHOWN)..].to_vec(),
+            reason: if let Phase::Ended(reason) = &ledger.phase { reason.clone() } else { None },
+        }
+    }
+
+    fn of(ledger: Ledger) -> Result<Self, BadSettings> {
+        let plan = ledger.start.settings.sharing.plan(ledger.start.layers).map_err(BadSettings)?;
+        let now_ms = ledger.last_ms;
+        Ok(Self {
+            ledger,
+            plan,
+            now_ms,
+            seen: BTreeMap::new(),
+            deliveries: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            stops: BTreeMap::new(),
+        })
+    }
+}
+
+/// What an event changes, before anything is decided.
+impl Run {
+    fn take(&mut self, event: Event, now_ms: u64, actions: &mut Vec<Action>) {
+        match event {
+            Event::DeviceHere(device, here) => {
+                let before = self.seen.insert(device.clone(), Seen::Here(here));
+                let is_same = matches!(before, Some(Seen::Here(before)) if before.boot == here.boot);
+                if !is_same {
+                    // Whatever was on its way to the device is taken for lost.
+                    self.deliveries.remove(&device);
+                }
+            }
+            Event::DeviceGone(device) => {
+                if self.here(&device).is_some() {
+                    self.seen.insert(device, Seen::Gone { since_ms: now_ms });
+                } else {
+                    self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
+                }
+            }
+            Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
+            Event::UpdateStored { device, epoch, update, report } => {
+                let start = &self.ledger.start;
+                match self.judge_offer(&device, start.run, self.ledger.round, epoch, &report) {
+                    Verdict::Wanted => {
+                        let record = Record::UpdateStored { device: device.clone(), update, report };
+                        self.journal(record, now_ms, actions);
+                        actions.push(Action::ConfirmUpdate(device, update));
+                    }
+                    Verdict::Stored => actions.push(Action::ConfirmUpdate(device, update)),
+                    Verdict::Refused(reason) => actions.push(Action::RefuseUpdate(device, update, reason)),
+                }
+            }
+            Event::UpdateUnfit { device, epoch, reason } => self.put_out(device, epoch, &reason, now_ms, actions),
+            Event::MergeEnded { epoch, merged } => {
+                if matches!(self.ledger.phase, Phase::Merge(_)) && epoch == self.ledger.epoch {
+                    let record = match merged {
+                        Ok(weights) => Record::Merged { weights },
+                        Err(reason) => Record::Skipped { reason },
+                    };
+                    self.journal(record, now_ms, actions);
+                }
+            }
+            Event::StopRequested { reason } => {
+                if !self.ledger.is_ended() {
+                    self.stop_pending();
+                    self.journal(Record::RunEnded { stopped: Some(reason) }, now_ms, actions);
+                }
+            }
+            Event::Tick => {}
+        }
+    }
+
+    fn take_answer(&mut self, device: DeviceId, answer: Answer, now_ms: u64, actions: &mut Vec<Action>) {
+        if answer.run != self.ledger.start.run {
+            return;
+        }
+        if self.stops.get(&device).is_some_and(|stop| stop.command.epoch == answer.epoch) {
+            self.stops.remove(&device);
+            return;
+        }
+        if answer.epoch != self.ledger.epoch || !self.is_pending(&device) {
+            return;
+        }
+        match answer.outcome {
+            Outcome::Accepted { has_weights } => {
+                let is_this_life = self.here(&device).is_some_and(|here| here.boot == answer.boot);
+                if let Some(delivery) = self.deliveries.get_mut(&device).filter(|_| is_this_life) {
+                    delivery.due_ms = now_ms + ACCEPTED_REPEAT_MS;
+                    if !has_weights {
+                        actions.push(Action::OfferWeights(device, self.ledger.weights));
+                    }
+                }
+            }
+            Outcome::Refused { reason } => self.put_out(device, answer.epoch, &reason, now_ms, actions),
+            Outcome::Stopped => self.put_out(device, answer.epoch, "the device stopped", now_ms, actions),
+            Outcome::Evaluated(report) => {
+                if let Phase::Evaluate(examples) = &self.ledger.phase {
+                    let most = examples.get(&device).copied().unwrap_or(0);
+                    let is_fit = report.examples <= most && report.correct <= report.examples && report.loss_sum.is_finite();
+                    self.reports.insert(device, is_fit.then_some(report));
+                }
+            }
+        }
+    }
+
+    fn put_out(&mut self, device: DeviceId, epoch: u64, reason: &str, now_ms: u64, actions: &mut Vec<Action>) {
+        if epoch != self.ledger.epoch || !self.is_pending(&device) {
+            return;
+        }
+        match self.ledger.phase {
+            Phase::Train(_) => {
+                let reason = reason.chars().take(MAX_REASON).collect();
+                self.journal(Record::DeviceOut { device, reason }, now_ms, actions);
+            }
+            Phase::Evaluate(_) => {
+                self.reports.insert(device, None);
+            }
+            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => {}
+        }
+    }
+
+    /// Adds a fact that was decided, and what has to be done because of it.
+    fn journal(&mut self, record: Record, now_ms: u64, actions: &mut Vec<Action>) {
+        let entry = Entry { at_ms: now_ms, record };
+        let fits = self.ledger.apply(&entry);
+        assert!(fits, "a record that was decided in a phase fits it: {:?}", entry.record);
+        let begins = matches!(entry.record, Record::Collected | Record::Resumed);
+        actions.push(Action::Journal(entry));
+        if let (true, Phase::Merge(training)) = (begins, &self.ledger.phase) {
+            actions.push(Action::Merge(self.merge_job(training)));
+        }
+    }
+
+    fn merge_job(&self, training: &Training) -> MergeJob {
+        let input = |(device, stored): (&DeviceId, &StoredUpdate)| MergeInput {
+            device: device.clone(),
+            update: stored.update,
+            examples: stored.report.examples,
+            shared_layers: stored.report.shared_layers.clone(),
+        };
+        let updates = training.updates.iter().map(input).collect();
+        MergeJob { epoch: self.ledger.epoch, base: self.ledger.weights, updates }
+    }
+}
+
+/// The arrows of the diagram.
+impl Run {
+    /// The next record that time and what is known call for.
+    fn decide(&mut self, now_ms: u64) -> Option<Record> {
+        let is_due = self.ledger.deadline_ms().is_some_and(|deadline| now_ms >= deadline);
+        match &self.ledger.phase {
+            Phase::Gather(purpose) => self.decide_gathering(*purpose, now_ms, is_due),
+            Phase::Train(training) => {
+                let record = self.decide_training(training, now_ms, is_due)?;
+                self.stop_pending();
+                Some(record)
+            }
+            Phase::Evaluate(examples) => {
+                let waits = |device: &DeviceId| !self.reports.contains_key(device) && !self.is_given_up(device, now_ms);
+                if !is_due && examples.keys().any(waits) {
+                    return None;
+                }
+                self.stop_pending();
+                Some(Record::Evaluated(sum(self.reports.values().flatten())))
+            }
+            Phase::Done => Some(Record::RunEnded { stopped: None }),
+            Phase::Merge(_) | Phase::Ended(_) => None,
+        }
+    }
+
+    fn decide_gathering(&mut self, purpose: Purpose, now_ms: u64, is_due: bool) -> Option<Record> {
+        let settings = &self.ledger.start.settings;
+        let (devices, quorum) = match purpose {
+            Purpose::Train => (settings.devices as usize, settings.quorum as usize),
+            Purpose::Evaluate => (settings.devices as usize, 1),
+        };
+        let fit: Vec<(&DeviceId, &Here)> = self.fit_for(purpose).collect();
+        let is_missed = |device: &DeviceId| self.here(device).is_none() && !self.is_given_up(device, now_ms);
+        let all_back = !self.ledger.selected.is_empty() && !self.ledger.selected.iter().any(is_missed);
+        if fit.len() >= devices || (fit.len() >= quorum && (all_back || is_due)) {
+            self.reports.clear();
+            let epoch = self.ledger.epoch + 2;
+            return Some(match purpose {
+                Purpose::Train => Record::TrainingStarted { epoch, choices: self.choose() },
+                Purpose::Evaluate => Record::EvaluationStarted { epoch, examples: self.share_examples() },
+            });
+        }
+        match purpose {
+            _ if !is_due => None,
+            Purpose::Train => {
+                Some(Record::Skipped { reason: format!("{} of at least {quorum} devices were there", fit.len()) })
+            }
+            Purpose::Evaluate => Some(Record::Evaluated(Evaluation::default())),
+        }
+    }
+
+    fn decide_training(&self, training: &Training, now_ms: u64, is_due: bool) -> Option<Record> {
+        let settings = &self.ledger.start.settings;
+        let (updates, quorum) = (training.updates.len(), settings.quorum as usize);
+        let has_quorum = updates >= quorum;
+        let waits = training.pending().any(|device| !self.is_given_up(device, now_ms));
+        if updates >= settings.devices as usize || (has_quorum && (is_due || !waits)) {
+            return Some(Record::Collected);
+        }
+        let ordered = training.choices.len();
+        if is_due {
+            return Some(Record::Skipped {
+                reason: format!("{updates} of {ordered} updates at the deadline, the quorum is {quorum}"),
+            });
+        }
+        let can_reach = updates + training.pending().count() >= quorum;
+        (!can_reach).then(|| {
+            let why: Vec<String> = training.out.iter().map(|(device, reason)| format!("{device}: {reason}")).take(3).collect();
+            Record::Skipped { reason: format!("{updates} of {ordered} updates can come, the quorum is {quorum}; {}", why.join("; ")) }
+        })
+    }
+
+    fn choose(&self) -> BTreeMap<DeviceId, crate::configurator::Choice> {
+        let ledger = &self.ledger;
+        let choice = |device: DeviceId| (device.clone(), ledger.configurator.choose(&device, ledger.round));
+        self.select(Purpose::Train, ledger.round).into_iter().map(choice).collect()
+    }
+
+    fn share_examples(&self) -> BTreeMap<DeviceId, u64> {
+        let has = |device: DeviceId| {
+            let examples = self.here(&device).map_or(0, |here| here.test_examples);
+            (device, examples)
+        };
+        // Always the same devices, so that accuracies can be compared.
+        let held = self.select(Purpose::Evaluate, 0).into_iter().map(has).collect();
+        share(self.ledger.start.settings.examples_after(self.ledger.round), &held)
+    }
+
+    /// Draws devices that are there.
+    fn select(&self, purpose: Purpose, round: u32) -> BTreeSet<DeviceId> {
+        let settings = &self.ledger.start.settings;
+        let mut drawn: Vec<(u64, DeviceId)> = self
+            .fit_for(purpose)
+            .map(|(device, _)| (draw(settings.seed, "select", round, device).to_bits(), device.clone()))
+            .collect();
+        drawn.sort();
+        drawn.into_iter().take((settings.devices + settings.over_selection) as usize).map(|(_, device)| device).collect()
+    }
+
+    fn fit_for(&self, purpose: Purpose) -> impl Iterator<Item = (&DeviceId, &Here)> {
+        self.seen.iter().filter_map(move |(device, seen)| match seen {
+            Seen::Here(here) => {
+                let examples = match purpose {
+                    Purpose::Train => here.train_examples,
+                    Purpose::Evaluate => here.test_examples,
+                };
+                (examples > 0).then_some((device, here))
+            }
+            Seen::Gone { .. } => None,
+        })
+    }
+
+    fn here(&self, device: &DeviceId) -> Option<&Here> {
+        match self.seen.get(device)? {
+            Seen::Here(here) => Some(here),
+            Seen::Gone { .. } => None,
+        }
+    }
+
+    fn grace_ends_ms(&self, device: &DeviceId) -> Option<u64> {
+        match self.seen.get(device)? {
+            Seen::Gone { since_ms } => Some(since_ms + self.ledger.start.settings.grace_ms),
+            Seen::Here(_) => None,
+        }
+    }
+
+    /// Known gone for longer than the grace. A device of which nothing is known (after a restart) is waited for.
+    fn is_given_up(&self, device: &DeviceId, now_ms: u64) -> bool {
+        self.grace_ends_ms(device).is_some_and(|ends| now_ms >= ends)
+    }
+
+    /// True while the device has an open order.
+    fn is_pending(&self, device: &DeviceId) -> bool {
+        match &self.ledger.phase {
+            Phase::Train(training) => training.is_pending(device),
+            Phase::Evaluate(examples) => examples.contains_key(device) && !self.reports.contains_key(device),
+            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => false,
+        }
+    }
+}
+
+/// Commands, repeated until they are answered.
+impl Run {
+    fn send_commands(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        let pending: Vec<DeviceId> = self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
+        self.deliveries.retain(|device, _| pending.binary_search(device).is_ok());
+        for device in pending {
+            let epoch = self.ledger.epoch;
+            let is_due = self.deliveries.get(&device).is_none_or(|sent| sent.epoch != epoch || now_ms >= sent.due_ms);
+            if !is_due || self.here(&device).is_none() {
+                continue;
+            }
+            if let Some(order) = self.order(&device) {
+                self.stops.remove(&device);
+                self.deliveries.insert(device.clone(), Delivery { epoch, due_ms: now_ms + REPEAT_MS });
+                actions.push(Action::SendCommand(device, self.command(epoch, order)));
+            }
+        }
+        self.stops.retain(|_, stop| stop.sent < MAX_STOPS);
+        for (device, stop) in &mut self.stops {
+            if now_ms >= stop.due_ms && matches!(self.seen.get(device), Some(Seen::Here(_))) {
+                stop.sent += 1;
+                stop.due_ms = now_ms + REPEAT_MS;
+                actions.push(Action::SendCommand(device.clone(), stop.command.clone()));
+            }
+        }
+    }
+
+    /// Whoever still has an open order is told to drop it, unless the next order reaches it first.
+    fn stop_pending(&mut self) {
+        let command = self.command(self.ledger.epoch + 1, Order::Stop);
+        let pending: Vec<DeviceId> = self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
+        let stop = |device| (device, Stop { command: command.clone(), sent: 0, due_ms: 0 });
+        self.stops.extend(pending.into_iter().map(stop));
+    }
+
+    fn command(&self, epoch: u64, order: Order) -> Command {
+        Command { run: self.ledger.start.run, round: self.ledger.round, epoch, order }
+    }
+
+    fn order(&self, device: &DeviceId) -> Option<Order> {
+        let Start { settings, schema, .. } = &self.ledger.start;
+        let weights = self.ledger.weights;
+        match &self.ledger.phase {
+            Phase::Train(training) => Some(Order::Train(TrainOrder {
+                weights,
+                schema: *schema,
+                seed: settings.seed,
+                rates: training.choices.get(device)?.rates.clone(),
+                steps: settings.steps,
+                batch: settings.batch,
+                max_tokens: settings.max_tokens,
+                learning_rate: settings.learning_rate,
+                sharing: self.plan.clone(),
+                deadline_ms: settings.train_ms,
+            })),
+            Phase::Evaluate(examples) => Some(Order::Evaluate(EvaluateOrder {
+                weights,
+                schema: *schema,
+                examples: *examples.get(device)?,
+                batch: settings.evaluate_batch,
+                max_tokens: settings.max_tokens,
+                deadline_ms: settings.evaluate_ms,
+            })),
+            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => None,
+        }
+    }
+}
+
+/// Shares `total` examples among devices, evenly as far as they hold so many; a device without a share is left out.
+fn share(total: u64, held: &BTreeMap<DeviceId, u64>) -> BTreeMap<DeviceId, u64> {
+    let mut by_size: Vec<(u64, &DeviceId)> = held.iter().map(|(device, &examples)| (examples, device)).collect();
+    by_size.sort();
+    let mut left = total;
+    let mut shares = BTreeMap::new();
+    for (at, &(examples, device)) in by_size.iter().enumerate() {
+        let share = examples.min(left / (by_size.len() - at) as u64);
+        left -= share;
+        shares.insert(device.clone(), share);
+    }
+    shares.retain(|_, share| *share > 0);
+    shares
+}
+
+fn sum<'a>(reports: impl Iterator<Item = &'a EvaluationReport>) -> Evaluation {
+    reports.fold(Evaluation::default(), |sum, report| Evaluation {
+        devices: sum.devices + 1,
+        examples: sum.examples + report.examples,
+        correct: sum.correct + report.correct,
+        loss_sum: sum.loss_sum + report.loss_sum,
+    })
+}
+
+#[cfg(test)]
+mod tests;

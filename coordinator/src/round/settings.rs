@@ -1,0 +1,162 @@
+//! What an operator asks of a run.
+
+use crate::configurator::Rates;
+use crate::sharing::Sharing;
+use serde::{Deserialize, Serialize};
+
+/// The most rounds of a run.
+pub const MAX_ROUNDS: u32 = 10_000;
+/// The most devices in a round.
+pub const MAX_DEVICES: u32 = 10_000;
+
+/// A run's settings: table `[run]` of `coordinator.toml`; unknown keys are refused.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunSettings {
+    /// Rounds of training (default 10).
+    pub rounds: u32,
+    /// Updates wanted in a round: it closes when so many are in (default 4).
+    pub devices: u32,
+    /// Devices selected beyond `devices`, so that the slowest need not be waited for (default 0).
+    pub over_selection: u32,
+    /// Updates without which a round is skipped (default 2).
+    pub quorum: u32,
+    /// Optimizer steps of each device in a round (default 20).
+    pub steps: u32,
+    /// Examples in a step (default 8).
+    pub batch: u32,
+    /// Longer texts are cut to this many tokens (default 128).
+    pub max_tokens: u32,
+    /// AdamW's learning rate (default 1e-3).
+    pub learning_rate: f32,
+    /// From it masks, batches, selection and exploration are drawn (default 1).
+    pub seed: u64,
+    /// Where dropout rates come from (default: fixed, mean 0).
+    pub rates: Rates,
+    /// Layers that are never dropped (default none).
+    pub protected: Vec<u32>,
+    /// Which layers devices share (default `all`).
+    pub sharing: Sharing,
+    /// Test examples, over all devices, of the evaluation after a round; 0: none (default 400).
+    pub evaluate_examples: u64,
+    /// Test examples, over all devices, of the evaluations before the first round and at the end; 0: none (default 1000).
+    pub final_examples: u64,
+    /// Examples at a time in an evaluation (default 16).
+    pub evaluate_batch: u32,
+    /// How long to wait for `devices` devices before going on with those that are there, in milliseconds (default 60,000).
+    pub gather_ms: u64,
+    /// How long a round waits for updates, in milliseconds (default 600,000).
+    pub train_ms: u64,
+    /// How long an evaluation waits for reports, in milliseconds (default 300,000).
+    pub evaluate_ms: u64,
+    /// How long a lost device may take to come back while others would have to wait for it, in milliseconds (default 5,000).
+    pub grace_ms: u64,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        Self {
+            rounds: 10,
+            devices: 4,
+            over_selection: 0,
+            quorum: 2,
+            steps: 20,
+            batch: 8,
+            max_tokens: 128,
+            learning_rate: 1e-3,
+            seed: 1,
+            rates: Rates::default(),
+            protected: Vec::new(),
+            sharing: Sharing::All,
+            evaluate_examples: 400,
+            final_examples: 1000,
+            evaluate_batch: 16,
+            gather_ms: 60_000,
+            train_ms: 600_000,
+            evaluate_ms: 300_000,
+            grace_ms: 5_000,
+        }
+    }
+}
+
+/// Settings that no run can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("run settings: {0}")]
+pub struct BadSettings(pub String);
+
+impl RunSettings {
+    /// Checks every number, for a model of `layers` layers.
+    ///
+    /// # Errors
+    /// The first setting out of its range, by name, with the range.
+    pub fn check(&self, layers: u32) -> Result<(), BadSettings> {
+        within("rounds", self.rounds.into(), 1, MAX_ROUNDS.into())?;
+        within("devices", self.devices.into(), 1, MAX_DEVICES.into())?;
+        within("over_selection", self.over_selection.into(), 0, (MAX_DEVICES - self.devices).into())?;
+        within("quorum", self.quorum.into(), 1, self.devices.into())?;
+        within("steps", self.steps.into(), 1, 1_000_000)?;
+        within("batch", self.batch.into(), 1, 4096)?;
+        within("max_tokens", self.max_tokens.into(), 2, 65_536)?;
+        within("evaluate_batch", self.evaluate_batch.into(), 1, 4096)?;
+        within("evaluate_examples", self.evaluate_examples, 0, 1 << 40)?;
+        within("final_examples", self.final_examples, 0, 1 << 40)?;
+        let day = 24 * 60 * 60 * 1000;
+        within("gather_ms", self.gather_ms, 1, day)?;
+        within("train_ms", self.train_ms, 1, day)?;
+        within("evaluate_ms", self.evaluate_ms, 1, day)?;
+        within("grace_ms", self.grace_ms, 0, day)?;
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
+            return Err(BadSettings(format!("learning_rate is {}, expected above 0, at most 1", self.learning_rate)));
+        }
+        if let Some(layer) = self.protected.iter().find(|&&layer| layer >= layers) {
+            return Err(BadSettings(format!("protected: there is no layer {layer}, the model has {layers}")));
+        }
+        self.rates.check().map_err(BadSettings)?;
+        self.sharing.plan(layers).map(|_| ()).map_err(BadSettings)
+    }
+
+    /// Examples that the evaluation after `round` asks for, over all devices; round 0 is before the first.
+    #[must_use]
+    pub fn examples_after(&self, round: u32) -> u64 {
+        if round == 0 || round == self.rounds { self.final_examples } else { self.evaluate_examples }
+    }
+}
+
+fn within(name: &str, value: u64, least: u64, most: u64) -> Result<(), BadSettings> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(BadSettings(format!("{name} is {value}, expected {least} to {most}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn defaults_are_settings_a_run_can_have() {
+        assert_eq!(RunSettings::default().check(6), Ok(()));
+    }
+
+    #[test]
+    fn each_bad_setting_is_named() {
+        let refused = |toml: &str| toml::from_str::<RunSettings>(toml).unwrap().check(6).unwrap_err().to_string();
+        for (toml, name) in [
+            ("rounds = 0", "rounds"),
+            ("quorum = 5", "quorum is 5, expected 1 to 4"),
+            ("batch = 0", "batch"),
+            ("learning_rate = 0.0", "learning_rate"),
+            ("learning_rate = nan", "learning_rate"),
+            ("protected = [6]", "protected: there is no layer 6"),
+            ("sharing = { least_important = 7 }", "sharing"),
+            ("rates = { fixed = { mean = 2.0 } }", "rates.fixed.mean"),
+            ("train_ms = 0", "train_ms"),
+        ] {
+            let message = refused(toml);
+            assert!(message.contains(name), "{toml}: {message}");
+        }
+        let unknown = toml::from_str::<RunSettings>("round = 3").unwrap_err().to_string();
+        assert!(unknown.contains("unknown field `round`"), "{unknown}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Which layers a device shares: the plan that is sent, and whether an update keeps to it.
+
+use serde::{Deserialize, Serialize};
+use skiff_protocol::messages::{SharingPlan, TrainReport};
+
+/// The plan as it stands in the configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Sharing {
+    /// Every layer.
+    #[default]
+    All,
+    /// So many layers, those of least importance on the device (DropPEFT's choice).
+    LeastImportant(u32),
+    /// So many layers, those of most importance on the device.
+    MostImportant(u32),
+    /// These layers, ascending.
+    Layers(Vec<u32>),
+}
+
+impl Sharing {
+    /// The plan for a model of `layers` layers.
+    ///
+    /// # Errors
+    /// More layers than there are, none at all, or a list that is not ascending; the text says which.
+    pub fn plan(&self, layers: u32) -> Result<SharingPlan, String> {
+        let count = |k: u32| match k {
+            0 => Err("sharing: at least one layer must be shared".to_owned()),
+            k if k > layers => Err(format!("sharing: {k} layers of a model with {layers}")),
+            k => Ok(k),
+        };
+        match self {
+            Self::All => Ok(SharingPlan::All),
+            Self::LeastImportant(k) => count(*k).map(|k| SharingPlan::LeastImportant { k }),
+            Self::MostImportant(k) => count(*k).map(|k| SharingPlan::MostImportant { k }),
+            Self::Layers(list) if !is_ascending(list) => Err("sharing: list the layers in ascending order".to_owned()),
+            Self::Layers(list) => match list.last() {
+                Some(&last) if last >= layers => {
+                    Err(format!("sharing: layer {last} of a model whose last is {}", layers.saturating_sub(1)))
+                }
+                Some(_) => Ok(SharingPlan::Fixed { layers: list.clone() }),
+                None => Err("sharing: at least one layer must be shared".to_owned()),
+            },
+        }
+    }
+}
+
+/// Whether a report is one that the order allows.
+///
+/// `layers` is the model's number of layers, `most_examples` the largest count the ordered steps can have trained on.
+///
+/// # Errors
+/// What is wrong with it, in words for the device's operator.
+pub fn check(report: &TrainReport, plan: &SharingPlan, layers: u32, most_examples: u64) -> Result<(), String> {
+    let shared = &report.shared_layers;
+    if !is_ascending(shared) || shared.last().is_some_and(|&last| last >= layers) {
+        return Err(format!("shared_layers {shared:?} are not ascending layers below {layers}"));
+    }
+    let as_planned = match plan {
+        SharingPlan::All => shared.len() == layers as usize,
+        SharingPlan::LeastImportant { k } | SharingPlan::MostImportant { k } => shared.len() == *k as usize,
+        SharingPlan::Fixed { layers } => shared == layers,
+    };
+    if !as_planned {
+        return Err(format!("shared_layers {shared:?} are not what {plan:?} asks for"));
+    }
+    if !(1..=most_examples).contains(&report.examples) {
+        return Err(format!("{} examples, expected 1 to {most_examples}", report.examples));
+    }
+    let numbers = report.importance.iter().chain([&report.mean_loss, &report.mean_active_layers, &report.step_ms]);
+    if report.importance.len() != layers as usize || !numbers.into_iter().all(|number| number.is_finite()) {
+        return Err(format!("the report must hold the importance of {layers} layers, and finite numbers only"));
+    }
+    Ok(())
+}
+
+fn is_ascending(layers: &[u32]) -> bool {
+    layers.is_sorted_by(|a, b| a < b)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    fn report(shared_layers: Vec<u32>) -> TrainReport {
+        TrainReport {
+            examples: 80,
+            tokens: 4000,
+            steps: 10,
+            mean_loss: 0.5,
+            shared_layers,
+            importance: vec![1.0; 4],
+            mean_active_layers: 3.0,
+            train_ms: 900,
+            step_ms: 90.0,
+            peak_rss_bytes: 1,
+        }
+    }
+
+    #[test]
+    fn plans_that_the_model_cannot_keep_are_refused() {
+        assert_eq!(Sharing::All.plan(4), Ok(SharingPlan::All));
+        assert_eq!(Sharing::LeastImportant(4).plan(4), Ok(SharingPlan::LeastImportant { k: 4 }));
+        assert_eq!(Sharing::Layers(vec![0, 3]).plan(4), Ok(SharingPlan::Fixed { layers: vec![0, 3] }));
+        for bad in [
+            Sharing::LeastImportant(5),
+            Sharing::MostImportant(0),
+            Sharing::Layers(vec![]),
+            Sharing::Layers(vec![1, 1]),
+            Sharing::Layers(vec![2, 1]),
+            Sharing::Layers(vec![4]),
+        ] {
+            assert!(bad.plan(4).unwrap_err().starts_with("sharing: "), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_update_that_keeps_to_the_plan_passes() {
+        assert_eq!(check(&report(vec![0, 1, 2, 3]), &SharingPlan::All, 4, 80), Ok(()));
+        assert_eq!(check(&report(vec![1, 3]), &SharingPlan::LeastImportant { k: 2 }, 4, 80), Ok(()));
+        assert_eq!(check(&report(vec![2]), &SharingPlan::Fixed { layers: vec![2] }, 4, 80), Ok(()));
+    }
+
+    #[test]
+    fn an_update_that_does_not_is_told_why() {
+        let shared = |layers: &[u32], plan: SharingPlan| check(&report(layers.to_vec()), &plan, 4, 80).unwrap_err();
+        assert!(shared(&[0, 1, 2], SharingPlan::All).contains("All"));
+        assert!(shared(&[1, 0], SharingPlan::LeastImportant { k: 2 }).contains("ascending"));
+        assert!(shared(&[1, 4], SharingPlan::LeastImportant { k: 2 }).contains("below 4"));
+        assert!(shared(&[1], SharingPlan::Fixed { layers: vec![2] }).contains("Fixed"));
+        let altered = |change: fn(&mut TrainReport)| {
+            let mut report = report(vec![0, 1, 2, 3]);
+            change(&mut report);
+            check(&report, &SharingPlan::All, 4, 80).unwrap_err()
+        };
+        assert!(altered(|r| r.examples = 0).contains("expected 1 to 80"));
+        assert!(altered(|r| r.examples = 81).contains("expected 1 to 80"));
+        assert!(altered(|r| r.importance = vec![1.0]).contains("importance of 4"));
+        assert!(altered(|r| r.mean_loss = f32::NAN).contains("finite"));
+        assert!(altered(|r| r.importance[2] = f32::INFINITY).contains("finite"));
+    }
+}

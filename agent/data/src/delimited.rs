@@ -105,10 +105,9 @@ impl Delimited {
         if self.records.get_ref().ration == 0 {
             return DataError::RecordTooLong { place, limit_bytes: MAX_RECORD_BYTES };
         }
-        let source = match error.into_kind() {
-            csv::ErrorKind::Io(source) => source,
-            other => io::Error::other(format!("{other:?}")),
-        };
+        let message = error.to_string();
+        let source =
+            if let csv::ErrorKind::Io(source) = error.into_kind() { source } else { io::Error::other(message) };
         DataError::Read { place, source }
     }
 }

@@ -336,3 +336,198 @@ fn digest(head: &[u8], payload: &[u8]) -> [u8; 32] {
 fn signed_text(topic: &str, header: &[u8]) -> Vec<u8> {
     [topic.as_bytes(), &[0], header].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use crate::messages::{BootId, EvaluateOrder, Order, RunId};
+    use crate::messages::{Digest, SharingPlan, TrainOrder};
+    use crate::testing;
+    use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+
+    const TOPIC: &str = "skiff/v1/f/all/presence";
+
+    fn presence() -> Message {
+        Message::Presence(Presence { boot: BootId(7), online: true })
+    }
+
+    fn signer(seed: u8) -> Signer {
+        Signer::new([seed; 32])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_was_sealed_is_opened(message in testing::message(), signed in any::<bool>()) {
+            let signer = signed.then(|| signer(1));
+            let bytes = seal(&message, TOPIC, signer.as_ref());
+            prop_assert_eq!(&open(&bytes, TOPIC, None), &Ok(message.clone()));
+            if let Some(signer) = &signer {
+                prop_assert_eq!(open(&bytes, TOPIC, Some(&signer.verifier())), Ok(message));
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_is_refused(
+            message in testing::message(),
+            signed in any::<bool>(),
+            at in any::<proptest::sample::Index>(),
+            change in 1..=255_u8,
+        ) {
+            let signer = signed.then(|| signer(1));
+            let mut bytes = seal(&message, TOPIC, signer.as_ref());
+            // Half of the changes where they are most interesting: in the header and what follows it.
+            let at = if at.index(2) == 0 { at.index(bytes.len()) } else { at.index(bytes.len().min(120)) };
+            bytes[at] ^= change;
+            let verifier = signer.map(|signer| signer.verifier());
+            prop_assert!(open(&bytes, TOPIC, verifier.as_ref()).is_err());
+        }
+
+        #[test]
+        fn a_cut_or_lengthened_message_is_refused(message in testing::message(), cut in any::<proptest::sample::Index>()) {
+            let mut bytes = seal(&message, TOPIC, None);
+            let shorter = open(&bytes[..cut.index(bytes.len())], TOPIC, None);
+            prop_assert_eq!(shorter.map_err(|refusal| refusal.label()), Err("truncated"));
+            bytes.push(0);
+            let longer = open(&bytes, TOPIC, None);
+            prop_assert_eq!(longer.map_err(|refusal| refusal.label()), Err("oversized"));
+        }
+
+        #[test]
+        fn bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(open(&bytes, TOPIC, None).is_err());
+        }
+
+        /// Whatever stands behind an intact header: a message that keeps its bounds, or a refusal.
+        #[test]
+        fn payloads_never_panic(kind in 0..9_u8, payload in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(message) = open(&frame(kind, &payload), TOPIC, None) {
+                prop_assert_eq!(bounds::check(&message), Ok(()));
+            }
+        }
+    }
+
+    /// A payload of any kind under a header that fits.
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = [&MAGIC[..], &PROTOCOL_VERSION.to_le_bytes(), &[kind, 0]].concat();
+        bytes.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
+        bytes.extend(digest(&bytes, payload));
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn only_the_coordinators_signature_for_this_topic_is_taken() {
+        let verifier = signer(1).verifier();
+        let opened = |bytes: &[u8], topic| open(bytes, topic, Some(&verifier));
+        let bytes = seal(&presence(), TOPIC, Some(&signer(1)));
+        assert_eq!(opened(&bytes, TOPIC), Ok(presence()));
+        assert_eq!(opened(&bytes, "skiff/v1/g/all/presence"), Err(Refusal::Signature));
+        assert_eq!(opened(&seal(&presence(), TOPIC, Some(&signer(2))), TOPIC), Err(Refusal::Signature));
+        assert_eq!(opened(&seal(&presence(), TOPIC, None), TOPIC), Err(Refusal::Unsigned));
+    }
+
+    #[test]
+    fn refusals_say_what_was_wrong() {
+        let good = seal(&presence(), TOPIC, None);
+        let changed = |at: usize, to: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = to;
+            open(&bytes, TOPIC, None).unwrap_err().label()
+        };
+        assert_eq!(changed(0, b'X'), "foreign");
+        assert_eq!(changed(4, 2), "version");
+        assert_eq!(changed(6, 2), "digest");
+        assert_eq!(changed(7, 2), "unknown_kind");
+        assert_eq!(changed(7, 1), "truncated");
+        assert_eq!(changed(8, 1), "oversized");
+        assert_eq!(changed(11, 255), "truncated");
+        assert_eq!(changed(good.len() - 1, 0), "digest");
+        let label = |bytes: &[u8]| open(bytes, TOPIC, None).unwrap_err().label();
+        assert_eq!(label(&[]), "truncated");
+        assert_eq!(label(&vec![0; MAX_MESSAGE_BYTES + 1]), "oversized");
+        assert_eq!(label(&frame(9, &[])), "unknown_kind");
+        assert_eq!(label(&frame(6, &[7, 2])), "malformed");
+        assert_eq!(label(&frame(6, &[7, 1, 0])), "malformed");
+    }
+
+    #[test]
+    fn a_claimed_length_is_not_believed() {
+        // A chunk, and a list of rates, that claim 2^32 - 1 items.
+        let claim = [0xff, 0xff, 0xff, 0xff, 0x0f];
+        assert_eq!(open(&frame(7, &[&[2, 0], &claim[..]].concat()), TOPIC, None), Err(Refusal::Malformed));
+        let train = [&[1, 1, 1, 0], &[0; 64][..], &[1], &claim].concat();
+        assert_eq!(open(&frame(5, &train), TOPIC, None), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_refused_by_name() {
+        let good = TrainOrder {
+            weights: Digest([0; 32]),
+            schema: Digest([0; 32]),
+            seed: 0,
+            rates: vec![0.5; 6],
+            steps: 1,
+            batch: 8,
+            max_tokens: 128,
+            sharing: SharingPlan::Fixed { layers: vec![0, 5] },
+            learning_rate: 1e-3,
+            deadline_ms: 1,
+        };
+        let refused = |order: TrainOrder| {
+            let command = Command { run: RunId(1), round: 1, epoch: 1, order: Order::Train(order) };
+            let payload = encode(&Message::Command(command));
+            match open(&frame(5, &payload), TOPIC, None) {
+                Err(Refusal::OutOfBounds { field }) => field,
+                Err(other) => other.label(),
+                Ok(_) => "",
+            }
+        };
+        assert_eq!(refused(good.clone()), "");
+        assert_eq!(refused(TrainOrder { rates: vec![], ..good.clone() }), "rates");
+        assert_eq!(refused(TrainOrder { rates: vec![0.5; 513], ..good.clone() }), "malformed");
+        for rate in [-0.1, 1.1, f32::NAN, f32::INFINITY] {
+            assert_eq!(refused(TrainOrder { rates: vec![rate; 6], ..good.clone() }), "rates");
+        }
+        assert_eq!(refused(TrainOrder { batch: 0, ..good.clone() }), "batch");
+        assert_eq!(refused(TrainOrder { learning_rate: f32::NAN, ..good.clone() }), "learning_rate");
+        for layers in [vec![1, 1], vec![2, 1], vec![6]] {
+            let sharing = SharingPlan::Fixed { layers };
+            assert_eq!(refused(TrainOrder { sharing, ..good.clone() }), "sharing.layers");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "breaks the bounds of batch")]
+    fn nobody_seals_what_nobody_would_open() {
+        let order = EvaluateOrder {
+            weights: Digest([0; 32]),
+            schema: Digest([0; 32]),
+            examples: 1,
+            batch: 0,
+            max_tokens: 128,
+            deadline_ms: 1,
+        };
+        let command = Command { run: RunId(1), round: 1, epoch: 1, order: Order::Evaluate(order) };
+        drop(seal(&Message::Command(command), TOPIC, None));
+    }
+
+    #[test]
+    fn keys_are_read_as_they_are_printed() {
+        let verifier = signer(3).verifier();
+        assert_eq!(Verifier::parse(&format!(" {verifier}\n")), Ok(verifier));
+        assert_eq!(Verifier::parse("12ab"), Err(BadKey));
+    }
+
+    #[test]
+    fn each_kind_has_its_topic() {
+        let device = || "d".parse().unwrap();
+        assert!(presence().belongs_on(&Topic::Presence));
+        assert!(!presence().belongs_on(&Topic::Command(device())));
+        let done = Message::Transfer(TransferMessage::Done);
+        assert!(done.belongs_on(&Topic::UpTransfer(device(), crate::transfer::TransferId(1))));
+        assert!(!done.belongs_on(&Topic::Answer(device())));
+    }
+}

@@ -9,6 +9,8 @@
 mod bounds;
 pub mod codec;
 pub mod messages;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod topics;
 pub mod transfer;

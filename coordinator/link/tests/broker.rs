@@ -1,0 +1,306 @@
+//! A link against a real Mosquitto, started by each test on a free port with its own configuration.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
+use skiff_protocol::codec::MAX_MESSAGE_BYTES;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// Far beyond what anything here takes: only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A Mosquitto of the test's own, in a folder of its own; killed with it.
+struct Broker {
+    folder: TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Broker {
+    fn start(settings: &str) -> Self {
+        let mut broker = Self::prepare();
+        broker.start_with(settings);
+        broker
+    }
+
+    /// A folder to put files in, and a port.
+    fn prepare() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self { folder, port, process: None }
+    }
+
+    /// Starts it with one listener and `settings`, in which `{folder}` is the folder.
+    fn start_with(&mut self, settings: &str) {
+        let port = self.port;
+        let settings = settings.replace("{folder}", self.folder.path().to_str().unwrap());
+        // Started by root it would become another user, who may not read the folder.
+        let settings = format!("user root\nlistener {port} 127.0.0.1\n{settings}\n");
+        std::fs::write(self.file("broker.conf"), settings).unwrap();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        let program = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto"];
+        let program = program.into_iter().find(|path| Path::new(path).exists()).unwrap_or("mosquitto");
+        let process = Command::new(program)
+            .arg("-c")
+            .arg(self.file("broker.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto starts: install it (apt-get install mosquitto)");
+        self.process = Some(process);
+        let process = self.process.as_mut().unwrap();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(process.try_wait().unwrap().is_none(), "mosquitto refused its configuration");
+            std::thread::yield_now();
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn config(&self, client_id: &str, subscription: &str) -> LinkConfig {
+        LinkConfig {
+            url: format!("mqtt://127.0.0.1:{}", self.port),
+            client_id: client_id.into(),
+            subscriptions: vec![subscription.into()],
+            ..LinkConfig::default()
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a program in the folder.
+    fn run(&self, program: &str, arguments: &str) {
+        let output = Command::new(program).args(arguments.split(' ')).current_dir(self.folder.path()).output();
+        let output = output.unwrap_or_else(|error| panic!("{program} does not start ({error}): install it"));
+        assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
+    timeout(PATIENCE, events.recv()).await.expect("something happens").expect("the link is open")
+}
+
+async fn next_down(events: &mut mpsc::Receiver<LinkEvent>) -> String {
+    match next(events).await {
+        LinkEvent::Down { reason } => reason,
+        other @ (LinkEvent::Up | LinkEvent::Message { .. }) => panic!("{other:?}"),
+    }
+}
+
+fn publication(topic: &str, payload: &[u8]) -> Publication {
+    Publication { topic: topic.into(), payload: payload.into(), qos: Qos::AtLeastOnce, retain: false }
+}
+
+fn message(topic: &str, payload: &[u8]) -> LinkEvent {
+    LinkEvent::Message { topic: topic.into(), payload: payload.into() }
+}
+
+#[tokio::test]
+async fn a_published_message_comes_back_after_up() {
+    let broker = Broker::start("allow_anonymous true");
+    let (link, mut events) = Link::open(broker.config("a", "t/#")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    let largest = vec![7; MAX_MESSAGE_BYTES];
+    link.publish(publication("t/1", &largest)).await.unwrap();
+    assert_eq!(next(&mut events).await, message("t/1", &largest));
+    link.close().await;
+}
+
+#[tokio::test]
+async fn what_was_queued_before_the_connection_arrives_and_close_sends_the_rest() {
+    let broker = Broker::start("allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0");
+    let (_other, mut heard) = Link::open(broker.config("listener", "t/#")).unwrap();
+    assert_eq!(next(&mut heard).await, LinkEvent::Up);
+    let (link, mut events) = Link::open(broker.config("a", "nothing")).unwrap();
+    for number in 0..40_u8 {
+        link.publish(publication("t/1", &[number])).await.unwrap();
+    }
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    for number in 40..200_u8 {
+        link.publish(publication("t/1", &[number])).await.unwrap();
+    }
+    link.close().await;
+    for number in 0..200_u8 {
+        assert_eq!(next(&mut heard).await, message("t/1", &[number]));
+    }
+}
+
+#[tokio::test]
+async fn a_killed_broker_is_told_and_its_successor_found_with_subscriptions_made_again() {
+    let mut broker = Broker::start("allow_anonymous true");
+    let (link, mut events) = Link::open(broker.config("a", "t/#")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    broker.kill();
+    let reason = next_down(&mut events).await;
+    assert!(reason.contains(&format!("mqtt://127.0.0.1:{}", broker.port)), "{reason}");
+    broker.restart();
+    while next(&mut events).await != LinkEvent::Up {}
+    link.publish(publication("t/2", b"again")).await.unwrap();
+    assert_eq!(next(&mut events).await, message("t/2", b"again"));
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_so_and_the_right_one_works() {
+    let mut broker = Broker::prepare();
+    broker.run("mosquitto_passwd", "-b -c passwords ann right");
+    broker.start_with("allow_anonymous false\npassword_file {folder}/passwords");
+    let with = |password: &str| LinkConfig {
+        user: Some("ann".into()),
+        password: Some(password.into()),
+        ..broker.config(password, "t/#")
+    };
+    let (_link, mut events) = Link::open(with("wrong")).unwrap();
+    let reason = next_down(&mut events).await;
+    assert!(reason.contains(r#"refused user "ann": check user and password"#), "{reason}");
+    assert!(!reason.contains("wrong"), "{reason}");
+    let (_link, mut events) = Link::open(with("right")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    let url = format!("mqtt://ann:right@127.0.0.1:{}", broker.port);
+    let (_link, mut events) = Link::open(LinkConfig { url, ..broker.config("by-url", "t/#") }).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+}
+
+#[tokio::test]
+async fn the_last_will_is_heard_of_a_link_that_vanishes_and_not_of_one_that_is_closed() {
+    let broker = Broker::start("allow_anonymous true");
+    let (_other, mut heard) = Link::open(broker.config("listener", "t/#")).unwrap();
+    assert_eq!(next(&mut heard).await, LinkEvent::Up);
+    let with_will = |client_id: &str| LinkConfig {
+        will: Some(publication(&format!("t/{client_id}"), b"gone")),
+        ..broker.config(client_id, "nothing")
+    };
+    let (closed, mut events) = Link::open(with_will("closed")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    closed.publish(publication("t/closed", b"bye")).await.unwrap();
+    closed.close().await;
+    let (vanishes, mut events) = Link::open(with_will("vanishes")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    drop(vanishes);
+    assert_eq!(next(&mut heard).await, message("t/closed", b"bye"));
+    assert_eq!(next(&mut heard).await, message("t/vanishes", b"gone"));
+}
+
+const TLS_SETTINGS: &str = "allow_anonymous false\nrequire_certificate true\nuse_identity_as_username true\n\
+    cafile {folder}/ca.pem\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key";
+
+/// A certificate authority, and certificates of the broker and of a client under it.
+fn make_certificates(broker: &Broker) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    broker.run("openssl", &format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
+    broker.run("openssl", &format!("req -x509 {key} -keyout x.key -out stranger.pem -days 2 -subj /CN=stranger"));
+    std::fs::write(broker.file("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    for name in ["broker", "client"] {
+        broker.run("openssl", &format!("req {key} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
+        let sign = "-CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names";
+        broker.run("openssl", &format!("x509 -req -in {name}.csr -out {name}.pem {sign}"));
+    }
+}
+
+#[tokio::test]
+async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
+    let mut broker = Broker::prepare();
+    make_certificates(&broker);
+    broker.start_with(TLS_SETTINGS);
+    let with = |client_id: &str, ca: &str| LinkConfig {
+        url: format!("mqtts://127.0.0.1:{}", broker.port),
+        ca_file: Some(broker.file(ca)),
+        ..broker.config(client_id, "t/#")
+    };
+    let (link, mut events) = Link::open(LinkConfig {
+        client_cert_file: Some(broker.file("client.pem")),
+        client_key_file: Some(broker.file("client.key")),
+        ..with("full", "ca.pem")
+    })
+    .unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    link.publish(publication("t/1", b"hidden")).await.unwrap();
+    assert_eq!(next(&mut events).await, message("t/1", b"hidden"));
+
+    let (_link, mut events) = Link::open(with("stranger", "stranger.pem")).unwrap();
+    let reason = next_down(&mut events).await;
+    assert!(reason.contains("ca_file") && reason.contains("UnknownIssuer"), "{reason}");
+    let (_link, mut events) = Link::open(with("anonymous", "ca.pem")).unwrap();
+    let reason = next_down(&mut events).await;
+    assert!(reason.to_lowercase().contains("certificate"), "{reason}");
+
+    let broken = Link::open(LinkConfig {
+        client_cert_file: Some(broker.file("client.pem")),
+        client_key_file: Some(broker.file("broker.key")),
+        ..with("mixed", "ca.pem")
+    });
+    assert!(broken.unwrap_err().to_string().contains("broker.key"));
+}
+
+#[tokio::test]
+async fn an_oversized_message_comes_cut_and_a_far_too_large_packet_costs_only_the_connection() {
+    let broker = Broker::start("allow_anonymous true");
+    let (_link, mut events) = Link::open(broker.config("a", "t/#")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    std::fs::write(broker.file("large"), vec![7; MAX_MESSAGE_BYTES + 100]).unwrap();
+    std::fs::write(broker.file("huge"), vec![7; 3 << 20]).unwrap();
+    broker.run("mosquitto_pub", &format!("-p {} -t t/large -f large", broker.port));
+    assert_eq!(next(&mut events).await, message("t/large", &[7; MAX_MESSAGE_BYTES + 1]));
+    broker.run("mosquitto_pub", &format!("-p {} -t t/huge -f huge", broker.port));
+    let reason = next_down(&mut events).await;
+    assert!(reason.contains("size limit"), "{reason}");
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+}
+
+#[tokio::test]
+async fn a_reader_that_stands_still_loses_messages_but_not_the_connection() {
+    let broker = Broker::start("allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0");
+    let (slow, mut events) = Link::open(broker.config("slow", "t/#")).unwrap();
+    let (fast, mut echo) = Link::open(broker.config("fast", "t/last")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    assert_eq!(next(&mut echo).await, LinkEvent::Up);
+    for _ in 0..4 * skiff_link::INBOX {
+        fast.publish(publication("t/many", b"x")).await.unwrap();
+    }
+    // More than its queue holds: it has to go on sending although nobody reads what it receives.
+    for _ in 0..4 * skiff_link::QUEUE {
+        timeout(PATIENCE, slow.publish(publication("elsewhere", b"y"))).await.expect("it goes on").unwrap();
+    }
+    slow.publish(publication("t/last", b"z")).await.unwrap();
+    assert_eq!(next(&mut echo).await, message("t/last", b"z"));
+    let taken = std::iter::from_fn(|| events.try_recv().ok()).count();
+    assert_eq!(taken, skiff_link::INBOX);
+    fast.publish(publication("t/fresh", b"w")).await.unwrap();
+    while next(&mut events).await != message("t/fresh", b"w") {}
+}
+
+#[tokio::test]
+async fn garbage_in_place_of_a_broker_is_told_once_and_tried_again() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("mqtt://{}", listener.local_addr().unwrap());
+    let (_link, mut events) = Link::open(LinkConfig { url, client_id: "a".into(), ..LinkConfig::default() }).unwrap();
+    for _ in 0..3 {
+        let (mut socket, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+        let _ = socket.read(&mut [0; 256]).await.unwrap();
+        socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    }
+    assert!(next_down(&mut events).await.contains("mqtt://127.0.0.1"));
+    assert!(events.try_recv().is_err());
+}

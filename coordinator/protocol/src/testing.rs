@@ -1,0 +1,188 @@
+//! Arbitrary messages that keep their bounds, for property tests.
+
+use crate::bounds::{LAYERS, SENSORS};
+use crate::codec::Message;
+use crate::messages::{
+    AgentState, Answer, Birth, BootId, Command, Digest, EvaluateOrder, EvaluationReport, Gone, Machine, Order, Outcome,
+    Presence, RunId, SharingPlan, Telemetry, TrainOrder, TrainReport, WorkSample,
+};
+use crate::transfer::{CHUNK_BYTES, Held, MAX_CHUNKS, MAX_TRANSFER_BYTES, Offer, Purpose, TransferMessage};
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+
+pub(crate) fn message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        birth().prop_map(Message::Birth),
+        (any::<u64>(), any::<bool>()).prop_map(|(boot, clean)| Message::Gone(Gone { boot: BootId(boot), clean })),
+        telemetry().prop_map(Message::Telemetry),
+        answer().prop_map(Message::Answer),
+        command().prop_map(Message::Command),
+        (any::<u64>(), any::<bool>())
+            .prop_map(|(boot, online)| Message::Presence(Presence { boot: BootId(boot), online })),
+        transfer().prop_map(Message::Transfer),
+    ]
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<[u8; 32]>().prop_map(Digest)
+}
+
+fn birth() -> impl Strategy<Value = Birth> {
+    (any::<[u64; 4]>(), any::<u32>(), digest(), "[ -~]{0,64}", "\\PC{0,50}").prop_map(|(n, cores, pack, name, os)| {
+        Birth {
+            boot: BootId(n[0]),
+            agent_version: name.clone(),
+            pack,
+            train_examples: n[1],
+            test_examples: n[2],
+            machine: Machine { arch: name, os, cores, memory_bytes: n[3] },
+        }
+    })
+}
+
+fn telemetry() -> impl Strategy<Value = Telemetry> {
+    let states = prop_oneof![Just(AgentState::Idle), Just(AgentState::Training), Just(AgentState::Uploading)];
+    let temperatures = vec(("[ -~]{0,64}", -50_f32..150.0), 0..=SENSORS);
+    let work = (any::<[u32; 4]>(), any::<u64>(), 0_f32..1e6);
+    (any::<[u64; 7]>(), states, 0_f32..1e4, temperatures, proptest::option::of(work)).prop_map(
+        |(n, state, percent, temperatures, work)| Telemetry {
+            boot: BootId(n[0]),
+            sequence: n[1],
+            uptime_ms: n[2],
+            state,
+            cpu_percent: percent,
+            agent_cpu_percent: percent / 2.0,
+            memory_bytes: n[3],
+            memory_available_bytes: n[4],
+            load_1m: percent,
+            temperatures,
+            agent_rss_bytes: n[5],
+            agent_peak_rss_bytes: n[6],
+            work: work.map(|([round, step, steps, active_layers], run, value)| WorkSample {
+                run: RunId(run),
+                round,
+                step,
+                steps,
+                step_ms: value,
+                tokens_per_second: value,
+                active_layers,
+                loss: f32::INFINITY,
+            }),
+        },
+    )
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let outcomes = prop_oneof![
+        any::<bool>().prop_map(|has_weights| Outcome::Accepted { has_weights }),
+        "[ -~]{0,200}".prop_map(|reason| Outcome::Refused { reason }),
+        (any::<[u64; 2]>(), 0..=1000_u64, 0_f64..1e9).prop_map(|(n, correct, loss_sum)| {
+            Outcome::Evaluated(EvaluationReport {
+                examples: correct.saturating_add(n[0]),
+                correct,
+                loss_sum,
+                evaluate_ms: n[1],
+                peak_rss_bytes: n[1],
+            })
+        }),
+        Just(Outcome::Stopped),
+    ];
+    (any::<[u64; 3]>(), any::<u32>(), outcomes).prop_map(|(n, round, outcome)| Answer {
+        boot: BootId(n[0]),
+        run: RunId(n[1]),
+        round,
+        epoch: n[2],
+        outcome,
+    })
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    let orders = prop_oneof![train().prop_map(Order::Train), evaluate().prop_map(Order::Evaluate), Just(Order::Stop)];
+    (any::<[u64; 2]>(), any::<u32>(), orders).prop_map(|(n, round, order)| Command {
+        run: RunId(n[0]),
+        round,
+        epoch: n[1],
+        order,
+    })
+}
+
+fn train() -> impl Strategy<Value = TrainOrder> {
+    let numbers = (any::<u64>(), 1..=u32::MAX, 1..=4096_u32, 2..=65_536_u32, 1e-9_f32..10.0, 1..=u64::MAX);
+    (digest(), vec(0_f32..=1.0, 1..=LAYERS), numbers, any::<u32>(), 0..4).prop_map(
+        |(weights, rates, (seed, steps, batch, max_tokens, learning_rate, deadline_ms), k, plan)| TrainOrder {
+            weights,
+            schema: weights,
+            seed,
+            sharing: match plan {
+                0 => SharingPlan::All,
+                1 => SharingPlan::LeastImportant { k },
+                2 => SharingPlan::MostImportant { k },
+                _ => SharingPlan::Fixed {
+                    layers: (0..rates.len()).step_by(3).filter_map(|l| l.try_into().ok()).collect(),
+                },
+            },
+            rates,
+            steps,
+            batch,
+            max_tokens,
+            learning_rate,
+            deadline_ms,
+        },
+    )
+}
+
+fn evaluate() -> impl Strategy<Value = EvaluateOrder> {
+    (digest(), any::<u64>(), 1..=4096_u32, 2..=65_536_u32, 1..=u64::MAX).prop_map(
+        |(weights, examples, batch, max_tokens, deadline_ms)| EvaluateOrder {
+            weights,
+            schema: weights,
+            examples,
+            batch,
+            max_tokens,
+            deadline_ms,
+        },
+    )
+}
+
+fn transfer() -> impl Strategy<Value = TransferMessage> {
+    let held = vec(any::<u8>(), 0..=(MAX_CHUNKS as usize / 8)).prop_map(Held);
+    prop_oneof![
+        offer().prop_map(TransferMessage::Offer),
+        (held.clone(), 1..=u32::MAX).prop_map(|(held, window)| TransferMessage::Grant { held, window }),
+        (0..MAX_CHUNKS, vec(any::<u8>(), 1..=CHUNK_BYTES))
+            .prop_map(|(index, bytes)| TransferMessage::Chunk { index, bytes }),
+        held.prop_map(|held| TransferMessage::Progress { held }),
+        Just(TransferMessage::Done),
+        "[ -~]{0,200}".prop_map(|reason| TransferMessage::Refused { reason }),
+    ]
+}
+
+fn offer() -> impl Strategy<Value = Offer> {
+    let report = (any::<[u64; 3]>(), any::<u32>(), btree_set(0..512_u32, 0..=LAYERS), vec(0_f32..1e9, 0..=LAYERS));
+    let update =
+        (any::<[u64; 2]>(), any::<u32>(), report).prop_map(|([run, epoch], round, (n, steps, shared, importance))| {
+            Purpose::Update {
+                run: RunId(run),
+                round,
+                epoch,
+                report: TrainReport {
+                    examples: n[0],
+                    tokens: n[1],
+                    steps,
+                    mean_loss: f32::NEG_INFINITY,
+                    shared_layers: shared.into_iter().collect(),
+                    importance,
+                    mean_active_layers: 0.5,
+                    train_ms: n[2],
+                    step_ms: 1.5,
+                    peak_rss_bytes: n[2],
+                },
+            }
+        });
+    let purposes = prop_oneof![any::<u64>().prop_map(|run| Purpose::Weights { run: RunId(run) }), update];
+    (purposes, digest(), 1..=MAX_TRANSFER_BYTES).prop_map(|(purpose, digest, total_bytes)| Offer {
+        purpose,
+        digest,
+        total_bytes,
+    })
+}

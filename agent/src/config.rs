@@ -1,0 +1,508 @@
+//! What an operator can set, and the validated types that the rest of the agent receives.
+//!
+//! A setting is taken from the first place that has it: the flag, the environment (`SKIFF_…`), `agent.toml`, the
+//! default. Relative paths in `agent.toml` start at the file's own folder. A key the file should not have is an error.
+//!
+//! ```toml
+//! broker = "mqtts://broker.example"
+//! fleet = "home"
+//! device = "kitchen"
+//! password_file = "secret"
+//! coordinator_key = "…64 hexadecimal digits, printed by `skiff serve`…"
+//! pack = "/opt/skiff/minilm"
+//! train = "train.csv"
+//! test = "test.csv"
+//! ```
+
+use serde::Deserialize;
+use skiff_protocol::{DeviceId, FleetId, Verifier};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The settings as they are written: every one may be left out.
+#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The broker: mqtt://HOST[:PORT] or mqtts://HOST[:PORT] [default: mqtt://localhost]
+    #[arg(long, env = "SKIFF_BROKER", value_name = "URL", help_heading = "Broker")]
+    pub broker: Option<String>,
+    /// User name at the broker [default: the device's name, where a password is set]
+    #[arg(long, env = "SKIFF_USER", value_name = "NAME", help_heading = "Broker")]
+    pub user: Option<String>,
+    /// Password at the broker; better kept in a file, since others can read a process's flags
+    #[arg(long, env = "SKIFF_PASSWORD", value_name = "TEXT", hide_env_values = true, help_heading = "Broker")]
+    pub password: Option<Secret>,
+    /// File whose first line is the password
+    #[arg(long, env = "SKIFF_PASSWORD_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub password_file: Option<PathBuf>,
+    /// Certificates (PEM) that sign the broker's [default: the system's]
+    #[arg(long, env = "SKIFF_CA_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub ca_file: Option<PathBuf>,
+    /// The device's own certificate (PEM), where the broker asks for one
+    #[arg(long, env = "SKIFF_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub client_cert_file: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "SKIFF_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub client_key_file: Option<PathBuf>,
+
+    /// The fleet this device belongs to [default: skiff]
+    #[arg(long, env = "SKIFF_FLEET", value_name = "NAME", help_heading = "Fleet")]
+    pub fleet: Option<String>,
+    /// This device's name in the fleet [default: the host's name]
+    #[arg(long, env = "SKIFF_DEVICE", value_name = "NAME", help_heading = "Fleet")]
+    pub device: Option<String>,
+    /// The coordinator's public key, 64 hexadecimal digits: only what it signed is obeyed
+    #[arg(long, env = "SKIFF_COORDINATOR_KEY", value_name = "HEX", help_heading = "Fleet")]
+    pub coordinator_key: Option<String>,
+    /// Obey whoever can write to the broker; only for a broker that nobody else reaches [default: false]
+    #[arg(
+        long,
+        env = "SKIFF_ALLOW_UNSIGNED",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Fleet"
+    )]
+    pub allow_unsigned: Option<bool>,
+
+    /// The pack: the folder that `skiff-pack build` made
+    #[arg(long, env = "SKIFF_PACK", value_name = "DIR", help_heading = "Training")]
+    pub pack: Option<PathBuf>,
+    /// Examples to train on (CSV, TSV or JSONL); they never leave the device
+    #[arg(long, env = "SKIFF_TRAIN", value_name = "FILE", help_heading = "Training")]
+    pub train: Option<PathBuf>,
+    /// Examples to evaluate on
+    #[arg(long, env = "SKIFF_TEST", value_name = "FILE", help_heading = "Training")]
+    pub test: Option<PathBuf>,
+    /// Threads of the training; 0 takes one for each core [default: 0]
+    #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
+    pub threads: Option<usize>,
+    /// ONNX Runtime's shared library [default: where the system's loader finds it]
+    #[arg(long, env = "SKIFF_ONNXRUNTIME", value_name = "FILE", help_heading = "Training")]
+    pub onnxruntime: Option<PathBuf>,
+    /// Layers that are never skipped, whatever rates the coordinator sends: 0,11
+    #[arg(long, env = "SKIFF_PROTECTED", value_name = "LAYERS", value_delimiter = ',', help_heading = "Training")]
+    pub protected: Option<Vec<u32>>,
+
+    /// Folder for what must survive a restart; made if missing [default: /var/lib/skiff-agent]
+    #[arg(long, env = "SKIFF_STATE", value_name = "DIR", help_heading = "Device")]
+    pub state: Option<PathBuf>,
+    /// Seconds from one telemetry sample to the next, 1 to 3600 [default: 5]
+    #[arg(long, env = "SKIFF_TELEMETRY_SECONDS", value_name = "N", help_heading = "Device")]
+    pub telemetry_seconds: Option<u64>,
+}
+
+/// A text that no log shows.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything the agent needs to know, checked.
+#[derive(Clone)]
+pub struct Config {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// This device.
+    pub device: DeviceId,
+    /// The way to the broker.
+    pub broker: Broker,
+    /// Whose commands are obeyed.
+    pub trust: Trust,
+    /// What is trained, on what, with what.
+    pub training: Training,
+    /// The state folder.
+    pub state: PathBuf,
+    /// From one telemetry sample to the next.
+    pub telemetry_interval: Duration,
+}
+
+/// The way to the broker; `skiff-link` checks it.
+#[derive(Clone)]
+pub struct Broker {
+    /// `mqtt://` or `mqtts://`.
+    pub url: String,
+    /// User name.
+    pub user: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Certificates that sign the broker's.
+    pub ca_file: Option<PathBuf>,
+    /// The device's own certificate.
+    pub client_cert_file: Option<PathBuf>,
+    /// Its key.
+    pub client_key_file: Option<PathBuf>,
+}
+
+/// Whose commands are obeyed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// The holder of this key.
+    Key(Verifier),
+    /// Whoever can write to the broker.
+    Anybody,
+}
+
+/// What is trained, on what, with what.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// The pack's folder.
+    pub pack: PathBuf,
+    /// Examples to train on; without them a training order is refused.
+    pub train: Option<PathBuf>,
+    /// Examples to evaluate on; without them an evaluation order is refused.
+    pub test: Option<PathBuf>,
+    /// Threads; 0 takes one for each core.
+    pub threads: usize,
+    /// ONNX Runtime's library, where it is not the system's.
+    pub onnxruntime: Option<PathBuf>,
+    /// Layers that are never skipped, ascending.
+    pub protected: Vec<u32>,
+}
+
+/// Why the settings are no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file that a setting names cannot be read.
+    #[error("reading {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, or not our keys; the cause says line, column and key.
+    #[error("reading the settings in {path}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// Something without a default.
+    #[error("{setting} is not set: {remedy}")]
+    Missing {
+        /// Its name in `agent.toml`.
+        setting: &'static str,
+        /// What to write.
+        remedy: &'static str,
+    },
+    /// A value that cannot be.
+    #[error("{setting} = {found:?}: {expected}")]
+    Invalid {
+        /// Its name in `agent.toml`.
+        setting: &'static str,
+        /// What is there.
+        found: String,
+        /// What could be.
+        expected: &'static str,
+    },
+}
+
+const DEFAULT_BROKER: &str = "mqtt://localhost";
+const DEFAULT_FLEET: &str = "skiff";
+const DEFAULT_STATE: &str = "/var/lib/skiff-agent";
+const DEFAULT_TELEMETRY_SECONDS: u64 = 5;
+
+impl Settings {
+    /// Reads `agent.toml`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] and [`ConfigError::Parse`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut settings: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for file in settings.paths_mut().into_iter().flatten() {
+            *file = folder.join(&*file);
+        }
+        Ok(settings)
+    }
+
+    /// These settings, and `others` where these say nothing.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        // A password is one setting with two spellings: whoever sets either has set it.
+        let has_password = self.password.is_some() || self.password_file.is_some();
+        let (password, password_file) =
+            if has_password { (self.password, self.password_file) } else { (others.password, others.password_file) };
+        Self {
+            broker: self.broker.or(others.broker),
+            user: self.user.or(others.user),
+            password,
+            password_file,
+            ca_file: self.ca_file.or(others.ca_file),
+            client_cert_file: self.client_cert_file.or(others.client_cert_file),
+            client_key_file: self.client_key_file.or(others.client_key_file),
+            fleet: self.fleet.or(others.fleet),
+            device: self.device.or(others.device),
+            coordinator_key: self.coordinator_key.or(others.coordinator_key),
+            allow_unsigned: self.allow_unsigned.or(others.allow_unsigned),
+            pack: self.pack.or(others.pack),
+            train: self.train.or(others.train),
+            test: self.test.or(others.test),
+            threads: self.threads.or(others.threads),
+            onnxruntime: self.onnxruntime.or(others.onnxruntime),
+            protected: self.protected.or(others.protected),
+            state: self.state.or(others.state),
+            telemetry_seconds: self.telemetry_seconds.or(others.telemetry_seconds),
+        }
+    }
+
+    /// Checks the settings; `host` is the default of the device's name.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the setting and what it could be.
+    pub fn check(self, host: Option<&str>) -> Result<Config, ConfigError> {
+        let device = device_name(self.device.as_deref(), host)?;
+        let fleet = self.fleet.as_deref().unwrap_or(DEFAULT_FLEET);
+        let seconds = self.telemetry_seconds.unwrap_or(DEFAULT_TELEMETRY_SECONDS);
+        if !(1..=3600).contains(&seconds) {
+            return Err(invalid("telemetry_seconds", seconds, "1 to 3600 seconds"));
+        }
+        Ok(Config {
+            fleet: fleet.parse().map_err(|_| invalid("fleet", fleet, "1 to 64 of A-Z a-z 0-9 _ -"))?,
+            trust: trust(self.coordinator_key.as_deref(), self.allow_unsigned.unwrap_or(false))?,
+            training: training(&self)?,
+            state: self.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
+            telemetry_interval: Duration::from_secs(seconds),
+            broker: broker(self, &device)?,
+            device,
+        })
+    }
+
+    fn paths_mut(&mut self) -> [&mut Option<PathBuf>; 9] {
+        [
+            &mut self.password_file,
+            &mut self.ca_file,
+            &mut self.client_cert_file,
+            &mut self.client_key_file,
+            &mut self.pack,
+            &mut self.train,
+            &mut self.test,
+            &mut self.onnxruntime,
+            &mut self.state,
+        ]
+    }
+}
+
+fn invalid(setting: &'static str, found: impl ToString, expected: &'static str) -> ConfigError {
+    ConfigError::Invalid { setting, found: found.to_string(), expected }
+}
+
+fn device_name(set: Option<&str>, host: Option<&str>) -> Result<DeviceId, ConfigError> {
+    if let Some(name) = set {
+        return name.parse().map_err(|_| invalid("device", name, "1 to 64 of A-Z a-z 0-9 _ -"));
+    }
+    host.and_then(|host| host.split('.').next()).and_then(|name| name.parse().ok()).ok_or(ConfigError::Missing {
+        setting: "device",
+        remedy: "name this device (the host's name cannot serve), for instance device = \"kitchen\"",
+    })
+}
+
+fn trust(key: Option<&str>, allow_unsigned: bool) -> Result<Trust, ConfigError> {
+    match (key, allow_unsigned) {
+        (Some(text), _) => {
+            let expected = "64 hexadecimal digits, as `skiff serve` prints them";
+            Verifier::parse(text).map(Trust::Key).map_err(|_| invalid("coordinator_key", text, expected))
+        }
+        (None, true) => Ok(Trust::Anybody),
+        (None, false) => Err(ConfigError::Missing {
+            setting: "coordinator_key",
+            remedy: "set the public key that `skiff serve` prints when it starts, or allow_unsigned = true on a \
+                     broker that nobody else reaches",
+        }),
+    }
+}
+
+fn training(settings: &Settings) -> Result<Training, ConfigError> {
+    let mut protected = settings.protected.clone().unwrap_or_default();
+    protected.sort_unstable();
+    protected.dedup();
+    Ok(Training {
+        pack: settings.pack.clone().ok_or(ConfigError::Missing {
+            setting: "pack",
+            remedy: "name the folder that `skiff-pack build` made, for instance pack = \"/opt/skiff/minilm\"",
+        })?,
+        train: settings.train.clone(),
+        test: settings.test.clone(),
+        threads: settings.threads.unwrap_or(0),
+        onnxruntime: settings.onnxruntime.clone(),
+        protected,
+    })
+}
+
+fn broker(settings: Settings, device: &DeviceId) -> Result<Broker, ConfigError> {
+    let url = settings.broker.unwrap_or_else(|| DEFAULT_BROKER.to_owned());
+    let password = match (settings.password, settings.password_file) {
+        (Some(_), Some(file)) => {
+            return Err(invalid("password_file", file.display(), "set either password or password_file"));
+        }
+        (Some(password), None) => Some(password),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })?;
+            Some(Secret(text.lines().next().unwrap_or_default().to_owned()))
+        }
+        (None, None) => None,
+    };
+    // By the access list that we ship, a device's user name is its own.
+    let nameless = password.is_some() && !url.contains('@');
+    Ok(Broker {
+        user: settings.user.or_else(|| nameless.then(|| device.to_string())),
+        url,
+        password,
+        ca_file: settings.ca_file,
+        client_cert_file: settings.client_cert_file,
+        client_key_file: settings.client_key_file,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn key() -> String {
+        skiff_protocol::Signer::new([7; 32]).verifier().to_string()
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    fn checked(text: &str) -> Result<Config, ConfigError> {
+        let (_folder, path) = file(text);
+        Settings::read(&path).unwrap().check(Some("host.example"))
+    }
+
+    fn complaint(text: &str) -> String {
+        checked(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_what_the_documentation_says() {
+        let config = checked(&format!("pack = '/p'\ncoordinator_key = '{}'", key())).unwrap();
+        assert_eq!(config.broker.url, "mqtt://localhost");
+        assert_eq!(config.fleet.as_str(), "skiff");
+        assert_eq!(config.device.as_str(), "host");
+        assert_eq!(config.state, Path::new("/var/lib/skiff-agent"));
+        assert_eq!(config.telemetry_interval, Duration::from_secs(5));
+        assert!(matches!(&config.trust, Trust::Key(key) if key.to_string() == super::tests::key()));
+        assert_eq!(config.broker.user, None);
+    }
+
+    #[test]
+    fn unknown_key_is_refused_by_name_and_line() {
+        let (_folder, path) = file("pack = '/p'\nbrokr = 'mqtt://x'\n");
+        let error = anyhow::Error::from(Settings::read(&path).unwrap_err());
+        let text = format!("{error:#}");
+        assert!(text.contains("agent.toml") && text.contains("brokr") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn missing_file_is_named() {
+        let error = Settings::read(Path::new("/nowhere/agent.toml")).unwrap_err();
+        assert_eq!(error.to_string(), "reading /nowhere/agent.toml");
+    }
+
+    #[test]
+    fn unsigned_commands_need_consent() {
+        assert!(complaint("pack = '/p'").starts_with("coordinator_key is not set"));
+        assert_eq!(checked("pack = '/p'\nallow_unsigned = true").unwrap().trust, Trust::Anybody);
+    }
+
+    #[test]
+    fn a_key_wins_over_the_consent_to_do_without() {
+        let config = checked(&format!("pack = '/p'\nallow_unsigned = true\ncoordinator_key = '{}'", key())).unwrap();
+        assert!(matches!(config.trust, Trust::Key(_)));
+    }
+
+    #[test]
+    fn impossible_values_are_named_with_what_could_be() {
+        let base = "pack = '/p'\nallow_unsigned = true\n";
+        for (line, expected) in [
+            ("fleet = 'a/b'", "fleet = \"a/b\": 1 to 64"),
+            ("device = ''", "device = \"\": 1 to 64"),
+            ("telemetry_seconds = 0", "telemetry_seconds = \"0\": 1 to 3600"),
+            ("coordinator_key = 'abc'", "coordinator_key = \"abc\": 64"),
+        ] {
+            let text = complaint(&format!("{base}{line}"));
+            assert!(text.starts_with(expected), "{line}: {text}");
+        }
+        assert!(complaint("allow_unsigned = true").starts_with("pack is not set"));
+    }
+
+    #[test]
+    fn a_host_name_that_is_no_name_asks_for_one() {
+        let (_folder, path) = file("pack = '/p'\nallow_unsigned = true");
+        let error = Settings::read(&path).unwrap().check(Some("my host")).unwrap_err();
+        assert!(error.to_string().starts_with("device is not set"));
+    }
+
+    #[test]
+    fn a_secret_shows_in_no_log() {
+        assert_eq!(format!("{:?}", Secret("hunter2".into())), "***");
+    }
+
+    #[test]
+    fn a_password_is_one_setting_and_a_user_in_the_url_stays() {
+        let base = "pack = '/p'\nallow_unsigned = true\npassword = 'x'\n";
+        assert!(complaint(&format!("{base}password_file = 'y'")).contains("either password or password_file"));
+        assert_eq!(checked(&format!("{base}broker = 'mqtt://ann@h'")).unwrap().broker.user, None);
+    }
+
+    #[test]
+    fn password_file_gives_its_first_line_and_the_device_as_user() {
+        let (folder, path) = file("pack = 'p'\nallow_unsigned = true\npassword_file = 'secret'");
+        std::fs::write(folder.path().join("secret"), "hunter2\n").unwrap();
+        let config = Settings::read(&path).unwrap().check(Some("host")).unwrap();
+        assert_eq!(config.broker.password.unwrap().reveal(), "hunter2");
+        assert_eq!(config.broker.user.as_deref(), Some("host"));
+        assert_eq!(config.training.pack, folder.path().join("p"));
+    }
+
+    #[test]
+    fn first_settings_win_and_a_password_replaces_the_files() {
+        let flags = Settings { fleet: Some("a".into()), password: Some(Secret("x".into())), ..Settings::default() };
+        let file = Settings {
+            fleet: Some("b".into()),
+            device: Some("d".into()),
+            password_file: Some("f".into()),
+            ..Settings::default()
+        };
+        let both = flags.or(file);
+        assert_eq!((both.fleet.as_deref(), both.device.as_deref()), (Some("a"), Some("d")));
+        assert_eq!(both.password_file, None);
+    }
+}

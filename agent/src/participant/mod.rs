@@ -1,0 +1,735 @@
+//! Decides what a device does about what it hears. Reads no clock, opens no socket, draws no number.
+//!
+//! ```text
+//!                command, weights not held            weights complete
+//!   ┌─────────┐ ───────────────────────► ┌──────────┐ ───────────────► ┌─────────┐
+//!   │ Resting │        command, weights held         └──────────┘       │ Working │
+//!   │         │ ────────────────────────────── Fetching ─────────────► │         │
+//!   └─────────┘                                                        └─────────┘
+//!     ▲  ▲  ▲     finished, refused      ┌──────────┐     trained           │ │
+//!     │  │  └─────────────────────────── │ Offering │ ◄─────────────────────┘ │
+//!     │  │                               └──────────┘                         │
+//!     │  └── evaluated, failed, deadline: answered ◄──────────────────────────┘
+//!     └───── a command of a larger epoch, or of another run, ends any phase (work in hand is cancelled)
+//! ```
+//! - *command* (`Resting -> Fetching | Working`): remembered first, then answered with `Accepted`. One that cannot be done
+//!   (another schema, no examples) is answered with `Refused` and changes nothing else.
+//! - *weights complete* (`Fetching -> Working`): the blob is whole, checked and durable.
+//! - *trained* (`Working -> Offering`): the update and the layers kept personal are stored and remembered, and only then
+//!   is the update offered.
+//! - *finished, refused* (`Offering -> Resting`): the coordinator has the update, or does not want it. It stays stored until
+//!   a newer command, so that the repeated command is answered with the same update again.
+//! - *evaluated, failed, deadline* (`-> Resting`, from `Fetching` and `Working`): the answer is remembered, then said.
+//! - *restart*: begins in `Resting` with what is remembered. The command's repetition begins unfinished work again, and has
+//!   a stored answer or update said again. Training being a function of seed, device and round, the update is the same.
+//!
+//! **Commands.** Within a run a smaller epoch is ignored, an equal one is answered again, a larger one supersedes. A
+//! command of another run supersedes, but its `Stop` is only answered: it has nothing to stop here.
+//!
+//! **Delivery.** Nothing is said while the link is down. When it comes up, and when a coordinator is there that was not
+//! before, the agent says its birth and its last answer again, and offers what it was offering. An offer of weights that
+//! overtakes its command waits in one slot; other weights than the command's are not answered.
+//!
+//! **Storing.** Actions are carried out in their order. Where one of [`Action::Keep`] and [`Action::Remember`] fails, the
+//! shell leaves the rest of that list undone and says [`Event::StoreFailed`]: the command is refused, and what was
+//! remembered before it still holds.
+
+mod memory;
+pub mod sharing;
+#[cfg(test)]
+mod tests;
+
+pub use memory::{Memory, Personal, Settled, Update};
+
+use skiff_protocol::codec::Message;
+use skiff_protocol::messages::{
+    AgentState, Answer, Birth, Command, EvaluateOrder, EvaluationReport, Order, Outcome, Presence, TrainOrder,
+    TrainReport, WorkSample, short_reason,
+};
+use skiff_protocol::transfer::{
+    Found, Offer, Purpose, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent, TransferId,
+    TransferMessage,
+};
+use skiff_protocol::{BootId, Digest, RunId, Timestamp};
+use std::collections::BTreeSet;
+
+/// What the device is; it stays so for a life of the agent.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Profile {
+    /// What the fleet is told.
+    pub birth: Birth,
+    /// Schema of the pack's trainable tensors.
+    pub schema: Digest,
+    /// Layers of the pack's model.
+    pub layers: usize,
+    /// Layers that are never skipped.
+    pub protected: Vec<u32>,
+}
+
+/// Names a piece of work: a result of another one than the one in hand is ignored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket {
+    /// The command's run.
+    pub run: RunId,
+    /// The command's epoch.
+    pub epoch: u64,
+}
+
+/// What the worker is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Work {
+    /// Its name.
+    pub ticket: Ticket,
+    /// The round.
+    pub round: u32,
+    /// The order, with the device's own rules applied to it.
+    pub job: Job,
+    /// Layers that take the place of the global ones.
+    pub personal: Option<Personal>,
+}
+
+/// The kinds of work. The weights are in the store.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Job {
+    /// Train.
+    Train(TrainOrder),
+    /// Evaluate.
+    Evaluate(EvaluateOrder),
+}
+
+impl Job {
+    /// The global weights to start from.
+    #[must_use]
+    pub const fn weights(&self) -> Digest {
+        match self {
+            Self::Train(order) => order.weights,
+            Self::Evaluate(order) => order.weights,
+        }
+    }
+
+    const fn schema(&self) -> Digest {
+        match self {
+            Self::Train(order) => order.schema,
+            Self::Evaluate(order) => order.schema,
+        }
+    }
+
+    const fn deadline_ms(&self) -> u64 {
+        match self {
+            Self::Train(order) => order.deadline_ms,
+            Self::Evaluate(order) => order.deadline_ms,
+        }
+    }
+}
+
+/// What a training came to.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Trained {
+    /// The tensors of the head and of the shared layers.
+    pub update: Vec<u8>,
+    /// The layers that are not shared, and their tensors; `None` where all are.
+    pub personal: Option<(Vec<u32>, Vec<u8>)>,
+    /// What goes with the update.
+    pub report: TrainReport,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// The broker can be reached (again).
+    LinkUp,
+    /// It cannot.
+    LinkDown,
+    /// The coordinator's command.
+    Command(Command),
+    /// The coordinator's presence.
+    Presence(Presence),
+    /// The coordinator's part of a transfer.
+    Transfer {
+        /// Which.
+        id: TransferId,
+        /// What it says.
+        message: TransferMessage,
+    },
+    /// [`Action::LookUp`] was done.
+    LookedUp {
+        /// The offer.
+        offer: Offer,
+        /// What is there.
+        found: Found,
+    },
+    /// [`Action::StoreChunk`] or [`Action::Assemble`] of this payload was done, or failed.
+    Fetched {
+        /// The payload.
+        digest: Digest,
+        /// What came of it.
+        event: ReceiverEvent,
+    },
+    /// [`Action::Keep`] or [`Action::Remember`] failed.
+    StoreFailed {
+        /// For the operator.
+        reason: String,
+    },
+    /// Work goes on.
+    Stepped {
+        /// Which.
+        ticket: Ticket,
+        /// How far it is.
+        sample: WorkSample,
+    },
+    /// A training is done.
+    Trained {
+        /// Which.
+        ticket: Ticket,
+        /// What it came to.
+        trained: Trained,
+    },
+    /// An evaluation is done.
+    Evaluated {
+        /// Which.
+        ticket: Ticket,
+        /// What it found.
+        report: EvaluationReport,
+    },
+    /// Work could not be done.
+    WorkFailed {
+        /// Which.
+        ticket: Ticket,
+        /// For the operator.
+        reason: String,
+    },
+    /// Time went on; see [`Participant::deadline`].
+    Tick,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Action {
+    /// Publish a birth or an answer.
+    Say(Message),
+    /// Publish on the transfer's topic.
+    Transfer {
+        /// Which.
+        id: TransferId,
+        /// What to say.
+        message: TransferMessage,
+    },
+    /// Read a chunk of a blob and publish it on the transfer's topic.
+    TransferChunk {
+        /// Which transfer.
+        id: TransferId,
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk.
+        index: u32,
+    },
+    /// See what the store has of this payload, then say [`Event::LookedUp`].
+    LookUp(Offer),
+    /// Keep a chunk, then say [`Event::Fetched`].
+    StoreChunk {
+        /// The payload.
+        digest: Digest,
+        /// Its size.
+        total_bytes: u64,
+        /// The chunk.
+        index: u32,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Make the whole of its chunks, then say [`Event::Fetched`].
+    Assemble {
+        /// The payload.
+        digest: Digest,
+        /// Its size.
+        total_bytes: u64,
+    },
+    /// Store this blob durably.
+    Keep(Vec<u8>),
+    /// Replace what is remembered, durably; blobs it does not name may go.
+    Remember(Memory),
+    /// Give this to the worker, which has nothing else in hand.
+    Start(Work),
+    /// The work in hand is not wanted any more.
+    Cancel,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Resting,
+    Fetching { work: Work, deadline: Timestamp, receiver: Option<Receiver> },
+    Working { work: Work, deadline: Timestamp, sample: Option<WorkSample> },
+    Offering(Sender),
+}
+
+/// One device's part in a run; see the module's text.
+#[derive(Debug)]
+pub struct Participant {
+    profile: Profile,
+    phase: Phase,
+    memory: Option<Memory>,
+    /// `memory` and `held` as they were before the last change: they hold again where it could not be stored.
+    before: (Option<Memory>, BTreeSet<Digest>),
+    /// Weights that are whole in the store.
+    held: BTreeSet<Digest>,
+    /// Weights that were offered before anybody asked for them.
+    early: Option<Offer>,
+    online: bool,
+    coordinator: Option<BootId>,
+}
+
+impl Participant {
+    /// Begins a life of the agent with what the last one remembered, and the blobs of it that are whole.
+    #[must_use]
+    pub const fn new(profile: Profile, memory: Option<Memory>, held: BTreeSet<Digest>) -> Self {
+        Self {
+            profile,
+            phase: Phase::Resting,
+            memory,
+            before: (None, BTreeSet::new()),
+            held,
+            early: None,
+            online: false,
+            coordinator: None,
+        }
+    }
+
+    /// Takes an event, at a time not before the last one's.
+    #[must_use]
+    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
+        let mut actions = match event {
+            Event::LinkUp => {
+                self.online = true;
+                self.introduce(now)
+            }
+            Event::LinkDown => {
+                self.online = false;
+                Vec::new()
+            }
+            Event::Presence(presence) => self.presence(&presence, now),
+            Event::Command(command) => self.command(command, now),
+            Event::Transfer { id, message } => self.transfer(id, message, now),
+            Event::LookedUp { offer, found } => self.looked_up(offer, found),
+            Event::Fetched { digest, event } => self.fetched(digest, event),
+            Event::StoreFailed { reason } => self.store_failed(&reason),
+            Event::Stepped { ticket, sample } => {
+                self.stepped(ticket, sample);
+                Vec::new()
+            }
+            Event::Trained { ticket, trained } => self.trained(ticket, trained, now),
+            Event::Evaluated { ticket, report } => self.worked(ticket, Outcome::Evaluated(report)),
+            Event::WorkFailed { ticket, reason } => {
+                self.worked(ticket, Outcome::Refused { reason: short_reason(&reason) })
+            }
+            Event::Tick => self.tick(now),
+        };
+        if !self.online {
+            actions.retain(|action| {
+                !matches!(action, Action::Say(_) | Action::Transfer { .. } | Action::TransferChunk { .. })
+            });
+        }
+        actions
+    }
+
+    /// When to send [`Event::Tick`]; an earlier one changes nothing.
+    #[must_use]
+    pub const fn deadline(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Resting => None,
+            Phase::Fetching { deadline, .. } | Phase::Working { deadline, .. } => Some(*deadline),
+            Phase::Offering(sender) => sender.deadline(),
+        }
+    }
+
+    /// What the device is doing.
+    #[must_use]
+    pub const fn state(&self) -> AgentState {
+        match &self.phase {
+            Phase::Resting => AgentState::Idle,
+            Phase::Fetching { .. } => AgentState::Fetching,
+            Phase::Working { work: Work { job: Job::Train(_), .. }, .. } => AgentState::Training,
+            Phase::Working { work: Work { job: Job::Evaluate(_), .. }, .. } => AgentState::Evaluating,
+            Phase::Offering(_) => AgentState::Uploading,
+        }
+    }
+
+    /// How the work in hand goes, once it has begun.
+    #[must_use]
+    pub const fn work(&self) -> Option<&WorkSample> {
+        match &self.phase {
+            Phase::Working { sample, .. } => sample.as_ref(),
+            Phase::Resting | Phase::Fetching { .. } | Phase::Offering(_) => None,
+        }
+    }
+
+    // --- commands ---
+
+    fn command(&mut self, command: Command, now: Timestamp) -> Vec<Action> {
+        if let Some(memory) = self.memory.as_ref().filter(|memory| memory.run == command.run) {
+            if command.epoch < memory.epoch {
+                tracing::debug!(run = %command.run, epoch = command.epoch, newest = memory.epoch, "late command ignored");
+                return Vec::new();
+            }
+            if command.epoch == memory.epoch {
+                return self.repeat(command, now);
+            }
+        } else if command.order == Order::Stop {
+            return vec![self.answer(command.run, command.round, command.epoch, Outcome::Stopped)];
+        }
+        self.supersede(command, now)
+    }
+
+    /// A command that was here before: says what became of it.
+    fn repeat(&mut self, command: Command, now: Timestamp) -> Vec<Action> {
+        let unfinished = matches!(&self.memory, Some(Memory { settled: Settled::Open, .. }));
+        if unfinished && matches!(self.phase, Phase::Resting) {
+            // It was accepted in an earlier life.
+            return match self.plan(command) {
+                Ok(Some(work)) => self.begin(work, None, now),
+                Ok(None) => self.settle(Outcome::Stopped),
+                Err(reason) => self.settle(Outcome::Refused { reason }),
+            };
+        }
+        self.stand(now)
+    }
+
+    fn supersede(&mut self, command: Command, now: Timestamp) -> Vec<Action> {
+        let (mut actions, receiver) = match std::mem::replace(&mut self.phase, Phase::Resting) {
+            Phase::Working { .. } => (vec![Action::Cancel], None),
+            Phase::Fetching { receiver, .. } => (Vec::new(), receiver),
+            Phase::Resting | Phase::Offering(_) => (Vec::new(), None),
+        };
+        let mut memory = Memory {
+            run: command.run,
+            round: command.round,
+            epoch: command.epoch,
+            weights: None,
+            settled: Settled::Open,
+            personal: self.memory.as_ref().and_then(|memory| memory.personal.clone()),
+        };
+        let outcome = match self.plan(command) {
+            Ok(Some(work)) => {
+                memory.weights = Some(work.job.weights());
+                actions.push(self.remember(memory));
+                actions.extend(self.begin(work, receiver, now));
+                return actions;
+            }
+            Ok(None) => Outcome::Stopped,
+            Err(reason) => Outcome::Refused { reason },
+        };
+        memory.settled = Settled::Answered(outcome);
+        actions.push(self.remember(memory));
+        actions.extend(self.stand(now));
+        actions
+    }
+
+    /// What the command means on this device: work, nothing (a stop), or why it cannot be done here.
+    fn plan(&self, command: Command) -> Result<Option<Work>, String> {
+        let job = match command.order {
+            Order::Train(mut order) => {
+                self.check_train(&order)?;
+                for &layer in &self.profile.protected {
+                    if let Some(rate) = order.rates.get_mut(layer as usize) {
+                        *rate = 0.0;
+                    }
+                }
+                Job::Train(order)
+            }
+            Order::Evaluate(_) if self.profile.birth.test_examples == 0 => {
+                return Err("this device has no examples to evaluate on".to_owned());
+            }
+            Order::Evaluate(order) => Job::Evaluate(order),
+            Order::Stop => return Ok(None),
+        };
+        if job.schema() != self.profile.schema {
+            let (theirs, ours) = (job.schema(), self.profile.schema);
+            return Err(format!("the order is for tensors {theirs:?}, this device's pack has {ours:?}: use one pack"));
+        }
+        let personal = self.memory.as_ref().and_then(|memory| memory.personal.clone());
+        Ok(Some(Work {
+            ticket: Ticket { run: command.run, epoch: command.epoch },
+            round: command.round,
+            job,
+            personal: personal.filter(|personal| personal.run == command.run && self.held.contains(&personal.blob)),
+        }))
+    }
+
+    fn check_train(&self, order: &TrainOrder) -> Result<(), String> {
+        let (rates, layers) = (order.rates.len(), self.profile.layers);
+        if rates != layers {
+            return Err(format!(
+                "the order has rates for {rates} layers, this device's pack has {layers}: use one pack"
+            ));
+        }
+        if self.profile.birth.train_examples == 0 {
+            return Err("this device has no examples to train on".to_owned());
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, work: Work, receiver: Option<Receiver>, now: Timestamp) -> Vec<Action> {
+        let deadline = now.plus_millis(work.job.deadline_ms());
+        let weights = work.job.weights();
+        if self.held.contains(&weights) {
+            self.phase = Phase::Working { work: work.clone(), deadline, sample: None };
+            return self.stand(now).into_iter().chain([Action::Start(work)]).collect();
+        }
+        let receiver = receiver.filter(|receiver| receiver.offer().digest == weights);
+        self.phase = Phase::Fetching { work, deadline, receiver };
+        let mut actions = self.stand(now);
+        if let Some(offer) = self.early.take_if(|offer| offer.digest == weights) {
+            actions.push(Action::LookUp(offer));
+        }
+        actions
+    }
+
+    // --- what is said ---
+
+    fn presence(&mut self, presence: &Presence, now: Timestamp) -> Vec<Action> {
+        if !presence.online || self.coordinator.replace(presence.boot) == Some(presence.boot) {
+            return Vec::new();
+        }
+        self.introduce(now)
+    }
+
+    fn introduce(&mut self, now: Timestamp) -> Vec<Action> {
+        let mut actions = vec![Action::Say(Message::Birth(self.profile.birth.clone()))];
+        if !matches!(self.phase, Phase::Resting)
+            || matches!(&self.memory, Some(Memory { settled: Settled::Answered(_), .. }))
+        {
+            actions.extend(self.stand(now));
+        }
+        actions
+    }
+
+    /// Says how the newest command stands.
+    fn stand(&mut self, now: Timestamp) -> Vec<Action> {
+        let Some(memory) = &self.memory else { return Vec::new() };
+        let outcome = match &memory.settled {
+            Settled::Answered(outcome) => outcome.clone(),
+            Settled::Trained(update) => {
+                let update = update.clone();
+                return self.offer(update, now);
+            }
+            Settled::Open => Outcome::Accepted { has_weights: matches!(self.phase, Phase::Working { .. }) },
+        };
+        vec![self.answer(memory.run, memory.round, memory.epoch, outcome)]
+    }
+
+    fn answer(&self, run: RunId, round: u32, epoch: u64, outcome: Outcome) -> Action {
+        Action::Say(Message::Answer(Answer { boot: self.profile.birth.boot, run, round, epoch, outcome }))
+    }
+
+    fn offer(&mut self, update: Update, now: Timestamp) -> Vec<Action> {
+        if !matches!(self.phase, Phase::Offering(_)) {
+            let Some(Memory { run, round, epoch, .. }) = self.memory else { return Vec::new() };
+            let purpose = Purpose::Update { run, round, epoch, report: update.report };
+            let offer = Offer { purpose, digest: update.blob, total_bytes: update.total_bytes };
+            self.phase = Phase::Offering(Sender::new(offer));
+        }
+        self.send(SenderEvent::Nudged, now)
+    }
+
+    // --- transfers ---
+
+    fn transfer(&mut self, id: TransferId, message: TransferMessage, now: Timestamp) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Offering(sender) if sender.id() == id => return self.send(SenderEvent::Received(message), now),
+            Phase::Fetching { receiver: Some(receiver), .. } if receiver.id() == id => {
+                return self.receive(ReceiverEvent::Received(message));
+            }
+            Phase::Resting | Phase::Fetching { .. } | Phase::Working { .. } | Phase::Offering(_) => {}
+        }
+        if let TransferMessage::Offer(offer) = message
+            && offer.id() == id
+            && matches!(offer.purpose, Purpose::Weights { .. })
+        {
+            return self.offered(offer);
+        }
+        Vec::new()
+    }
+
+    fn offered(&mut self, offer: Offer) -> Vec<Action> {
+        if self.held.contains(&offer.digest) {
+            return vec![Action::Transfer { id: offer.id(), message: TransferMessage::Done }];
+        }
+        if self.wants(&offer) {
+            return vec![Action::LookUp(offer)];
+        }
+        self.early = Some(offer);
+        Vec::new()
+    }
+
+    /// Whether the offer's weights are the command's, and not on their way under this name already.
+    fn wants(&self, offer: &Offer) -> bool {
+        let Phase::Fetching { work, receiver, .. } = &self.phase else { return false };
+        work.job.weights() == offer.digest && receiver.as_ref().is_none_or(|receiver| receiver.id() != offer.id())
+    }
+
+    fn looked_up(&mut self, offer: Offer, found: Found) -> Vec<Action> {
+        if !self.wants(&offer) {
+            return Vec::new();
+        }
+        let (new, first) = Receiver::new(offer, found);
+        if let Phase::Fetching { receiver, .. } = &mut self.phase {
+            *receiver = Some(new);
+        }
+        self.received(first)
+    }
+
+    fn fetched(&mut self, digest: Digest, event: ReceiverEvent) -> Vec<Action> {
+        match &self.phase {
+            Phase::Fetching { receiver: Some(receiver), .. } if receiver.offer().digest == digest => {
+                self.receive(event)
+            }
+            Phase::Resting | Phase::Fetching { .. } | Phase::Working { .. } | Phase::Offering(_) => Vec::new(),
+        }
+    }
+
+    fn receive(&mut self, event: ReceiverEvent) -> Vec<Action> {
+        let Phase::Fetching { receiver: Some(receiver), .. } = &mut self.phase else { return Vec::new() };
+        let actions = receiver.handle(event);
+        self.received(actions)
+    }
+
+    /// Carries out what the receiver wants.
+    fn received(&mut self, wanted: Vec<ReceiverAction>) -> Vec<Action> {
+        let Phase::Fetching { receiver: Some(receiver), .. } = &self.phase else { return Vec::new() };
+        let (id, digest, total_bytes) = (receiver.id(), receiver.offer().digest, receiver.offer().total_bytes);
+        let mut actions = Vec::new();
+        for action in wanted {
+            match action {
+                ReceiverAction::Send(message) => actions.push(Action::Transfer { id, message }),
+                ReceiverAction::Store { index, bytes } => {
+                    actions.push(Action::StoreChunk { digest, total_bytes, index, bytes });
+                }
+                ReceiverAction::Assemble => actions.push(Action::Assemble { digest, total_bytes }),
+                ReceiverAction::Completed => actions.extend(self.complete(digest)),
+                ReceiverAction::Failed { reason } => {
+                    let reason = short_reason(&format!("receiving the weights: {reason}"));
+                    actions.extend(self.settle(Outcome::Refused { reason }));
+                }
+            }
+        }
+        actions
+    }
+
+    fn complete(&mut self, digest: Digest) -> Option<Action> {
+        self.held.insert(digest);
+        match std::mem::replace(&mut self.phase, Phase::Resting) {
+            Phase::Fetching { work, deadline, .. } => {
+                self.phase = Phase::Working { work: work.clone(), deadline, sample: None };
+                Some(Action::Start(work))
+            }
+            other => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+
+    fn send(&mut self, event: SenderEvent, now: Timestamp) -> Vec<Action> {
+        let Phase::Offering(sender) = &mut self.phase else { return Vec::new() };
+        let (id, digest) = (sender.id(), sender.offer().digest);
+        let mut actions = Vec::new();
+        for action in sender.handle(event, now) {
+            match action {
+                SenderAction::Send(message) => actions.push(Action::Transfer { id, message }),
+                SenderAction::SendChunk { index } => actions.push(Action::TransferChunk { id, digest, index }),
+                SenderAction::Finished => {
+                    tracing::info!(%digest, "update handed in");
+                    self.phase = Phase::Resting;
+                    break;
+                }
+                SenderAction::Refused { reason } => {
+                    tracing::info!(%digest, reason, "update not wanted");
+                    self.phase = Phase::Resting;
+                    break;
+                }
+            }
+        }
+        actions
+    }
+
+    // --- work ---
+
+    fn is_in_hand(&self, ticket: Ticket) -> bool {
+        matches!(&self.phase, Phase::Working { work, .. } if work.ticket == ticket)
+    }
+
+    fn stepped(&mut self, ticket: Ticket, stepped: WorkSample) {
+        if let Phase::Working { work, sample, .. } = &mut self.phase
+            && work.ticket == ticket
+        {
+            *sample = Some(stepped);
+        }
+    }
+
+    fn trained(&mut self, ticket: Ticket, trained: Trained, now: Timestamp) -> Vec<Action> {
+        let Some(memory) = self.memory.clone().filter(|_| self.is_in_hand(ticket)) else { return Vec::new() };
+        let Trained { update, personal, report } = trained;
+        let settled = Settled::Trained(Update { blob: Digest::of(&update), total_bytes: update.len() as u64, report });
+        let mut actions = vec![Action::Keep(update)];
+        let personal = personal.map(|(layers, tensors)| {
+            let blob = Digest::of(&tensors);
+            self.held.insert(blob);
+            actions.push(Action::Keep(tensors));
+            Personal { run: memory.run, layers, blob }
+        });
+        self.phase = Phase::Resting;
+        actions.push(self.remember(Memory { settled, personal, ..memory }));
+        actions.extend(self.stand(now));
+        actions
+    }
+
+    fn worked(&mut self, ticket: Ticket, outcome: Outcome) -> Vec<Action> {
+        if self.is_in_hand(ticket) { self.settle(outcome) } else { Vec::new() }
+    }
+
+    fn tick(&mut self, now: Timestamp) -> Vec<Action> {
+        let (deadline, working) = match &self.phase {
+            Phase::Resting => return Vec::new(),
+            Phase::Offering(_) => return self.send(SenderEvent::Tick, now),
+            Phase::Fetching { deadline, .. } => (*deadline, false),
+            Phase::Working { deadline, .. } => (*deadline, true),
+        };
+        if now < deadline {
+            return Vec::new();
+        }
+        let doing = if working { "work" } else { "fetching the weights" };
+        let cancel = working.then_some(Action::Cancel);
+        let settled = self.settle(Outcome::Refused { reason: format!("{doing} was not done by the order's deadline") });
+        cancel.into_iter().chain(settled).collect()
+    }
+
+    // --- what is remembered ---
+
+    /// Ends the command in hand with an answer.
+    fn settle(&mut self, outcome: Outcome) -> Vec<Action> {
+        let Some(memory) = self.memory.clone() else { return Vec::new() };
+        self.phase = Phase::Resting;
+        let answer = self.answer(memory.run, memory.round, memory.epoch, outcome.clone());
+        vec![self.remember(Memory { settled: Settled::Answered(outcome), ..memory }), answer]
+    }
+
+    fn remember(&mut self, memory: Memory) -> Action {
+        let needed = memory.blobs();
+        let held_before = self.held.clone();
+        self.held.retain(|digest| needed.contains(digest));
+        self.before = (self.memory.replace(memory.clone()), held_before);
+        Action::Remember(memory)
+    }
+
+    /// The newest memory is not on the disk, nor are the blobs it names: refuses the command that brought it.
+    fn store_failed(&mut self, reason: &str) -> Vec<Action> {
+        let Some(failed) = self.memory.take() else { return Vec::new() };
+        let working = matches!(self.phase, Phase::Working { .. });
+        self.phase = Phase::Resting;
+        let outcome = Outcome::Refused { reason: short_reason(&format!("storing: {reason}")) };
+        let answer = self.answer(failed.run, failed.round, failed.epoch, outcome.clone());
+        let (before, held) = std::mem::take(&mut self.before);
+        let personal = before.and_then(|before| before.personal);
+        self.held = held;
+        self.memory = Some(Memory { weights: None, settled: Settled::Answered(outcome), personal, ..failed });
+        working.then_some(Action::Cancel).into_iter().chain([answer]).collect()
+    }
+}

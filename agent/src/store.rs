@@ -1,0 +1,237 @@
+//! What survives `kill -9`: the folder with the agent's [`Memory`] and its blobs.
+//!
+//! ```text
+//! {state}/lock      held while an agent runs: two agents never share a folder
+//! {state}/memory    what the agent was last told and what became of it; replaced as a whole
+//! {state}/blobs/…   global weights, the update that waits to be handed in, the layers kept personal
+//! ```
+//! Blobs are written first, then the memory that names them: one rename moves the agent from one consistent state to the
+//! next. A memory whose digest does not match is set aside with a warning and the agent starts with none: it loses its
+//! personal layers, and repeats a training whose update had not arrived. A file that another program or a newer agent
+//! wrote is an error, and stays as it is.
+
+use crate::participant::Memory;
+use skiff_blobs::{BlobError, Blobs};
+use skiff_protocol::Digest;
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The most that the folder's blobs may take.
+const QUOTA_BYTES: u64 = 4 << 30;
+/// The largest memory file.
+const MAX_MEMORY_BYTES: u64 = 64 * 1024;
+const MAGIC: [u8; 8] = *b"SKIFFMEM";
+const VERSION: u32 = 1;
+const DIGEST_AT: usize = MAGIC.len() + 4;
+const BODY_AT: usize = DIGEST_AT + 32;
+
+/// The state folder, open; see the module's text.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    blobs: Arc<Blobs>,
+    _lock: File,
+}
+
+/// What an agent finds in its folder when it starts.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// What it remembers.
+    pub memory: Option<Memory>,
+    /// The blobs that are there and undamaged.
+    pub blobs: BTreeSet<Digest>,
+}
+
+/// Why the state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system did not do it.
+    #[error("{doing} {path}", path = path.display())]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another agent runs on it.
+    #[error("{path} is in use: another skiff-agent runs with this state folder; stop it, or give each its own", path = path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Not written by an agent.
+    #[error("{path} is not the memory of a skiff-agent: move it away, or choose another state folder", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by another version.
+    #[error("{path} has format {found}, this agent reads {VERSION}: use the agent that wrote it, or move it away", path = path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The blobs.
+    #[error("using the blobs of the state folder")]
+    Blobs(#[from] BlobError),
+}
+
+impl Store {
+    /// Opens the folder, made where it is missing (readable by its owner only), and recovers what it holds.
+    ///
+    /// Damaged blobs, and those that the memory does not name, are removed.
+    ///
+    /// # Errors
+    /// Every [`StoreError`] but a torn memory, which is set aside.
+    pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
+        let lock = lock(folder)?;
+        let memory = read_memory(&folder.join("memory"))?;
+        let blobs = Arc::new(Blobs::open(folder, QUOTA_BYTES)?);
+        let store = Self { folder: folder.to_owned(), blobs, _lock: lock };
+        let named = memory.as_ref().map(Memory::blobs).unwrap_or_default();
+        store.keep_only(&named)?;
+        let mut recovered = Recovered { memory, blobs: BTreeSet::new() };
+        for digest in named {
+            match store.blobs.read(digest) {
+                Ok(_) => drop(recovered.blobs.insert(digest)),
+                Err(BlobError::Missing { .. }) => {}
+                Err(error @ BlobError::Corrupt { .. }) => {
+                    tracing::warn!(%error, "removing it");
+                    store.blobs.remove(digest)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((store, recovered))
+    }
+
+    /// Replaces the memory: once this returns, a restart finds it. Blobs it does not name are removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: the memory before still holds.
+    pub fn remember(&self, memory: &Memory) -> Result<(), StoreError> {
+        let path = self.folder.join("memory");
+        let aside = self.folder.join("memory.new");
+        let write = || {
+            let mut file = File::create(&aside)?;
+            file.write_all(&encode(memory))?;
+            file.sync_all()?;
+            std::fs::rename(&aside, &path)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        write().map_err(|source| StoreError::Io { doing: "writing", path: path.clone(), source })?;
+        if let Err(error) = self.keep_only(&memory.blobs()) {
+            tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "blobs that nobody needs stay");
+        }
+        Ok(())
+    }
+
+    /// The blobs; threads may share them.
+    #[must_use]
+    pub fn blobs(&self) -> &Arc<Blobs> {
+        &self.blobs
+    }
+
+    fn keep_only(&self, named: &BTreeSet<Digest>) -> Result<(), StoreError> {
+        for (digest, _) in self.blobs.list()? {
+            if !named.contains(&digest) {
+                self.blobs.remove(digest)?;
+            }
+        }
+        for digest in self.blobs.partials()? {
+            if !named.contains(&digest) {
+                self.blobs.abandon(digest)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lock(folder: &Path) -> Result<File, StoreError> {
+    let io = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Io { doing, path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("making the state folder", folder))?;
+    let mode = std::fs::metadata(folder).map_err(io("looking at", folder))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            folder = %folder.display(),
+            mode = format!("{:o}", mode & 0o777),
+            "others can read the state folder; chmod 700 keeps what was learned private"
+        );
+    }
+    let path = folder.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("opening", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(io("locking", &path)(source)),
+    }
+}
+
+/// What is wrong with the bytes of a memory file.
+enum Flaw {
+    Foreign,
+    Version(u32),
+    Torn,
+}
+
+fn read_memory(path: &Path) -> Result<Option<Memory>, StoreError> {
+    let io = |doing| move |source| StoreError::Io { doing, path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io("opening")(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_MEMORY_BYTES + 1).read_to_end(&mut bytes).map_err(io("reading"))?;
+    match decode(&bytes) {
+        Ok(memory) => Ok(Some(memory)),
+        Err(Flaw::Foreign) => Err(StoreError::Foreign { path: path.to_owned() }),
+        Err(Flaw::Version(found)) => Err(StoreError::Version { path: path.to_owned(), found }),
+        Err(Flaw::Torn) => {
+            let aside = path.with_extension("torn");
+            std::fs::rename(path, &aside).map_err(io("setting aside"))?;
+            tracing::warn!(
+                file = %path.display(),
+                aside = %aside.display(),
+                "the agent's memory is damaged; it was set aside and the agent starts without it"
+            );
+            Ok(None)
+        }
+    }
+}
+
+fn encode(memory: &Memory) -> Vec<u8> {
+    let body = postcard::to_stdvec(memory).expect("plain values can be written");
+    [&MAGIC[..], &VERSION.to_le_bytes(), blake3::hash(&body).as_bytes(), &body].concat()
+}
+
+fn decode(bytes: &[u8]) -> Result<Memory, Flaw> {
+    if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
+        return Err(Flaw::Foreign);
+    }
+    let (head, body) = bytes.split_at_checked(BODY_AT).ok_or(Flaw::Torn)?;
+    let (_, rest) = head.split_at(MAGIC.len());
+    let (version, digest) = rest.split_at(DIGEST_AT - MAGIC.len());
+    let version = version.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte));
+    if version != VERSION {
+        return Err(Flaw::Version(version));
+    }
+    if digest != blake3::hash(body).as_bytes() {
+        return Err(Flaw::Torn);
+    }
+    match postcard::take_from_bytes(body) {
+        Ok((memory, [])) => Ok(memory),
+        Ok(_) | Err(_) => Err(Flaw::Torn),
+    }
+}

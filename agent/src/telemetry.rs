@@ -1,0 +1,358 @@
+//! What the device's resources are: CPU, memory, load, temperatures, and the agent's own share.
+//!
+//! Machine-wide figures come from `sysinfo`. Sensors and the agent's own figures are read from `/proc` and `/sys` under a
+//! root folder given as a parameter, so that a test can bring a device of its own. What cannot be read is left out or
+//! zero: a missing sensor is no error.
+//!
+//! A sample taken while the broker is away waits in a bounded [`Backlog`]; the gap that a full one leaves shows in the
+//! sequence numbers.
+
+use skiff_protocol::BootId;
+use skiff_protocol::messages::{AgentState, Machine, Telemetry, WorkSample};
+use skiff_protocol::time::Timestamp;
+use std::collections::VecDeque;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The most sensors that a sample names.
+pub const MAX_SENSORS: usize = 16;
+/// The longest name of a sensor, in bytes.
+const MAX_SENSOR_NAME: usize = 64;
+/// The longest name of a system, in bytes.
+const MAX_SYSTEM_NAME: usize = 200;
+/// The most that is read of one file of `/proc` or `/sys`.
+const MAX_FILE_BYTES: u64 = 16 * 1024;
+
+/// The machine under the agent.
+#[must_use]
+pub fn machine() -> Machine {
+    use sysinfo::System;
+    let memory_bytes = System::new().map_or(0, |mut system| {
+        system.refresh_memory();
+        system.total_memory()
+    });
+    Machine {
+        arch: std::env::consts::ARCH.to_owned(),
+        os: shortened(System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()), MAX_SYSTEM_NAME),
+        cores: std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
+        memory_bytes,
+    }
+}
+
+/// Takes the samples of one life of the agent.
+#[derive(Debug)]
+pub struct Sampler {
+    root: PathBuf,
+    boot: BootId,
+    started: Timestamp,
+    sequence: u64,
+    /// `None` on a system that `sysinfo` does not know.
+    system: Option<sysinfo::System>,
+    own_cpu: Option<(Timestamp, u64)>,
+}
+
+impl Sampler {
+    /// Begins with sequence number 0; `root` is `/` on a real device.
+    #[must_use]
+    pub fn new(root: PathBuf, boot: BootId, now: Timestamp) -> Self {
+        let mut system = sysinfo::System::new().ok();
+        if let Some(system) = &mut system {
+            system.refresh_cpu_usage();
+        }
+        Self { own_cpu: own_cpu_ticks(&root).map(|ticks| (now, ticks)), root, boot, started: now, sequence: 0, system }
+    }
+
+    /// What is so at `now`. CPU figures are means since the sample before.
+    pub fn sample(&mut self, state: AgentState, work: Option<WorkSample>, now: Timestamp) -> Telemetry {
+        let machine = self.machine();
+        let own = own_memory(&self.root);
+        let sequence = self.sequence;
+        self.sequence += 1;
+        Telemetry {
+            boot: self.boot,
+            sequence,
+            uptime_ms: now.0.saturating_sub(self.started.0),
+            state,
+            cpu_percent: machine.cpu_percent,
+            agent_cpu_percent: self.agent_cpu_percent(now),
+            memory_bytes: machine.memory_bytes,
+            memory_available_bytes: machine.memory_available_bytes,
+            load_1m: sysinfo::System::load_average().map_or(0.0, |load| load.one as f32),
+            temperatures: temperatures(&self.root),
+            agent_rss_bytes: own.resident_bytes,
+            agent_peak_rss_bytes: own.peak_bytes,
+            work,
+        }
+    }
+
+    fn machine(&mut self) -> MachineSample {
+        let Some(system) = &mut self.system else { return MachineSample::default() };
+        system.refresh_cpu_usage();
+        system.refresh_memory();
+        MachineSample {
+            cpu_percent: system.global_cpu_usage().clamp(0.0, 100.0),
+            memory_bytes: system.total_memory(),
+            memory_available_bytes: system.available_memory(),
+        }
+    }
+
+    fn agent_cpu_percent(&mut self, now: Timestamp) -> f32 {
+        let Some(ticks) = own_cpu_ticks(&self.root) else { return 0.0 };
+        let before = self.own_cpu.replace((now, ticks));
+        let Some((then, ticks_then)) = before else { return 0.0 };
+        let wall_ms = now.0.saturating_sub(then.0);
+        if wall_ms == 0 {
+            return 0.0;
+        }
+        let cpu_ms = ticks.saturating_sub(ticks_then) * 1000 / rustix::param::clock_ticks_per_second().max(1);
+        cpu_ms as f32 * 100.0 / wall_ms as f32
+    }
+}
+
+/// What `sysinfo` says.
+#[derive(Default)]
+struct MachineSample {
+    cpu_percent: f32,
+    memory_bytes: u64,
+    memory_available_bytes: u64,
+}
+
+/// The agent's resident memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OwnMemory {
+    /// Now.
+    pub resident_bytes: u64,
+    /// The largest so far.
+    pub peak_bytes: u64,
+}
+
+/// Reads the agent's own memory (`VmRSS`, `VmHWM`); zero where `/proc` has none.
+#[must_use]
+pub fn own_memory(root: &Path) -> OwnMemory {
+    let status = read(&root.join("proc/self/status")).unwrap_or_default();
+    let kilobytes = |key: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
+    };
+    let bytes = |key| kilobytes(key).saturating_mul(1024);
+    OwnMemory { resident_bytes: bytes("VmRSS:"), peak_bytes: bytes("VmHWM:") }
+}
+
+/// User and system time of this process, in clock ticks.
+fn own_cpu_ticks(root: &Path) -> Option<u64> {
+    let stat = read(&root.join("proc/self/stat"))?;
+    // The second field is the program's name in brackets and may hold anything, brackets too.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    user.checked_add(system)
+}
+
+/// The sensors under `root`, by name, in degrees Celsius; at most [`MAX_SENSORS`].
+///
+/// `hwmon` chips come first. A thermal zone is left out where a chip of its name has been read already, and where it is a
+/// power chip's or switched off: those report fixed numbers.
+#[must_use]
+pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
+    let mut found: Vec<(String, f32)> = Vec::new();
+    let mut chips = Vec::new();
+    for folder in numbered(&root.join("sys/class/hwmon"), "hwmon") {
+        let Some(chip) = read_name(&folder.join("name")) else { continue };
+        for input in numbered(&folder, "temp") {
+            let Some(sensor) = input.file_name().and_then(|name| name.to_str()?.strip_suffix("_input")) else {
+                continue;
+            };
+            let Some(celsius) = read_celsius(&input) else { continue };
+            let label = read_name(&folder.join(format!("{sensor}_label"))).unwrap_or_else(|| sensor.to_owned());
+            found.push((shortened(format!("{chip} {label}"), MAX_SENSOR_NAME), celsius));
+        }
+        chips.push(chip);
+    }
+    for folder in numbered(&root.join("sys/class/thermal"), "thermal_zone") {
+        let Some(zone) = read_name(&folder.join("type")) else { continue };
+        let off = read_name(&folder.join("mode")).is_some_and(|mode| mode == "disabled");
+        if off || zone.starts_with("PMIC") || chips.contains(&zone) {
+            continue;
+        }
+        if let Some(celsius) = read_celsius(&folder.join("temp")) {
+            found.push((shortened(zone, MAX_SENSOR_NAME), celsius));
+        }
+    }
+    found.truncate(MAX_SENSORS);
+    found
+}
+
+/// What is in `folder` and begins with `prefix`, ordered by the number that follows: 2 before 10.
+fn numbered(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut numbered: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let rest = path.file_name()?.to_str()?.strip_prefix(prefix)?;
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            Some((rest[..digits].parse().ok()?, path))
+        })
+        .collect();
+    numbered.sort();
+    numbered.into_iter().map(|(_, path)| path).collect()
+}
+
+fn read(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn read_name(path: &Path) -> Option<String> {
+    let text: String = read(path)?.chars().filter(|c| !c.is_control()).collect();
+    let name = text.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Millidegrees as degrees; `None` for what no sensor on a working device can say.
+fn read_celsius(path: &Path) -> Option<f32> {
+    let millidegrees: i32 = read(path)?.trim().parse().ok()?;
+    (-55_000..=200_000).contains(&millidegrees).then(|| millidegrees as f32 / 1000.0)
+}
+
+/// The first `most_bytes` of a name, whole characters only.
+fn shortened(mut name: String, most_bytes: usize) -> String {
+    name.truncate(name.floor_char_boundary(most_bytes));
+    name
+}
+
+/// Samples that wait for the broker, the oldest given up first.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    samples: VecDeque<Telemetry>,
+}
+
+impl Backlog {
+    /// The most samples that wait.
+    pub const CAPACITY: usize = 120;
+
+    /// Adds a sample.
+    pub fn push(&mut self, sample: Telemetry) {
+        if self.samples.len() == Self::CAPACITY {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(sample);
+    }
+
+    /// Takes all that wait, oldest first.
+    pub fn drain(&mut self) -> impl Iterator<Item = Telemetry> {
+        self.samples.drain(..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests; the numbers are exact")]
+    use super::*;
+
+    fn device(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    fn stat(user: u64, system: u64) -> String {
+        format!("7 (a) b) S 1 1 1 0 -1 4194304 90 0 0 0 {user} {system} 0 0 20 0 3 0 100 1 1")
+    }
+
+    #[test]
+    fn sensors_are_named_ordered_and_plausible() {
+        let root = device(&[
+            ("sys/class/hwmon/hwmon10/name", "nvme\n"),
+            ("sys/class/hwmon/hwmon10/temp1_input", "41850\n"),
+            ("sys/class/hwmon/hwmon2/name", "coretemp\n"),
+            ("sys/class/hwmon/hwmon2/temp1_input", "55000\n"),
+            ("sys/class/hwmon/hwmon2/temp1_label", "Package id 0\n"),
+            ("sys/class/hwmon/hwmon2/temp2_input", "-274000\n"),
+            ("sys/class/hwmon/hwmon2/temp3_input", "warm\n"),
+            ("sys/class/hwmon/hwmon3/temp1_input", "20000\n"),
+            ("sys/class/thermal/thermal_zone0/type", "CPU-therm\n"),
+            ("sys/class/thermal/thermal_zone0/temp", "48500\n"),
+            ("sys/class/thermal/thermal_zone1/type", "nvme\n"),
+            ("sys/class/thermal/thermal_zone1/temp", "41850\n"),
+            ("sys/class/thermal/thermal_zone2/type", "PMIC-Die\n"),
+            ("sys/class/thermal/thermal_zone2/temp", "100000\n"),
+            ("sys/class/thermal/thermal_zone3/type", "GPU-therm\n"),
+            ("sys/class/thermal/thermal_zone3/mode", "disabled\n"),
+            ("sys/class/thermal/thermal_zone3/temp", "30000\n"),
+        ]);
+        let expected =
+            [("coretemp Package id 0".into(), 55.0), ("nvme temp1".into(), 41.85), ("CPU-therm".into(), 48.5)];
+        assert_eq!(temperatures(root.path()), expected);
+    }
+
+    #[test]
+    fn no_more_than_sixteen_sensors_are_named() {
+        let zones: Vec<(String, String)> = (0..40)
+            .flat_map(|n| {
+                let folder = format!("sys/class/thermal/thermal_zone{n}");
+                [(format!("{folder}/type"), "x".repeat(500)), (format!("{folder}/temp"), format!("{n}000"))]
+            })
+            .collect();
+        let files: Vec<(&str, &str)> = zones.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let found = temperatures(device(&files).path());
+        assert_eq!(found.len(), MAX_SENSORS);
+        assert!(found.iter().all(|(name, _)| name.len() == MAX_SENSOR_NAME));
+        assert_eq!(found[15].1, 15.0);
+    }
+
+    #[test]
+    fn own_memory_and_cpu_are_read_from_proc() {
+        let first = stat(100, 20);
+        let root = device(&[
+            ("proc/self/status", "Name:\tx\nVmHWM:\t    9000 kB\nVmRSS:\t    8000 kB\n"),
+            ("proc/self/stat", &first),
+        ]);
+        let mut sampler = Sampler::new(root.path().to_owned(), BootId(7), Timestamp(1000));
+        let ticks = rustix::param::clock_ticks_per_second();
+        std::fs::write(root.path().join("proc/self/stat"), stat(100 + ticks, 20 + ticks / 2)).unwrap();
+        let sample = sampler.sample(AgentState::Idle, None, Timestamp(2000));
+        assert_eq!((sample.agent_rss_bytes, sample.agent_peak_rss_bytes), (8000 * 1024, 9000 * 1024));
+        assert_eq!(sample.agent_cpu_percent, 150.0);
+        assert_eq!((sample.sequence, sample.uptime_ms, sample.boot), (0, 1000, BootId(7)));
+        assert_eq!(sampler.sample(AgentState::Idle, None, Timestamp(2000)).sequence, 1);
+    }
+
+    #[test]
+    fn an_empty_root_gives_a_sample_without_sensors() {
+        let root = device(&[]);
+        let sample = Sampler::new(root.path().to_owned(), BootId(1), Timestamp(0)).sample(
+            AgentState::Training,
+            None,
+            Timestamp(5),
+        );
+        assert_eq!(sample.temperatures, []);
+        assert_eq!((sample.agent_rss_bytes, sample.agent_cpu_percent), (0, 0.0));
+        assert!(sample.memory_bytes > 0 && sample.memory_available_bytes <= sample.memory_bytes);
+        assert!((0.0..=100.0).contains(&sample.cpu_percent));
+    }
+
+    #[test]
+    fn hostile_proc_files_are_no_figures() {
+        let root =
+            device(&[("proc/self/status", "VmRSS: 99999999999999999999 kB\nVmHWM:\n"), ("proc/self/stat", "7 (")]);
+        assert_eq!(own_memory(root.path()), OwnMemory::default());
+        assert_eq!(own_cpu_ticks(root.path()), None);
+    }
+
+    #[test]
+    fn a_full_backlog_gives_up_the_oldest() {
+        let mut sampler = Sampler::new("/nowhere".into(), BootId(1), Timestamp(0));
+        let mut backlog = Backlog::default();
+        for _ in 0..Backlog::CAPACITY + 3 {
+            backlog.push(sampler.sample(AgentState::Idle, None, Timestamp(0)));
+        }
+        let sequences: Vec<u64> = backlog.drain().map(|sample| sample.sequence).collect();
+        assert_eq!(sequences, (3..Backlog::CAPACITY as u64 + 3).collect::<Vec<_>>());
+        assert_eq!(backlog.drain().count(), 0);
+    }
+}

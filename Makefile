@@ -1,0 +1,62 @@
+# Few verbs; `make` alone says what they do.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check tools
+
+# rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
+
+target := $(or $(CARGO_TARGET_DIR),target)
+onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)
+binaries := -p skiff-models -p skiff-agent -p skiff-coordinator --bins
+demo_options := $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
+    $(if $(AGENTS),--agents '$(AGENTS)') $(if $(ALPHA),--alpha '$(ALPHA)') $(if $(DROPOUT),--dropout '$(DROPOUT)') \
+    $(if $(SHARE),--share '$(SHARE)') $(if $(STEPS),--steps '$(STEPS)') $(if $(BATCH),--batch '$(BATCH)') \
+    $(if $(LR),--lr '$(LR)') $(if $(SEED),--seed '$(SEED)') $(if $(KEEP),--keep '$(KEEP)')
+
+define help
+Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their data stays with them.
+
+  make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
+  make test     the whole test suite; installs the Mosquitto broker if it is missing
+  make check    formatting, lints, and (with cargo-deny installed) licences and advisories
+
+The demo writes its own data, commands to a home assistant. To change what it does:
+
+  make demo DATA=FOLDER     your texts: a training and a test file in CSV, TSV or JSON Lines
+  make demo JSON=FILE       write the result to FILE too, for programs
+  make demo ROUNDS=12 STEPS=30 BATCH=8 LR=0.001 SEED=7
+  make demo AGENTS=8 ALPHA=0.1     more devices; a smaller ALPHA makes their data more different
+  make demo DROPOUT=0.5     each layer is skipped in half the batches; DROPOUT=bandit lets the coordinator find the rate
+  make demo SHARE=3         each device shares its 3 least important layers and keeps the others to itself
+  make demo KEEP=FOLDER     keep the pack, the shares and the logs of the run in FOLDER
+
+Needed: Linux on x86_64 or aarch64, Rust 1.95 or newer, a C compiler, python3 with pip (it fetches ONNX Runtime and MiniLM).
+endef
+
+help:
+	@: $(info $(help))
+
+demo: tools
+	@cross/fetch
+	@cargo build --release --locked $(binaries)
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff' demo --checkpoint .cache/minilm $(demo_options)
+
+test: tools
+	@cross/fetch
+	@echo "Mosquitto: $$(cross/mosquitto)"
+	@cargo build --locked $(binaries)
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace
+
+check: tools
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
+
+tools:
+	@command -v cargo >/dev/null || { echo "error: Rust is missing (no cargo in PATH)." >&2; \
+	    echo "  -> Install Rust 1.95 or newer: https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "error: a C compiler is missing; SQLite and ring are built with it." >&2; \
+	    echo "  -> Install it: sudo apt-get install build-essential" >&2; exit 1; }

@@ -18,6 +18,8 @@
 
 mod receiver;
 mod sender;
+#[cfg(test)]
+mod simulation;
 
 pub use receiver::{ATTEMPTS, Found, Receiver, ReceiverAction, ReceiverEvent};
 pub use sender::{REPEATS, Sender, SenderAction, SenderEvent};
@@ -160,6 +162,11 @@ impl Held {
     /// Those of the first `chunks` that are not held, ascending.
     pub fn missing(&self, chunks: u32) -> impl Iterator<Item = u32> + '_ {
         (0..chunks).filter(|index| !self.contains(*index))
+    }
+
+    /// Whether everything that `other` holds is held.
+    fn covers(&self, other: &Self) -> bool {
+        other.0.iter().enumerate().all(|(at, theirs)| theirs & !self.0.get(at).unwrap_or(&0) == 0)
     }
 
     /// Adds everything that `other` holds.

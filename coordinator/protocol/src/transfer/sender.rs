@@ -10,22 +10,25 @@
 //! ```
 //! - *Nudged* (`Resting -> Offering`): the peer's birth or presence, or a new connection, says that it may hear us now.
 //!   Anywhere else a nudge offers again at once.
-//! - *Grant* (`-> Sending`, from anywhere but an end): what it says of the held chunks replaces what was believed, so a
-//!   receiver that lost its disk, or threw away chunks with a wrong digest, gets everything again.
-//! - *Progress*: adds to what is held and lets the next chunks go. A chunk that a later one has overtaken is sent again at
-//!   once, for a broker keeps the order on a topic.
-//! - *silence* (`-> Offering`): nothing new was held for a while, which doubles each time; the offer is the one question
-//!   that heals everything, as it makes a receiver that has forgotten the transfer start it again.
+//! - *Grant* (`-> Sending`, from anywhere but an end): the answer to the offer. What is not held goes out again, the rest of
+//!   the window too. A second answer while `Sending` says no more than a `Progress` would, unless chunks are missing from it
+//!   that were held: then the receiver lost its disk, or threw away chunks with a wrong digest, and gets them again.
+//! - *Progress*: adds to what is held and lets the next chunks go. Where it brings something new the chunks were only slow,
+//!   and a sender that had begun to ask goes on `Sending`: nothing travels twice on a slow link. A chunk that a later one has
+//!   overtaken is sent again at once, for a broker keeps the order on a topic.
+//! - *silence* (`-> Offering`): nothing new was held for a while: twice as long as a chunk last took to be told held, and
+//!   twice that each time. The offer is the one question that heals everything, as it makes a receiver that has forgotten
+//!   the transfer start it again.
 //! - *rest*: after [`REPEATS`] silences nothing is sent until the next nudge or the receiver's own message.
 //! - *Done*, *Refused*: ends, from anywhere.
 //!
-//! Late, repeated and reordered messages are the same messages: `Progress` only adds, `Grant` at worst makes chunks travel
-//! twice, `Done` and `Refused` after an end change nothing. An `Offer` or `Chunk` comes to the wrong side and is ignored.
+//! Late, repeated and reordered messages are the same messages: `Progress` only adds, an old `Grant` at worst makes chunks
+//! travel twice, `Done` and `Refused` after an end change nothing. An `Offer` or `Chunk` comes to the wrong side and is ignored.
 
 use super::{Held, Offer, TransferId, TransferMessage, WINDOW};
 use crate::time::Timestamp;
 
-/// The first silence that makes the sender offer again, in milliseconds.
+/// The shortest silence that makes the sender offer again, in milliseconds; the first one is.
 const SHORTEST_SILENCE_MS: u64 = 2_000;
 /// The longest one.
 const LONGEST_SILENCE_MS: u64 = 30_000;
@@ -67,21 +70,22 @@ pub enum SenderAction {
 pub struct Sender {
     offer: Offer,
     held: Held,
+    /// Sent and not known to be held, with the time, in the order of sending.
+    in_flight: Vec<(u32, Timestamp)>,
+    window: usize,
     phase: Phase,
     /// Silences since a new chunk was held.
     silences: u32,
+    /// How long the next silence is.
+    patience_ms: u64,
     deadline: Option<Timestamp>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Resting,
     Offering,
-    Sending {
-        window: usize,
-        /// Sent and not known to be held, in the order of sending.
-        in_flight: Vec<u32>,
-    },
+    Sending,
     Ended,
 }
 
@@ -89,7 +93,16 @@ impl Sender {
     /// A sender that rests until its first nudge.
     #[must_use]
     pub fn new(offer: Offer) -> Self {
-        Self { offer, held: Held::default(), phase: Phase::Resting, silences: 0, deadline: None }
+        Self {
+            offer,
+            held: Held::default(),
+            in_flight: Vec::new(),
+            window: 1,
+            phase: Phase::Resting,
+            silences: 0,
+            patience_ms: SHORTEST_SILENCE_MS,
+            deadline: None,
+        }
     }
 
     /// The transfer's name.
@@ -132,6 +145,7 @@ impl Sender {
         match event {
             SenderEvent::Nudged => {
                 self.silences = 0;
+                self.patience_ms = SHORTEST_SILENCE_MS;
                 self.offer_again(now)
             }
             SenderEvent::Tick => self.tick(now),
@@ -141,13 +155,7 @@ impl Sender {
 
     fn receive(&mut self, message: TransferMessage, now: Timestamp) -> Vec<SenderAction> {
         match message {
-            TransferMessage::Grant { held, window } => {
-                self.held = held;
-                let window = usize::try_from(window.min(WINDOW)).unwrap_or(1);
-                self.phase = Phase::Sending { window, in_flight: Vec::new() };
-                self.wait(now);
-                self.fill_window()
-            }
+            TransferMessage::Grant { held, window } => self.granted(held, window, now),
             TransferMessage::Progress { held } => self.progressed(&held, now),
             TransferMessage::Done => {
                 self.end();
@@ -161,30 +169,44 @@ impl Sender {
         }
     }
 
+    fn granted(&mut self, held: Held, window: u32, now: Timestamp) -> Vec<SenderAction> {
+        self.window = usize::try_from(window.min(WINDOW)).unwrap_or(1);
+        if self.phase == Phase::Sending && held.covers(&self.held) {
+            return self.progressed(&held, now);
+        }
+        self.held = held;
+        self.in_flight.clear();
+        self.phase = Phase::Sending;
+        self.wait(now);
+        self.fill_window(now)
+    }
+
     fn progressed(&mut self, held: &Held, now: Timestamp) -> Vec<SenderAction> {
-        let before = self.progress().0;
+        let is_news = !self.held.covers(held);
         self.held.merge(held);
-        if self.progress().0 > before {
+        if let Some(newest) = self.in_flight.iter().rposition(|(index, _)| self.held.contains(*index)) {
+            let took_ms = now.millis_since(self.in_flight[newest].1);
+            self.patience_ms = (2 * took_ms).clamp(SHORTEST_SILENCE_MS, LONGEST_SILENCE_MS);
+            self.in_flight.drain(..=newest);
+        }
+        if is_news {
             self.silences = 0;
+            self.phase = Phase::Sending;
             self.wait(now);
         }
-        if let Phase::Sending { in_flight, .. } = &mut self.phase
-            && let Some(newest) = in_flight.iter().rposition(|index| held.contains(*index))
-        {
-            in_flight.drain(..=newest);
-        }
-        self.fill_window()
+        self.fill_window(now)
     }
 
     /// Sends chunks that are neither held nor in flight, up to the window.
-    fn fill_window(&mut self) -> Vec<SenderAction> {
-        let Phase::Sending { window, in_flight } = &mut self.phase else {
+    fn fill_window(&mut self, now: Timestamp) -> Vec<SenderAction> {
+        if self.phase != Phase::Sending {
             return Vec::new();
-        };
-        let free = window.saturating_sub(in_flight.len());
+        }
+        let free = self.window.saturating_sub(self.in_flight.len());
+        let is_in_flight = |index: &u32| self.in_flight.iter().any(|(sent, _)| sent == index);
         let missing = self.held.missing(self.offer.chunks());
-        let next: Vec<u32> = missing.filter(|index| !in_flight.contains(index)).take(free).collect();
-        in_flight.extend(&next);
+        let next: Vec<u32> = missing.filter(|index| !is_in_flight(index)).take(free).collect();
+        self.in_flight.extend(next.iter().map(|index| (*index, now)));
         next.into_iter().map(|index| SenderAction::SendChunk { index }).collect()
     }
 
@@ -198,6 +220,7 @@ impl Sender {
             self.deadline = None;
             return Vec::new();
         }
+        self.patience_ms = LONGEST_SILENCE_MS.min(2 * self.patience_ms);
         self.offer_again(now)
     }
 
@@ -209,8 +232,7 @@ impl Sender {
 
     /// Sets the end of the silence that begins now.
     fn wait(&mut self, now: Timestamp) {
-        let silence_ms = LONGEST_SILENCE_MS.min(SHORTEST_SILENCE_MS << self.silences.min(REPEATS));
-        self.deadline = Some(now.plus_millis(silence_ms));
+        self.deadline = Some(now.plus_millis(self.patience_ms));
     }
 
     fn end(&mut self) {

@@ -125,7 +125,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Everything the agent needs to know, checked.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The fleet.
     pub fleet: FleetId,
@@ -158,6 +158,13 @@ pub struct Broker {
     pub client_cert_file: Option<PathBuf>,
     /// Its key.
     pub client_key_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for Broker {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("user", &self.user).field("ca_file", &self.ca_file).finish_non_exhaustive()
+    }
 }
 
 /// Whose commands are obeyed.

@@ -7,6 +7,8 @@
 //! resources). [`config`] is what an operator can set; [`commands`] are the verbs of `skiff-agent`.
 
 pub mod config;
+pub mod mqtt;
 pub mod participant;
 pub mod store;
 pub mod telemetry;
+pub mod worker;

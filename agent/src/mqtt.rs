@@ -1,0 +1,249 @@
+//! Between bytes on topics and the engine's events and messages; the connection itself is `skiff-link`'s.
+//!
+//! What cannot be read, is not signed by the coordinator or came on a topic where it does not belong is refused: counted by
+//! a label, and logged once for each label and minute.
+
+use crate::config::{Config, Trust};
+use crate::participant::Event;
+use skiff_link::{Link, LinkConfig, Publication, Qos};
+use skiff_protocol::codec::{Message, open, seal};
+use skiff_protocol::messages::Gone;
+use skiff_protocol::topics::device_filters;
+use skiff_protocol::transfer::{TransferId, TransferMessage};
+use skiff_protocol::{BootId, DeviceId, FleetId, Timestamp, Topic, Verifier};
+use std::collections::BTreeMap;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// From one log line of a refusal to the next of its label.
+const QUIET_MS: u64 = 60_000;
+/// Publications that wait for the link before more are dropped.
+const OUTBOX: usize = 256;
+
+/// What the link is given for this device: its subscriptions, and a last will that says it is gone.
+#[must_use]
+pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
+    let broker = config.broker.clone();
+    let desk = Desk::new(config);
+    LinkConfig {
+        url: broker.url,
+        client_id: format!("skiff-{}-{}", config.fleet, config.device),
+        user: broker.user,
+        password: broker.password.map(|password| password.reveal().to_owned()),
+        ca_file: broker.ca_file,
+        client_cert_file: broker.client_cert_file,
+        client_key_file: broker.client_key_file,
+        will: Some(desk.publication(Message::Gone(Gone { boot, clean: false }))),
+        subscriptions: device_filters(&config.fleet, &config.device),
+    }
+}
+
+/// Reads what comes and writes what goes.
+#[derive(Debug)]
+pub struct Desk {
+    fleet: FleetId,
+    device: DeviceId,
+    verifier: Option<Verifier>,
+    refused: BTreeMap<&'static str, Refused>,
+}
+
+#[derive(Debug, Default)]
+struct Refused {
+    count: u64,
+    logged: Option<Timestamp>,
+}
+
+impl Desk {
+    /// The desk of the device that `config` names.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let verifier = match &config.trust {
+            Trust::Key(verifier) => Some(verifier.clone()),
+            Trust::Anybody => None,
+        };
+        Self { fleet: config.fleet.clone(), device: config.device.clone(), verifier, refused: BTreeMap::new() }
+    }
+
+    /// What a publication means to the engine; `None` where it was refused.
+    pub fn read(&mut self, topic: &str, payload: &[u8], now: Timestamp) -> Option<Event> {
+        let Some(place) = Topic::parse(&self.fleet, topic) else {
+            self.refuse("topic", topic, "the topic is not one of Skiff's", now);
+            return None;
+        };
+        match (open(payload, topic, self.verifier.as_ref()), place) {
+            (Ok(Message::Command(command)), Topic::Command(device)) if device == self.device => {
+                Some(Event::Command(command))
+            }
+            (Ok(Message::Presence(presence)), Topic::Presence) => Some(Event::Presence(presence)),
+            (Ok(Message::Transfer(message)), Topic::DownTransfer(device, id)) if device == self.device => {
+                Some(Event::Transfer { id, message })
+            }
+            (Ok(_), _) => {
+                self.refuse("misplaced", topic, "the message does not belong on its topic", now);
+                None
+            }
+            (Err(refusal), _) => {
+                self.refuse(refusal.label(), topic, &refusal.to_string(), now);
+                None
+            }
+        }
+    }
+
+    /// How many messages were refused under `label`, see [`skiff_protocol::Refusal::label`].
+    #[must_use]
+    pub fn refused(&self, label: &str) -> u64 {
+        self.refused.get(label).map_or(0, |refused| refused.count)
+    }
+
+    fn refuse(&mut self, label: &'static str, topic: &str, reason: &str, now: Timestamp) {
+        let refused = self.refused.entry(label).or_default();
+        refused.count += 1;
+        if refused.logged.is_none_or(|logged| now.millis_since(logged) >= QUIET_MS) {
+            refused.logged = Some(now);
+            tracing::warn!(label, topic, reason, count = refused.count, "message refused");
+        }
+    }
+
+    /// A birth, farewell, telemetry or answer on this device's topic for it.
+    ///
+    /// # Panics
+    /// For what a device does not say.
+    #[must_use]
+    pub fn publication(&self, message: Message) -> Publication {
+        let device = self.device.clone();
+        let (topic, qos, retain) = match &message {
+            Message::Birth(_) | Message::Gone(_) => (Topic::Birth(device), Qos::AtLeastOnce, true),
+            Message::Telemetry(_) => (Topic::Telemetry(device), Qos::AtMostOnce, false),
+            Message::Answer(_) => (Topic::Answer(device), Qos::AtLeastOnce, false),
+            Message::Command(_) | Message::Presence(_) | Message::Transfer(_) => {
+                unreachable!("a device says no commands or presence, and its transfers have a topic each")
+            }
+        };
+        let topic = topic.text(&self.fleet);
+        Publication { payload: seal(&message, &topic, None), topic, qos, retain }
+    }
+
+    /// A message of a transfer on this device's topic for it.
+    #[must_use]
+    pub fn transfer(&self, id: TransferId, message: TransferMessage) -> Publication {
+        let topic = Topic::UpTransfer(self.device.clone(), id).text(&self.fleet);
+        let payload = seal(&Message::Transfer(message), &topic, None);
+        Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false }
+    }
+}
+
+/// Takes publications without waiting, and hands them to the link as it can take them.
+#[derive(Debug)]
+pub struct Outbox {
+    sender: mpsc::Sender<Publication>,
+    carrier: JoinHandle<()>,
+}
+
+impl Outbox {
+    /// Starts to carry, in a task of the current tokio runtime.
+    #[must_use]
+    pub fn new(link: Link) -> Self {
+        let (sender, mut waiting) = mpsc::channel::<Publication>(OUTBOX);
+        let carrier = tokio::spawn(async move {
+            while let Some(publication) = waiting.recv().await {
+                if link.publish(publication).await.is_err() {
+                    break;
+                }
+            }
+            link.close().await;
+        });
+        Self { sender, carrier }
+    }
+
+    /// Queues a publication. A full box drops it: whatever matters is repeated until it is answered.
+    pub fn put(&self, publication: Publication) {
+        if let Err(error) = self.sender.try_send(publication) {
+            tracing::debug!(%error, "publication dropped");
+        }
+    }
+
+    /// Sends what waits, then disconnects. Takes as long as [`Link::publish`] and [`Link::close`] do.
+    pub async fn close(self) {
+        drop(self.sender);
+        let _ = self.carrier.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::config::Settings;
+    use skiff_protocol::messages::Presence;
+    use skiff_protocol::{Digest, Signer};
+
+    const TOPIC: &str = "skiff/v1/home/all/presence";
+
+    fn desk(key: Option<&Signer>) -> Desk {
+        let settings = Settings {
+            fleet: Some("home".into()),
+            device: Some("kitchen".into()),
+            pack: Some("/p".into()),
+            coordinator_key: key.map(|key| key.verifier().to_string()),
+            allow_unsigned: Some(true),
+            ..Settings::default()
+        };
+        Desk::new(&settings.check(None).unwrap())
+    }
+
+    fn presence() -> Message {
+        Message::Presence(Presence { boot: BootId(3), online: true })
+    }
+
+    #[test]
+    fn signed_presence_is_an_event_and_others_are_counted() {
+        let signer = Signer::new([1; 32]);
+        let mut desk = desk(Some(&signer));
+        let now = Timestamp(0);
+        assert!(matches!(desk.read(TOPIC, &seal(&presence(), TOPIC, Some(&signer)), now), Some(Event::Presence(_))));
+        assert_eq!(desk.read(TOPIC, &seal(&presence(), TOPIC, None), now), None);
+        assert_eq!(desk.read(TOPIC, &seal(&presence(), TOPIC, Some(&Signer::new([2; 32]))), now), None);
+        assert_eq!(desk.read("skiff/v1/other/all/presence", &[], now), None);
+        assert_eq!(desk.read(TOPIC, b"hello", now), None);
+        assert_eq!(desk.read(TOPIC, &vec![0; 200 * 1024], now), None);
+        for (label, count) in [("unsigned", 1), ("signature", 1), ("topic", 1), ("truncated", 1), ("oversized", 1)] {
+            assert_eq!(desk.refused(label), count, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_message_on_a_foreign_topic_is_misplaced() {
+        let mut desk = desk(None);
+        let command = "skiff/v1/home/d/kitchen/dn/command";
+        assert_eq!(desk.read(command, &seal(&presence(), command, None), Timestamp(0)), None);
+        let id = TransferId(9);
+        let theirs = Topic::DownTransfer("attic".parse().unwrap(), id).text(&"home".parse().unwrap());
+        let done = Message::Transfer(TransferMessage::Done);
+        assert_eq!(desk.read(&theirs, &seal(&done, &theirs, None), Timestamp(0)), None);
+        assert_eq!(desk.refused("misplaced"), 2);
+        let ours = theirs.replace("attic", "kitchen");
+        let event = desk.read(&ours, &seal(&done, &ours, None), Timestamp(0));
+        assert_eq!(event, Some(Event::Transfer { id, message: TransferMessage::Done }));
+    }
+
+    #[test]
+    fn refusals_are_logged_once_a_minute() {
+        let mut desk = desk(None);
+        for second in 0..180 {
+            desk.read(TOPIC, b"x", Timestamp(second * 1000));
+        }
+        assert_eq!(desk.refused("truncated"), 180);
+        assert_eq!(desk.refused["truncated"].logged, Some(Timestamp(120_000)));
+    }
+
+    #[test]
+    fn births_are_retained_and_transfers_are_not() {
+        let desk = desk(None);
+        let gone = desk.publication(Message::Gone(Gone { boot: BootId(1), clean: true }));
+        assert!(gone.retain && gone.topic == "skiff/v1/home/d/kitchen/up/birth");
+        let refused = TransferMessage::Refused { reason: Digest::of(b"x").to_string() };
+        let transfer = desk.transfer(TransferId(1), refused);
+        assert_eq!(transfer.topic, "skiff/v1/home/d/kitchen/up/transfer/0000000000000001");
+        assert!(!transfer.retain && transfer.qos == Qos::AtLeastOnce);
+    }
+}

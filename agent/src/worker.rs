@@ -1,0 +1,194 @@
+//! The thread that works, so that the agent goes on listening meanwhile.
+//!
+//! One [`Work`] is in hand at a time; [`Worker::begin`] cancels the one before. Cancelled work ends at its next step and
+//! says nothing more. Work that panics is work that failed: its workshop is thrown away and the next work gets a new one.
+
+use crate::participant::{Event, Trained, Work};
+use skiff_protocol::messages::{EvaluationReport, WorkSample};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{io, thread};
+use tokio::sync::mpsc;
+
+/// What work comes to.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Product {
+    /// Of a training.
+    Trained(Trained),
+    /// Of an evaluation.
+    Evaluated(EvaluationReport),
+}
+
+/// Where work is done, on the worker's thread.
+pub trait Workshop {
+    /// Does `work`. `step` is called after each step and says whether to go on; where it breaks, the product is of no
+    /// interest.
+    ///
+    /// # Errors
+    /// For the operator, with its causes.
+    fn carry_out(
+        &mut self,
+        work: &Work,
+        step: &mut dyn FnMut(WorkSample) -> ControlFlow<()>,
+    ) -> anyhow::Result<Product>;
+}
+
+/// The thread; see the module's text. It ends when this is dropped, after the step in hand.
+#[derive(Debug)]
+pub struct Worker {
+    jobs: std::sync::mpsc::Sender<(Work, Arc<AtomicBool>)>,
+    in_hand: Option<Arc<AtomicBool>>,
+}
+
+impl Worker {
+    /// Starts the thread. It calls `open` at the first work, and says what becomes of work in `reports`.
+    ///
+    /// # Errors
+    /// Where the system has no thread to give.
+    pub fn start<W: Workshop>(open: impl Fn() -> W + Send + 'static, reports: mpsc::Sender<Event>) -> io::Result<Self> {
+        let (jobs, queue) = std::sync::mpsc::channel::<(Work, Arc<AtomicBool>)>();
+        thread::Builder::new().name("worker".to_owned()).spawn(move || {
+            let mut workshop = None;
+            while let Ok((work, cancelled)) = queue.recv() {
+                work_on(&mut workshop, &open, &work, &cancelled, &reports);
+            }
+        })?;
+        Ok(Self { jobs, in_hand: None })
+    }
+
+    /// Begins `work`.
+    pub fn begin(&mut self, work: Work) {
+        self.cancel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        self.in_hand = Some(Arc::clone(&cancelled));
+        self.jobs.send((work, cancelled)).expect("the thread ends only after its queue");
+    }
+
+    /// Ends the work in hand, where there is any.
+    pub fn cancel(&mut self) {
+        if let Some(cancelled) = self.in_hand.take() {
+            cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+fn work_on<W: Workshop>(
+    workshop: &mut Option<W>,
+    open: &impl Fn() -> W,
+    work: &Work,
+    cancelled: &AtomicBool,
+    reports: &mpsc::Sender<Event>,
+) {
+    let is_cancelled = || cancelled.load(Ordering::Relaxed);
+    if is_cancelled() {
+        return;
+    }
+    let ticket = work.ticket;
+    let mut step = |sample| {
+        // A sample that finds the queue full is not missed: the next one says more.
+        let _ = reports.try_send(Event::Stepped { ticket, sample });
+        if is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let place = workshop.get_or_insert_with(open);
+    let done = catch_unwind(AssertUnwindSafe(|| place.carry_out(work, &mut step)));
+    if is_cancelled() {
+        return;
+    }
+    let event = match done {
+        Ok(Ok(Product::Trained(trained))) => Event::Trained { ticket, trained },
+        Ok(Ok(Product::Evaluated(report))) => Event::Evaluated { ticket, report },
+        Ok(Err(error)) => {
+            let reason = format!("{error:#}");
+            tracing::error!(reason, "work failed");
+            Event::WorkFailed { ticket, reason }
+        }
+        Err(_panic) => {
+            *workshop = None;
+            tracing::error!("work panicked");
+            Event::WorkFailed { ticket, reason: "the agent's worker panicked; its log says where".to_owned() }
+        }
+    };
+    // Where nobody listens any more the agent is ending.
+    let _ = reports.blocking_send(event);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::participant::{Job, Ticket};
+    use skiff_protocol::messages::EvaluateOrder;
+    use skiff_protocol::{Digest, RunId};
+
+    /// Steps until it is told to end (epoch 1), panics (2), fails (3), or finds nothing wrong.
+    struct Fake;
+
+    impl Workshop for Fake {
+        fn carry_out(
+            &mut self,
+            work: &Work,
+            step: &mut dyn FnMut(WorkSample) -> ControlFlow<()>,
+        ) -> anyhow::Result<Product> {
+            match work.ticket.epoch {
+                1 => while step(sample()).is_continue() {},
+                2 => panic!("as planned"),
+                3 => anyhow::bail!("no luck"),
+                _ => {}
+            }
+            let report = EvaluationReport { examples: 2, correct: 1, loss_sum: 0.5, evaluate_ms: 1, peak_rss_bytes: 1 };
+            Ok(Product::Evaluated(report))
+        }
+    }
+
+    fn sample() -> WorkSample {
+        WorkSample {
+            run: RunId(1),
+            round: 1,
+            step: 1,
+            steps: 2,
+            step_ms: 1.0,
+            tokens_per_second: 1.0,
+            active_layers: 1,
+            loss: 1.0,
+        }
+    }
+
+    fn work(epoch: u64) -> Work {
+        let digest = Digest([0; 32]);
+        let order =
+            EvaluateOrder { weights: digest, schema: digest, examples: 1, batch: 1, max_tokens: 2, deadline_ms: 1 };
+        Work { ticket: Ticket { run: RunId(1), epoch }, round: 1, job: Job::Evaluate(order), personal: None }
+    }
+
+    #[test]
+    fn panicking_and_failing_work_is_reported_and_the_next_is_done() {
+        let (reports, mut said) = mpsc::channel(8);
+        let mut worker = Worker::start(|| Fake, reports).unwrap();
+        let mut outcome = |epoch| {
+            worker.begin(work(epoch));
+            said.blocking_recv().unwrap()
+        };
+        assert!(matches!(outcome(2), Event::WorkFailed { reason, .. } if reason.contains("panicked")));
+        assert!(matches!(outcome(3), Event::WorkFailed { reason, .. } if reason == "no luck"));
+        assert!(matches!(outcome(4), Event::Evaluated { ticket: Ticket { epoch: 4, .. }, .. }));
+    }
+
+    #[test]
+    fn cancelled_work_ends_and_says_nothing_more() {
+        let (reports, mut said) = mpsc::channel(1);
+        let mut worker = Worker::start(|| Fake, reports).unwrap();
+        worker.begin(work(1));
+        assert!(matches!(said.blocking_recv().unwrap(), Event::Stepped { .. }));
+        worker.begin(work(5));
+        let last = std::iter::from_fn(|| said.blocking_recv()).find(|event| !matches!(event, Event::Stepped { .. }));
+        assert!(matches!(last, Some(Event::Evaluated { ticket: Ticket { epoch: 5, .. }, .. })), "{last:?}");
+    }
+}

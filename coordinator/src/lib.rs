@@ -9,6 +9,7 @@
 //! [`progress`] (what a watcher sees), [`config`].
 
 pub mod aggregate;
+pub mod broker;
 pub mod configurator;
 pub mod fleet;
 pub mod progress;

@@ -4,7 +4,7 @@
 //! gradient have been broadcast. The loop orders the nodes, leaves out what does not lead to a wanted value,
 //! un-broadcasts, and accumulates. A matrix product that ends in a sum is accumulated inside the product.
 
-use crate::graph::{Graph, GraphError, Id, Node, Op};
+use crate::graph::{Graph, GraphError, Id, Node, Op, elements};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Appends the gradients of `output` with respect to each of `wanted`, given `seed`, the gradient of a scalar with
@@ -180,7 +180,12 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
             gradients[0] = Some(g.reshape(dy, shape)?);
         }
         Op::Gather => gradients[0] = Some(g.op(Op::ScatterRows, &[x[0], x[1], dy])?),
-        Op::Relayout => gradients[0] = Some(g.op(Op::Relayout, &[dy, x[2], x[1]])?),
+        Op::Relayout => {
+            let (source, index) = (g.shape(x[0]).clone(), g.shape(x[1]).clone());
+            let rows = g.reshape(dy, [&[elements(&index)], &source[1..]].concat())?;
+            let moved = g.op(Op::Relayout, &[rows, x[2], x[1]])?;
+            gradients[0] = Some(g.reshape(moved, source)?);
+        }
         Op::ReduceSum { .. } | Op::MeanLast => {
             let spread = g.op(Op::ExpandLike, &[dy, x[0]])?;
             gradients[0] = Some(if node.op == Op::MeanLast {

@@ -133,20 +133,21 @@ proptest! {
         }
         // Index inputs are given, not differentiated: `check` differentiates all inputs, so they are added here.
         let mut moved = case(&[&[m, n]], salt, |_, x| x[0]);
-        let into = moved.graph.input("into", DType::I64, fixed(&[m]));
-        let home = moved.graph.input("home", DType::I64, fixed(&[m]));
+        let into = moved.graph.input("into", DType::I64, fixed(&[m, 1]));
+        let home = moved.graph.input("home", DType::I64, fixed(&[1, m]));
         let picked = moved.graph.input("picked", DType::I64, fixed(&[2]));
         let x = moved.inputs[0].0;
         let relaid = moved.graph.op(Op::Relayout, &[x, into, home]).unwrap();
-        let gathered = moved.graph.op(Op::Gather, &[relaid, picked]).unwrap();
+        let rows = moved.graph.reshape(relaid, fixed(&[m, n])).unwrap();
+        let gathered = moved.graph.op(Op::Gather, &[rows, picked]).unwrap();
         let seed = moved.graph.input("seed", DType::F32, fixed(&[2, n]));
         let result = gradient(&mut moved.graph, gathered, seed, &[x]).unwrap();
         let weights = noise(&[2, n], salt);
         let vector = |values: Vec<f64>| ArrayD::from_shape_vec(IxDyn(&[values.len()]), values).unwrap();
         let given = BTreeMap::from([
             (x, moved.inputs[0].1.clone()),
-            (into, vector(order.clone())),
-            (home, vector(back)),
+            (into, vector(order.clone()).insert_axis(ndarray::Axis(1))),
+            (home, vector(back).insert_axis(ndarray::Axis(0))),
             (picked, vector(vec![0.0, (m - 1) as f64])),
             (seed, weights.clone()),
         ]);

@@ -231,12 +231,16 @@ impl Graph {
         }
     }
 
-    /// `a` in another shape of as many elements.
+    /// `a` in another shape of as many elements; of two in a row only the last is kept.
     ///
     /// # Errors
     /// As [`Graph::apply`].
     pub fn reshape(&mut self, a: Id, shape: Shape) -> Result<Id, GraphError> {
-        if self.shape(a) == &shape { Ok(a) } else { self.op(Op::Reshape(shape), &[a]) }
+        let source = match self.producer(a) {
+            Some(Node { op: Op::Reshape(_), inputs, .. }) => inputs[0],
+            _ => a,
+        };
+        if self.shape(source) == &shape { Ok(source) } else { self.op(Op::Reshape(shape), &[source]) }
     }
 
     /// Sums `a` down to `shape`: the adjoint of broadcasting `shape` to `a`'s.

@@ -1,0 +1,225 @@
+//! `skiff-agent train`: the trainer on local files, without a fleet.
+
+use crate::corpus::Corpus;
+use crate::telemetry::own_memory;
+use crate::trainer::{EvaluatePlan, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
+use anyhow::Context;
+use serde::Serialize;
+use skiff_models::{Pack, tensors};
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Trains on local files and says how fast and how well.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 \
+                        --batch 8 --lr 1e-3 --dropout 0.5\n\nData: .csv (AG News: class, title, description, or with a header), \
+                        .jsonl (label, text), .tsv (header sentence, label).")]
+pub struct Arguments {
+    /// The pack's folder, made by `skiff-pack build`.
+    #[arg(long)]
+    pack: PathBuf,
+    /// Labelled texts to train on.
+    #[arg(long, value_name = "FILE")]
+    train: PathBuf,
+    /// Labelled texts to evaluate on.
+    #[arg(long, value_name = "FILE")]
+    test: PathBuf,
+    /// Optimizer steps.
+    #[arg(long, default_value_t = 300)]
+    steps: u32,
+    /// Examples in a step.
+    #[arg(long, default_value_t = 8, value_parser = at_least_one)]
+    batch: usize,
+    /// AdamW's learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f32,
+    /// Probability that a step skips a layer, the same for every layer.
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f32,
+    /// Dropout rate of each layer, separated by commas, instead of --dropout.
+    #[arg(long, value_delimiter = ',', conflicts_with = "dropout")]
+    rates: Option<Vec<f32>>,
+    /// Scale gradients down above this global norm [default: never].
+    #[arg(long)]
+    clip: Option<f32>,
+    /// Cut texts to this many tokens.
+    #[arg(long, default_value_t = 128)]
+    max_tokens: usize,
+    /// Evaluate on at most this many examples, from the first; 0 for none.
+    #[arg(long, default_value_t = 1000)]
+    evaluate: usize,
+    /// Determines masks and batches.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads of the computation [default: all processors].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
+    #[arg(long, env = "SKIFF_ONNXRUNTIME")]
+    onnxruntime: Option<PathBuf>,
+    /// Write the trained tensors here, as safetensors with PEFT's names.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print the result as one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Outcome {
+    steps: u32,
+    batch: usize,
+    /// Of training, over the wall time of all steps, tokenising included.
+    examples_per_second: f64,
+    tokens_per_second: f64,
+    /// Median.
+    step_seconds: f64,
+    mean_active_layers: f32,
+    mean_loss: f32,
+    /// Mean over the last 20 steps.
+    loss_last_20: f32,
+    /// Absent with `--evaluate 0`.
+    accuracy: Option<f64>,
+    evaluate_examples_per_second: Option<f64>,
+    train_seconds: f64,
+    peak_rss_bytes: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Anything that keeps it from finishing.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
+    let load = |path| Corpus::load(path, &pack, arguments.max_tokens);
+    let (train, test) = (load(&arguments.train)?, load(&arguments.test)?);
+    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    let layers = pack.manifest().layers;
+    let mut trainer = Trainer::open(&runtime, pack)?;
+
+    let plan = TrainPlan {
+        seed: arguments.seed,
+        device: "local".to_owned(),
+        round: 0,
+        rates: arguments.rates.clone().unwrap_or_else(|| vec![arguments.dropout; layers]),
+        steps: arguments.steps,
+        batch: arguments.batch,
+        learning_rate: arguments.lr,
+        clip_norm: arguments.clip.unwrap_or(f32::INFINITY),
+    };
+    let progress = Progress::new();
+    let mut losses = Vec::new();
+    let summary = trainer.train(&plan, &train, &mut |report| {
+        losses.push(report.loss);
+        progress.step(report);
+        ControlFlow::Continue(())
+    })?;
+    if let Some(path) = &arguments.out {
+        let bytes = tensors::write(trainer.weights())?;
+        std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let evaluated = if arguments.evaluate > 0 {
+        let plan = EvaluatePlan { examples: arguments.evaluate, batch: 32 };
+        let total = test.len().min(arguments.evaluate);
+        Some(trainer.evaluate(&test, &plan, &mut |done| {
+            progress.evaluated(done, total);
+            ControlFlow::Continue(())
+        })?)
+    } else {
+        None
+    };
+    progress.clear();
+    let last = &losses[losses.len().saturating_sub(20)..];
+    let outcome = Outcome {
+        accuracy: evaluated.as_ref().map(|found| found.correct as f64 / found.examples.max(1) as f64),
+        evaluate_examples_per_second: evaluated.as_ref().map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
+        loss_last_20: last.iter().sum::<f32>() / last.len().max(1) as f32,
+        peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
+        ..Outcome::of(&summary, arguments.batch)
+    };
+    outcome.print(arguments.json)
+}
+
+impl Outcome {
+    fn of(summary: &TrainSummary, batch: usize) -> Self {
+        let seconds = summary.elapsed.as_secs_f64();
+        Self {
+            steps: summary.steps,
+            batch,
+            examples_per_second: summary.examples as f64 / seconds,
+            tokens_per_second: summary.tokens as f64 / seconds,
+            step_seconds: summary.median_step.as_secs_f64(),
+            mean_active_layers: summary.mean_active_layers,
+            mean_loss: summary.mean_loss,
+            loss_last_20: 0.0,
+            accuracy: None,
+            evaluate_examples_per_second: None,
+            train_seconds: seconds,
+            peak_rss_bytes: 0,
+        }
+    }
+
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if json {
+            writeln!(out, "{}", serde_json::to_string(self)?)?;
+            return Ok(());
+        }
+        writeln!(out, "steps            {} of {} examples", self.steps, self.batch)?;
+        writeln!(out, "speed            {:.1} examples/s, {:.0} tokens/s", self.examples_per_second, self.tokens_per_second)?;
+        writeln!(out, "step             {:.1} ms (median), {:.1} layers active (mean)", self.step_seconds * 1e3, self.mean_active_layers)?;
+        writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
+        if let (Some(accuracy), Some(speed)) = (self.accuracy, self.evaluate_examples_per_second) {
+            writeln!(out, "accuracy         {accuracy:.4} (evaluated at {speed:.0} examples/s)")?;
+        }
+        writeln!(out, "peak memory      {:.0} MB resident", self.peak_rss_bytes as f64 / 1e6)?;
+        Ok(())
+    }
+}
+
+/// One line on standard error, drawn over itself, where that is a terminal.
+struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { shown: std::io::stderr().is_terminal() }
+    }
+
+    fn step(&self, report: &StepReport) {
+        if self.shown {
+            let bar = bar(report.step as usize, report.steps as usize);
+            let ms = report.elapsed.as_secs_f64() * 1e3;
+            eprint!("\r\x1b[Ktraining   {bar} {}/{}  loss {:.3}  {ms:.0} ms", report.step, report.steps, report.loss);
+        }
+    }
+
+    fn evaluated(&self, done: usize, total: usize) {
+        if self.shown {
+            eprint!("\r\x1b[Kevaluating {} {done}/{total}", bar(done, total));
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+fn bar(done: usize, total: usize) -> String {
+    let filled = 24 * done.min(total) / total.max(1);
+    format!("{}{}", "█".repeat(filled), "░".repeat(24 - filled))
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number, at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}

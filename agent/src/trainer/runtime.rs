@@ -1,0 +1,111 @@
+//! Finds and loads ONNX Runtime, once in a process.
+
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// The name of the environment variable that says where the library is.
+pub const LIBRARY_VARIABLE: &str = "SKIFF_ONNXRUNTIME";
+const LIBRARY_NAME: &str = "libonnxruntime.so";
+
+/// ONNX Runtime with its one thread pool. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    environment: Environment,
+    version: String,
+}
+
+/// Why there is no ONNX Runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Nowhere to be found.
+    #[error("ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `make setup` in the source tree")]
+    NotFound {
+        /// Where it was looked for.
+        tried: String,
+    },
+    /// Found, but does not load.
+    #[error("loading ONNX Runtime from {path}; is it a library for this machine, version 1.17 or later?", path = path.display())]
+    Load {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        source: ort::LoadDynamicError,
+    },
+    /// Loaded, but does not start.
+    #[error("starting ONNX Runtime")]
+    Start(#[source] ort::Error),
+}
+
+static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
+
+impl Runtime {
+    /// Loads the library at `library`, or where it is usually found, with a pool of `threads` threads that do not spin.
+    /// A process has one: later calls return the first.
+    ///
+    /// # Errors
+    /// No library, or one that does not load.
+    pub fn load(library: Option<&Path>, threads: usize) -> Result<Self, RuntimeError> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = &*loaded {
+            return Ok(runtime.clone());
+        }
+        let path = find(library)?;
+        let builder = ort::init_from(&path).map_err(|source| RuntimeError::Load { path: path.clone(), source })?;
+        let environment = start(builder, threads).map_err(RuntimeError::Start)?;
+        let runtime = Self { environment, version: version(&path) };
+        *loaded = Some(runtime.clone());
+        Ok(runtime)
+    }
+
+    /// The library's version and where it is.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::Result<Environment> {
+    let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(false)?;
+    builder.with_name("skiff").with_telemetry(false).with_global_thread_pool(pool).build()
+}
+
+/// The library's build information names the release branch.
+fn version(path: &Path) -> String {
+    let info = ort::info();
+    let release = info.split(&[',', ' '][..]).find_map(|part| part.strip_prefix("git-branch="));
+    let release = release.map_or("of unknown version", |branch| branch.trim_start_matches("rel-"));
+    format!("{release} ({})", path.display())
+}
+
+/// In this order: what was asked for, the environment variable, beside the executable, a source tree's cache above the
+/// executable, the system's library folders.
+fn find(asked: Option<&Path>) -> Result<PathBuf, RuntimeError> {
+    let named = asked.map(Path::to_owned).or_else(|| std::env::var_os(LIBRARY_VARIABLE).map(PathBuf::from));
+    let candidates: Vec<PathBuf> = match named {
+        Some(path) => vec![path],
+        None => usual_places(),
+    };
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => {
+            let tried = candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+            Err(RuntimeError::NotFound { tried })
+        }
+    }
+}
+
+fn usual_places() -> Vec<PathBuf> {
+    let executable = std::env::current_exe().and_then(std::fs::canonicalize).unwrap_or_default();
+    let beside = executable.parent().into_iter().flat_map(|folder| {
+        [folder.join(LIBRARY_NAME), folder.join("../lib/skiff").join(LIBRARY_NAME)]
+    });
+    let cached = executable.ancestors().skip(2).take(3).map(|folder| folder.join(".cache/onnxruntime").join(LIBRARY_NAME));
+    let triplet = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let system = ["/usr/local/lib", "/usr/lib", triplet.as_str()].map(|folder| Path::new(folder).join(LIBRARY_NAME));
+    beside.chain(cached).chain(system).collect()
+}

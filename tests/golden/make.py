@@ -66,8 +66,8 @@ def draw_batch(vocabulary, classes, batch, longest):
 def run(model, inputs, active):
     encoder = model.base_model.model.bert.encoder
     every = encoder.layer
-    encoder.layer = torch.nn.ModuleList([every[i] for i in active])
     model.zero_grad(set_to_none=True)
+    encoder.layer = torch.nn.ModuleList([every[i] for i in active])
     out = model(**inputs)
     out.loss.backward()
     encoder.layer = every

@@ -144,7 +144,10 @@ impl Driver {
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish).await,
                 Ok(_) => {}
                 Err(error) => {
-                    self.connection.clean();
+                    // A connection that broke is cleared away already; clearing without one would lose the queue.
+                    if self.connection.diagnostics().connected {
+                        self.connection.clean();
+                    }
                     return End::Lost { reason: explain(&self.broker, &error), held: phase == Phase::Held };
                 }
             }

@@ -32,6 +32,7 @@ mod inbox;
 pub use config::{LinkConfig, LinkError};
 
 use driver::Driver;
+use rumqttc::{ClientError, PublishOptions};
 use skiff_protocol::codec::MAX_MESSAGE_BYTES;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -126,18 +127,27 @@ impl Link {
     /// # Panics
     /// Where the payload is larger than [`MAX_MESSAGE_BYTES`] or the topic is not one: `skiff_protocol` makes neither.
     pub async fn publish(&self, publication: Publication) -> Result<(), LinkClosed> {
-        let Publication { topic, payload, qos, retain } = publication;
-        let bytes = payload.len();
-        assert!(bytes <= MAX_MESSAGE_BYTES, "{bytes} bytes for {topic}: a message holds at most {MAX_MESSAGE_BYTES}");
-        let options = rumqttc::PublishOptions::new(qos.into()).retain(retain);
-        match self.client.publish(topic, payload, options).await {
-            Ok(()) => Ok(()),
-            Err(rumqttc::ClientError::InvalidRequest(request)) => panic!("not a topic to publish on: {request:?}"),
-            Err(_) => Err(LinkClosed),
+        let (topic, payload, options) = unpack(publication);
+        self.client.publish(topic, payload, options).await.map_err(|error| closed(&error))
+    }
+
+    /// Queues `publication` if there is room, and says whether there was: for what is not worth waiting for.
+    ///
+    /// # Errors
+    /// [`LinkClosed`].
+    ///
+    /// # Panics
+    /// As [`Link::publish`].
+    pub fn try_publish(&self, publication: Publication) -> Result<bool, LinkClosed> {
+        let (topic, payload, options) = unpack(publication);
+        match self.client.try_publish(topic, payload, options) {
+            Ok(()) => Ok(true),
+            Err(ClientError::RequestChannelFull(_)) => Ok(false),
+            Err(error) => Err(closed(&error)),
         }
     }
 
-    /// Sends what is queued, then DISCONNECT, so that the last will stays unsaid.
+    /// Sends what is queued, then DISCONNECT, so that the last will stays unsaid. Without a connection nothing is sent.
     ///
     /// Takes at most [`CLOSE_PATIENCE`]. Where the rest cannot be sent in that time the connection is cut instead, and the
     /// broker publishes the last will.
@@ -148,6 +158,21 @@ impl Link {
             driver.abort();
         }
     }
+}
+
+fn unpack(publication: Publication) -> (String, Vec<u8>, PublishOptions) {
+    let Publication { topic, payload, qos, retain } = publication;
+    let bytes = payload.len();
+    assert!(bytes <= MAX_MESSAGE_BYTES, "{bytes} bytes for {topic}: a message holds at most {MAX_MESSAGE_BYTES}");
+    (topic, payload, PublishOptions::new(qos.into()).retain(retain))
+}
+
+/// What remains of the client's errors when there is room.
+fn closed(error: &ClientError) -> LinkClosed {
+    if let ClientError::InvalidRequest(request) = error {
+        panic!("not a topic to publish on: {request:?}");
+    }
+    LinkClosed
 }
 
 impl From<Qos> for rumqttc::QoS {

@@ -162,6 +162,32 @@ async fn a_killed_broker_is_told_and_its_successor_found_with_subscriptions_made
 }
 
 #[tokio::test]
+async fn what_is_published_while_the_broker_is_away_waits_for_it_within_bounds() {
+    let mut broker = Broker::prepare();
+    let (link, mut events) = Link::open(broker.config("a", "nothing")).unwrap();
+    assert!(next_down(&mut events).await.contains("check that it runs"));
+    for number in 0..skiff_link::QUEUE {
+        let kept = Publication { retain: true, ..publication(&format!("t/{number}"), b"kept") };
+        assert_eq!(link.try_publish(kept), Ok(true));
+    }
+    // A few more attempts fail; the queue stays as it is.
+    let away = tokio::net::TcpListener::bind(("127.0.0.1", broker.port)).await.unwrap();
+    for _ in 0..2 {
+        drop(timeout(PATIENCE, away.accept()).await.unwrap().unwrap());
+    }
+    drop(away);
+    assert_eq!(link.try_publish(publication("t/more", b"")), Ok(false));
+    broker.start_with("allow_anonymous true");
+    while next(&mut events).await != LinkEvent::Up {}
+    link.close().await;
+    let (_other, mut heard) = Link::open(broker.config("listener", "t/#")).unwrap();
+    assert_eq!(next(&mut heard).await, LinkEvent::Up);
+    for _ in 0..skiff_link::QUEUE {
+        assert!(matches!(next(&mut heard).await, LinkEvent::Message { payload, .. } if payload == b"kept"));
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_said_so_and_the_right_one_works() {
     let mut broker = Broker::prepare();
     broker.run("mosquitto_passwd", "-b -c passwords ann right");

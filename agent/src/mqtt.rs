@@ -95,6 +95,11 @@ impl Desk {
         self.refused.get(label).map_or(0, |refused| refused.count)
     }
 
+    /// The labels under which messages were refused.
+    pub fn labels(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.refused.keys().copied()
+    }
+
     fn refuse(&mut self, label: &'static str, topic: &str, reason: &str, now: Timestamp) {
         let refused = self.refused.entry(label).or_default();
         refused.count += 1;

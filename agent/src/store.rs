@@ -235,3 +235,128 @@ fn decode(bytes: &[u8]) -> Result<Memory, Flaw> {
         Ok(_) | Err(_) => Err(Flaw::Torn),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::participant::{Personal, Settled};
+    use proptest::prelude::*;
+    use skiff_protocol::RunId;
+
+    fn memory(epoch: u64, personal: Option<Digest>) -> Memory {
+        Memory {
+            run: RunId(1),
+            round: 2,
+            epoch,
+            weights: None,
+            settled: Settled::Open,
+            personal: personal.map(|blob| Personal { run: RunId(1), layers: vec![1], blob }),
+        }
+    }
+
+    fn memory_of(folder: &Path) -> Option<Memory> {
+        Store::open(folder).unwrap().1.memory
+    }
+
+    #[test]
+    fn what_was_remembered_is_recovered_with_its_blobs_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, recovered) = Store::open(folder.path()).unwrap();
+        assert!(recovered.memory.is_none());
+        let own = store.blobs().put(b"own").unwrap();
+        let stray = store.blobs().put(b"stray").unwrap();
+        store.remember(&memory(7, Some(own))).unwrap();
+        assert!(!store.blobs().contains(stray));
+        drop(store);
+        let (_store, recovered) = Store::open(folder.path()).unwrap();
+        assert_eq!(recovered.memory, Some(memory(7, Some(own))));
+        assert_eq!(recovered.blobs, BTreeSet::from([own]));
+    }
+
+    #[test]
+    fn two_agents_never_share_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, _) = Store::open(folder.path()).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::InUse { path }) if path == folder.path()));
+        drop(first);
+        Store::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_new_folder_is_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/state");
+        Store::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_damaged_memory_is_set_aside_and_the_agent_starts_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        let whole = encode(&memory(7, None));
+        for cut in [0, 3, BODY_AT - 1, BODY_AT, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(memory_of(folder.path()), None, "cut to {cut}");
+            assert_eq!(std::fs::read(path.with_extension("torn")).unwrap(), &whole[..cut]);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_write_leaves_the_memory_before() {
+        let folder = tempfile::tempdir().unwrap();
+        Store::open(folder.path()).unwrap().0.remember(&memory(7, None)).unwrap();
+        std::fs::write(folder.path().join("memory.new"), b"SKIFFMEM half").unwrap();
+        assert_eq!(memory_of(folder.path()), Some(memory(7, None)));
+    }
+
+    #[test]
+    fn a_foreign_memory_is_named_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        std::fs::write(&path, b"dear diary").unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::Foreign { path: named }) if named == path));
+        let mut newer = encode(&memory(7, None));
+        newer[MAGIC.len()] = 9;
+        std::fs::write(&path, &newer).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::Version { found: 9, .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), newer);
+    }
+
+    #[test]
+    fn a_damaged_blob_is_removed_and_not_recovered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        let own = store.blobs().put(b"own").unwrap();
+        store.remember(&memory(7, Some(own))).unwrap();
+        drop(store);
+        std::fs::write(folder.path().join("blobs").join(own.to_string()), b"owl").unwrap();
+        let (store, recovered) = Store::open(folder.path()).unwrap();
+        assert!(recovered.blobs.is_empty() && !store.blobs().contains(own));
+        assert_eq!(recovered.memory, Some(memory(7, Some(own))));
+    }
+
+    #[test]
+    fn a_state_folder_that_is_a_file_is_an_error_that_names_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Store::open(file.path()).unwrap_err().to_string();
+        assert!(error.contains(file.path().to_str().unwrap()), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn prop_any_change_of_a_byte_is_noticed(at in 0..encode(&memory(7, None)).len(), flip in 1..=255_u8) {
+            let mut bytes = encode(&memory(7, None));
+            bytes[at] ^= flip;
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn prop_any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+            let framed = [&MAGIC[..], &VERSION.to_le_bytes(), blake3::hash(&bytes).as_bytes(), &bytes].concat();
+            let _ = decode(&framed);
+        }
+    }
+}

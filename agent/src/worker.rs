@@ -23,15 +23,15 @@ pub enum Product {
 
 /// Where work is done, on the worker's thread.
 pub trait Workshop {
-    /// Does `work`. `step` is called after each step and says whether to go on; where it breaks, the product is of no
-    /// interest.
+    /// Does `work`. `step` is called after each step, with a sample where there is something to tell, and says whether to
+    /// go on; where it breaks, the product is of no interest.
     ///
     /// # Errors
     /// For the operator, with its causes.
     fn carry_out(
         &mut self,
         work: &Work,
-        step: &mut dyn FnMut(WorkSample) -> ControlFlow<()>,
+        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<Product>;
 }
 
@@ -92,9 +92,11 @@ fn work_on<W: Workshop>(
         return;
     }
     let ticket = work.ticket;
-    let mut step = |sample| {
-        // A sample that finds the queue full is not missed: the next one says more.
-        let _ = reports.try_send(Event::Stepped { ticket, sample });
+    let mut step = |sample: Option<WorkSample>| {
+        if let Some(sample) = sample {
+            // One that finds the queue full is not missed: the next one says more.
+            let _ = reports.try_send(Event::Stepped { ticket, sample });
+        }
         if is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let place = workshop.get_or_insert_with(open);
@@ -135,10 +137,10 @@ mod tests {
         fn carry_out(
             &mut self,
             work: &Work,
-            step: &mut dyn FnMut(WorkSample) -> ControlFlow<()>,
+            step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
         ) -> anyhow::Result<Product> {
             match work.ticket.epoch {
-                1 => while step(sample()).is_continue() {},
+                1 => while step(Some(sample())).is_continue() {},
                 2 => panic!("as planned"),
                 3 => anyhow::bail!("no luck"),
                 _ => {}

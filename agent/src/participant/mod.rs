@@ -615,16 +615,10 @@ impl Participant {
 
     fn complete(&mut self, digest: Digest) -> Option<Action> {
         self.held.insert(digest);
-        match std::mem::replace(&mut self.phase, Phase::Resting) {
-            Phase::Fetching { work, deadline, .. } => {
-                self.phase = Phase::Working { work: work.clone(), deadline, sample: None };
-                Some(Action::Start(work))
-            }
-            other => {
-                self.phase = other;
-                None
-            }
-        }
+        let Phase::Fetching { work, deadline, .. } = &self.phase else { return None };
+        let (work, deadline) = (work.clone(), *deadline);
+        self.phase = Phase::Working { work: work.clone(), deadline, sample: None };
+        Some(Action::Start(work))
     }
 
     fn send(&mut self, event: SenderEvent, now: Timestamp) -> Vec<Action> {

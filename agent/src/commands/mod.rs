@@ -1,0 +1,6 @@
+//! The verbs of `skiff-agent`.
+
+pub mod doctor;
+pub mod run;
+pub mod step;
+pub mod train;

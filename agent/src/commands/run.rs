@@ -1,0 +1,237 @@
+//! `skiff-agent run`: connect, report, train when told, until told to stop.
+//!
+//! One loop on one thread takes what happens (the link, the worker, the clock, signals), tells the engine, and carries out
+//! what it decides. The state folder is written in that loop, because what follows has to wait for it anyway.
+
+use crate::config::Config;
+use crate::device;
+use crate::mqtt::{Desk, Outbox, link_config};
+use crate::participant::{Action, Event, Participant};
+use crate::store::{Store, StoreError};
+use crate::telemetry::{Backlog, Sampler};
+use crate::worker::Worker;
+use crate::workshop::PackWorkshop;
+use anyhow::Context;
+use skiff_blobs::{Assembly, BlobError};
+use skiff_link::{Link, LinkEvent};
+use skiff_protocol::codec::Message;
+use skiff_protocol::messages::Gone;
+use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferMessage};
+use skiff_protocol::{BootId, Timestamp};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::select;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+/// The longest that the farewell may take.
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(5);
+/// Reports of the worker that wait; more samples of steps are left out.
+const REPORTS: usize = 64;
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What cannot become right by trying again: a broken pack, unreadable examples, a state folder in use, bad certificates.
+/// A broker that is away is none.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let (store, recovered) = Store::open(&config.state)?;
+    let boot = device::new_boot()?;
+    let profile = device::profile(&config.training, boot)?;
+    tracing::info!(
+        device = %config.device,
+        fleet = %config.fleet,
+        pack = ?profile.birth.pack,
+        train_examples = profile.birth.train_examples,
+        test_examples = profile.birth.test_examples,
+        "agent starts"
+    );
+    if matches!(config.trust, crate::config::Trust::Anybody) {
+        tracing::warn!("commands are obeyed unsigned: whoever can write to the broker commands this device");
+    }
+    let participant = Participant::new(profile, recovered.memory, recovered.blobs);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(live(config, boot, participant, store))
+}
+
+async fn live(config: &Config, boot: BootId, participant: Participant, store: Store) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let (link, mut link_events) = Link::open(link_config(config, boot))?;
+    let (reports, mut reported) = mpsc::channel(REPORTS);
+    let (training, device, blobs) = (config.training.clone(), config.device.clone(), store.blobs().clone());
+    let open = move || PackWorkshop::new(training.clone(), device.clone(), blobs.clone());
+    let worker = Worker::start(open, reports).context("starting the worker's thread")?;
+    let start = Instant::now();
+    let mut agent = Agent {
+        start,
+        boot,
+        participant,
+        desk: Desk::new(config),
+        outbox: Outbox::new(link),
+        store,
+        worker,
+        sampler: Sampler::new(PathBuf::from("/"), boot, Timestamp(0)),
+        backlog: Backlog::default(),
+        online: false,
+    };
+    let mut sampling = interval(config.telemetry_interval);
+    sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let deadline = agent.participant.deadline().map(|deadline| start + Duration::from_millis(deadline.0));
+        select! {
+            event = link_events.recv() => agent.link_event(event.context("the link to the broker has ended")?),
+            Some(event) = reported.recv() => agent.tell(event),
+            _ = sampling.tick() => agent.sample(),
+            () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => agent.tell(Event::Tick),
+            () = stop(&mut terminate, &mut interrupt) => break,
+        }
+    }
+    agent.farewell().await;
+    Ok(())
+}
+
+async fn stop(terminate: &mut Signal, interrupt: &mut Signal) {
+    select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+struct Agent {
+    start: Instant,
+    boot: BootId,
+    participant: Participant,
+    desk: Desk,
+    outbox: Outbox,
+    store: Store,
+    worker: Worker,
+    sampler: Sampler,
+    backlog: Backlog,
+    online: bool,
+}
+
+impl Agent {
+    fn now(&self) -> Timestamp {
+        Timestamp(0) + self.start.elapsed()
+    }
+
+    fn link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up => {
+                tracing::info!("connected to the broker");
+                self.online = true;
+                self.tell(Event::LinkUp);
+                self.send_samples();
+            }
+            LinkEvent::Down { reason } => {
+                tracing::warn!(reason, "no connection to the broker; the agent goes on trying");
+                self.online = false;
+                self.tell(Event::LinkDown);
+            }
+            LinkEvent::Message { topic, payload } => {
+                if let Some(event) = self.desk.read(&topic, &payload, self.now()) {
+                    self.tell(event);
+                }
+            }
+        }
+    }
+
+    /// Tells the engine, carries out what it decides, and tells it what came of that.
+    fn tell(&mut self, event: Event) {
+        let state = self.participant.state();
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.now();
+            for action in self.participant.handle(event, now) {
+                match self.carry_out(action) {
+                    Ok(result) => events.extend(result),
+                    Err(error) => {
+                        let reason = format!("{:#}", anyhow::Error::from(error));
+                        tracing::error!(reason, "the state folder cannot be written");
+                        events.push_front(Event::StoreFailed { reason });
+                        break;
+                    }
+                }
+            }
+        }
+        if self.participant.state() != state {
+            tracing::info!(state = ?self.participant.state(), "agent");
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Result<Option<Event>, StoreError> {
+        match action {
+            Action::Say(message) => self.outbox.put(self.desk.publication(message)),
+            Action::Transfer { id, message } => self.outbox.put(self.desk.transfer(id, message)),
+            Action::TransferChunk { id, digest, index } => match self.store.blobs().chunk(digest, index) {
+                Ok(bytes) => self.outbox.put(self.desk.transfer(id, TransferMessage::Chunk { index, bytes })),
+                Err(error) => tracing::warn!(error = %described(error), "a chunk cannot be sent"),
+            },
+            Action::LookUp(offer) => return Ok(Some(self.look_up(offer))),
+            Action::StoreChunk { digest, total_bytes, index, bytes } => {
+                let event = match self.store.blobs().put_chunk(digest, total_bytes, index, &bytes) {
+                    Ok(()) => ReceiverEvent::Stored { index },
+                    Err(error) => ReceiverEvent::StoreFailed { reason: described(error) },
+                };
+                return Ok(Some(Event::Fetched { digest, event }));
+            }
+            Action::Assemble { digest, total_bytes } => {
+                let event = match self.store.blobs().assemble(digest, total_bytes) {
+                    Ok(Assembly::Whole) => ReceiverEvent::Assembled,
+                    Ok(Assembly::WrongDigest | Assembly::Incomplete) => ReceiverEvent::WrongDigest,
+                    Err(error) => ReceiverEvent::StoreFailed { reason: described(error) },
+                };
+                return Ok(Some(Event::Fetched { digest, event }));
+            }
+            Action::Keep(bytes) => drop(self.store.blobs().put(&bytes)?),
+            Action::Remember(memory) => self.store.remember(&memory)?,
+            Action::Start(work) => self.worker.begin(work),
+            Action::Cancel => self.worker.cancel(),
+        }
+        Ok(None)
+    }
+
+    fn look_up(&self, offer: Offer) -> Event {
+        let blobs = self.store.blobs();
+        let found = if blobs.contains(offer.digest) {
+            Found::Whole
+        } else {
+            // What cannot be listed is sent again.
+            Found::Chunks(blobs.held(offer.digest, offer.total_bytes).unwrap_or_default())
+        };
+        Event::LookedUp { offer, found }
+    }
+
+    fn sample(&mut self) {
+        let (state, work) = (self.participant.state(), self.participant.work().cloned());
+        let sample = self.sampler.sample(state, work, self.now());
+        self.backlog.push(sample);
+        if self.online {
+            self.send_samples();
+        }
+    }
+
+    fn send_samples(&mut self) {
+        for sample in self.backlog.drain() {
+            self.outbox.put(self.desk.publication(Message::Telemetry(sample)));
+        }
+    }
+
+    async fn farewell(mut self) {
+        tracing::info!("agent stops");
+        self.worker.cancel();
+        if self.online {
+            self.outbox.put(self.desk.publication(Message::Gone(Gone { boot: self.boot, clean: true })));
+            if timeout(FAREWELL_PATIENCE, self.outbox.close()).await.is_err() {
+                tracing::warn!("the broker did not take the farewell in time");
+            }
+        }
+    }
+}
+
+fn described(error: BlobError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}

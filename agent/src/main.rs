@@ -1,0 +1,101 @@
+//! `skiff-agent`: reads the command line, runs a verb, says once what went wrong.
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use skiff_agent::commands::{doctor, run, step, train};
+use skiff_agent::config::{Config, Settings};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Where settings are looked for without --config.
+const USUAL_CONFIG: &str = "/etc/skiff/agent.toml";
+const FAILED: u8 = 1;
+const BAD_SETTINGS: u8 = 2;
+
+/// Trains on this device's own texts, alone or as part of a fleet.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Start here:\n  \
+        skiff-agent train --pack minilm.pack --train train.csv --test test.csv   train alone, to see how fast it is\n  \
+        skiff-agent doctor --config agent.toml                                   see whether a fleet can be joined\n  \
+        skiff-agent run --config agent.toml                                      join it\n\n\
+        A flag wins over its environment variable, that over agent.toml, that over the default.\n\
+        SKIFF_LOG=debug shows more (error, warn, info, debug, trace; or filters such as info,skiff_link=debug).\n\n\
+        Exit status: 0 done or stopped in order; 1 failed, or doctor found something broken; 2 wrong usage or settings."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Joins a fleet: connects, reports, trains when told, until SIGTERM or Ctrl-C
+    #[command(after_help = "Example:\n  skiff-agent run --config agent.toml\n  \
+        skiff-agent run --broker mqtts://broker.example --device kitchen --password-file secret \\\n      \
+        --coordinator-key 7c3f… --pack minilm.pack --train train.csv --test test.csv --state state")]
+    Run(FleetArguments),
+    Train(train::Arguments),
+    Step(step::Arguments),
+    /// Checks what a fleet needs of this device, a line each: ok, warn or FAIL with what to do
+    #[command(after_help = "Example:\n  skiff-agent doctor --config agent.toml")]
+    Doctor(FleetArguments),
+}
+
+#[derive(Args)]
+struct FleetArguments {
+    /// Settings file [default: /etc/skiff/agent.toml, where there is one]
+    #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    /// Stop when the parent process ends
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log();
+    let done = match &cli.verb {
+        Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
+        Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, &mut std::io::stdout().lock())?)),
+        Verb::Train(arguments) => train::run(arguments).map(|()| true),
+        Verb::Step(arguments) => step::run(arguments).map(|()| true),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "skiff-agent: {error:#}");
+            let bad_settings = error.is::<skiff_agent::config::ConfigError>();
+            ExitCode::from(if bad_settings { BAD_SETTINGS } else { FAILED })
+        }
+    }
+}
+
+fn fleet(arguments: &FleetArguments, verb: impl Fn(&Config) -> anyhow::Result<bool>) -> anyhow::Result<bool> {
+    if arguments.exit_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .context("asking for a signal at the parent's end")?;
+    }
+    let usual = Path::new(USUAL_CONFIG);
+    let file = arguments.config.as_deref().or_else(|| usual.exists().then_some(usual));
+    let written = file.map_or_else(|| Ok(Settings::default()), Settings::read)?;
+    let host = sysinfo::System::host_name().ok();
+    let config = arguments.settings.clone().or(written).check(host.as_deref())?;
+    verb(&config)
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,220 @@
+//! Where an order becomes an update: weights from the store, through the trainer, into tensors to hand in and to keep.
+//!
+//! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no example in memory.
+//! What was opened stays for the next round.
+
+use crate::config::Training;
+use crate::corpus::Corpus;
+use crate::participant::sharing::shared_layers;
+use crate::participant::{Job, Personal, Trained, Work};
+use crate::telemetry::own_memory;
+use crate::trainer::{EvaluatePlan, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
+use crate::worker::{Product, Workshop};
+use anyhow::{Context, bail};
+use skiff_blobs::Blobs;
+use skiff_models::pack::Pack;
+use skiff_models::tensors::{NamedTensors, Schema, write};
+use skiff_protocol::DeviceId;
+use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, TrainReport, WorkSample};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Orders say nothing of clipping: gradients are taken as they are.
+const CLIP_NORM: f32 = f32::INFINITY;
+
+/// A [`Workshop`] around a pack.
+pub struct PackWorkshop {
+    training: Training,
+    device: DeviceId,
+    blobs: Arc<Blobs>,
+    open: Option<(Arc<Pack>, Trainer)>,
+    train: Texts,
+    test: Texts,
+}
+
+impl PackWorkshop {
+    /// A workshop that opens `training`'s pack and files at the first work; weights are in `blobs`.
+    #[must_use]
+    pub fn new(training: Training, device: DeviceId, blobs: Arc<Blobs>) -> Self {
+        let (train, test) = (Texts::new(training.train.clone()), Texts::new(training.test.clone()));
+        Self { training, device, blobs, open: None, train, test }
+    }
+
+    fn train(
+        &mut self,
+        work: &Work,
+        order: &TrainOrder,
+        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
+    ) -> anyhow::Result<Trained> {
+        let (pack, trainer) = opened(&mut self.open, &self.training)?;
+        let corpus = self.train.tokens(&pack, order.max_tokens)?;
+        trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
+        let plan = TrainPlan {
+            seed: order.seed,
+            device: self.device.to_string(),
+            round: work.round,
+            rates: order.rates.clone(),
+            steps: order.steps,
+            batch: order.batch as usize,
+            learning_rate: order.learning_rate,
+            clip_norm: CLIP_NORM,
+        };
+        let summary =
+            trainer.train(&plan, corpus, &mut |report| step(Some(work_sample(work, report)))).context("training")?;
+        hand_in(pack.schema(), trainer.weights(), order, summary)
+    }
+
+    fn evaluate(
+        &mut self,
+        work: &Work,
+        order: &EvaluateOrder,
+        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
+    ) -> anyhow::Result<EvaluationReport> {
+        let (pack, trainer) = opened(&mut self.open, &self.training)?;
+        let corpus = self.test.tokens(&pack, order.max_tokens)?;
+        trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
+        let examples = usize::try_from(order.examples).unwrap_or(usize::MAX);
+        let plan = EvaluatePlan { examples, batch: order.batch as usize };
+        let summary = trainer.evaluate(corpus, &plan, &mut |_| step(None)).context("evaluating")?;
+        Ok(EvaluationReport {
+            examples: summary.examples,
+            correct: summary.correct,
+            loss_sum: summary.loss_sum,
+            evaluate_ms: millis(summary.elapsed),
+            peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
+        })
+    }
+}
+
+impl Workshop for PackWorkshop {
+    fn carry_out(
+        &mut self,
+        work: &Work,
+        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
+    ) -> anyhow::Result<Product> {
+        match &work.job {
+            Job::Train(order) => self.train(work, order, step).map(Product::Trained),
+            Job::Evaluate(order) => self.evaluate(work, order, step).map(Product::Evaluated),
+        }
+    }
+}
+
+/// A file of examples, tokenised when it is first needed.
+struct Texts {
+    path: Option<PathBuf>,
+    /// With the longest text it was cut to.
+    tokens: Option<(u32, Corpus)>,
+}
+
+impl Texts {
+    const fn new(path: Option<PathBuf>) -> Self {
+        Self { path, tokens: None }
+    }
+
+    fn tokens(&mut self, pack: &Pack, max_tokens: u32) -> anyhow::Result<&Corpus> {
+        let path = self.path.as_ref().context("this device has no examples for that")?;
+        let known = self.tokens.take_if(|(cut_to, _)| *cut_to == max_tokens);
+        let tokens = match known {
+            Some(tokens) => tokens,
+            None => (max_tokens, Corpus::load(path, pack, max_tokens as usize)?),
+        };
+        Ok(&self.tokens.insert(tokens).1)
+    }
+}
+
+fn opened<'a>(
+    open: &'a mut Option<(Arc<Pack>, Trainer)>,
+    training: &Training,
+) -> anyhow::Result<(Arc<Pack>, &'a mut Trainer)> {
+    let (pack, trainer) = match open.take() {
+        Some(both) => both,
+        None => {
+            let pack = Arc::new(Pack::open(&training.pack)?);
+            let cores = || std::thread::available_parallelism().map_or(1, Into::into);
+            let threads = if training.threads == 0 { cores() } else { training.threads };
+            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?;
+            tracing::info!(onnxruntime = runtime.version(), "trainer opened");
+            let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
+            (pack, trainer)
+        }
+    };
+    let (pack, trainer) = open.insert((pack, trainer));
+    Ok((Arc::clone(pack), trainer))
+}
+
+/// The global weights, with the device's own layers in place of those that it keeps.
+fn starting_weights(blobs: &Blobs, schema: &Schema, work: &Work) -> anyhow::Result<NamedTensors> {
+    let global = blobs.read(work.job.weights())?;
+    let mut weights = schema.read(&global).context("reading the global weights")?;
+    if let Some(Personal { layers, blob, .. }) = &work.personal {
+        let own = blobs.read(*blob)?;
+        weights.extend(only_layers(schema, layers).read(&own).context("reading the layers kept on this device")?);
+    }
+    Ok(weights)
+}
+
+/// The tensors of `layers`, without the head.
+fn only_layers(schema: &Schema, layers: &[u32]) -> Schema {
+    let is_own = |layer: usize| layers.iter().any(|own| *own as usize == layer);
+    let tensors = schema.tensors.iter().filter(|spec| spec.layer.is_some_and(is_own));
+    Schema { tensors: tensors.cloned().collect() }
+}
+
+fn hand_in(
+    schema: &Schema,
+    weights: &NamedTensors,
+    order: &TrainOrder,
+    summary: TrainSummary,
+) -> anyhow::Result<Trained> {
+    if let Some((name, _)) = weights.iter().find(|(_, tensor)| tensor.iter().any(|value| !value.is_finite())) {
+        bail!("the training diverged: {name} is not finite any more; lower the learning rate");
+    }
+    let importance: Vec<f32> =
+        summary.importance.iter().map(|norm| if norm.is_finite() { norm.max(0.0) } else { 0.0 }).collect();
+    let shared = shared_layers(&order.sharing, &importance);
+    let kept: Vec<u32> = (0..).take(importance.len()).filter(|layer| !shared.contains(layer)).collect();
+    let shared_indices: Vec<usize> = shared.iter().map(|layer| *layer as usize).collect();
+    let update = write(&selected(weights, &schema.of_layers(&shared_indices)))?;
+    let personal = match kept.is_empty() {
+        true => None,
+        false => Some((kept.clone(), write(&selected(weights, &only_layers(schema, &kept)))?)),
+    };
+    let report = TrainReport {
+        examples: summary.examples,
+        tokens: summary.tokens,
+        steps: summary.steps,
+        mean_loss: summary.mean_loss,
+        shared_layers: shared,
+        importance,
+        mean_active_layers: summary.mean_active_layers,
+        train_ms: millis(summary.elapsed),
+        step_ms: summary.median_step.as_secs_f32() * 1000.0,
+        peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
+    };
+    Ok(Trained { update, personal, report })
+}
+
+fn selected(weights: &NamedTensors, schema: &Schema) -> NamedTensors {
+    let named = |(name, _): &(&String, _)| schema.find(name).is_some();
+    weights.iter().filter(named).map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
+}
+
+fn work_sample(work: &Work, report: &StepReport) -> WorkSample {
+    let seconds = report.elapsed.as_secs_f32();
+    WorkSample {
+        run: work.ticket.run,
+        round: work.round,
+        step: report.step,
+        steps: report.steps,
+        step_ms: seconds * 1000.0,
+        tokens_per_second: if seconds > 0.0 { report.tokens as f32 / seconds } else { 0.0 },
+        active_layers: u32::try_from(report.active_layers).unwrap_or(u32::MAX),
+        loss: report.loss,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,290 @@
+//! `skiff demo`: a whole fleet on one machine, learning before one's eyes.
+//!
+//! Real parts throughout: the embedded broker ([`crate::broker`]) and the coordinator run in this process, every agent is a
+//! `skiff-agent run` of its own, and they speak MQTT. Rooms, in the order of a demo: [`Options`], `folder` (where it
+//! happens), `shares` (the data), `agents` (the processes), `screen` and `table` (what one sees), `outcome` (what came of
+//! it). However it ends, the agents are stopped and the folder is removed; agents also end when this process is killed.
+
+mod agents;
+mod folder;
+mod options;
+mod outcome;
+mod screen;
+mod shares;
+mod stop;
+mod table;
+
+pub use options::Options;
+
+use crate::broker::{Access, EmbeddedBroker, random_password};
+use crate::config::Config;
+use crate::progress::{Phase, Presence, Progress};
+use crate::serve::Coordinator;
+use agents::{Agents, Common};
+use anyhow::{Context, bail, ensure};
+use folder::RunFolder;
+use indicatif::ProgressBar;
+use outcome::Outcome;
+use screen::Screen;
+use shares::{Dealing, Shares};
+use skiff_models::pack::{BuildOptions, Manifest, build};
+use skiff_models::peft::Lora;
+use skiff_protocol::DeviceId;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Duration;
+use stop::Stop;
+use tokio::select;
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, timeout};
+use tracing_subscriber::EnvFilter;
+
+const FLEET: &str = "demo";
+const COORDINATOR: &str = "coordinator";
+const STOPPED: u8 = 130;
+/// Data, pack, broker and coordinator, agents.
+const STAGES: u64 = 4;
+/// How long agents may take from their start to the coordinator.
+const ARRIVAL: Duration = Duration::from_secs(60);
+/// How often agents are looked after.
+const WATCH: Duration = Duration::from_millis(250);
+/// Where `cross/fetch` puts it.
+const FETCHED_ONNXRUNTIME: &str = ".cache/onnxruntime/libonnxruntime.so";
+
+/// Runs the demo to its end, or until SIGINT or SIGTERM.
+///
+/// # Errors
+/// Whatever keeps it from its end, with the remedy.
+pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    check(options)?;
+    let folder = RunFolder::make(options.keep.as_deref())?;
+    start_log(&folder.path().join("demo.log"))?;
+    let screen = Screen::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let outcome = runtime.block_on(async {
+        let stop = Stop::listen()?;
+        play(options, &folder, &screen, stop, started).await
+    })?;
+    let Some(outcome) = outcome else {
+        screen.say("stopped: every process has ended");
+        return Ok(ExitCode::from(STOPPED));
+    };
+    screen.say(&format!("\n{outcome}"));
+    if let Some(path) = &options.json {
+        outcome.write(path)?;
+    }
+    if let Some(kept) = &options.keep {
+        screen.say(&format!("kept in {}", kept.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What would be found out minutes later.
+fn check(options: &Options) -> anyhow::Result<()> {
+    agents::program()?;
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let path = options.checkpoint.join(file);
+        ensure!(
+            path.is_file(),
+            "{} is missing; `make demo` fetches the model, or name its folder with --checkpoint",
+            path.display()
+        );
+    }
+    if let Some(json) = &options.json {
+        let folder = json.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        ensure!(
+            folder.is_dir(),
+            "the folder of {} is missing; make it, or name another file with --json",
+            json.display()
+        );
+    }
+    Ok(())
+}
+
+/// The screen is for the table; what is logged goes to a file.
+fn start_log(path: &Path) -> anyhow::Result<()> {
+    let file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
+    let filter = EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| EnvFilter::new("info,rumqttd=off"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Mutex::new(file)).with_ansi(false);
+    log.try_init().map_err(|error| anyhow::anyhow!("starting the log: {error}"))
+}
+
+/// `None`: stopped by the user.
+async fn play(
+    options: &Options,
+    folder: &RunFolder,
+    screen: &Screen,
+    mut stop: Stop,
+    started: Instant,
+) -> anyhow::Result<Option<Outcome>> {
+    let bar = screen.set_up(STAGES);
+    // A thread cannot be cancelled; the folder must not be removed under it, so its few seconds are waited for.
+    let (prepared, manifest) = prepare(options, folder, &bar).await?;
+    if stop.is_asked() {
+        return Ok(None);
+    }
+    screen.say(&described(&prepared));
+    bar.set_position(2);
+    bar.set_message("starting the broker and the coordinator");
+    let mut agents = Agents::default();
+    let (coordinator, common, passwords) = start_coordinator(options, folder, &manifest).await?;
+    let conducted = select! {
+        outcome = async {
+            for (device, password) in &passwords {
+                agents.start(&common, device.clone(), password, &folder.agent(device.as_str()))?;
+            }
+            bar.set_position(3);
+            await_arrival(&mut agents, coordinator.progress(), passwords.len(), &bar).await?;
+            bar.finish_and_clear();
+            let examples = prepared.test.iter().map(Vec::len).sum::<usize>() as u64;
+            coordinator.start_run(&options.run_settings(examples)).await?;
+            conduct(&mut agents, coordinator.progress(), screen, manifest.layers, started).await
+        } => outcome.map(Some),
+        () = stop.asked() => Ok(None),
+    };
+    bar.finish_and_clear();
+    agents.stop().await;
+    // Where the coordinator could not go on, that is the cause of all else.
+    coordinator.shutdown().await.context("the coordinator could not go on")?;
+    conducted
+}
+
+/// Deals out the data and makes the pack.
+async fn prepare(options: &Options, folder: &RunFolder, bar: &ProgressBar) -> anyhow::Result<(Shares, Manifest)> {
+    let (options, bar, path) = (options.clone(), bar.clone(), folder.path().to_owned());
+    let work = move || {
+        bar.set_message("dealing out the data");
+        let dealing = Dealing { devices: options.agents as usize, alpha: options.alpha, seed: options.seed };
+        let shares = shares::prepare(options.data().map(PathBuf::as_path), dealing)?;
+        for (at, (train, test)) in shares.train.iter().zip(&shares.test).enumerate() {
+            let folder = path.join(name(at));
+            fs::create_dir(&folder).with_context(|| format!("making the folder {}", folder.display()))?;
+            shares::write(&folder.join("train.jsonl"), train)?;
+            shares::write(&folder.join("test.jsonl"), test)?;
+        }
+        bar.inc(1);
+        let wanted = BuildOptions {
+            checkpoint: options.checkpoint.clone(),
+            out: path.join("pack"),
+            labels: shares.labels.clone(),
+            lora: Lora::default(),
+            seed: options.seed,
+        };
+        let manifest = build(&wanted, &mut |doing| bar.set_message(format!("making the pack: {doing}")))
+            .with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
+        anyhow::Ok((shares, manifest))
+    };
+    tokio::task::spawn_blocking(work).await.context("preparing")?
+}
+
+fn name(agent: usize) -> String {
+    format!("agent-{}", agent + 1)
+}
+
+fn described(shares: &Shares) -> String {
+    let sizes: Vec<String> = shares.train.iter().map(|share| share.len().to_string()).collect();
+    let count = |parts: &[Vec<_>]| parts.iter().map(Vec::len).sum::<usize>();
+    format!(
+        "{}: {} labels, {} training examples in shares of {}, {} test examples\n",
+        shares.name,
+        shares.labels.len(),
+        count(&shares.train),
+        sizes.join(", "),
+        count(&shares.test)
+    )
+}
+
+async fn start_coordinator(
+    options: &Options,
+    folder: &RunFolder,
+    manifest: &Manifest,
+) -> anyhow::Result<(Coordinator, Common, Vec<(DeviceId, String)>)> {
+    options.run_settings(1).check(manifest.layers as u32)?;
+    let devices: Vec<(DeviceId, String)> = (0..options.agents as usize)
+        .map(|at| (name(at).parse().expect("our names are names"), random_password()))
+        .collect();
+    let own = random_password();
+    let mut accounts: BTreeMap<String, String> =
+        devices.iter().map(|(device, password)| (device.to_string(), password.clone())).collect();
+    accounts.insert(COORDINATOR.to_owned(), own.clone());
+    let broker = EmbeddedBroker::start_anywhere(Access::Accounts(accounts))?;
+
+    let fleet = FLEET.parse().expect("our fleet's name is a name");
+    let pack = folder.path().join("pack");
+    let mut config = Config::new(fleet, pack.clone(), folder.path().join(COORDINATOR), &broker.url());
+    config.broker.user = Some(COORDINATOR.to_owned());
+    config.broker.password = Some(own);
+    let coordinator = Coordinator::start(config).await?;
+    let common = Common {
+        program: agents::program()?,
+        broker: broker.url(),
+        fleet: FLEET.to_owned(),
+        coordinator_key: coordinator.public_key().to_owned(),
+        pack,
+        onnxruntime: onnxruntime(),
+    };
+    Ok((coordinator, common, devices))
+}
+
+/// The one that is named, the one that was fetched, or the system's.
+fn onnxruntime() -> Option<PathBuf> {
+    let named = std::env::var_os("SKIFF_ONNXRUNTIME").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let path = named.or_else(|| Some(PathBuf::from(FETCHED_ONNXRUNTIME)).filter(|path| path.is_file()))?;
+    Some(std::path::absolute(&path).unwrap_or(path))
+}
+
+/// Waits until `expected` agents have said that they are there.
+async fn await_arrival(
+    agents: &mut Agents,
+    mut progress: watch::Receiver<Progress>,
+    expected: usize,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    let arrived = async {
+        let mut watch = interval(WATCH);
+        loop {
+            watch.tick().await;
+            agents.check()?;
+            let seen = progress.borrow_and_update().clone();
+            let here = seen.devices.iter().filter(|device| device.presence == Presence::Here).count();
+            bar.set_message(format!("{here} of {expected} agents are here"));
+            if here >= expected {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    let in_time = timeout(ARRIVAL, arrived).await;
+    in_time.unwrap_or_else(|_| {
+        bail!("the agents did not reach the coordinator in {} s; see their logs with --keep FOLDER", ARRIVAL.as_secs())
+    })
+}
+
+/// Shows the run until it has ended.
+async fn conduct(
+    agents: &mut Agents,
+    mut progress: watch::Receiver<Progress>,
+    screen: &Screen,
+    layers: usize,
+    started: Instant,
+) -> anyhow::Result<Outcome> {
+    let mut table = screen.table(layers);
+    let mut watch = interval(WATCH);
+    loop {
+        select! {
+            changed = progress.changed() => changed.context("the coordinator ended early; see demo.log with --keep FOLDER")?,
+            _ = watch.tick() => agents.check()?,
+        }
+        let seen = progress.borrow_and_update().clone();
+        table.update(&seen);
+        let Some(run) = seen.run.as_ref().filter(|run| run.phase.is_end()) else { continue };
+        if run.phase == Phase::Stopped {
+            bail!("the run was stopped: {}", run.reason.as_deref().unwrap_or("no reason given"));
+        }
+        return Outcome::new(run, &seen.devices, started.elapsed())
+            .context("no agent reported an accuracy before or after the run; see the agents' logs with --keep FOLDER");
+    }
+}

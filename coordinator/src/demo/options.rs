@@ -1,0 +1,173 @@
+//! What a user of the demo can set.
+
+use crate::configurator::{MAX_MEAN_RATE, Rates, Shape};
+use crate::round::RunSettings;
+use crate::sharing::Sharing;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The most agents: each is a process that holds the model.
+const MAX_AGENTS: i64 = 32;
+
+/// Learns on this machine as a fleet does: a broker, the coordinator, and agents with unequal shares of the data.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  skiff demo\n  skiff demo --data agnews --dropout bandit --json result.json\n\n\
+    Exit status: 0 done; 1 failed; 2 wrong usage; 130 stopped by Ctrl-C.")]
+pub struct Options {
+    /// A folder with a training and a test file (CSV, TSV or JSONL), or `generated`: commands to a home assistant
+    #[arg(long, value_name = "FOLDER", default_value = "generated")]
+    data: PathBuf,
+    /// Write the result to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// Folder with the model: config.json, model.safetensors and tokenizer.json
+    #[arg(long, value_name = "FOLDER", default_value = ".cache/minilm")]
+    pub(super) checkpoint: PathBuf,
+    /// Rounds of training
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Agents, each a process with one thread
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=MAX_AGENTS))]
+    pub(super) agents: u32,
+    /// How alike the agents' data are: 0.1 gives each few labels, 100 nearly the same mix to all
+    #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = alpha)]
+    pub(super) alpha: f64,
+    /// Probability with which a batch skips a layer, 0 to 0.9, or `bandit`: the coordinator finds one for each agent
+    #[arg(long, value_name = "RATE|bandit", default_value = "0.2")]
+    dropout: Dropout,
+    /// Layers that each agent shares, those of least importance to it; the others stay its own [default: all]
+    #[arg(long, value_name = "N")]
+    share: Option<u32>,
+    /// Training steps of each agent in a round
+    #[arg(long, value_name = "N", default_value_t = 18, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    steps: u32,
+    /// Examples in a step
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: u32,
+    /// Learning rate
+    #[arg(long, value_name = "NUMBER", default_value_t = 2e-3)]
+    lr: f32,
+    /// From it data, shares, batches and masks are drawn
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Keep the pack, the shares, settings and logs in this new folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) keep: Option<PathBuf>,
+}
+
+/// `--dropout`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Dropout {
+    Fixed(f32),
+    Bandit,
+}
+
+impl FromStr for Dropout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "bandit" {
+            return Ok(Self::Bandit);
+        }
+        match text.parse() {
+            Ok(rate) if (0.0..=MAX_MEAN_RATE).contains(&rate) => Ok(Self::Fixed(rate)),
+            _ => Err(format!("use a rate from 0 to {MAX_MEAN_RATE}, or `bandit`")),
+        }
+    }
+}
+
+fn alpha(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(alpha) if (1e-3..=1e6).contains(&alpha) => Ok(alpha),
+        _ => Err("use a number from 0.001 to 1000000".to_owned()),
+    }
+}
+
+impl Options {
+    /// The data's folder; `None`: generated.
+    pub(super) fn data(&self) -> Option<&PathBuf> {
+        (self.data != *"generated").then_some(&self.data)
+    }
+
+    /// The run, where the agents hold `test_examples` in all.
+    pub(super) fn run_settings(&self, test_examples: u64) -> RunSettings {
+        let shape = Shape::Uniform;
+        let rates = match self.dropout {
+            Dropout::Fixed(mean) => Rates::Fixed { mean, shape },
+            Dropout::Bandit => Rates::Bandit { arms: vec![0.0, 0.2, 0.4, 0.6], epsilon: 0.2, shape },
+        };
+        let defaults = RunSettings::default();
+        RunSettings {
+            rounds: self.rounds,
+            devices: self.agents,
+            quorum: self.agents.div_ceil(2),
+            steps: self.steps,
+            batch: self.batch,
+            learning_rate: self.lr,
+            seed: self.seed,
+            rates,
+            sharing: self.share.map_or(Sharing::All, Sharing::LeastImportant),
+            evaluate_examples: defaults.evaluate_examples.min(test_examples),
+            final_examples: test_examples,
+            ..defaults
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(arguments: &str) -> Result<Options, clap::Error> {
+        Cli::try_parse_from(["demo"].into_iter().chain(arguments.split_whitespace())).map(|cli| cli.options)
+    }
+
+    #[test]
+    fn the_defaults_are_a_run_of_the_generated_data() {
+        let options = parse("").unwrap();
+        assert_eq!(options.data(), None);
+        let settings = options.run_settings(1_000);
+        assert_eq!(settings.check(6), Ok(()));
+        assert_eq!((settings.devices, settings.quorum, settings.final_examples), (4, 2, 1_000));
+    }
+
+    #[test]
+    fn every_option_reaches_the_run() {
+        let options = parse(
+            "--data x/generated --rounds 3 --agents 5 --dropout bandit --share 2 --steps 7 --batch 4 --lr 0.01 --seed 9",
+        )
+        .unwrap();
+        assert_eq!(options.data(), Some(&PathBuf::from("x/generated")));
+        let settings = options.run_settings(100);
+        assert_eq!(settings.check(6), Ok(()));
+        assert_eq!((settings.rounds, settings.devices, settings.quorum, settings.steps), (3, 5, 3, 7));
+        assert_eq!((settings.batch, settings.seed, settings.evaluate_examples), (4, 9, 100));
+        assert_eq!(settings.sharing, Sharing::LeastImportant(2));
+        assert!(matches!(settings.rates, Rates::Bandit { .. }));
+        let fixed = parse("--dropout 0.5").unwrap().run_settings(100).rates;
+        assert_eq!(fixed, Rates::Fixed { mean: 0.5, shape: Shape::Uniform });
+    }
+
+    #[test]
+    fn bad_options_are_refused_with_what_is_allowed() {
+        for (arguments, expected) in [
+            ("--dropout 1", "a rate from 0 to 0.9, or `bandit`"),
+            ("--dropout nan", "a rate from 0 to 0.9, or `bandit`"),
+            ("--alpha 0", "a number from 0.001"),
+            ("--alpha inf", "a number from 0.001"),
+            ("--agents 0", "1..=32"),
+            ("--rounds 0", "1..=1000"),
+        ] {
+            let message = parse(arguments).unwrap_err().to_string();
+            assert!(message.contains(expected), "{arguments}: {message}");
+        }
+    }
+}

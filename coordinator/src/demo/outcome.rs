@@ -1,0 +1,152 @@
+//! How a demo ended: for people and, as JSON, for programs.
+
+use super::table::{bytes, clock};
+use crate::progress::{DeviceProgress, RunProgress};
+use anyhow::Context;
+use serde::Serialize;
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// What `--json` writes.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(super) struct Outcome {
+    /// Accuracy of the initial weights on the test examples of all devices.
+    pub(super) accuracy_before: f64,
+    /// Accuracy of the merged weights.
+    pub(super) accuracy_after: f64,
+    /// Rounds that were merged.
+    pub(super) rounds: usize,
+    /// The whole demo, set-up included.
+    pub(super) seconds: f64,
+    /// Bytes that devices sent.
+    pub(super) bytes_up: u64,
+    /// Bytes sent to devices.
+    pub(super) bytes_down: u64,
+    /// By device.
+    pub(super) agents: Vec<AgentOutcome>,
+}
+
+/// What became of one device.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(super) struct AgentOutcome {
+    /// Its name.
+    pub(super) id: String,
+    /// Largest resident memory of its process.
+    pub(super) peak_rss_bytes: u64,
+    /// Layers that were active in its steps, on average; `null` where it never trained.
+    pub(super) mean_active_layers: Option<f32>,
+}
+
+impl Outcome {
+    /// `None` where the run ended without an evaluation before or after it.
+    pub(super) fn new(run: &RunProgress, devices: &[DeviceProgress], elapsed: Duration) -> Option<Self> {
+        let agent = |device: &DeviceProgress| AgentOutcome {
+            id: device.device.to_string(),
+            peak_rss_bytes: device.peak_rss_bytes,
+            mean_active_layers: device.mean_active_layers,
+        };
+        Some(Self {
+            accuracy_before: run.accuracy_before?,
+            accuracy_after: run.accuracy_after?,
+            rounds: run.closed.iter().filter(|round| round.skipped.is_none()).count(),
+            seconds: elapsed.as_secs_f64(),
+            bytes_up: run.bytes_up,
+            bytes_down: run.bytes_down,
+            agents: devices.iter().map(agent).collect(),
+        })
+    }
+
+    /// Writes the result to `path`: whole, or not at all.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let write = || {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(b"\n")?;
+            file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+            file.persist(path)?;
+            anyhow::Ok(())
+        };
+        write().with_context(|| {
+            format!("writing the result to {}; name a file in a folder you can write to", path.display())
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gain = 100.0 * (self.accuracy_after - self.accuracy_before);
+        writeln!(
+            f,
+            "accuracy   {:.3} before, {:.3} after ({gain:+.1} points)",
+            self.accuracy_before, self.accuracy_after
+        )?;
+        writeln!(
+            f,
+            "time       {} for {} rounds, set-up included",
+            clock(Duration::from_secs_f64(self.seconds)),
+            self.rounds
+        )?;
+        writeln!(f, "on the wire  {} from the agents, {} to them", bytes(self.bytes_up), bytes(self.bytes_down))?;
+        writeln!(f, "peak memory")?;
+        for agent in &self.agents {
+            let layers = agent.mean_active_layers.map(|mean| format!("{mean:.1} layers active on average"));
+            let layers = layers.unwrap_or_else(|| "never trained".to_owned());
+            writeln!(f, "  {:<10} {:>10}   {layers}", agent.id, bytes(agent.peak_rss_bytes))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::super::table::tests::{device, round, run};
+    use super::*;
+    use crate::progress::RoundProgress;
+
+    fn outcome() -> Outcome {
+        let skipped = RoundProgress { skipped: Some("too few updates".to_owned()), ..round(2) };
+        let run = RunProgress { closed: vec![round(1), skipped], accuracy_after: Some(0.9), ..run() };
+        Outcome::new(&run, &[device("agent-1")], Duration::from_millis(61_500)).unwrap()
+    }
+
+    #[test]
+    fn json_holds_what_programs_are_promised() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result.json");
+        std::fs::write(&path, "an older result").unwrap();
+        outcome().write(&path).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let expected = serde_json::json!({
+            "accuracy_before": 0.25, "accuracy_after": 0.9, "rounds": 1, "seconds": 61.5, "bytes_up": 2048,
+            "bytes_down": 4096,
+            "agents": [{"id": "agent-1", "peak_rss_bytes": 209_715_200, "mean_active_layers": 4.5}],
+        });
+        assert_eq!(json, expected);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let refused = format!("{:#}", outcome().write(Path::new("no/such/folder/result.json")).unwrap_err());
+        assert!(refused.starts_with("writing the result to no/such/folder/result.json"), "{refused}");
+    }
+
+    #[test]
+    fn people_read_the_same_figures() {
+        let text = outcome().to_string();
+        for part in
+            ["0.250 before, 0.900 after (+65.0 points)", "1:01 for 1 rounds", "2.00 KiB", "agent-1", "200.00 MiB"]
+        {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn without_both_accuracies_there_is_no_outcome() {
+        assert_eq!(Outcome::new(&RunProgress { accuracy_after: None, ..run() }, &[], Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,140 @@
+//! What one sees: bars while the demo sets up, then a table that grows by a line a round, and below it every device.
+//!
+//! On a terminal the lines below the table are redrawn; elsewhere only lines that stay are written.
+
+use super::table;
+use crate::progress::{DeviceProgress, Progress};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+const TICK: Duration = Duration::from_millis(120);
+
+/// Draws to standard output.
+pub(super) struct Screen {
+    multi: MultiProgress,
+    live: bool,
+}
+
+impl Screen {
+    pub(super) fn new() -> Self {
+        let live = std::io::stdout().is_terminal();
+        let target = if live { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() };
+        Self { multi: MultiProgress::with_draw_target(target), live }
+    }
+
+    /// A line that stays. A reader that has gone away is no reason to stop.
+    pub(super) fn say(&self, line: &str) {
+        if self.live {
+            let _ = self.multi.println(line);
+        } else {
+            let mut out = std::io::stdout().lock();
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        }
+    }
+
+    /// A bar over `stages` stages of the set-up.
+    pub(super) fn set_up(&self, stages: u64) -> ProgressBar {
+        let bar = self.multi.add(ProgressBar::new(stages).with_style(style("{spinner} {bar:24.cyan} {wide_msg}")));
+        bar.enable_steady_tick(TICK);
+        bar
+    }
+
+    /// The table of a run of a model with `layers` layers.
+    pub(super) fn table(&self, layers: usize) -> Table<'_> {
+        let status = self.multi.add(ProgressBar::new_spinner().with_style(style("{spinner:.green} {wide_msg:.bold}")));
+        status.enable_steady_tick(TICK);
+        self.say(table::HEADER);
+        Table { screen: self, layers, devices: Vec::new(), status, shown: Shown::default() }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("our templates are well-formed").progress_chars("━━─")
+}
+
+/// What stands in the table.
+#[derive(Default)]
+struct Shown {
+    before: bool,
+    round: u32,
+}
+
+impl Shown {
+    /// Lines of `progress` that are not in the table yet.
+    fn news(&mut self, progress: &Progress, layers: usize) -> Vec<String> {
+        let Some(run) = &progress.run else { return Vec::new() };
+        let mut lines = Vec::new();
+        if let (false, Some(accuracy)) = (self.before, run.accuracy_before) {
+            self.before = true;
+            lines.push(table::before(accuracy));
+        }
+        for round in run.closed.iter().filter(|round| round.round > self.round) {
+            lines.push(table::row(round, layers));
+        }
+        self.round = run.closed.last().map_or(self.round, |last| last.round.max(self.round));
+        lines
+    }
+}
+
+/// The table, and the devices below it until it is dropped.
+pub(super) struct Table<'a> {
+    screen: &'a Screen,
+    layers: usize,
+    devices: Vec<ProgressBar>,
+    status: ProgressBar,
+    shown: Shown,
+}
+
+impl Table<'_> {
+    /// Shows the newest state.
+    pub(super) fn update(&mut self, progress: &Progress) {
+        for line in self.shown.news(progress, self.layers) {
+            self.screen.say(&line);
+        }
+        while self.devices.len() < progress.devices.len() {
+            let bar = ProgressBar::new(1).with_style(style("  {prefix:<10} {bar:16.cyan/dim} {wide_msg}"));
+            self.devices.push(self.screen.multi.insert_before(&self.status, bar));
+        }
+        for (bar, device) in self.devices.iter().zip(&progress.devices) {
+            let DeviceProgress { step, steps, .. } = *device;
+            bar.set_prefix(device.device.to_string());
+            bar.set_length(steps.max(1).into());
+            bar.set_position(step.into());
+            bar.set_message(table::device(device, self.layers));
+        }
+        self.status.set_message(match &progress.run {
+            Some(run) => table::status(run),
+            None => format!("{} agents are here", progress.devices.len()),
+        });
+    }
+}
+
+impl Drop for Table<'_> {
+    fn drop(&mut self) {
+        for bar in self.devices.iter().chain([&self.status]) {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::tests::{round, run};
+    use super::*;
+    use crate::progress::RunProgress;
+
+    #[test]
+    fn every_round_is_written_once() {
+        let mut shown = Shown::default();
+        let progress = |closed: Vec<u32>| {
+            let closed = closed.into_iter().map(round).collect();
+            Progress { run: Some(RunProgress { closed, ..run() }), ..Progress::default() }
+        };
+        assert_eq!(shown.news(&Progress::default(), 6), Vec::<String>::new());
+        assert_eq!(shown.news(&progress(vec![]), 6), [table::before(0.25)]);
+        assert_eq!(shown.news(&progress(vec![1]), 6), [table::row(&round(1), 6)]);
+        assert_eq!(shown.news(&progress(vec![1]), 6), Vec::<String>::new());
+        assert_eq!(shown.news(&progress(vec![1, 2, 3]), 6).len(), 2);
+    }
+}

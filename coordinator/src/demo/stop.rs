@@ -1,0 +1,40 @@
+//! Ctrl-C and SIGTERM.
+
+use anyhow::Context;
+use tokio::select;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Whether the user wants an end.
+pub(super) struct Stop {
+    asked: watch::Receiver<bool>,
+}
+
+impl Stop {
+    /// Listens from now on, for as long as the runtime lives.
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let (ask, asked) = watch::channel(false);
+        tokio::spawn(async move {
+            select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            ask.send_replace(true);
+            ask.closed().await;
+        });
+        Ok(Self { asked })
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        *self.asked.borrow()
+    }
+
+    /// Returns when it is asked for.
+    pub(super) async fn asked(&mut self) {
+        if self.asked.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}

@@ -35,7 +35,9 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// An address that other machines can reach.
-    #[error("the embedded broker does not encrypt and listens on the loopback only, not on {listen}; use 127.0.0.1, or a broker of its own such as Mosquitto")]
+    #[error(
+        "the embedded broker does not encrypt and listens on the loopback only, not on {listen}; use 127.0.0.1, or a broker of its own such as Mosquitto"
+    )]
     NotLoopback {
         /// The address.
         listen: SocketAddr,

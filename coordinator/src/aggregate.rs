@@ -104,10 +104,8 @@ impl<'a> Aggregate<'a> {
         update.iter().try_for_each(|(name, tensor)| self.check(name, tensor))?;
         self.examples = total;
         for (name, tensor) in update {
-            let sum = self
-                .sums
-                .entry(name.clone())
-                .or_insert_with(|| Sum { examples: 0, weighted: vec![0; tensor.len()] });
+            let sum =
+                self.sums.entry(name.clone()).or_insert_with(|| Sum { examples: 0, weighted: vec![0; tensor.len()] });
             sum.examples += examples;
             for (sum, &value) in sum.weighted.iter_mut().zip(tensor) {
                 *sum += fixed(value) * i128::from(examples);
@@ -244,7 +242,10 @@ mod tests {
     fn a_tensor_nobody_shared_keeps_its_value() {
         let merged = merge(&[(tensors(&[("a", [1.0, 2.0, 3.0])]), 5)], &base());
         assert_eq!(merged["a"], arr1(&[1.0f32, 2.0, 3.0]).into_dyn());
-        assert_eq!(bits(&tensors(&[("b", [7.0, 8.0, 9.0])])), merged["b"].iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        assert_eq!(
+            bits(&tensors(&[("b", [7.0, 8.0, 9.0])])),
+            merged["b"].iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -330,7 +330,8 @@ mod tests {
         assert_eq!(fixed(0.9), Ok(()));
         assert!(fixed(0.91).unwrap_err().contains("rates.fixed.mean"));
         assert!(fixed(f32::NAN).is_err());
-        let bandit = |arms: &[f32], epsilon| Rates::Bandit { arms: arms.to_vec(), epsilon, shape: Shape::Uniform }.check();
+        let bandit =
+            |arms: &[f32], epsilon| Rates::Bandit { arms: arms.to_vec(), epsilon, shape: Shape::Uniform }.check();
         assert!(bandit(&[], 0.1).unwrap_err().contains("rates.bandit.arms"));
         assert!(bandit(&[0.1], 1.5).unwrap_err().contains("rates.bandit.epsilon"));
     }

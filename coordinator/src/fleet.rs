@@ -138,11 +138,7 @@ impl Fleet {
         self.devices.iter().filter_map(|(device, known)| match (known.presence, &known.birth) {
             (Presence::Here, Some(birth)) => Some((
                 device,
-                Here {
-                    boot: birth.boot,
-                    train_examples: birth.train_examples,
-                    test_examples: birth.test_examples,
-                },
+                Here { boot: birth.boot, train_examples: birth.train_examples, test_examples: birth.test_examples },
             )),
             _ => None,
         })

@@ -10,9 +10,19 @@
 
 pub mod aggregate;
 pub mod broker;
+pub mod commands;
+pub mod config;
 pub mod configurator;
+pub mod control;
+pub mod demo;
 pub mod fleet;
+pub mod hub;
+pub mod keys;
+pub mod model;
+pub mod mqtt;
 pub mod progress;
 pub mod round;
+pub mod serve;
 pub mod sharing;
 pub mod store;
+pub mod transfers;

@@ -1,11 +1,11 @@
 //! The journal on disk: one SQLite file in the state folder, WAL, every commit synchronised.
 //!
-//! A run is the sequence of its records; nothing else is kept of it, but for the bytes that travelled in each round.
+//! A run is the sequence of its records. Beside it stand the bytes that travelled in each round, and the last merged weights.
 //! Blobs (weights, updates) lie beside it, see [`crate::transfers`].
 
-use crate::round::{Entry, Ledger, OutOfPlace};
+use crate::round::{Action, Entry, OutOfPlace, Record, Run};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
-use skiff_protocol::RunId;
+use skiff_protocol::{Digest, RunId, Timestamp};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub const FILE: &str = "journal.sqlite";
 /// "SKIF": tells our file from any other SQLite file.
 const APPLICATION_ID: i64 = 0x534b_4946;
 const SCHEMA: &str = "
-    CREATE TABLE run (run INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE) STRICT;
+    CREATE TABLE run (run INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE, weights TEXT) STRICT;
     CREATE TABLE journal (
         run INTEGER NOT NULL REFERENCES run, at INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (run, at)
     ) STRICT, WITHOUT ROWID;
@@ -110,8 +110,11 @@ impl Store {
     /// A file that is damaged, not ours, or of a newer layout; SQLite's own failures.
     pub fn open(state: &Path) -> Result<Self, StoreError> {
         let path = state.join(FILE);
-        let connection = Connection::open(&path)
-            .map_err(|source| StoreError::Sqlite { attempt: "opening a file", path: path.clone(), source })?;
+        let connection = Connection::open(&path).map_err(|source| StoreError::Sqlite {
+            attempt: "opening a file",
+            path: path.clone(),
+            source,
+        })?;
         let store = Self { path, connection };
         store.check().map_err(|source| store.sqlite("opening a file", source)).flatten()?;
         store.prepare().map_err(|source| store.sqlite("preparing tables", source))?;
@@ -155,13 +158,27 @@ impl Store {
         blobs.iter().enumerate().map(read).collect()
     }
 
-    /// The state of a run.
+    /// Takes a run up where its journal ends.
     ///
     /// # Errors
     /// Records that cannot be read, or do not follow from one another; SQLite's failures.
-    pub fn ledger(&self, run: RunId) -> Result<Ledger, StoreError> {
+    pub fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), StoreError> {
         let out_of_place = |source| StoreError::OutOfPlace { path: self.path.clone(), run, source };
-        Ledger::replay(&self.entries(run)?).map_err(out_of_place)
+        Run::resume(&self.entries(run)?, now).map_err(out_of_place)
+    }
+
+    /// The weights that a run's last merge made; `None` where nothing was merged.
+    ///
+    /// # Errors
+    /// SQLite's failures.
+    pub fn final_weights(&self, run: RunId) -> Result<Option<Digest>, StoreError> {
+        let attempt = "looking for weights";
+        let mut statement = self.prepared("SELECT weights FROM run WHERE run = ?", attempt)?;
+        let hex: Option<Option<String>> = statement
+            .query_row([sql_id(run)], |row| row.get(0))
+            .optional()
+            .map_err(|source| self.sqlite(attempt, source))?;
+        Ok(hex.flatten().and_then(|hex| Digest::parse(&hex)))
     }
 
     /// What travelled in each round of a run.
@@ -244,7 +261,7 @@ fn append(
 ) -> Result<(), rusqlite::Error> {
     let run = sql_id(run);
     transaction.execute(
-        "INSERT INTO run SELECT ?1, coalesce(max(number) + 1, 0) FROM run WHERE true ON CONFLICT (run) DO NOTHING",
+        "INSERT INTO run SELECT ?1, coalesce(max(number) + 1, 0), NULL FROM run WHERE true ON CONFLICT (run) DO NOTHING",
         [run],
     )?;
     let next: Option<i64> = transaction
@@ -253,6 +270,9 @@ fn append(
     for (at, entry) in (next.unwrap_or(0)..).zip(entries) {
         let bytes = postcard::to_stdvec(entry).expect("records are plain values, which postcard writes");
         transaction.execute("INSERT INTO journal VALUES (?, ?, ?)", params![run, at, bytes])?;
+        if let Record::Merged { weights } = &entry.record {
+            transaction.execute("UPDATE run SET weights = ? WHERE run = ?", params![weights.to_string(), run])?;
+        }
     }
     transaction.execute(
         "INSERT INTO traffic VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET up = up + excluded.up, down = down + excluded.down",
@@ -273,8 +293,7 @@ fn run_id(sql: i64) -> RunId {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::round::{Record, RunSettings, Start};
-    use skiff_protocol::Digest;
+    use crate::round::{RunSettings, Start};
     use tempfile::TempDir;
 
     fn entry(at_ms: u64, record: Record) -> Entry {
@@ -311,8 +330,22 @@ mod tests {
         assert_eq!(store.runs().unwrap(), [first, second], "in the order they were started");
         assert_eq!(store.entries(first).unwrap(), [started(first), skipped]);
         assert_eq!(store.traffic(first).unwrap(), BTreeMap::from([(0, traffic(1, 10)), (1, traffic(5, 50))]));
-        assert_eq!(store.ledger(first).unwrap().round, 2);
+        let (run, actions) = store.resume(first, Timestamp(20)).unwrap();
+        assert_eq!((run.ledger().round, actions.len()), (2, 1));
         assert_eq!(store.entries(RunId(99)).unwrap(), []);
+    }
+
+    #[test]
+    fn the_last_merged_weights_of_a_run_are_known() {
+        let folder = TempDir::new().unwrap();
+        let run = RunId(4);
+        let mut store = open(&folder);
+        store.append(run, &[started(run)], 0, Traffic::default()).unwrap();
+        assert_eq!(store.final_weights(run).unwrap(), None);
+        let merged = |byte| entry(9, Record::Merged { weights: Digest([byte; 32]) });
+        store.append(run, &[merged(2), merged(3)], 1, Traffic::default()).unwrap();
+        assert_eq!(store.final_weights(run).unwrap(), Some(Digest([3; 32])));
+        assert_eq!(store.final_weights(RunId(5)).unwrap(), None);
     }
 
     #[test]
@@ -349,7 +382,8 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let run = RunId(1);
         let mut store = open(&folder);
-        let many: Vec<Entry> = std::iter::once(started(run)).chain((0..500).map(|at| entry(at, Record::Resumed))).collect();
+        let many: Vec<Entry> =
+            std::iter::once(started(run)).chain((0..500).map(|at| entry(at, Record::Resumed))).collect();
         store.append(run, &many, 0, Traffic::default()).unwrap();
         drop(store);
         let path = folder.path().join(FILE);
@@ -369,6 +403,6 @@ mod tests {
         assert!(message.contains("record 1 of run 0000000000000001"), "{message}");
         store.connection.execute("DELETE FROM journal WHERE at = 0", []).unwrap();
         store.connection.execute("UPDATE journal SET entry = (SELECT x'0101')", []).unwrap();
-        assert!(matches!(store.ledger(run), Err(StoreError::OutOfPlace { .. })));
+        assert!(matches!(store.resume(run, Timestamp(0)), Err(StoreError::OutOfPlace { .. })));
     }
 }

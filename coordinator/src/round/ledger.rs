@@ -124,7 +124,9 @@ struct Pulled {
 
 /// A journal whose records do not follow from one another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the journal's record {at} ({record}) does not fit what comes before it; the state folder was altered or mixed up")]
+#[error(
+    "the journal's record {at} ({record}) does not fit what comes before it; the state folder was altered or mixed up"
+)]
 pub struct OutOfPlace {
     /// Its position in the run, from 0.
     pub at: usize,
@@ -137,12 +139,8 @@ impl Ledger {
     #[must_use]
     pub fn new(start: Start, now_ms: u64) -> Self {
         let settings = &start.settings;
-        let configurator = Configurator::new(
-            settings.rates.clone(),
-            settings.seed,
-            start.layers as usize,
-            settings.protected.clone(),
-        );
+        let configurator =
+            Configurator::new(settings.rates.clone(), settings.seed, start.layers as usize, settings.protected.clone());
         let mut ledger = Self {
             started_ms: now_ms,
             last_ms: now_ms,

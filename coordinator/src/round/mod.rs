@@ -257,7 +257,8 @@ impl Run {
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let is_here = |device: &DeviceId| self.here(device).is_some();
-        let commands = self.deliveries.iter().filter(|(device, _)| is_here(device)).map(|(_, delivery)| delivery.due_ms);
+        let commands =
+            self.deliveries.iter().filter(|(device, _)| is_here(device)).map(|(_, delivery)| delivery.due_ms);
         let stops = self.stops.iter().filter(|(device, _)| is_here(device)).map(|(_, stop)| stop.due_ms);
         let graces = self.ledger.selected.iter().filter_map(|device| self.grace_ends_ms(device));
         let phase = self.ledger.deadline_ms();
@@ -420,7 +421,8 @@ impl Run {
             Outcome::Evaluated(report) => {
                 if let Phase::Evaluate(examples) = &self.ledger.phase {
                     let most = examples.get(&device).copied().unwrap_or(0);
-                    let is_fit = report.examples <= most && report.correct <= report.examples && report.loss_sum.is_finite();
+                    let is_fit =
+                        report.examples <= most && report.correct <= report.examples && report.loss_sum.is_finite();
                     self.reports.insert(device, is_fit.then_some(report));
                 }
             }
@@ -534,8 +536,11 @@ impl Run {
         }
         let can_reach = updates + training.pending().count() >= quorum;
         (!can_reach).then(|| {
-            let why: Vec<String> = training.out.iter().map(|(device, reason)| format!("{device}: {reason}")).take(3).collect();
-            Record::Skipped { reason: format!("{updates} of {ordered} updates can come, the quorum is {quorum}; {}", why.join("; ")) }
+            let why: Vec<String> =
+                training.out.iter().map(|(device, reason)| format!("{device}: {reason}")).take(3).collect();
+            Record::Skipped {
+                reason: format!("{updates} of {ordered} updates can come, the quorum is {quorum}; {}", why.join("; ")),
+            }
         })
     }
 
@@ -563,7 +568,11 @@ impl Run {
             .map(|(device, _)| (draw(settings.seed, "select", round, device).to_bits(), device.clone()))
             .collect();
         drawn.sort();
-        drawn.into_iter().take((settings.devices + settings.over_selection) as usize).map(|(_, device)| device).collect()
+        drawn
+            .into_iter()
+            .take((settings.devices + settings.over_selection) as usize)
+            .map(|(_, device)| device)
+            .collect()
     }
 
     fn fit_for(&self, purpose: Purpose) -> impl Iterator<Item = (&DeviceId, &Here)> {
@@ -611,7 +620,8 @@ impl Run {
 /// Commands, repeated until they are answered.
 impl Run {
     fn send_commands(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        let pending: Vec<DeviceId> = self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
+        let pending: Vec<DeviceId> =
+            self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
         self.deliveries.retain(|device, _| pending.binary_search(device).is_ok());
         for device in pending {
             let epoch = self.ledger.epoch;
@@ -638,7 +648,8 @@ impl Run {
     /// Whoever still has an open order is told to drop it, unless the next order reaches it first.
     fn stop_pending(&mut self) {
         let command = self.command(self.ledger.epoch + 1, Order::Stop);
-        let pending: Vec<DeviceId> = self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
+        let pending: Vec<DeviceId> =
+            self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
         let stop = |device| (device, Stop { command: command.clone(), sent: 0, due_ms: 0 });
         self.stops.extend(pending.into_iter().map(stop));
     }

@@ -206,7 +206,8 @@ impl World {
         let Some(command) = self.fleet[index].newest.clone() else { return };
         match command.order {
             Order::Train(_) => {
-                let verdict = self.run.judge_offer(&device(index), command.run, command.round, command.epoch, &report(80));
+                let verdict =
+                    self.run.judge_offer(&device(index), command.run, command.round, command.epoch, &report(80));
                 if verdict == Verdict::Wanted {
                     let update = Digest([index as u8 + 100; 32]);
                     let (device, epoch) = (device(index), command.epoch);
@@ -299,7 +300,8 @@ fn without_evaluations_a_run_only_trains() {
 
 /// A world in the first round's training.
 fn training(devices: usize) -> World {
-    let mut world = World::with_everybody(RunSettings { final_examples: 0, evaluate_examples: 0, ..settings() }, devices);
+    let mut world =
+        World::with_everybody(RunSettings { final_examples: 0, evaluate_examples: 0, ..settings() }, devices);
     assert!(matches!(world.run.ledger.phase, Phase::Train(_)));
     world.sent.clear();
     world
@@ -369,7 +371,13 @@ fn a_stored_update_is_confirmed_again_and_counted_once() {
 fn what_was_not_ordered_is_refused_with_the_reason() {
     let world = training(3);
     let epoch = world.run.ledger.epoch;
-    let judge = |index, run, round, epoch, report: &TrainReport| match world.run.judge_offer(&device(index), run, round, epoch, report) {
+    let judge = |index, run, round, epoch, report: &TrainReport| match world.run.judge_offer(
+        &device(index),
+        run,
+        round,
+        epoch,
+        report,
+    ) {
         Verdict::Refused(reason) => reason,
         verdict @ (Verdict::Wanted | Verdict::Stored) => panic!("{verdict:?}"),
     };
@@ -522,7 +530,9 @@ fn a_bandit_learns_from_the_journal_as_it_did_live() {
     let reasons: Vec<&str> = world
         .journal
         .iter()
-        .filter_map(|entry| if let Record::TrainingStarted { choices, .. } = &entry.record { Some(choices) } else { None })
+        .filter_map(
+            |entry| if let Record::TrainingStarted { choices, .. } = &entry.record { Some(choices) } else { None },
+        )
         .flat_map(|choices| choices.values().map(|choice| choice.reason.as_str()))
         .collect();
     assert!(reasons[0].contains("untried"), "{reasons:?}");

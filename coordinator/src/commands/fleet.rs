@@ -1,0 +1,119 @@
+//! `skiff fleet`: who is there, and what they report.
+
+use super::Door;
+use super::table::{bytes, number, row, table};
+use crate::control::{Client, ControlError, Request};
+use crate::progress::{DeviceProgress, Presence, Progress};
+use clap::Args;
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+/// What to show, and how.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    door: Door,
+    /// Show it again whenever it changes, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    /// As JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the fleet.
+///
+/// # Errors
+/// No coordinator to ask.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let request = if arguments.watch { Request::Watch } else { Request::Progress };
+    let mut client = Client::<Progress>::ask(&arguments.door.state()?, &request).await?;
+    let mut out = std::io::stdout();
+    loop {
+        let progress = match client.next().await {
+            Ok(progress) => progress,
+            Err(ControlError::HungUp) if arguments.watch => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if arguments.json {
+            writeln!(out, "{}", serde_json::to_string(&progress)?)?;
+        } else {
+            let clear = if arguments.watch { "\x1b[H\x1b[2J" } else { "" };
+            write!(out, "{clear}{}", show(&progress))?;
+            out.flush()?;
+        }
+        if !arguments.watch {
+            return Ok(());
+        }
+    }
+}
+
+fn show(progress: &Progress) -> String {
+    let mut rows = vec![row([
+        "device", "presence", "state", "step", "ms/step", "tokens/s", "layers", "cpu %", "rss", "peak", "temp", "age",
+    ])];
+    rows.extend(progress.devices.iter().map(cells));
+    let mut text = table(&rows);
+    for device in &progress.devices {
+        if let Some(note) = &device.note {
+            let _ = writeln!(text, "{}: {note}", device.device);
+        }
+    }
+    if progress.devices.is_empty() {
+        text = "no device has been heard of\n".to_owned();
+    }
+    if !progress.connected {
+        text.push_str("not connected to the broker\n");
+    }
+    if !progress.refused_messages.is_empty() {
+        let refused: Vec<String> = progress.refused_messages.iter().map(|(label, n)| format!("{label} {n}")).collect();
+        let _ = writeln!(text, "refused messages: {}", refused.join(", "));
+    }
+    text
+}
+
+fn cells(device: &DeviceProgress) -> Vec<String> {
+    let presence = match device.presence {
+        Presence::Here => "here",
+        Presence::WrongPack => "wrong pack",
+        Presence::Left => "left",
+        Presence::Lost => "lost",
+    };
+    let positive = |value: f32, digits| number((value > 0.0).then_some(value.into()), digits);
+    vec![
+        device.device.to_string(),
+        presence.to_owned(),
+        device.state.clone(),
+        if device.steps > 0 { format!("{}/{}", device.step, device.steps) } else { "-".to_owned() },
+        positive(device.step_ms, 0),
+        positive(device.tokens_per_second, 0),
+        if device.active_layers > 0 { device.active_layers.to_string() } else { "-".to_owned() },
+        positive(device.agent_cpu_percent, 0),
+        bytes(device.rss_bytes),
+        bytes(device.peak_rss_bytes),
+        number(device.temperature.map(f64::from), 1),
+        device.telemetry_age_ms.map_or_else(|| "-".to_owned(), super::table::seconds),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn the_table_names_devices_notes_and_refusals() {
+        let mut fleet = crate::fleet::Fleet::new(skiff_protocol::Digest([1; 32]), 9);
+        let gone = skiff_protocol::messages::Gone { boot: skiff_protocol::BootId(1), clean: false };
+        let device = "pi-4".parse().unwrap();
+        fleet.gone(&device, &gone, skiff_protocol::Timestamp(0)).unwrap();
+        fleet.note(&device, "refused an order: on battery");
+        let devices = fleet.progress(skiff_protocol::Timestamp(0));
+        let refused_messages = [("digest".to_owned(), 3)].into();
+        let text = show(&Progress { devices, refused_messages, ..Progress::default() });
+        for part in ["pi-4", "lost", "on battery", "refused messages: digest 3", "not connected"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(show(&Progress::default()).contains("no device"));
+    }
+}

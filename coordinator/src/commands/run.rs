@@ -1,0 +1,290 @@
+//! `skiff run`: start, watch, stop and list runs of federated training.
+
+use super::Door;
+use super::table::{bytes, number, row, seconds, table};
+use crate::control::{Client, Request, ask_once};
+use crate::progress::{Phase, Progress, RoundProgress, RunProgress};
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+use std::io::Write as _;
+use std::path::Path;
+
+/// What to do with a run.
+#[derive(Subcommand, Debug)]
+pub enum Action {
+    /// Start a run; what is not said is as in table [run] of the configuration
+    Start(Box<StartArguments>),
+    /// Show the rounds of the present run as they close, until it ends
+    Watch(WatchArguments),
+    /// Stop the run; its weights stay as the last merged round left them
+    Stop(Door),
+    /// The last runs, oldest first
+    List(ListArguments),
+}
+
+/// How to start a run.
+#[derive(Args, Debug)]
+pub struct StartArguments {
+    #[command(flatten)]
+    door: Door,
+    /// Rounds of training
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Updates wanted in a round
+    #[arg(long)]
+    devices: Option<u32>,
+    /// Updates without which a round is skipped
+    #[arg(long)]
+    quorum: Option<u32>,
+    /// Optimizer steps of each device in a round
+    #[arg(long)]
+    steps: Option<u32>,
+    /// Examples in a step
+    #[arg(long)]
+    batch: Option<u32>,
+    /// AdamW's learning rate
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f32>,
+    /// Mean dropout rate of the layers, the same for every device
+    #[arg(long, value_name = "MEAN", conflicts_with = "bandit")]
+    dropout: Option<f32>,
+    /// Let a bandit choose each device's dropout rate
+    #[arg(long)]
+    bandit: bool,
+    /// Any other setting of table [run], as in the file: --set 'sharing={least_important=3}'
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Watch the run when it is started
+    #[arg(long)]
+    watch: bool,
+}
+
+/// How to watch.
+#[derive(Args, Debug)]
+pub struct WatchArguments {
+    #[command(flatten)]
+    door: Door,
+    /// Every change as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// How to list.
+#[derive(Args, Debug)]
+pub struct ListArguments {
+    #[command(flatten)]
+    door: Door,
+    /// As JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does it.
+///
+/// # Errors
+/// No coordinator to ask, or what it refuses.
+pub async fn run(action: Action) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match action {
+        Action::Start(arguments) => {
+            let state = arguments.door.state()?;
+            let run: String = ask_once(&state, &Request::StartRun(settings(&arguments)?)).await?;
+            writeln!(out, "run {run} started")?;
+            if arguments.watch { watch(&state, Some(&run), false).await } else { Ok(()) }
+        }
+        Action::Watch(arguments) => watch(&arguments.door.state()?, None, arguments.json).await,
+        Action::Stop(door) => {
+            ask_once::<()>(&door.state()?, &Request::StopRun).await?;
+            Ok(writeln!(out, "the run is stopped")?)
+        }
+        Action::List(arguments) => {
+            let runs: Vec<RunProgress> = ask_once(&arguments.door.state()?, &Request::ListRuns).await?;
+            if arguments.json {
+                runs.iter().try_for_each(|run| Ok(writeln!(out, "{}", serde_json::to_string(run)?)?))
+            } else {
+                Ok(write!(out, "{}", list(&runs))?)
+            }
+        }
+    }
+}
+
+fn settings(arguments: &StartArguments) -> anyhow::Result<Map<String, Value>> {
+    let mut settings = Map::new();
+    for text in &arguments.set {
+        let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: expected KEY=VALUE"))?;
+        let table: toml::Table = toml::from_str(&format!("value = {value}"))
+            .or_else(|_| toml::from_str(&format!("value = {}", Value::from(value))))
+            .with_context(|| format!("--set {text}: the value is read as in the configuration file"))?;
+        settings.insert(key.trim().to_owned(), serde_json::to_value(&table["value"])?);
+    }
+    let mut say = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            settings.insert(key.to_owned(), value);
+        }
+    };
+    say("rounds", arguments.rounds.map(Value::from));
+    say("devices", arguments.devices.map(Value::from));
+    say("quorum", arguments.quorum.map(Value::from));
+    say("steps", arguments.steps.map(Value::from));
+    say("batch", arguments.batch.map(Value::from));
+    say("learning_rate", arguments.learning_rate.map(Value::from));
+    say("rates", arguments.dropout.map(|mean| json!({ "fixed": { "mean": mean } })));
+    say("rates", arguments.bandit.then(|| json!({ "bandit": {} })));
+    Ok(settings)
+}
+
+async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let mut client = Client::<Progress>::ask(state, &Request::Watch).await?;
+    let mut out = std::io::stdout();
+    let mut shown: Option<(String, u32)> = None;
+    loop {
+        let progress = client.next().await?;
+        let Some(run) = progress.run.as_ref() else { bail!("no run has been started") };
+        if name.is_some_and(|name| name != run.run) {
+            continue;
+        }
+        if json {
+            writeln!(out, "{}", serde_json::to_string(&progress)?)?;
+        } else {
+            let after = shown.filter(|(name, _)| *name == run.run).map_or(0, |(_, round)| round);
+            if after == 0 {
+                writeln!(out, "run {}, {} rounds", run.run, run.rounds)?;
+                write!(out, "{}", line(&HEAD.map(str::to_owned)))?;
+            }
+            // The evaluation belongs to its round: a round is shown when the next thing has begun.
+            let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
+            let fresh = run.closed.iter().filter(is_complete).filter(|closed| closed.round > after);
+            let last = fresh.clone().last().map_or(after, |closed| closed.round);
+            fresh.clone().try_for_each(|closed| write!(out, "{}", line(&closed_cells(closed))))?;
+            shown = Some((run.run.clone(), last.max(after)));
+            out.flush()?;
+            status(&progress, run);
+        }
+        if run.phase.is_end() {
+            if !json {
+                write!(out, "{}", ending(run))?;
+            }
+            return Ok(());
+        }
+    }
+}
+
+const HEAD: [&str; 10] =
+    ["round", "updates", "accuracy", "loss", "rate", "layers", "ms/step", "seconds", "up", "down"];
+
+fn closed_cells(closed: &RoundProgress) -> [String; 10] {
+    [
+        closed.round.to_string(),
+        closed.skipped.as_ref().map_or_else(|| format!("{}/{}", closed.updates, closed.selected), |_| "skipped".into()),
+        number(closed.accuracy, 4),
+        number(closed.train_loss, 3),
+        format!("{:.2}", closed.mean_rate),
+        format!("{:.1}", closed.mean_active_layers),
+        format!("{:.0}", closed.step_ms),
+        seconds(closed.train_ms + closed.evaluate_ms),
+        bytes(closed.bytes_up),
+        bytes(closed.bytes_down),
+    ]
+}
+
+fn line(cells: &[String; 10]) -> String {
+    let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>9}")).collect();
+    format!("{}\n", cells.join(" "))
+}
+
+/// One line on standard error that is overwritten, where that is a terminal.
+fn status(progress: &Progress, run: &RunProgress) {
+    use std::io::IsTerminal as _;
+    let mut err = std::io::stderr();
+    if err.is_terminal() && !run.phase.is_end() {
+        let states: Vec<String> = progress
+            .devices
+            .iter()
+            .take(6)
+            .map(|device| format!("{} {} {}/{}", device.device, device.state, device.step, device.steps))
+            .collect();
+        let text = format!("round {}, {}: {}", run.round, phase(run.phase), states.join(" | "));
+        let _ = write!(err, "\r\x1b[2K{}\r", text.chars().take(150).collect::<String>());
+    }
+}
+
+fn ending(run: &RunProgress) -> String {
+    let reason = run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    format!(
+        "{}{reason}; accuracy {} -> {} in {}, {} up, {} down\n",
+        phase(run.phase),
+        number(run.accuracy_before, 4),
+        number(run.accuracy_after.or(run.accuracy), 4),
+        seconds(run.elapsed_ms),
+        bytes(run.bytes_up),
+        bytes(run.bytes_down),
+    )
+}
+
+fn list(runs: &[RunProgress]) -> String {
+    let mut rows = vec![row(["run", "phase", "round", "before", "accuracy", "seconds", "up", "down"])];
+    rows.extend(runs.iter().map(|run| {
+        vec![
+            run.run.clone(),
+            phase(run.phase).to_owned(),
+            format!("{}/{}", run.round, run.rounds),
+            number(run.accuracy_before, 4),
+            number(run.accuracy, 4),
+            seconds(run.elapsed_ms),
+            bytes(run.bytes_up),
+            bytes(run.bytes_down),
+        ]
+    }));
+    if runs.is_empty() { "no run has been started\n".to_owned() } else { table(&rows) }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Gathering => "gathering",
+        Phase::Training => "training",
+        Phase::Merging => "merging",
+        Phase::Evaluating => "evaluating",
+        Phase::Completed => "completed",
+        Phase::Stopped => "stopped",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use crate::configurator::Rates;
+    use crate::round::RunSettings;
+    use crate::sharing::Sharing;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        action: Action,
+    }
+
+    fn said(line: &[&str]) -> anyhow::Result<Map<String, Value>> {
+        let line = Line::try_parse_from(["skiff", "start", "--state", "s"].iter().chain(line))?;
+        let Action::Start(arguments) = line.action else { panic!("another action") };
+        settings(&arguments)
+    }
+
+    fn parsed(line: &[&str]) -> RunSettings {
+        let mut settings = serde_json::to_value(RunSettings::default()).unwrap();
+        settings.as_object_mut().unwrap().extend(said(line).unwrap());
+        serde_json::from_value(settings).unwrap()
+    }
+
+    #[test]
+    fn flags_and_settings_become_what_the_file_would_say() {
+        let settings = parsed(&["--rounds", "3", "--dropout", "0.4", "--set", "sharing={least_important=3}", "--set", "seed=9"]);
+        assert_eq!((settings.rounds, settings.seed, settings.sharing), (3, 9, Sharing::LeastImportant(3)));
+        assert!(matches!(settings.rates, Rates::Fixed { mean, .. } if (mean - 0.4).abs() < 1e-6));
+        assert!(matches!(parsed(&["--bandit"]).rates, Rates::Bandit { .. }));
+        assert_eq!(parsed(&["--set", "sharing=all"]).sharing, Sharing::All, "a bare word is text");
+        assert!(said(&["--set", "seed"]).unwrap_err().to_string().contains("KEY=VALUE"));
+        assert!(said(&["--bandit", "--dropout", "0.1"]).is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! `skiff serve`: the coordinator as a process of its own.
+
+use crate::config::Config;
+use crate::serve::Coordinator;
+use anyhow::Context as _;
+use clap::Args;
+use skiff_protocol::FleetId;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What goes before the configuration file.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The configuration file; without it --fleet, --pack and --state are needed
+    #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The fleet to look after
+    #[arg(long, env = "SKIFF_FLEET", required_unless_present = "config")]
+    pub fleet: Option<FleetId>,
+    /// The pack that the devices hold
+    #[arg(long, env = "SKIFF_PACK", value_name = "DIR", required_unless_present = "config")]
+    pub pack: Option<PathBuf>,
+    /// The folder for everything that survives: journal, weights, key, control socket
+    #[arg(long, env = "SKIFF_STATE", value_name = "DIR", required_unless_present = "config")]
+    pub state: Option<PathBuf>,
+    /// The broker: mqtt://host:1883 or mqtts://host:8883
+    #[arg(long, env = "SKIFF_BROKER_URL", value_name = "URL")]
+    pub broker: Option<String>,
+    /// User name at the broker
+    #[arg(long, env = "SKIFF_BROKER_USER", value_name = "NAME")]
+    pub user: Option<String>,
+    /// A file whose first line is the password at the broker
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// The password itself, from the environment only
+    #[arg(long, env = "SKIFF_BROKER_PASSWORD", hide = true, hide_env_values = true)]
+    pub password: Option<String>,
+    /// Certificates that sign the broker's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// The coordinator's certificate
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// The certificate's key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// The configuration, with what was said on the command line in place.
+    ///
+    /// # Errors
+    /// A file that cannot be read or says what it should not.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match (&self.config, &self.fleet, &self.pack, &self.state) {
+            (Some(path), ..) => Config::read(path).context("reading the configuration")?,
+            (None, Some(fleet), Some(pack), Some(state)) => {
+                Config::new(fleet.clone(), pack.clone(), state.clone(), &crate::config::Broker::default().url)
+            }
+            (None, ..) => anyhow::bail!("without --config all of --fleet, --pack and --state are needed"),
+        };
+        replace(&mut config.fleet, self.fleet.as_ref());
+        replace(&mut config.pack, self.pack.as_ref());
+        replace(&mut config.state, self.state.as_ref());
+        let broker = &mut config.broker;
+        replace(&mut broker.url, self.broker.as_ref());
+        if self.password.is_some() || self.password_file.is_some() {
+            (broker.password, broker.password_file) = (self.password.clone(), self.password_file.clone());
+        }
+        broker.user = self.user.clone().or(broker.user.take());
+        broker.ca_file = self.ca.clone().or(broker.ca_file.take());
+        broker.client_cert_file = self.cert.clone().or(broker.client_cert_file.take());
+        broker.client_key_file = self.key.clone().or(broker.client_key_file.take());
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn replace<T: Clone>(value: &mut T, with: Option<&T>) {
+    if let Some(with) = with {
+        *value = with.clone();
+    }
+}
+
+/// Serves until it is told to stop (SIGINT, SIGTERM) or cannot go on.
+///
+/// # Errors
+/// What could not be opened, or why it cannot go on.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut coordinator = Coordinator::start(arguments.config()?).await?;
+    tokio::select! {
+        ended = coordinator.ended() => return ended,
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+    }
+    tracing::info!("stopping; a run that is going on goes on at the next start");
+    coordinator.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use clap::{FromArgMatches as _, Parser};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(line: &[&str]) -> Arguments {
+        let command = <Line as clap::CommandFactory>::command().no_binary_name(true);
+        Line::from_arg_matches(&command.try_get_matches_from(line).unwrap()).unwrap().arguments
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("c.toml");
+        let text = "fleet = 'home'\npack = 'p'\nstate = 's'\n[broker]\nuser = 'u'\npassword = 'x'\n[run]\nrounds = 3\n";
+        std::fs::write(&path, text).unwrap();
+        let file = path.to_str().unwrap();
+        let config = parse(&["--config", file, "--fleet", "lab", "--password-file", "f"]).config().unwrap();
+        assert_eq!(config.fleet.as_str(), "lab");
+        assert_eq!((config.broker.user.as_deref(), config.run.rounds), (Some("u"), 3));
+        assert_eq!((config.broker.password, config.broker.password_file), (None, Some("f".into())));
+    }
+
+    #[test]
+    fn without_a_file_three_flags_are_enough() {
+        let config = parse(&["--fleet", "lab", "--pack", "p", "--state", "s"]).config().unwrap();
+        assert_eq!(config.broker.url, "mqtt://localhost:1883");
+    }
+}

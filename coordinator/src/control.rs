@@ -1,0 +1,312 @@
+//! The door for operators on the same machine: a Unix socket in the state folder, one JSON request per connection.
+//!
+//! A request is one line; the answer is one line `{"ok": ...}` or `{"error": "..."}`. `watch` is answered by a line of
+//! [`Progress`] for each change (at most [`WATCH_EVERY`]) until the client hangs up. The socket's mode is 0600: who may
+//! open it may do everything.
+
+use crate::progress::{Progress, RunProgress};
+use serde::{Deserialize, Serialize};
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+/// The socket's name in the state folder.
+pub const SOCKET: &str = "control.sock";
+/// A watcher gets a line at most this often.
+pub const WATCH_EVERY: Duration = Duration::from_millis(200);
+/// The longest request.
+pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
+/// The longest answer that a client takes.
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// A client that says nothing is hung up on after this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What an operator asks.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The present [`Progress`].
+    Progress,
+    /// [`Progress`], again and again.
+    Watch,
+    /// Start a run; what is not said is as in the configuration. Answer: its name.
+    StartRun(serde_json::Map<String, serde_json::Value>),
+    /// Stop the run.
+    StopRun,
+    /// The last runs, oldest first.
+    ListRuns,
+}
+
+/// What the coordinator's loop is asked.
+#[derive(Debug)]
+pub enum Order {
+    /// Start a run with these settings in place of the configured ones.
+    StartRun(serde_json::Map<String, serde_json::Value>, Reply<String>),
+    /// Stop the run.
+    StopRun(Reply<()>),
+    /// Tell of the last runs.
+    ListRuns(Reply<Vec<RunProgress>>),
+}
+
+/// Where the answer goes; the error is for the operator.
+pub type Reply<T> = oneshot::Sender<Result<T, String>>;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer<T> {
+    Ok(T),
+    Error(String),
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody there.
+    #[error("reaching the coordinator at {}: is `skiff serve` running, with this state folder?", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("talking to the coordinator")]
+    Broken(#[source] io::Error),
+    /// The coordinator hung up.
+    #[error("the coordinator hung up")]
+    HungUp,
+    /// Another version's answer.
+    #[error("reading the coordinator's answer: is it of another version?")]
+    Unreadable(#[source] serde_json::Error),
+    /// The coordinator refused.
+    #[error("{reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Makes the socket in the folder `state`, in place of one that a crash left behind.
+///
+/// # Errors
+/// The system's.
+pub fn listen(state: &Path) -> io::Result<UnixListener> {
+    let path = state.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers every connection; runs until it is dropped.
+pub async fn serve(listener: UnixListener, orders: mpsc::Sender<Order>, progress: watch::Receiver<Progress>) {
+    let connections = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = std::sync::Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (orders, progress) = (orders.clone(), progress.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = answer(stream, &orders, progress).await {
+                        tracing::debug!(%error, "a control connection broke");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a control connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(
+    stream: UnixStream,
+    orders: &mpsc::Sender<Order>,
+    mut progress: watch::Receiver<Progress>,
+) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
+    match tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await {
+        Ok(read) => read?,
+        Err(_) => return Ok(()),
+    };
+    let line = match serde_json::from_str(&line) {
+        Ok(Request::Progress) => to_line(&Ok(&*progress.borrow())),
+        Ok(Request::Watch) => return watch(&mut write, &mut progress).await,
+        Ok(Request::StartRun(settings)) => to_line(&ask(orders, |reply| Order::StartRun(settings, reply)).await),
+        Ok(Request::StopRun) => to_line(&ask(orders, Order::StopRun).await),
+        Ok(Request::ListRuns) => to_line(&ask(orders, Order::ListRuns).await),
+        Err(error) => to_line::<()>(&Err(format!("not a request: {error}"))),
+    };
+    write.write_all(&line).await
+}
+
+async fn watch(write: &mut (impl AsyncWriteExt + Unpin), progress: &mut watch::Receiver<Progress>) -> io::Result<()> {
+    loop {
+        let line = to_line(&Ok(&*progress.borrow_and_update()));
+        write.write_all(&line).await?;
+        tokio::time::sleep(WATCH_EVERY).await;
+        if progress.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn ask<T>(orders: &mpsc::Sender<Order>, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, String> {
+    let (reply, answered) = oneshot::channel();
+    let stopping = |_| "the coordinator is stopping".to_owned();
+    orders.send(order(reply)).await.map_err(|_| stopping(()))?;
+    answered.await.map_err(|_| stopping(()))?
+}
+
+fn to_line<T: Serialize>(answer: &Result<T, String>) -> Vec<u8> {
+    let answer = match answer {
+        Ok(value) => Answer::Ok(value),
+        Err(reason) => Answer::Error(reason.clone()),
+    };
+    let mut line = serde_json::to_vec(&answer).expect("answers are plain values with text keys");
+    line.push(b'\n');
+    line
+}
+
+/// A client's connection, with its request sent.
+pub struct Client<T> {
+    lines: BufReader<UnixStream>,
+    answers: std::marker::PhantomData<T>,
+}
+
+impl<T: for<'de> Deserialize<'de>> Client<T> {
+    /// Asks the coordinator of the folder `state`.
+    ///
+    /// # Errors
+    /// Nobody there, or a broken connection.
+    pub async fn ask(state: &Path, request: &Request) -> Result<Self, ControlError> {
+        let path = state.join(SOCKET);
+        let connected = UnixStream::connect(&path).await;
+        let mut stream = connected.map_err(|source| ControlError::Unreachable { path, source })?;
+        let mut line = serde_json::to_vec(request).expect("requests are plain values with text keys");
+        line.push(b'\n');
+        stream.write_all(&line).await.map_err(ControlError::Broken)?;
+        Ok(Self { lines: BufReader::new(stream), answers: std::marker::PhantomData })
+    }
+
+    /// The next answer.
+    ///
+    /// # Errors
+    /// A broken or closed connection, an answer that cannot be read, a refusal.
+    pub async fn next(&mut self) -> Result<T, ControlError> {
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.lines).take(MAX_ANSWER_BYTES);
+        let bytes = bounded.read_until(b'\n', &mut line).await.map_err(ControlError::Broken)?;
+        if bytes == 0 {
+            return Err(ControlError::HungUp);
+        }
+        match serde_json::from_slice(&line).map_err(ControlError::Unreadable)? {
+            Answer::Ok(value) => Ok(value),
+            Answer::Error(reason) => Err(ControlError::Refused { reason }),
+        }
+    }
+}
+
+/// Asks one thing.
+///
+/// # Errors
+/// As for [`Client`].
+pub async fn ask_once<T: for<'de> Deserialize<'de>>(state: &Path, request: &Request) -> Result<T, ControlError> {
+    Client::ask(state, request).await?.next().await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use tempfile::TempDir;
+
+    struct Door {
+        folder: TempDir,
+        orders: mpsc::Receiver<Order>,
+        progress: watch::Sender<Progress>,
+    }
+
+    fn open() -> Door {
+        let folder = TempDir::new().unwrap();
+        let (send, orders) = mpsc::channel(4);
+        let (progress, seen) = watch::channel(Progress::default());
+        tokio::spawn(serve(listen(folder.path()).unwrap(), send, seen));
+        Door { folder, orders, progress }
+    }
+
+    #[tokio::test]
+    async fn a_run_is_started_with_what_was_said_and_its_name_told() {
+        let Door { folder, mut orders, .. } = open();
+        let settings = serde_json::from_str(r#"{"rounds": 3}"#).unwrap();
+        let answering = tokio::spawn(async move {
+            let Some(Order::StartRun(settings, reply)) = orders.recv().await else { panic!("another order") };
+            reply.send(Ok(format!("run of {}", settings["rounds"]))).unwrap();
+            let Some(Order::StopRun(reply)) = orders.recv().await else { panic!("another order") };
+            reply.send(Err("no run is going on".to_owned())).unwrap();
+        });
+        let name: String = ask_once(folder.path(), &Request::StartRun(settings)).await.unwrap();
+        assert_eq!(name, "run of 3");
+        let refused = ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap_err();
+        assert_eq!(refused.to_string(), "no run is going on");
+        answering.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_watcher_sees_changes_as_they_come() {
+        let Door { folder, progress, .. } = open();
+        let mut watcher = Client::<Progress>::ask(folder.path(), &Request::Watch).await.unwrap();
+        assert!(!watcher.next().await.unwrap().connected);
+        progress.send_modify(|progress| progress.connected = true);
+        assert!(watcher.next().await.unwrap().connected);
+        drop(progress);
+        assert!(matches!(watcher.next().await, Err(ControlError::HungUp)));
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_may_open_the_socket() {
+        let Door { folder, .. } = open();
+        let mode = std::fs::metadata(folder.path().join(SOCKET)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        listen(folder.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_refused() {
+        let Door { folder, .. } = open();
+        for line in ["{}\n", "\"dance\"\n", "nonsense\n", "\n"] {
+            let mut stream = UnixStream::connect(folder.path().join(SOCKET)).await.unwrap();
+            stream.write_all(line.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(r#"{"error":"not a request"#), "{line:?}: {answer}");
+        }
+        let mut stream = UnixStream::connect(folder.path().join(SOCKET)).await.unwrap();
+        let long = vec![b' '; MAX_REQUEST_BYTES as usize + 1];
+        let _ = stream.write_all(&long).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.is_empty() || answer.starts_with(b"{\"error\""));
+    }
+
+    #[tokio::test]
+    async fn without_a_coordinator_the_error_says_what_to_look_at() {
+        let folder = TempDir::new().unwrap();
+        let error = ask_once::<Progress>(folder.path(), &Request::Progress).await.unwrap_err();
+        assert!(error.to_string().contains("is `skiff serve` running"));
+    }
+}

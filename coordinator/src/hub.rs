@@ -1,0 +1,536 @@
+//! Where everything meets: the engine, the fleet, the transfers and the journal. It has a disk, but no clock and no socket:
+//! the shell in [`crate::serve`] tells it the time and what came, and carries out what it returns.
+//!
+//! Several messages are taken at once where they are there at once, and their records committed together. Nothing that
+//! rests on a record leaves before the commit.
+
+use crate::fleet::{Change, Fleet};
+use crate::model::Model;
+use crate::mqtt::{self, Refusals, Said, Writer};
+use crate::progress::{Progress, RunProgress};
+use crate::round::{Action, Entry, Event, MergeJob, Phase, Record, Run, RunSettings, Start, Verdict};
+use crate::store::{Store, StoreError, Traffic};
+use crate::transfers::{Step, Transfers, chain};
+use skiff_blobs::{BlobError, Blobs};
+use skiff_link::{LinkEvent, Publication};
+use skiff_protocol::transfer::{Offer, Purpose};
+use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// How many of the last runs [`Hub::runs`] tells of.
+pub const RUNS_LISTED: usize = 50;
+
+/// What the shell has to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Publish this.
+    Publish(Publication),
+    /// Merge, in a thread of its own; then [`Hub::merge_ended`].
+    Merge(MergeJob),
+}
+
+/// Why the coordinator cannot go on. It has promised nothing that it did not store.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The journal.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The blobs.
+    #[error("keeping weights and updates")]
+    Blobs(#[from] BlobError),
+    /// The weights that a run goes on from.
+    #[error("run {run} goes on from weights {weights}, which are not in the state folder: restore it from a backup")]
+    WeightsLost {
+        /// The run.
+        run: RunId,
+        /// The blob.
+        weights: Digest,
+    },
+}
+
+/// The coordinator less its clock and sockets.
+pub struct Hub {
+    fleet_id: FleetId,
+    model: Arc<Model>,
+    blobs: Arc<Blobs>,
+    store: Store,
+    writer: Writer,
+    fleet: Fleet,
+    transfers: Transfers,
+    refusals: Refusals,
+    connected: bool,
+    run: Option<Run>,
+    /// Decided, not yet committed nor carried out.
+    decided: Vec<Action>,
+    effects: Vec<Effect>,
+    /// Travelled since the last commit, in this round of the run.
+    traffic: Traffic,
+    traffic_round: u32,
+    /// Travelled before, by round.
+    travelled: BTreeMap<u32, Traffic>,
+}
+
+/// What a hub is made of.
+pub struct Parts {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// Devices known at a time.
+    pub devices: usize,
+    /// Transfers at a time, each way.
+    pub slots: usize,
+    /// The model.
+    pub model: Arc<Model>,
+    /// Weights and updates.
+    pub blobs: Arc<Blobs>,
+    /// The journal.
+    pub store: Store,
+    /// Signs what is said.
+    pub writer: Writer,
+}
+
+impl Hub {
+    /// Takes up the last run where its journal ends.
+    ///
+    /// # Errors
+    /// A journal that cannot be read or does not hang together; weights that are lost.
+    pub fn open(parts: Parts, now: Timestamp) -> Result<Self, HubError> {
+        let Parts { fleet, devices, slots, model, blobs, store, writer } = parts;
+        let mut hub = Self {
+            fleet_id: fleet,
+            fleet: Fleet::new(model.pack, devices),
+            transfers: Transfers::new(Arc::clone(&blobs), slots),
+            model,
+            blobs,
+            store,
+            writer,
+            refusals: Refusals::default(),
+            connected: false,
+            run: None,
+            decided: Vec::new(),
+            effects: Vec::new(),
+            traffic: Traffic::default(),
+            traffic_round: 0,
+            travelled: BTreeMap::new(),
+        };
+        if let Some(run) = hub.store.runs()?.pop() {
+            hub.take_up(run, now)?;
+        }
+        hub.remove_blobs()?;
+        Ok(hub)
+    }
+
+    /// What opening left to do: a merge that was interrupted.
+    #[must_use]
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The time of the last record: the shell's clock must not be before it.
+    #[must_use]
+    pub fn last_ms(&self) -> u64 {
+        self.run.as_ref().map_or(0, |run| run.ledger().last_ms)
+    }
+
+    /// What happened on the link.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn link(&mut self, events: Vec<LinkEvent>, now: Timestamp) -> Result<Vec<Effect>, HubError> {
+        for event in events {
+            match event {
+                LinkEvent::Up => {
+                    tracing::info!("connected to the broker");
+                    self.connected = true;
+                    self.publish(self.writer.presence(true));
+                    let steps = self.transfers.nudge(now);
+                    self.follow(steps, now);
+                }
+                LinkEvent::Down { reason } => {
+                    tracing::warn!(reason, "not connected to the broker, trying again");
+                    self.connected = false;
+                }
+                LinkEvent::Message { topic, payload } => {
+                    self.traffic.up += (topic.len() + payload.len()) as u64;
+                    self.take(&topic, &payload, now);
+                }
+            }
+        }
+        self.settle(now)
+    }
+
+    /// A merge ended.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn merge_ended(
+        &mut self,
+        epoch: u64,
+        merged: Result<Digest, String>,
+        now: Timestamp,
+    ) -> Result<Vec<Effect>, HubError> {
+        self.feed(Event::MergeEnded { epoch, merged }, now);
+        self.settle(now)
+    }
+
+    /// Time has passed.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn tick(&mut self, now: Timestamp) -> Result<Vec<Effect>, HubError> {
+        let steps = self.transfers.tick(now);
+        self.follow(steps, now);
+        self.feed(Event::Tick, now);
+        self.settle(now)
+    }
+
+    /// When to tick.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let run = self.run.as_ref().and_then(Run::deadline);
+        run.into_iter().chain(self.transfers.deadline()).min()
+    }
+
+    /// Starts a run under the name `run`. The inner result says what is wrong with the request.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn start_run(
+        &mut self,
+        run: RunId,
+        settings: RunSettings,
+        now: Timestamp,
+    ) -> Result<Result<Vec<Effect>, String>, HubError> {
+        if let Some(present) = self.run.as_ref().filter(|run| !run.ledger().is_ended()) {
+            return Ok(Err(format!("run {} is going on: stop it first", present.ledger().start.run)));
+        }
+        let weights = self.blobs.put(&self.model.initial)?;
+        let schema = Digest(self.model.schema.hash());
+        let start = Start { run, settings, layers: self.model.layers, pack: self.model.pack, schema, weights };
+        let (started, actions) = match Run::start(start, now) {
+            Ok(started) => started,
+            Err(bad) => return Ok(Err(bad.to_string())),
+        };
+        self.run = Some(started);
+        self.traffic = Traffic::default();
+        self.traffic_round = 0;
+        self.travelled = BTreeMap::new();
+        self.decided.extend(actions);
+        let here: Vec<Event> =
+            self.fleet.here().map(|(device, here)| Event::DeviceHere(device.clone(), here)).collect();
+        let away: Vec<Event> = self.fleet.away().map(|device| Event::DeviceGone(device.clone())).collect();
+        // Who is away first: the first to be there may complete what is waited for.
+        away.into_iter().chain(here).for_each(|event| self.feed(event, now));
+        self.settle(now).map(Ok)
+    }
+
+    /// Stops the run. The inner result says what is wrong with the request.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn stop_run(&mut self, reason: String, now: Timestamp) -> Result<Result<Vec<Effect>, String>, HubError> {
+        if self.run.as_ref().is_none_or(|run| run.ledger().is_ended()) {
+            return Ok(Err("no run is going on".to_owned()));
+        }
+        self.feed(Event::StopRequested { reason }, now);
+        self.settle(now).map(Ok)
+    }
+
+    /// The last [`RUNS_LISTED`] runs, oldest first.
+    ///
+    /// # Errors
+    /// A journal that cannot be read.
+    pub fn runs(&self, now: Timestamp) -> Result<Vec<RunProgress>, HubError> {
+        let runs = self.store.runs()?;
+        let listed = &runs[runs.len().saturating_sub(RUNS_LISTED)..];
+        listed
+            .iter()
+            .map(|&run| {
+                let (told, _) = self.resume(run, now)?;
+                Ok(with_traffic(told.progress(now), &self.store.traffic(run)?))
+            })
+            .collect()
+    }
+
+    /// What a watcher sees.
+    #[must_use]
+    pub fn progress(&self, now: Timestamp) -> Progress {
+        let mut devices = self.fleet.progress(now);
+        if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
+            let choices = match &ledger.phase {
+                Phase::Train(training) | Phase::Merge(training) => Some(&training.choices),
+                Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
+            };
+            for device in &mut devices {
+                let choice = choices.and_then(|choices| choices.get(&device.device));
+                device.mean_rate = choice.map(|choice| mean(&choice.rates));
+                if let Some(totals) = ledger.totals.get(&device.device) {
+                    device.updates = totals.updates;
+                    device.mean_active_layers = totals.mean_active_layers();
+                    device.peak_rss_bytes = device.peak_rss_bytes.max(totals.peak_rss_bytes);
+                }
+            }
+        }
+        let mut travelled = self.travelled.clone();
+        *travelled.entry(self.traffic_round).or_default() += self.traffic;
+        let run = self.run.as_ref().map(|run| with_traffic(run.progress(now), &travelled));
+        Progress { connected: self.connected, devices, run, refused_messages: self.refusals.by_label() }
+    }
+
+    /// What the coordinator says when it goes.
+    #[must_use]
+    pub fn farewell(&self) -> Publication {
+        self.writer.presence(false)
+    }
+
+    fn take_up(&mut self, run: RunId, now: Timestamp) -> Result<(), HubError> {
+        let (taken, actions) = self.resume(run, now)?;
+        let ledger = taken.ledger();
+        let (weights, is_ended, pack) = (ledger.weights, ledger.is_ended(), ledger.start.pack);
+        if !is_ended && !self.blobs.contains(weights) {
+            return Err(HubError::WeightsLost { run, weights });
+        }
+        if !is_ended {
+            tracing::info!(%run, round = ledger.round, "the run goes on");
+        }
+        self.travelled = self.store.traffic(run)?;
+        self.traffic_round = ledger.round;
+        self.run = Some(taken);
+        self.decided.extend(actions);
+        if !is_ended && pack != self.model.pack {
+            tracing::warn!(%run, "the run was started with another pack");
+            self.feed(Event::StopRequested { reason: format!("the pack was exchanged, it was {pack:?}") }, now);
+        }
+        self.effects = self.settle(now)?;
+        Ok(())
+    }
+
+    fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), HubError> {
+        Ok(self.store.resume(run, now)?)
+    }
+
+    fn take(&mut self, topic: &str, payload: &[u8], now: Timestamp) {
+        let (device, said) = match mqtt::read(&self.fleet_id, topic, payload) {
+            Ok(read) => read,
+            Err(label) => return self.refused(label, topic, now),
+        };
+        tracing::trace!(%device, topic, bytes = payload.len());
+        let changed = match said {
+            Said::Birth(birth) => self.fleet.birth(&device, birth, now),
+            Said::Gone(gone) => self.fleet.gone(&device, &gone, now),
+            Said::Telemetry(sample) => self.fleet.telemetry(&device, sample, now).map(|()| Change::Nothing),
+            Said::Answer(answer) => {
+                if let skiff_protocol::messages::Outcome::Refused { reason } = &answer.outcome {
+                    tracing::warn!(%device, reason, "the device refuses an order");
+                    self.fleet.note(&device, &format!("refused an order: {reason}"));
+                }
+                self.feed(Event::Answered(device.clone(), answer), now);
+                Ok(Change::Nothing)
+            }
+            Said::Transfer(id, message) => {
+                let run = self.run.as_ref();
+                let steps = self.transfers.receive(&device, id, message, |offer| judge(run, &device, offer), now);
+                self.follow(steps, now);
+                Ok(Change::Nothing)
+            }
+        };
+        match changed {
+            Ok(Change::Here(here)) => {
+                tracing::debug!(%device, boot = here.boot.0, "here");
+                self.feed(Event::DeviceHere(device, here), now);
+            }
+            Ok(Change::Gone) => {
+                tracing::debug!(%device, "gone");
+                let steps = self.transfers.forget(&device, now);
+                self.follow(steps, now);
+                self.feed(Event::DeviceGone(device), now);
+            }
+            Ok(Change::Nothing) => {}
+            Err(unwelcome) => self.refused(unwelcome.label(), topic, now),
+        }
+    }
+
+    fn refused(&mut self, label: &'static str, topic: &str, now: Timestamp) {
+        if self.refusals.count(label, now) {
+            tracing::warn!(label, topic, "a message is refused; of its kind, no other is logged for a minute");
+        }
+    }
+
+    fn feed(&mut self, event: Event, now: Timestamp) {
+        if let Some(run) = &mut self.run {
+            self.decided.extend(run.handle(event, now));
+        }
+    }
+
+    /// Does what transfers want done.
+    fn follow(&mut self, steps: Vec<Step>, now: Timestamp) {
+        for step in steps {
+            match step {
+                Step::Send(device, id, message) => self.publish(self.writer.transfer(&device, id, message)),
+                Step::Arrived(device, offer) => self.arrived(device, offer, now),
+            }
+        }
+    }
+
+    fn arrived(&mut self, device: DeviceId, offer: Offer, now: Timestamp) {
+        let Offer { digest, purpose, .. } = offer;
+        let Purpose::Update { epoch, report, .. } = purpose else { return };
+        let checked = match self.blobs.read(digest) {
+            Ok(bytes) => self.model.check_update(&bytes, &report.shared_layers),
+            Err(error) => Err(chain(&error)),
+        };
+        match checked {
+            Ok(()) => self.feed(Event::UpdateStored { device, epoch, update: digest, report }, now),
+            Err(reason) => {
+                tracing::warn!(%device, reason, "an update is unfit");
+                self.fleet.note(&device, &format!("update refused: {reason}"));
+                if let Err(error) = self.blobs.remove(digest) {
+                    tracing::error!(error = %chain(&error), "an unfit update cannot be removed");
+                }
+                let steps = self.transfers.refuse(&device, digest, reason.clone(), now);
+                self.feed(Event::UpdateUnfit { device, epoch, reason }, now);
+                self.follow(steps, now);
+            }
+        }
+    }
+
+    /// Commits what was decided, then carries it out, until nothing is left.
+    fn settle(&mut self, now: Timestamp) -> Result<Vec<Effect>, HubError> {
+        while !self.decided.is_empty() {
+            let (records, actions): (Vec<Action>, Vec<Action>) =
+                std::mem::take(&mut self.decided).into_iter().partition(|action| matches!(action, Action::Journal(_)));
+            let entries: Vec<Entry> = records
+                .into_iter()
+                .filter_map(|action| if let Action::Journal(entry) = action { Some(entry) } else { None })
+                .collect();
+            self.commit(&entries)?;
+            for action in actions {
+                self.carry_out(action, now);
+            }
+            if entries.iter().any(|entry| matches!(entry.record, Record::Merged { .. })) {
+                self.remove_blobs()?;
+            }
+            if !entries.is_empty() {
+                let run = self.run.as_ref();
+                let steps = self.transfers.judge_again(|device, offer| judge(run, device, offer), now);
+                self.follow(steps, now);
+            }
+        }
+        Ok(std::mem::take(&mut self.effects))
+    }
+
+    fn commit(&mut self, entries: &[Entry]) -> Result<(), HubError> {
+        let Some(ledger) = self.run.as_ref().map(Run::ledger).filter(|_| !entries.is_empty()) else { return Ok(()) };
+        let traffic = std::mem::take(&mut self.traffic);
+        self.store.append(ledger.start.run, entries, self.traffic_round, traffic)?;
+        *self.travelled.entry(self.traffic_round).or_default() += traffic;
+        self.traffic_round = ledger.round;
+        entries.iter().for_each(|entry| log(ledger.start.run, &entry.record));
+        Ok(())
+    }
+
+    fn carry_out(&mut self, action: Action, now: Timestamp) {
+        match action {
+            Action::Journal(_) => {}
+            Action::ConfirmUpdate(device, update) => {
+                let steps = self.transfers.confirm(&device, update, now);
+                self.follow(steps, now);
+            }
+            Action::RefuseUpdate(device, update, reason) => {
+                let steps = self.transfers.refuse(&device, update, reason, now);
+                self.follow(steps, now);
+            }
+            Action::SendCommand(device, command) => {
+                tracing::debug!(%device, round = command.round, epoch = command.epoch, "command");
+                self.publish(self.writer.command(&device, command));
+            }
+            Action::OfferWeights(device, weights) => {
+                if let Some(run) = self.run.as_ref().map(|run| run.ledger().start.run) {
+                    let steps = self.transfers.offer_weights(&device, run, weights, now);
+                    self.follow(steps, now);
+                }
+            }
+            Action::Merge(job) => self.effects.push(Effect::Merge(job)),
+        }
+    }
+
+    /// What is said while nobody hears it is lost anyway, and said again.
+    fn publish(&mut self, publication: Publication) {
+        if self.connected {
+            self.traffic.down += (publication.topic.len() + publication.payload.len()) as u64;
+            self.effects.push(Effect::Publish(publication));
+        }
+    }
+
+    /// Keeps the weights that runs ended with, and what the present run still needs.
+    fn remove_blobs(&self) -> Result<(), HubError> {
+        let mut needed: BTreeSet<Digest> = BTreeSet::new();
+        for run in self.store.runs()? {
+            needed.extend(self.store.final_weights(run)?);
+        }
+        if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
+            needed.extend([ledger.weights, ledger.start.weights]);
+            if let Phase::Train(training) | Phase::Merge(training) = &ledger.phase {
+                needed.extend(training.updates.values().map(|stored| stored.update));
+            }
+        }
+        for (digest, _) in self.blobs.list()? {
+            if !needed.contains(&digest) {
+                self.blobs.remove(digest)?;
+            }
+        }
+        let trains = self.run.as_ref().is_some_and(|run| matches!(run.ledger().phase, Phase::Train(_)));
+        for partial in self.blobs.partials()?.into_iter().filter(|_| !trains) {
+            self.blobs.abandon(partial)?;
+        }
+        Ok(())
+    }
+}
+
+fn judge(run: Option<&Run>, device: &DeviceId, offer: &Offer) -> Verdict {
+    match (run, &offer.purpose) {
+        (Some(run), Purpose::Update { run: id, round, epoch, report }) => {
+            run.judge_offer(device, *id, *round, *epoch, report)
+        }
+        (None, _) | (_, Purpose::Weights { .. }) => Verdict::Refused("no run is going on".to_owned()),
+    }
+}
+
+fn log(run: RunId, record: &Record) {
+    match record {
+        Record::RunStarted(start) => tracing::info!(%run, rounds = start.settings.rounds, "run started"),
+        Record::Resumed => tracing::info!(%run, "run resumed"),
+        Record::TrainingStarted { choices, .. } => tracing::info!(%run, devices = choices.len(), "training"),
+        Record::UpdateStored { device, report, .. } => {
+            tracing::info!(%run, %device, examples = report.examples, train_ms = report.train_ms, "update stored");
+        }
+        Record::DeviceOut { device, reason } => tracing::warn!(%run, %device, reason, "out of this round"),
+        Record::Collected => tracing::debug!(%run, "merging"),
+        Record::Merged { weights } => tracing::info!(%run, %weights, "round merged"),
+        Record::Skipped { reason } => tracing::warn!(%run, reason, "round skipped"),
+        Record::EvaluationStarted { examples, .. } => tracing::info!(%run, devices = examples.len(), "evaluating"),
+        Record::Evaluated(evaluation) => {
+            tracing::info!(%run, accuracy = evaluation.accuracy(), examples = evaluation.examples, "evaluated");
+        }
+        Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),
+        Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),
+    }
+}
+
+fn with_traffic(progress: RunProgress, travelled: &BTreeMap<u32, Traffic>) -> RunProgress {
+    let mut progress = progress;
+    for closed in &mut progress.closed {
+        let Traffic { up, down } = travelled.get(&closed.round).copied().unwrap_or_default();
+        (closed.bytes_up, closed.bytes_down) = (up, down);
+    }
+    progress.bytes_up = travelled.values().map(|traffic| traffic.up).sum();
+    progress.bytes_down = travelled.values().map(|traffic| traffic.down).sum();
+    progress
+}
+
+fn mean(rates: &[f32]) -> f32 {
+    rates.iter().sum::<f32>() / rates.len().max(1) as f32
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! The coordinator's signing key in its state folder: drawn at the first start, kept ever after.
+
+use skiff_protocol::Signer;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The secret's file, readable by its owner only.
+pub const SECRET_FILE: &str = "coordinator.key";
+/// The public key's file: 64 hexadecimal digits, to be given to the devices.
+pub const PUBLIC_FILE: &str = "coordinator.pub";
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or written.
+    #[error("{attempt} {}", path.display())]
+    Io {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not a key.
+    #[error("{} is not a key of 64 hexadecimal digits: restore it, or remove it to make a new one that every device must be given", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others can read the secret.
+    #[error("{} can be read by others: chmod 600 it", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system gives no random numbers.
+    #[error("drawing a key: {reason}")]
+    Random {
+        /// The system's word.
+        reason: String,
+    },
+}
+
+/// The signer of the folder `state`; drawn and stored where there is none. Its public key is written beside it.
+///
+/// # Errors
+/// A key that cannot be read or stored, is none, or is exposed.
+pub fn load_or_create(state: &Path) -> Result<Signer, KeyError> {
+    let path = state.join(SECRET_FILE);
+    let io = |attempt, path: &Path| {
+        let path = path.to_owned();
+        move |source| KeyError::Io { attempt, path, source }
+    };
+    let secret = match fs::read_to_string(&path) {
+        Ok(text) => {
+            let mode = fs::metadata(&path).map_err(io("looking at", &path))?.permissions().mode();
+            if mode & 0o077 != 0 {
+                return Err(KeyError::Exposed { path });
+            }
+            let parsed = blake3::Hash::from_hex(text.trim()).map(|hash| *hash.as_bytes());
+            parsed.map_err(|_| KeyError::Malformed { path })?
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret).map_err(|error| KeyError::Random { reason: error.to_string() })?;
+            write_secret(&path, &secret).map_err(io("writing", &path))?;
+            secret
+        }
+        Err(error) => return Err(io("reading", &path)(error)),
+    };
+    let signer = Signer::new(secret);
+    let public = state.join(PUBLIC_FILE);
+    fs::write(&public, format!("{}\n", signer.verifier())).map_err(io("writing", &public))?;
+    Ok(signer)
+}
+
+/// Written aside and renamed, so that a crash leaves no half a key.
+fn write_secret(path: &Path, secret: &[u8; 32]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let _ = fs::remove_file(&aside);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+    writeln!(file, "{}", blake3::Hash::from_bytes(*secret).to_hex())?;
+    file.sync_all()?;
+    fs::rename(&aside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn a_key_is_drawn_once_and_kept_private() {
+        let folder = TempDir::new().unwrap();
+        let first = load_or_create(folder.path()).unwrap().verifier();
+        assert_eq!(load_or_create(folder.path()).unwrap().verifier(), first);
+        let mode = fs::metadata(folder.path().join(SECRET_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let public = fs::read_to_string(folder.path().join(PUBLIC_FILE)).unwrap();
+        assert_eq!(public.trim(), first.to_string());
+        let other = TempDir::new().unwrap();
+        assert_ne!(load_or_create(other.path()).unwrap().verifier(), first);
+    }
+
+    #[test]
+    fn an_exposed_or_broken_key_is_refused() {
+        let folder = TempDir::new().unwrap();
+        load_or_create(folder.path()).unwrap();
+        let path = folder.path().join(SECRET_FILE);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(load_or_create(folder.path()).unwrap_err().to_string().contains("chmod 600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "abc").unwrap();
+        assert!(load_or_create(folder.path()).unwrap_err().to_string().contains("64 hexadecimal digits"));
+    }
+}

@@ -1,0 +1,70 @@
+//! The command line `skiff`.
+
+use clap::{Parser, Subcommand};
+use skiff_coordinator::commands::{fleet, run, serve};
+use skiff_coordinator::control::ControlError;
+use skiff_coordinator::demo;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+/// Fine-tunes a model on a fleet of small devices, without moving their data.
+///
+/// `skiff serve` is the coordinator: it tells devices (`skiff-agent run`) over an MQTT broker when to train, merges what
+/// they learned, and keeps a journal, so that it can be killed at any moment and go on. `skiff run` and `skiff fleet`
+/// speak to it through a socket in its state folder.
+#[derive(Parser, Debug)]
+#[command(name = "skiff", version, after_help = AFTER)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER: &str = "\
+Start here:
+  skiff demo                                        a whole fleet on this machine
+  skiff serve --config coordinator.toml             the coordinator
+  skiff fleet --config coordinator.toml --watch     who is there, and what they report
+  skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
+
+Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
+SKIFF_LOG=debug shows more of what `serve` does.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator to talk to.";
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the coordinator, until Ctrl-C or SIGTERM
+    Serve(Box<serve::Arguments>),
+    /// Show who is there, and what they report
+    Fleet(fleet::Arguments),
+    /// Start, watch, stop or list runs of training
+    #[command(subcommand)]
+    Run(run::Action),
+    /// Train a whole fleet on this machine: broker, coordinator, agents
+    Demo(Box<demo::Options>),
+}
+
+fn main() -> ExitCode {
+    let done = match Line::parse().command {
+        Command::Serve(arguments) => {
+            let filter = std::env::var("SKIFF_LOG").unwrap_or_else(|_| "info".to_owned());
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            in_runtime(serve::run(*arguments))
+        }
+        Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
+        Command::Run(action) => in_runtime(run::run(action)),
+        Command::Demo(options) => demo::run(&options),
+    };
+    done.unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "skiff: {error:#}");
+        match error.downcast_ref::<ControlError>() {
+            Some(ControlError::Unreachable { .. }) => ExitCode::from(3),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+fn in_runtime(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command).map(|()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,180 @@
+//! Messages to facts and back: which topic may carry what, and what is refused.
+//!
+//! The device of a message is the one in its topic, for the broker lets a device write nowhere else; what the payload
+//! says of it does not count. What is refused is counted by label, and logged once a minute for each.
+
+use skiff_link::{Publication, Qos};
+use skiff_protocol::codec::{self, Message};
+use skiff_protocol::messages::{Answer, Birth, BootId, Command, Gone, Presence, Telemetry};
+use skiff_protocol::transfer::{TransferId, TransferMessage};
+use skiff_protocol::{DeviceId, FleetId, Signer, Timestamp, Topic};
+use std::collections::BTreeMap;
+
+/// A message of a device.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Said {
+    /// It is there.
+    Birth(Birth),
+    /// It left.
+    Gone(Gone),
+    /// Its resources.
+    Telemetry(Telemetry),
+    /// Its answer to a command.
+    Answer(Answer),
+    /// Of a transfer.
+    Transfer(TransferId, TransferMessage),
+}
+
+/// Reads a message that came from the broker.
+///
+/// # Errors
+/// The label under which it is to be counted.
+pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, Said), &'static str> {
+    let parsed = Topic::parse(fleet, topic).ok_or("unknown_topic")?;
+    let message = codec::open(payload, topic, None).map_err(|refusal| refusal.label())?;
+    if !message.belongs_on(&parsed) {
+        return Err("wrong_topic");
+    }
+    match (parsed, message) {
+        (Topic::Birth(device), Message::Birth(birth)) => Ok((device, Said::Birth(birth))),
+        (Topic::Birth(device), Message::Gone(gone)) => Ok((device, Said::Gone(gone))),
+        (Topic::Telemetry(device), Message::Telemetry(telemetry)) => Ok((device, Said::Telemetry(telemetry))),
+        (Topic::Answer(device), Message::Answer(answer)) => Ok((device, Said::Answer(answer))),
+        (Topic::UpTransfer(device, id), Message::Transfer(message)) => Ok((device, Said::Transfer(id, message))),
+        _ => Err("wrong_topic"),
+    }
+}
+
+/// Writes what the coordinator says.
+pub struct Writer {
+    fleet: FleetId,
+    signer: Signer,
+    boot: BootId,
+}
+
+impl Writer {
+    /// Signs with `signer`; `boot` names this life of the coordinator.
+    #[must_use]
+    pub fn new(fleet: FleetId, signer: Signer, boot: BootId) -> Self {
+        Self { fleet, signer, boot }
+    }
+
+    /// The coordinator is here, or (as last will) gone. Retained.
+    #[must_use]
+    pub fn presence(&self, online: bool) -> Publication {
+        let presence = Presence { boot: self.boot, online };
+        Publication { retain: true, ..self.publication(&Topic::Presence, &Message::Presence(presence)) }
+    }
+
+    /// A command to a device.
+    #[must_use]
+    pub fn command(&self, device: &DeviceId, command: Command) -> Publication {
+        self.publication(&Topic::Command(device.clone()), &Message::Command(command))
+    }
+
+    /// A transfer's message to a device.
+    #[must_use]
+    pub fn transfer(&self, device: &DeviceId, id: TransferId, message: TransferMessage) -> Publication {
+        self.publication(&Topic::DownTransfer(device.clone(), id), &Message::Transfer(message))
+    }
+
+    fn publication(&self, topic: &Topic, message: &Message) -> Publication {
+        let topic = topic.text(&self.fleet);
+        let payload = codec::seal(message, &topic, Some(&self.signer));
+        Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false }
+    }
+}
+
+/// Counts what was refused.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    counts: BTreeMap<&'static str, (u64, Timestamp)>,
+}
+
+/// A label is logged at most once in this time.
+const LOG_EVERY_MS: u64 = 60_000;
+
+impl Refusals {
+    /// Counts one; true where it is to be logged too.
+    #[must_use]
+    pub fn count(&mut self, label: &'static str, now: Timestamp) -> bool {
+        let is_new = !self.counts.contains_key(label);
+        let (count, logged) = self.counts.entry(label).or_insert((0, now));
+        *count += 1;
+        let is_due = is_new || now.millis_since(*logged) >= LOG_EVERY_MS;
+        if is_due {
+            *logged = now;
+        }
+        is_due
+    }
+
+    /// Refused messages by label.
+    #[must_use]
+    pub fn by_label(&self) -> BTreeMap<String, u64> {
+        self.counts.iter().map(|(label, (count, _))| ((*label).to_owned(), *count)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use skiff_protocol::Verifier;
+
+    fn fleet() -> FleetId {
+        "home".parse().unwrap()
+    }
+
+    fn device() -> DeviceId {
+        "pi".parse().unwrap()
+    }
+
+    fn gone() -> Message {
+        Message::Gone(Gone { boot: BootId(4), clean: true })
+    }
+
+    #[test]
+    fn the_device_is_the_one_of_the_topic() {
+        let topic = Topic::Birth(device()).text(&fleet());
+        let (who, said) = read(&fleet(), &topic, &codec::seal(&gone(), &topic, None)).unwrap();
+        assert_eq!((who, said), (device(), Said::Gone(Gone { boot: BootId(4), clean: true })));
+    }
+
+    #[test]
+    fn what_does_not_belong_is_refused_by_label() {
+        let sealed = |topic: &str| codec::seal(&gone(), topic, None);
+        let answer = Topic::Answer(device()).text(&fleet());
+        assert_eq!(read(&fleet(), &answer, &sealed(&answer)), Err("wrong_topic"));
+        assert_eq!(read(&fleet(), "skiff/v1/home/d/pi/up/diary", &sealed("x")), Err("unknown_topic"));
+        assert_eq!(read(&fleet(), "skiff/v1/other/d/pi/up/birth", &sealed("x")), Err("unknown_topic"));
+        let birth = Topic::Birth(device()).text(&fleet());
+        assert_eq!(read(&fleet(), &birth, &sealed(&birth)[..30]), Err("truncated"));
+        let command = Topic::Command(device()).text(&fleet());
+        let stop =
+            Command { run: skiff_protocol::RunId(1), round: 1, epoch: 2, order: skiff_protocol::messages::Order::Stop };
+        let bytes = codec::seal(&Message::Command(stop), &command, None);
+        assert_eq!(read(&fleet(), &command, &bytes), Err("wrong_topic"), "what the coordinator itself says");
+    }
+
+    #[test]
+    fn what_the_coordinator_says_is_signed_for_its_topic() {
+        let signer = Signer::new([5; 32]);
+        let verifier: Verifier = signer.verifier();
+        let writer = Writer::new(fleet(), signer, BootId(1));
+        let presence = writer.presence(true);
+        assert!(presence.retain);
+        let read = codec::open(&presence.payload, &presence.topic, Some(&verifier)).unwrap();
+        assert_eq!(read, Message::Presence(Presence { boot: BootId(1), online: true }));
+        assert!(codec::open(&presence.payload, "skiff/v1/other/all/presence", Some(&verifier)).is_err());
+    }
+
+    #[test]
+    fn refusals_are_counted_always_and_logged_once_a_minute() {
+        let mut refusals = Refusals::default();
+        let logged: Vec<bool> =
+            [0, 10, 59_999, 60_000, 60_001].into_iter().map(|at| refusals.count("digest", Timestamp(at))).collect();
+        assert_eq!(logged, [true, false, false, true, false]);
+        assert!(refusals.count("foreign", Timestamp(60_002)));
+        assert_eq!(refusals.by_label(), BTreeMap::from([("digest".to_owned(), 5), ("foreign".to_owned(), 1)]));
+    }
+}

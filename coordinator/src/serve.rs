@@ -1,0 +1,377 @@
+//! The shell: a clock, a link to the broker, a control socket, and the loop that feeds the [`Hub`] with them.
+//!
+//! ```text
+//!            LinkEvent          ┌───────┐  Publish
+//! broker ───────────────────────►       ├───────────► outgoing task ──► broker
+//!             Order             │ loop  │  Merge
+//! control ──────────────────────►  Hub  ├───────────► blocking thread ─┐
+//!             deadline          │       │                              │
+//! clock ────────────────────────►       ◄──────────────────────────────┘
+//!                               └───┬───┘
+//!                                   └─ watch channel of Progress ──► control, demo
+//! ```
+
+use crate::config::Config;
+use crate::control::{self, Order};
+use crate::hub::{Effect, Hub, Parts};
+use crate::keys;
+use crate::model::Model;
+use crate::mqtt::Writer;
+use crate::progress::Progress;
+use crate::round::RunSettings;
+use crate::store::Store;
+use crate::transfers::chain;
+use anyhow::{Context as _, anyhow, bail};
+use rustix::fs::FlockOperation;
+use skiff_blobs::Blobs;
+use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
+use skiff_protocol::topics::coordinator_filters;
+use skiff_protocol::transfer::WINDOW;
+use skiff_protocol::{BootId, Digest, RunId, Timestamp};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// Watchers see a change at the latest after this.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Messages taken in one go, and committed together.
+const BATCH: usize = 64;
+/// Publications that wait for the link; beyond that they are dropped, to be said again.
+const OUTGOING: usize = 16_384;
+
+/// A coordinator at work, in tasks of the current tokio runtime.
+pub struct Coordinator {
+    public_key: String,
+    progress: watch::Receiver<Progress>,
+    orders: mpsc::Sender<Order>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Coordinator {
+    /// Opens the state folder, takes up the run that was going on, and starts to connect.
+    ///
+    /// A broker that is away is no error: the link goes on trying, and [`Progress::connected`] tells.
+    ///
+    /// # Errors
+    /// A configuration, pack, key, journal or state folder that cannot be used; the text names it and the remedy.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        config.check()?;
+        let model = Model::open(&config.pack).with_context(|| format!("opening the pack {}", config.pack.display()))?;
+        Self::start_with(config, model).await
+    }
+
+    /// As [`Coordinator::start`], with a model that is at hand.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_with(config: Config, model: Model) -> anyhow::Result<Self> {
+        config.check()?;
+        let state = &config.state;
+        std::fs::create_dir_all(state).with_context(|| format!("making the state folder {}", state.display()))?;
+        let lock = lock(state)?;
+        let signer = keys::load_or_create(state)?;
+        let public_key = signer.verifier().to_string();
+        tracing::info!(public_key, "devices check the coordinator's messages with this key");
+
+        let model = Arc::new(model);
+        let blobs = Arc::new(Blobs::open(state.join("blobs"), config.limits.blob_bytes)?);
+        let writer = Writer::new(config.fleet.clone(), signer, BootId(random()?));
+        let will = writer.presence(false);
+        let parts = Parts {
+            fleet: config.fleet.clone(),
+            devices: config.limits.devices,
+            slots: (config.limits.granted_chunks / WINDOW) as usize,
+            model: Arc::clone(&model),
+            blobs: Arc::clone(&blobs),
+            store: Store::open(state)?,
+            writer,
+        };
+        let start = Clock::new(0);
+        let hub = Hub::open(parts, start.now())?;
+        let clock = Clock::new(hub.last_ms());
+
+        let (link, events) = Link::open(link_config(&config, will)?)?;
+        let listener =
+            control::listen(state).with_context(|| format!("making the control socket in {}", state.display()))?;
+        let (orders, ordered) = mpsc::channel(16);
+        let (published, progress) = watch::channel(hub.progress(clock.now()));
+        let (stop, stopping) = oneshot::channel();
+        let doors = tokio::spawn(control::serve(listener, orders.clone(), progress.clone()));
+        let (outgoing, queue) = mpsc::channel(OUTGOING);
+        let sending = tokio::spawn(send(link, queue));
+        let (merged, merges) = mpsc::channel(1);
+        let shell = Shell { defaults: config.run, model, blobs, clock, hub, outgoing, merged, published };
+        let task = tokio::spawn(async move {
+            let worked = shell.work(events, ordered, merges, stopping).await;
+            doors.abort();
+            let goodbye = sending.abort_handle();
+            // A broker that is away must not hold us up; its last will for us speaks instead.
+            if tokio::time::timeout(2 * CLOSE_PATIENCE, sending).await.is_err() {
+                goodbye.abort();
+            }
+            drop(lock);
+            worked
+        });
+        Ok(Self { public_key, progress, orders, stop, task })
+    }
+
+    /// The key with which devices check this coordinator's messages: 64 hexadecimal digits.
+    #[must_use]
+    pub fn public_key(&self) -> &str {
+        &self.public_key
+    }
+
+    /// What there is to see, now and whenever it changes.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Starts a run; returns its name as it stands in [`Progress`].
+    ///
+    /// # Errors
+    /// Settings out of range, a run that is going on, or a coordinator that has ended.
+    pub async fn start_run(&self, settings: &RunSettings) -> anyhow::Result<String> {
+        let serde_json::Value::Object(settings) = serde_json::to_value(settings)? else {
+            bail!("settings are a table");
+        };
+        self.ask(|reply| Order::StartRun(settings, reply)).await
+    }
+
+    /// Stops the run.
+    ///
+    /// # Errors
+    /// No run, or a coordinator that has ended.
+    pub async fn stop_run(&self) -> anyhow::Result<()> {
+        self.ask(Order::StopRun).await
+    }
+
+    /// Waits until the coordinator ends by itself, which it does only when it cannot go on.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        (&mut self.task).await.context("the coordinator's loop panicked")?
+    }
+
+    /// Says goodbye to the broker and ends. A run that is going on goes on at the next start.
+    ///
+    /// # Errors
+    /// Why it had ended before.
+    pub async fn shutdown(self) -> anyhow::Result<()> {
+        let _ = self.stop.send(());
+        self.task.await.context("the coordinator's loop panicked")?
+    }
+
+    async fn ask<T>(&self, order: impl FnOnce(control::Reply<T>) -> Order) -> anyhow::Result<T> {
+        let (reply, answered) = oneshot::channel();
+        let ended = || anyhow!("the coordinator has ended");
+        self.orders.send(order(reply)).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?.map_err(|reason| anyhow!(reason))
+    }
+}
+
+struct Shell {
+    defaults: RunSettings,
+    model: Arc<Model>,
+    blobs: Arc<Blobs>,
+    clock: Clock,
+    hub: Hub,
+    outgoing: mpsc::Sender<Publication>,
+    merged: mpsc::Sender<(u64, Result<Digest, String>)>,
+    published: watch::Sender<Progress>,
+}
+
+impl Shell {
+    async fn work(
+        mut self,
+        events: mpsc::Receiver<LinkEvent>,
+        orders: mpsc::Receiver<Order>,
+        merges: mpsc::Receiver<(u64, Result<Digest, String>)>,
+        stopping: oneshot::Receiver<()>,
+    ) -> anyhow::Result<()> {
+        let worked = self.turn(events, orders, merges, stopping).await;
+        let _ = self.published.send(self.hub.progress(self.clock.now()));
+        let _ = self.outgoing.try_send(self.hub.farewell());
+        worked
+    }
+
+    async fn turn(
+        &mut self,
+        mut events: mpsc::Receiver<LinkEvent>,
+        mut orders: mpsc::Receiver<Order>,
+        mut merges: mpsc::Receiver<(u64, Result<Digest, String>)>,
+        mut stopping: oneshot::Receiver<()>,
+    ) -> anyhow::Result<()> {
+        let effects = self.hub.take_effects();
+        self.carry_out(effects);
+        let mut shown = Instant::now();
+        let mut changed = false;
+        loop {
+            let deadline = self.hub.deadline().map(|deadline| self.clock.instant(deadline));
+            let effects = tokio::select! {
+                _ = &mut stopping => return Ok(()),
+                event = events.recv() => {
+                    let mut batch = vec![event.context("the link to the broker ended")?];
+                    while batch.len() < BATCH && let Ok(event) = events.try_recv() {
+                        batch.push(event);
+                    }
+                    self.hub.link(batch, self.clock.now())?
+                }
+                Some(order) = orders.recv() => self.follow(order)?,
+                Some((epoch, merged)) = merges.recv() => self.hub.merge_ended(epoch, merged, self.clock.now())?,
+                () = sleep_until(deadline) => self.hub.tick(self.clock.now())?,
+                () = tokio::time::sleep_until(shown + PROGRESS_EVERY), if changed => {
+                    shown = Instant::now();
+                    changed = false;
+                    let _ = self.published.send(self.hub.progress(self.clock.now()));
+                    continue;
+                }
+            };
+            changed = true;
+            self.carry_out(effects);
+        }
+    }
+
+    fn follow(&mut self, order: Order) -> anyhow::Result<Vec<Effect>> {
+        let now = self.clock.now();
+        match order {
+            Order::StartRun(overrides, reply) => {
+                let run = RunId(random()?);
+                let started = match with_overrides(&self.defaults, overrides) {
+                    Ok(settings) => self.hub.start_run(run, settings, now)?,
+                    Err(reason) => Err(reason),
+                };
+                Ok(told(reply, started, run.to_string()))
+            }
+            Order::StopRun(reply) => {
+                let stopped = self.hub.stop_run("stopped by the operator".to_owned(), now)?;
+                Ok(told(reply, stopped, ()))
+            }
+            Order::ListRuns(reply) => {
+                let _ = reply.send(Ok(self.hub.runs(now)?));
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn carry_out(&self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Publish(publication) => {
+                    if self.outgoing.try_send(publication).is_err() {
+                        tracing::debug!("the queue to the broker is full; a message is dropped, to be said again");
+                    }
+                }
+                Effect::Merge(job) => {
+                    let (model, blobs, merged) =
+                        (Arc::clone(&self.model), Arc::clone(&self.blobs), self.merged.clone());
+                    tokio::task::spawn_blocking(move || {
+                        let weights = model.merge(&job, &blobs).map_err(|error| chain(&error));
+                        if let Err(reason) = &weights {
+                            tracing::error!(reason, "merging failed");
+                        }
+                        // Fails where the coordinator stops: the merge is ordered again at the next start.
+                        let _ = merged.blocking_send((job.epoch, weights));
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Answers an order; hands back what it has to have done.
+fn told<T>(reply: control::Reply<T>, done: Result<Vec<Effect>, String>, answer: T) -> Vec<Effect> {
+    let (effects, answer) = match done {
+        Ok(effects) => (effects, Ok(answer)),
+        Err(reason) => (Vec::new(), Err(reason)),
+    };
+    // Fails where the operator hung up; it is done all the same.
+    let _ = reply.send(answer);
+    effects
+}
+
+fn with_overrides(
+    defaults: &RunSettings,
+    overrides: serde_json::Map<String, serde_json::Value>,
+) -> Result<RunSettings, String> {
+    let mut settings = serde_json::to_value(defaults).map_err(|error| error.to_string())?;
+    if let Some(table) = settings.as_object_mut() {
+        table.extend(overrides);
+    }
+    serde_json::from_value(settings).map_err(|error| format!("run settings: {error}"))
+}
+
+/// Publishes in order, until the last sender is dropped; then says goodbye.
+async fn send(link: Link, mut queue: mpsc::Receiver<Publication>) {
+    while let Some(publication) = queue.recv().await {
+        if link.publish(publication).await.is_err() {
+            return;
+        }
+    }
+    link.close().await;
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn link_config(config: &Config, will: Publication) -> anyhow::Result<LinkConfig> {
+    let broker = &config.broker;
+    Ok(LinkConfig {
+        url: broker.url.clone(),
+        client_id: format!("skiff-coordinator-{}", config.fleet),
+        user: broker.user.clone(),
+        password: broker.read_password()?,
+        ca_file: broker.ca_file.clone(),
+        client_cert_file: broker.client_cert_file.clone(),
+        client_key_file: broker.client_key_file.clone(),
+        will: Some(will),
+        subscriptions: coordinator_filters(&config.fleet),
+    })
+}
+
+fn lock(state: &Path) -> anyhow::Result<File> {
+    let path = state.join("lock");
+    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another coordinator works with the state folder {}", state.display()))?;
+    Ok(file)
+}
+
+fn random() -> anyhow::Result<u64> {
+    getrandom::u64().map_err(|error| anyhow!("drawing a random number: {error}"))
+}
+
+/// Milliseconds since 1970 at the start, counted on without jumps; never before the journal's last record.
+struct Clock {
+    start: Instant,
+    start_ms: u64,
+}
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "the shell is where the time comes from")]
+    fn new(not_before_ms: u64) -> Self {
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self { start: Instant::now(), start_ms: (since_1970.as_millis() as u64).max(not_before_ms) }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.start_ms) + self.start.elapsed()
+    }
+
+    fn instant(&self, at: Timestamp) -> Instant {
+        self.start + at.since(Timestamp(self.start_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -79,8 +79,11 @@ fn named(outcome: StepOutcome) -> NamedTensors {
     gradients.chain([("loss".to_owned(), loss), ("logits".to_owned(), outcome.logits)]).collect()
 }
 
-/// Turns the padded batch of the file into sequences.
-fn read_batch(path: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Sequence>> {
+/// Reads the padded batch of a file (see the command's help for its tensors) as sequences.
+///
+/// # Errors
+/// A tensor that is missing, misshaped, of another type or out of range, named.
+pub fn read_batch(path: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Sequence>> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes)?;
     let (shape, ids) = integers(&file, "input_ids")?;

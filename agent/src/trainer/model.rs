@@ -176,6 +176,7 @@ impl Graph {
     fn open(runtime: &Runtime, pack: &Pack, spec: &GraphSpec) -> Result<Self, TrainerError> {
         let path = pack.file(&spec.file);
         let session = Session::builder(runtime.environment())
+            .and_then(|builder| Ok(builder.with_execution_providers([ort::ep::CPU::default().build()])?))
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|mut builder| builder.commit_from_file(&path))
             .map_err(|source| TrainerError::Session { path, source })?;

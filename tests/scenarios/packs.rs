@@ -1,0 +1,130 @@
+//! Packs that were damaged, forged or made for another version: an error that names the file, never a panic.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+
+use skiff_models::Pack;
+use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
+use skiff_models::peft::Lora;
+use skiff_tests::packs;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn pack() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    drop(packs::golden("odd", folder.path()));
+    let path = folder.path().join("odd");
+    (folder, path)
+}
+
+fn rewrite_manifest(pack: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = pack.join("manifest.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut manifest);
+    fs::write(path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+#[test]
+fn a_flipped_byte_in_any_file_is_refused_by_name() {
+    let (_folder, pack) = pack();
+    let files: Vec<PathBuf> = ["frozen.safetensors", "peft.safetensors", "tokenizer.json", "graphs/block.forward.onnx"]
+        .map(|name| pack.join(name))
+        .to_vec();
+    for file in files {
+        let sound = fs::read(&file).unwrap();
+        let mut damaged = sound.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        fs::write(&file, damaged).unwrap();
+        let error = Pack::open(&pack).unwrap_err();
+        assert!(matches!(&error, PackError::Damaged { path, .. } if *path == file), "{error}");
+        fs::write(&file, sound).unwrap();
+    }
+    Pack::open(&pack).unwrap();
+}
+
+#[test]
+fn every_cut_of_the_manifest_is_an_error() {
+    let (_folder, pack) = pack();
+    let path = pack.join("manifest.json");
+    let whole = fs::read(&path).unwrap();
+    for length in (0..whole.len()).step_by(97) {
+        fs::write(&path, &whole[..length]).unwrap();
+        assert!(matches!(Pack::open(&pack), Err(PackError::Manifest { .. })), "cut at {length}");
+    }
+}
+
+#[test]
+fn a_pack_of_another_format_is_called_that() {
+    let (_folder, pack) = pack();
+    rewrite_manifest(&pack, |manifest| manifest["format"] = 999.into());
+    let error = Pack::open(&pack).unwrap_err();
+    assert!(error.to_string().contains("pack format 999"), "{error}");
+}
+
+#[test]
+fn a_manifest_cannot_reach_outside_its_folder() {
+    for name in ["../secret", "/etc/hostname", "graphs/../../secret", ""] {
+        let (_folder, pack) = pack();
+        rewrite_manifest(&pack, |manifest| {
+            manifest["files"][name] = serde_json::json!({ "bytes": 1, "blake3": "00" });
+        });
+        let error = Pack::open(&pack).unwrap_err();
+        assert!(matches!(error, PackError::Foreign { .. }), "{name:?}: {error}");
+    }
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_memory_is_taken() {
+    for (field, value) in [("hidden_size", u64::MAX >> 12), ("num_hidden_layers", 1 << 40), ("num_attention_heads", 0)] {
+        let (_folder, pack) = pack();
+        rewrite_manifest(&pack, |manifest| manifest["model"][field] = value.into());
+        let error = Pack::open(&pack).unwrap_err();
+        assert!(matches!(error, PackError::Inconsistent { .. }), "{field}: {error}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let (_folder, pack) = pack();
+    fs::remove_file(pack.join("tokenizer.json")).unwrap();
+    let error = Pack::open(&pack).unwrap_err();
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}
+
+fn options(checkpoint: PathBuf, out: PathBuf) -> BuildOptions {
+    let labels = vec!["no".to_owned(), "yes".to_owned()];
+    BuildOptions { checkpoint, out, labels, lora: Lora::default(), seed: 0 }
+}
+
+#[test]
+fn a_checkpoint_of_an_unknown_kind_is_told_which_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), r#"{"model_type": "t5"}"#).unwrap();
+    let error = build(&options(folder.path().to_owned(), folder.path().join("out")), &mut |_| {}).unwrap_err();
+    assert!(matches!(&error, BuildError::Architecture { found, .. } if found == "t5"), "{error}");
+    assert!(error.to_string().contains("supported: bert"));
+}
+
+#[test]
+fn a_checkpoint_that_lacks_a_tensor_is_told_which_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("checkpoint");
+    fs::create_dir(&checkpoint).unwrap();
+    for file in ["tokenizer.json", "model.safetensors", "config.json"] {
+        fs::copy(packs::golden_case("odd").join("checkpoint").join(file), checkpoint.join(file)).unwrap();
+    }
+    let config = fs::read_to_string(checkpoint.join("config.json")).unwrap();
+    fs::write(checkpoint.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
+    let error = build(&options(checkpoint, folder.path().join("out")), &mut |_| {}).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("encoder.layer.2."), "{error}: {source}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the checkpoint is there");
+}
+
+#[test]
+fn a_folder_that_is_not_a_pack_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("precious"), "text").unwrap();
+    let error = build(&options(packs::golden_case("odd").join("checkpoint"), folder.path().to_owned()), &mut |_| {});
+    assert!(matches!(error, Err(BuildError::Occupied { .. })));
+    assert!(folder.path().join("precious").is_file());
+}

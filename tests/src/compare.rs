@@ -1,0 +1,57 @@
+//! Comparing tensors: shape first, then values; the first element that differs is named.
+
+use ndarray::{ArrayD, Dimension, IxDyn};
+use safetensors::tensor::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+
+/// Logits and gradients in f32 against float64 PyTorch, relative to the tensor's largest value. A dozen matrix products
+/// of some hundred terms each, in f32 (6e-8), stay two orders below this.
+pub const CLOSE: f64 = 1e-4;
+/// The loss along 50 AdamW steps in f32 against float64: rounding is fed back through the optimizer's square root.
+pub const FED_BACK: f64 = 2e-3;
+/// Central differences of an f32 loss: (rounding of the loss, 1e-7) / (step, 1e-2) on gradients of order 0.1 to 1.
+pub const DIFFERENCES: f64 = 2e-2;
+
+/// Tensors by name, as float64.
+pub type Tensors = BTreeMap<String, ArrayD<f64>>;
+
+/// Reads f32 and f64 tensors.
+///
+/// # Panics
+/// On anything that is not such a file: it is committed beside the test.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Tensors {
+    let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
+    let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+        let values: Vec<f64> = match view.dtype() {
+            Dtype::F64 => view.data().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
+            Dtype::F32 => {
+                view.data().as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+            }
+            other => panic!("{name} has type {other:?}"),
+        };
+        (name, ArrayD::from_shape_vec(IxDyn(view.shape()), values).expect("as many values as the shape says"))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+/// Panics unless both hold the same names, shapes, and values within `tolerance` of the largest expected one.
+///
+/// # Panics
+/// At the first difference, naming it.
+pub fn assert_close(what: &str, found: &Tensors, expected: &Tensors, tolerance: f64) {
+    let names = |tensors: &Tensors| tensors.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(found), names(expected), "{what}: names");
+    for (name, expected) in expected {
+        let found = &found[name];
+        assert_eq!(found.shape(), expected.shape(), "{what}: shape of {name}");
+        let largest = expected.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+        for ((at, found), expected) in found.indexed_iter().zip(expected) {
+            assert!(
+                (found - expected).abs() <= tolerance * largest + 1e-9,
+                "{what}: {name}{:?} is {found}, expected {expected} within {tolerance} of {largest}",
+                at.slice()
+            );
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Where things are.
+
+use skiff_agent::trainer::Runtime;
+use std::path::{Path, PathBuf};
+
+/// The source tree.
+#[must_use]
+pub fn tree() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is inside the source tree")
+}
+
+/// The MiniLM checkpoint in the cache.
+///
+/// # Panics
+/// Where it was not fetched, saying how to.
+#[must_use]
+pub fn minilm() -> PathBuf {
+    let folder = tree().join(".cache/minilm");
+    assert!(folder.join("model.safetensors").is_file(), "{} is not there: run `make setup`", folder.display());
+    folder
+}
+
+/// ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread.
+///
+/// # Panics
+/// Where there is none, saying how to get it.
+#[must_use]
+pub fn runtime() -> Runtime {
+    let cached = tree().join(".cache/onnxruntime/libonnxruntime.so");
+    let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(cached.as_path());
+    Runtime::load(named, 1).unwrap_or_else(|error| panic!("{error}: run `make setup`"))
+}
+
+/// A binary of this build, beside the test's own folder.
+///
+/// # Panics
+/// Where it was not built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let path = test.ancestors().nth(2).expect("tests run from target/PROFILE/deps").join(name);
+    assert!(path.is_file(), "{} is not built: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// A data set of the shared folder, `None` (said on standard error) where it is not there.
+#[must_use]
+pub fn data_set(name: &str) -> Option<PathBuf> {
+    let folder = tree().parent()?.join("shared/data").join(name);
+    if !folder.is_dir() {
+        eprintln!("data set {name} is not there ({}): this part is left out", folder.display());
+        return None;
+    }
+    Some(folder)
+}

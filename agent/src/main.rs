@@ -99,3 +99,23 @@ fn start_log() {
         .with_target(false)
         .init();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_are_flags_of_run() {
+        let line = ["skiff-agent", "run", "--broker", "mqtt://h", "--protected", "0,5", "--allow-unsigned"];
+        let Verb::Run(arguments) = Cli::parse_from(line).verb else { panic!("another verb") };
+        assert_eq!(arguments.settings.broker.as_deref(), Some("mqtt://h"));
+        assert_eq!(arguments.settings.protected, Some(vec![0, 5]));
+        assert_eq!(arguments.settings.allow_unsigned, Some(true));
+    }
+}

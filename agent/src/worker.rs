@@ -2,6 +2,7 @@
 //!
 //! One [`Work`] is in hand at a time; [`Worker::begin`] cancels the one before. Cancelled work ends at its next step and
 //! says nothing more. Work that panics is work that failed: its workshop is thrown away and the next work gets a new one.
+//! So is the workshop of a worker that had nothing to do for a while: the device gets its memory back.
 
 use crate::participant::{Event, Trained, Work};
 use skiff_protocol::messages::{EvaluationReport, WorkSample};
@@ -9,6 +10,8 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 use std::{io, thread};
 use tokio::sync::mpsc;
 
@@ -43,16 +46,25 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. It calls `open` at the first work, and says what becomes of work in `reports`.
+    /// Starts the thread. It calls `open` when there is work and no workshop, says what becomes of work in `reports`, and
+    /// gives the workshop up after `idle` without work.
     ///
     /// # Errors
     /// Where the system has no thread to give.
-    pub fn start<W: Workshop>(open: impl Fn() -> W + Send + 'static, reports: mpsc::Sender<Event>) -> io::Result<Self> {
+    pub fn start<W: Workshop>(
+        open: impl Fn() -> W + Send + 'static,
+        idle: Duration,
+        reports: mpsc::Sender<Event>,
+    ) -> io::Result<Self> {
         let (jobs, queue) = std::sync::mpsc::channel::<(Work, Arc<AtomicBool>)>();
         thread::Builder::new().name("worker".to_owned()).spawn(move || {
             let mut workshop = None;
-            while let Ok((work, cancelled)) = queue.recv() {
-                work_on(&mut workshop, &open, &work, &cancelled, &reports);
+            loop {
+                match queue.recv_timeout(idle) {
+                    Ok((work, cancelled)) => work_on(&mut workshop, &open, &work, &cancelled, &reports),
+                    Err(RecvTimeoutError::Timeout) => workshop = None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
             }
         })?;
         Ok(Self { jobs, in_hand: None })
@@ -173,7 +185,7 @@ mod tests {
     #[test]
     fn panicking_and_failing_work_is_reported_and_the_next_is_done() {
         let (reports, mut said) = mpsc::channel(8);
-        let mut worker = Worker::start(|| Fake, reports).unwrap();
+        let mut worker = Worker::start(|| Fake, Duration::from_secs(60), reports).unwrap();
         let mut outcome = |epoch| {
             worker.begin(work(epoch));
             said.blocking_recv().unwrap()
@@ -186,11 +198,39 @@ mod tests {
     #[test]
     fn cancelled_work_ends_and_says_nothing_more() {
         let (reports, mut said) = mpsc::channel(1);
-        let mut worker = Worker::start(|| Fake, reports).unwrap();
+        let mut worker = Worker::start(|| Fake, Duration::from_secs(60), reports).unwrap();
         worker.begin(work(1));
         assert!(matches!(said.blocking_recv().unwrap(), Event::Stepped { .. }));
         worker.begin(work(5));
         let last = std::iter::from_fn(|| said.blocking_recv()).find(|event| !matches!(event, Event::Stepped { .. }));
         assert!(matches!(last, Some(Event::Evaluated { ticket: Ticket { epoch: 5, .. }, .. })), "{last:?}");
+    }
+
+    #[test]
+    fn an_idle_workshop_is_given_up_and_opened_again() {
+        /// Says when it is given up.
+        struct Closing(std::sync::mpsc::Sender<()>);
+        impl Drop for Closing {
+            fn drop(&mut self) {
+                self.0.send(()).unwrap();
+            }
+        }
+        impl Workshop for Closing {
+            fn carry_out(
+                &mut self,
+                work: &Work,
+                step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
+            ) -> anyhow::Result<Product> {
+                Fake.carry_out(work, step)
+            }
+        }
+        let (closing, closed) = std::sync::mpsc::channel();
+        let (reports, mut said) = mpsc::channel(8);
+        let mut worker = Worker::start(move || Closing(closing.clone()), Duration::ZERO, reports).unwrap();
+        for epoch in [4, 5] {
+            worker.begin(work(epoch));
+            assert!(matches!(said.blocking_recv(), Some(Event::Evaluated { .. })));
+            closed.recv().unwrap();
+        }
     }
 }

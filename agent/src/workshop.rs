@@ -1,7 +1,7 @@
 //! Where an order becomes an update: weights from the store, through the trainer, into tensors to hand in and to keep.
 //!
 //! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no example in memory.
-//! What was opened stays for the next round.
+//! What was opened stays for the next round, and goes when the worker gives its workshop up.
 
 use crate::config::Training;
 use crate::corpus::Corpus;

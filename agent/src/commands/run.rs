@@ -27,7 +27,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 /// The longest that the farewell may take.
-const FAREWELL_PATIENCE: Duration = Duration::from_secs(5);
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the trainer stays in memory after its last work: longer than most rounds wait for the slowest device.
+const TRAINER_IDLE: Duration = Duration::from_secs(120);
 /// Reports of the worker that wait; more samples of steps are left out.
 const REPORTS: usize = 64;
 
@@ -63,7 +65,7 @@ async fn live(config: &Config, boot: BootId, participant: Participant, store: St
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let (training, device, blobs) = (config.training.clone(), config.device.clone(), store.blobs().clone());
     let open = move || PackWorkshop::new(training.clone(), device.clone(), blobs.clone());
-    let worker = Worker::start(open, reports).context("starting the worker's thread")?;
+    let worker = Worker::start(open, TRAINER_IDLE, reports).context("starting the worker's thread")?;
     let start = Instant::now();
     let mut agent = Agent {
         start,

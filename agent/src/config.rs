@@ -24,7 +24,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// The broker: mqtt://HOST[:PORT] or mqtts://HOST[:PORT] [default: mqtt://localhost]
+    /// The broker: mqtt://HOST:PORT or mqtts://HOST:PORT, where the port may be left out [default: mqtt://localhost]
     #[arg(long, env = "SKIFF_BROKER", value_name = "URL", help_heading = "Broker")]
     pub broker: Option<String>,
     /// User name at the broker [default: the device's name, where a password is set]

@@ -1,17 +1,15 @@
 //! Decides what a device does about what it hears. Reads no clock, opens no socket, draws no number.
 //!
 //! ```text
-//!                command, weights not held            weights complete
-//!   ┌─────────┐ ───────────────────────► ┌──────────┐ ───────────────► ┌─────────┐
-//!   │ Resting │        command, weights held         └──────────┘       │ Working │
-//!   │         │ ────────────────────────────── Fetching ─────────────► │         │
-//!   └─────────┘                                                        └─────────┘
-//!     ▲  ▲  ▲     finished, refused      ┌──────────┐     trained           │ │
-//!     │  │  └─────────────────────────── │ Offering │ ◄─────────────────────┘ │
-//!     │  │                               └──────────┘                         │
-//!     │  └── evaluated, failed, deadline: answered ◄──────────────────────────┘
-//!     └───── a command of a larger epoch, or of another run, ends any phase (work in hand is cancelled)
+//!            command                   weights complete               trained
+//!   Resting ─────────────► Fetching ─────────────────────► Working ─────────────► Offering
+//!    ▲ ▲ ▲ └─────────────────────┼─ command, weights held ─▲   │                     │
+//!    │ │ └──── failed, deadline ─┘                             │                     │
+//!    │ └────── evaluated, failed, deadline ────────────────────┘                     │
+//!    └──────── finished, refused ────────────────────────────────────────────────────┘
 //! ```
+//! A command of a larger epoch, or of another run, ends any phase: work in hand is cancelled.
+//!
 //! - *command* (`Resting -> Fetching | Working`): remembered first, then answered with `Accepted`. One that cannot be done
 //!   (another schema, no examples) is answered with `Refused` and changes nothing else.
 //! - *weights complete* (`Fetching -> Working`): the blob is whole, checked and durable.
@@ -19,7 +17,7 @@
 //!   is the update offered.
 //! - *finished, refused* (`Offering -> Resting`): the coordinator has the update, or does not want it. It stays stored until
 //!   a newer command, so that the repeated command is answered with the same update again.
-//! - *evaluated, failed, deadline* (`-> Resting`, from `Fetching` and `Working`): the answer is remembered, then said.
+//! - *evaluated, failed, deadline* (`Fetching | Working -> Resting`): the answer is remembered, then said.
 //! - *restart*: begins in `Resting` with what is remembered. The command's repetition begins unfinished work again, and has
 //!   a stored answer or update said again. Training being a function of seed, device and round, the update is the same.
 //!
@@ -34,17 +32,18 @@
 //! shell leaves the rest of that list undone and says [`Event::StoreFailed`]: the command is refused, and what was
 //! remembered before it still holds.
 
+mod events;
 mod memory;
 pub mod sharing;
 #[cfg(test)]
 mod tests;
 
+pub use events::{Action, Event, Job, Profile, Ticket, Trained, Work};
 pub use memory::{Memory, Personal, Settled, Update};
 
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::{
-    AgentState, Answer, Birth, Command, EvaluateOrder, EvaluationReport, Order, Outcome, Presence, TrainOrder,
-    TrainReport, WorkSample, short_reason,
+    AgentState, Answer, Command, Order, Outcome, Presence, TrainOrder, WorkSample, short_reason,
 };
 use skiff_protocol::transfer::{
     Found, Offer, Purpose, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent, TransferId,
@@ -52,206 +51,6 @@ use skiff_protocol::transfer::{
 };
 use skiff_protocol::{BootId, Digest, RunId, Timestamp};
 use std::collections::BTreeSet;
-
-/// What the device is; it stays so for a life of the agent.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Profile {
-    /// What the fleet is told.
-    pub birth: Birth,
-    /// Schema of the pack's trainable tensors.
-    pub schema: Digest,
-    /// Layers of the pack's model.
-    pub layers: usize,
-    /// Layers that are never skipped.
-    pub protected: Vec<u32>,
-}
-
-/// Names a piece of work: a result of another one than the one in hand is ignored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ticket {
-    /// The command's run.
-    pub run: RunId,
-    /// The command's epoch.
-    pub epoch: u64,
-}
-
-/// What the worker is to do.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Work {
-    /// Its name.
-    pub ticket: Ticket,
-    /// The round.
-    pub round: u32,
-    /// The order, with the device's own rules applied to it.
-    pub job: Job,
-    /// Layers that take the place of the global ones.
-    pub personal: Option<Personal>,
-}
-
-/// The kinds of work. The weights are in the store.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Job {
-    /// Train.
-    Train(TrainOrder),
-    /// Evaluate.
-    Evaluate(EvaluateOrder),
-}
-
-impl Job {
-    /// The global weights to start from.
-    #[must_use]
-    pub const fn weights(&self) -> Digest {
-        match self {
-            Self::Train(order) => order.weights,
-            Self::Evaluate(order) => order.weights,
-        }
-    }
-
-    const fn schema(&self) -> Digest {
-        match self {
-            Self::Train(order) => order.schema,
-            Self::Evaluate(order) => order.schema,
-        }
-    }
-
-    const fn deadline_ms(&self) -> u64 {
-        match self {
-            Self::Train(order) => order.deadline_ms,
-            Self::Evaluate(order) => order.deadline_ms,
-        }
-    }
-}
-
-/// What a training came to.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Trained {
-    /// The tensors of the head and of the shared layers.
-    pub update: Vec<u8>,
-    /// The layers that are not shared, and their tensors; `None` where all are.
-    pub personal: Option<(Vec<u32>, Vec<u8>)>,
-    /// What goes with the update.
-    pub report: TrainReport,
-}
-
-/// What happened.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Event {
-    /// The broker can be reached (again).
-    LinkUp,
-    /// It cannot.
-    LinkDown,
-    /// The coordinator's command.
-    Command(Command),
-    /// The coordinator's presence.
-    Presence(Presence),
-    /// The coordinator's part of a transfer.
-    Transfer {
-        /// Which.
-        id: TransferId,
-        /// What it says.
-        message: TransferMessage,
-    },
-    /// [`Action::LookUp`] was done.
-    LookedUp {
-        /// The offer.
-        offer: Offer,
-        /// What is there.
-        found: Found,
-    },
-    /// [`Action::StoreChunk`] or [`Action::Assemble`] of this payload was done, or failed.
-    Fetched {
-        /// The payload.
-        digest: Digest,
-        /// What came of it.
-        event: ReceiverEvent,
-    },
-    /// [`Action::Keep`] or [`Action::Remember`] failed.
-    StoreFailed {
-        /// For the operator.
-        reason: String,
-    },
-    /// Work goes on.
-    Stepped {
-        /// Which.
-        ticket: Ticket,
-        /// How far it is.
-        sample: WorkSample,
-    },
-    /// A training is done.
-    Trained {
-        /// Which.
-        ticket: Ticket,
-        /// What it came to.
-        trained: Trained,
-    },
-    /// An evaluation is done.
-    Evaluated {
-        /// Which.
-        ticket: Ticket,
-        /// What it found.
-        report: EvaluationReport,
-    },
-    /// Work could not be done.
-    WorkFailed {
-        /// Which.
-        ticket: Ticket,
-        /// For the operator.
-        reason: String,
-    },
-    /// Time went on; see [`Participant::deadline`].
-    Tick,
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Action {
-    /// Publish a birth or an answer.
-    Say(Message),
-    /// Publish on the transfer's topic.
-    Transfer {
-        /// Which.
-        id: TransferId,
-        /// What to say.
-        message: TransferMessage,
-    },
-    /// Read a chunk of a blob and publish it on the transfer's topic.
-    TransferChunk {
-        /// Which transfer.
-        id: TransferId,
-        /// Which blob.
-        digest: Digest,
-        /// Which chunk.
-        index: u32,
-    },
-    /// See what the store has of this payload, then say [`Event::LookedUp`].
-    LookUp(Offer),
-    /// Keep a chunk, then say [`Event::Fetched`].
-    StoreChunk {
-        /// The payload.
-        digest: Digest,
-        /// Its size.
-        total_bytes: u64,
-        /// The chunk.
-        index: u32,
-        /// Its bytes.
-        bytes: Vec<u8>,
-    },
-    /// Make the whole of its chunks, then say [`Event::Fetched`].
-    Assemble {
-        /// The payload.
-        digest: Digest,
-        /// Its size.
-        total_bytes: u64,
-    },
-    /// Store this blob durably.
-    Keep(Vec<u8>),
-    /// Replace what is remembered, durably; blobs it does not name may go.
-    Remember(Memory),
-    /// Give this to the worker, which has nothing else in hand.
-    Start(Work),
-    /// The work in hand is not wanted any more.
-    Cancel,
-}
 
 #[derive(Debug)]
 enum Phase {

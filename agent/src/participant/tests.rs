@@ -4,7 +4,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use skiff_protocol::messages::{Machine, SharingPlan};
+use skiff_protocol::messages::{Birth, EvaluateOrder, EvaluationReport, Machine, SharingPlan, TrainReport};
 use skiff_protocol::transfer::Held;
 use std::collections::{BTreeMap, VecDeque};
 

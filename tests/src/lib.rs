@@ -2,8 +2,12 @@
 //!
 //! - [`places`]: the source tree, its cache, the built binaries, the data sets
 //! - [`packs`]: packs of the golden cases and of MiniLM, in folders of their own
+//! - [`brokers`]: Mosquitto on a free port with accounts and access rules, and the embedded broker
+//! - [`fleet`]: a coordinator and agents as processes, and a watch on their run
 //! - [`compare`]: named tolerances, and a comparison that names the first element that differs
 
+pub mod brokers;
 pub mod compare;
+pub mod fleet;
 pub mod packs;
 pub mod places;

@@ -16,7 +16,7 @@ pub fn tree() -> &'static Path {
 #[must_use]
 pub fn minilm() -> PathBuf {
     let folder = tree().join(".cache/minilm");
-    assert!(folder.join("model.safetensors").is_file(), "{} is not there: run `make setup`", folder.display());
+    assert!(folder.join("model.safetensors").is_file(), "{} is not there: run `cross/fetch`", folder.display());
     folder
 }
 
@@ -28,7 +28,7 @@ pub fn minilm() -> PathBuf {
 pub fn runtime() -> Runtime {
     let cached = tree().join(".cache/onnxruntime/libonnxruntime.so");
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(cached.as_path());
-    Runtime::load(named, 1).unwrap_or_else(|error| panic!("{error}: run `make setup`"))
+    Runtime::load(named, 1).unwrap_or_else(|error| panic!("{error}: run `cross/fetch`"))
 }
 
 /// A binary of this build, beside the test's own folder.

@@ -1,0 +1,133 @@
+//! Real processes over real brokers: agents and coordinators are killed, brokers restarted, bytes forged; the run goes on.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+
+use skiff_coordinator::progress::{Phase, Presence, Progress};
+use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
+use skiff_tests::brokers::{Broker, COORDINATOR, password};
+use skiff_tests::fleet::{FLEET, Fleet, eventually};
+
+const DEVICES: [&str; 3] = ["oak", "elm", "ash"];
+const SETTINGS: [&str; 16] = [
+    "--rounds", "4", "--devices", "3", "--quorum", "2", "--steps", "30", "--batch", "4", "--dropout", "0.3",
+    "--set", "grace_ms=300", "--set", "evaluate_examples=30",
+];
+
+fn training_step(progress: &Progress, device: &str) -> u32 {
+    progress.devices.iter().find(|known| known.device.as_str() == device && known.state == "training").map_or(0, |known| known.step)
+}
+
+/// An agent is killed in the second round, the coordinator in the fourth.
+fn a_run_survives_kills(broker: &Broker) {
+    let mut fleet = Fleet::prepare(broker, &DEVICES, 60);
+    fleet.start_coordinator();
+    DEVICES.iter().for_each(|device| fleet.start_agent(device));
+    fleet.start_run(&SETTINGS);
+
+    fleet.watch("oak in the middle of round 2", |progress, run| {
+        run.round == 2 && run.phase == Phase::Training && training_step(progress, "oak") > 0
+    });
+    fleet.kill_agent("oak");
+    let (_, run) = fleet.watch("round 2 closed", |_, run| run.closed.iter().any(|closed| closed.round == 2));
+    let second = run.closed.iter().find(|closed| closed.round == 2).unwrap();
+    assert_eq!((second.updates, second.skipped.as_deref()), (2, None), "the round ends with those who are left");
+
+    fleet.start_agent("oak");
+    let (progress, run) = fleet.watch("the middle of round 4, with oak back", |progress, run| {
+        run.round == 4 && run.phase == Phase::Training && training_step(progress, "oak") > 0
+    });
+    let before: Vec<_> = run.closed.clone();
+    assert_eq!(before.len(), 3);
+    let oak = |progress: &Progress| progress.devices.iter().find(|known| known.device.as_str() == "oak").unwrap().clone();
+    assert_eq!(oak(&progress).presence, Presence::Here);
+    fleet.kill_coordinator();
+    fleet.start_coordinator();
+
+    let (progress, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
+    assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
+    assert_eq!(run.closed.len(), 4);
+    for (was, is) in before.iter().zip(&run.closed) {
+        assert_eq!((was.round, was.updates, was.accuracy), (is.round, is.updates, is.accuracy), "nothing merged is lost");
+    }
+    assert_eq!((run.closed[3].skipped.as_deref(), run.closed[3].updates), (None, 3), "the same round went on");
+    assert!(run.accuracy_after.is_some(), "the end is evaluated");
+    assert!(oak(&progress).updates >= 2, "oak rejoined: {progress:?}");
+    assert!(fleet.stop_agents(), "agents stop in order");
+}
+
+#[test]
+fn a_run_over_mosquitto_survives_a_killed_agent_and_a_killed_coordinator() {
+    a_run_survives_kills(&Broker::mosquitto(FLEET, &DEVICES));
+}
+
+#[test]
+fn a_run_over_the_embedded_broker_survives_a_killed_agent_and_a_killed_coordinator() {
+    a_run_survives_kills(&Broker::embedded(&DEVICES));
+}
+
+#[test]
+fn a_run_goes_on_when_the_broker_is_killed_and_comes_back() {
+    let mut broker = Broker::mosquitto(FLEET, &DEVICES[..2]);
+    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
+    fleet.start_coordinator();
+    DEVICES[..2].iter().for_each(|device| fleet.start_agent(device));
+    fleet.start_run(&["--rounds", "2", "--devices", "2", "--quorum", "2", "--steps", "30", "--batch", "4"]);
+    fleet.watch("the middle of round 1", |progress, run| run.round == 1 && training_step(progress, "oak") > 0);
+    broker.kill_and_restart();
+    let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
+    assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
+    assert!(run.closed.iter().all(|closed| closed.updates == 2 && closed.skipped.is_none()), "{:?}", run.closed);
+}
+
+#[test]
+fn forged_and_foreign_messages_are_counted_and_change_nothing() {
+    let broker = Broker::mosquitto(FLEET, &DEVICES[..2]);
+    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
+    fleet.start_coordinator();
+    fleet.start_agent("oak");
+    fleet.start_run(&["--rounds", "1", "--devices", "1", "--quorum", "1", "--steps", "20", "--batch", "4"]);
+    let forged = |topic: &str, payload: Vec<u8>| Publication {
+        topic: format!("skiff/v1/{FLEET}/{topic}"),
+        payload,
+        qos: Qos::AtLeastOnce,
+        retain: false,
+    };
+    // Elm may write its own topics only; the last two must not even arrive.
+    let messages = vec![
+        forged("d/elm/up/telemetry", b"noise".to_vec()),
+        forged("d/elm/up/answer", vec![0; 100]),
+        forged("d/elm/up/nonsense", vec![1; 10]),
+        forged("d/elm/up/transfer/0123456789abcdef", vec![2; 1000]),
+        forged("d/elm/up/birth", vec![3; 125_000]),
+        forged("d/oak/up/answer", b"as if I were oak".to_vec()),
+        forged("d/oak/dn/command", b"as if I were the coordinator".to_vec()),
+    ];
+    publish(&broker, "elm", &messages);
+    // The coordinator's own account, but not its signature: the device refuses what it says.
+    publish(&broker, COORDINATOR, &[forged("d/oak/dn/command", b"unsigned".to_vec())]);
+
+    let (progress, run) = fleet.watch("the end of the run", |progress, run| {
+        run.phase.is_end() && progress.refused_messages.values().sum::<u64>() >= 5
+    });
+    assert_eq!((run.phase, run.closed[0].updates), (Phase::Completed, 1));
+    assert_eq!(progress.refused_messages.values().sum::<u64>(), 5, "{:?}", progress.refused_messages);
+    assert!(eventually(|| fleet.log("oak").contains("refused")), "the device says so: {}", fleet.log("oak"));
+}
+
+fn publish(broker: &Broker, user: &str, messages: &[Publication]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let config = LinkConfig {
+            url: broker.url(),
+            client_id: format!("forger-{user}"),
+            user: Some(user.to_owned()),
+            password: Some(password(user)),
+            ..LinkConfig::default()
+        };
+        let (link, mut events) = Link::open(config).unwrap();
+        while !matches!(events.recv().await.unwrap(), LinkEvent::Up) {}
+        for message in messages {
+            link.publish(message.clone()).await.unwrap();
+        }
+        link.close().await;
+    });
+}

@@ -1,0 +1,220 @@
+//! A coordinator and agents as processes of their own, as an operator would start them.
+
+use crate::brokers::{Broker, COORDINATOR, password};
+use crate::{packs, places};
+use skiff_coordinator::progress::{Progress, RunProgress};
+use skiff_data::corpus::{GenerateOptions, generate};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// The name of the fleet.
+pub const FLEET: &str = "test";
+/// Nothing a test waits for takes this long on two busy cores; whoever waits longer has found a fault.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What a pack for the demo's corpus and each device's share of it look like on disk.
+#[derive(Debug)]
+pub struct Fleet {
+    folder: tempfile::TempDir,
+    url: String,
+    coordinator: Option<Child>,
+    agents: BTreeMap<String, Child>,
+}
+
+impl Fleet {
+    /// Prepares a MiniLM pack and `examples` training examples for each of `devices`; starts nothing yet.
+    ///
+    /// # Panics
+    /// Where that fails.
+    #[must_use]
+    pub fn prepare(broker: &Broker, devices: &[&str], examples: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let options = GenerateOptions { seed: 1, train: examples * devices.len(), test: 20 * devices.len() };
+        let corpus = generate(&options).expect("the demo's corpus");
+        let labels = skiff_data::labels(&corpus.train);
+        drop(packs::minilm(&labels.iter().map(String::as_str).collect::<Vec<_>>(), folder.path()));
+        for (at, device) in devices.iter().enumerate() {
+            let share = |all: &[skiff_data::Example], size: usize| all[at * size..(at + 1) * size].to_vec();
+            let share = skiff_data::corpus::Corpus { train: share(&corpus.train, examples), test: share(&corpus.test, 20) };
+            let place = folder.path().join(device);
+            std::fs::create_dir(&place).expect("a writable folder");
+            share.write(&place).expect("a writable folder");
+        }
+        Self { folder, url: broker.url(), coordinator: None, agents: BTreeMap::new() }
+    }
+
+    /// Starts `skiff serve`, and waits until it takes requests.
+    ///
+    /// # Panics
+    /// Where it does not.
+    pub fn start_coordinator(&mut self) {
+        let mut command = self.skiff(&["serve", "--fleet", FLEET]);
+        command.arg("--pack").arg(self.path("minilm")).args(["--broker", &self.url, "--user", COORDINATOR]);
+        command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
+        self.coordinator = Some(self.spawn(command, "coordinator"));
+        let ready = || self.skiff(&["run", "list"]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        assert!(eventually(ready), "the coordinator does not answer: {}", self.log("coordinator"));
+    }
+
+    /// Starts the agent of `device`.
+    ///
+    /// # Panics
+    /// Where there is no coordinator's key yet.
+    pub fn start_agent(&mut self, device: &str) {
+        let share = self.path(device);
+        let key = std::fs::read_to_string(self.path("coordinator/coordinator.pub")).expect("the coordinator's public key");
+        let mut command = Command::new(places::binary("skiff-agent"));
+        command.args(["run", "--exit-with-parent", "--broker", &self.url, "--fleet", FLEET, "--device", device]);
+        command.args(["--password", &password(device), "--coordinator-key", key.trim(), "--threads", "1"]);
+        command.args(["--telemetry-seconds", "1"]).arg("--pack").arg(self.path("minilm"));
+        command.arg("--train").arg(share.join("train.jsonl")).arg("--test").arg(share.join("test.jsonl"));
+        command.arg("--state").arg(share.join("state"));
+        let cached = places::tree().join(".cache/onnxruntime/libonnxruntime.so");
+        if std::env::var_os("SKIFF_ONNXRUNTIME").is_none() {
+            command.env("SKIFF_ONNXRUNTIME", cached);
+        }
+        let child = self.spawn(command, device);
+        self.agents.insert(device.to_owned(), child);
+    }
+
+    /// SIGKILL for an agent.
+    ///
+    /// # Panics
+    /// Where it had ended by itself.
+    pub fn kill_agent(&mut self, device: &str) {
+        let mut agent = self.agents.remove(device).expect("the agent was started");
+        assert!(agent.try_wait().is_ok_and(|ended| ended.is_none()), "{device} had ended: {}", self.log(device));
+        agent.kill().and_then(|()| agent.wait().map(drop)).expect("a child can be killed");
+    }
+
+    /// SIGKILL for the coordinator.
+    ///
+    /// # Panics
+    /// Where it had ended by itself.
+    pub fn kill_coordinator(&mut self) {
+        let mut coordinator = self.coordinator.take().expect("the coordinator was started");
+        assert!(coordinator.try_wait().is_ok_and(|ended| ended.is_none()), "it had ended: {}", self.log("coordinator"));
+        coordinator.kill().and_then(|()| coordinator.wait().map(drop)).expect("a child can be killed");
+    }
+
+    /// `skiff run start` with `settings` (flags and values).
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub fn start_run(&self, settings: &[&str]) {
+        let done = self.skiff(&["run", "start"]).args(settings).output().expect("skiff runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Watches the run until `wanted` holds and returns what it saw then.
+    ///
+    /// # Panics
+    /// Where that takes too long or the coordinator goes away, with the logs.
+    pub fn watch(&self, what: &str, wanted: impl Fn(&Progress, &RunProgress) -> bool) -> (Progress, RunProgress) {
+        let mut watcher = self.skiff(&["run", "watch", "--json"]).stdout(Stdio::piped()).spawn().expect("skiff runs");
+        let lines = lines(watcher.stdout.take().expect("its output is piped"));
+        let seen = loop {
+            match lines.recv_timeout(PATIENCE) {
+                Ok(line) => {
+                    let progress: Progress = serde_json::from_str(&line).expect("a line of JSON");
+                    if let Some(run) = progress.run.clone()
+                        && wanted(&progress, &run)
+                    {
+                        break Some((progress, run));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break None,
+            }
+        };
+        let _ = watcher.kill();
+        let _ = watcher.wait();
+        seen.unwrap_or_else(|| panic!("never saw {what}\n{}", self.logs()))
+    }
+
+    /// What a process has written so far, the end of it.
+    #[must_use]
+    pub fn log(&self, process: &str) -> String {
+        let text = std::fs::read(self.path(&format!("{process}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&text[text.len().saturating_sub(4000)..]).into_owned()
+    }
+
+    /// Sends SIGTERM to every agent; `true` where all of them ended with status 0.
+    ///
+    /// # Panics
+    /// Where one does not end.
+    pub fn stop_agents(&mut self) -> bool {
+        let agents = std::mem::take(&mut self.agents);
+        for agent in agents.values() {
+            let stopped = Command::new("kill").arg(agent.id().to_string()).status();
+            assert!(stopped.is_ok_and(|status| status.success()), "SIGTERM could not be sent");
+        }
+        agents.into_values().all(|mut agent| {
+            assert!(eventually(|| agent.try_wait().is_ok_and(|ended| ended.is_some())), "an agent does not stop");
+            agent.wait().is_ok_and(|status| status.success())
+        })
+    }
+
+    /// The folder of everything.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A command of `skiff` with this coordinator's state folder.
+    #[must_use]
+    pub fn skiff(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(places::binary("skiff"));
+        command.args(arguments).arg("--state").arg(self.path("coordinator"));
+        command
+    }
+
+    fn logs(&self) -> String {
+        let names = self.agents.keys().map(String::as_str).chain(["coordinator"]);
+        names.map(|name| format!("--- {name}\n{}\n", self.log(name))).collect()
+    }
+
+    fn spawn(&self, mut command: Command, name: &str) -> Child {
+        let log = log_file(&self.path(&format!("{name}.log")));
+        let second = log.try_clone().expect("a file handle");
+        command.stdin(Stdio::null()).stdout(log).stderr(second).env("SKIFF_LOG", "info").env("NO_COLOR", "1");
+        command.spawn().unwrap_or_else(|error| panic!("starting {name}: {error}"))
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for mut child in self.coordinator.take().into_iter().chain(std::mem::take(&mut self.agents).into_values()) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn log_file(path: &Path) -> File {
+    File::options().create(true).append(true).open(path).expect("a writable folder")
+}
+
+fn lines(from: std::process::ChildStdout) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let _ = BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
+    });
+    receiver
+}
+
+/// Asks again and again, for a minute at the most.
+pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let pause = Duration::from_millis(50);
+    (0..1200).any(|_| {
+        let held = holds();
+        if !held {
+            std::thread::sleep(pause);
+        }
+        held
+    })
+}

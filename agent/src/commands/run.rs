@@ -91,7 +91,7 @@ async fn live(config: &Config, boot: BootId, participant: Participant, store: St
             () = stop(&mut terminate, &mut interrupt) => break,
         }
     }
-    agent.farewell().await;
+    agent.farewell(reported).await;
     Ok(())
 }
 
@@ -222,14 +222,21 @@ impl Agent {
         }
     }
 
-    async fn farewell(mut self) {
+    /// Says goodbye while the worker ends its step: a process that exits below a running ONNX Runtime may crash.
+    async fn farewell(self, mut reported: mpsc::Receiver<Event>) {
         tracing::info!("agent stops");
-        self.worker.cancel();
-        if self.online {
-            self.outbox.put(self.desk.publication(Message::Gone(Gone { boot: self.boot, clean: true })));
-            if timeout(FAREWELL_PATIENCE, self.outbox.close()).await.is_err() {
-                tracing::warn!("the broker did not take the farewell in time");
+        let Self { worker, outbox, desk, boot, online, .. } = self;
+        drop(worker);
+        let goodbye = async {
+            if online {
+                outbox.put(desk.publication(Message::Gone(Gone { boot, clean: true })));
+                outbox.close().await;
             }
+        };
+        // The thread holds the other end of the channel until its workshop is closed.
+        let end_of_work = async { while reported.recv().await.is_some() {} };
+        if timeout(FAREWELL_PATIENCE, async { tokio::join!(goodbye, end_of_work) }).await.is_err() {
+            tracing::warn!("the broker or the worker took too long; the agent stops without");
         }
     }
 }

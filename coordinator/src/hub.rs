@@ -272,7 +272,10 @@ impl Hub {
             }
         }
         let mut travelled = self.travelled.clone();
-        *travelled.entry(self.traffic_round).or_default() += self.traffic;
+        // What travels after a run's end is not the run's.
+        if self.run.as_ref().is_some_and(|run| !run.ledger().is_ended()) {
+            *travelled.entry(self.traffic_round).or_default() += self.traffic;
+        }
         let run = self.run.as_ref().map(|run| with_traffic(run.progress(now), &travelled));
         Progress { connected: self.connected, devices, run, refused_messages: self.refusals.by_label() }
     }

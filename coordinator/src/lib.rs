@@ -3,10 +3,12 @@
 //!
 //! It runs no model and sees no data: accuracy is what the devices report, and updates are only averaged.
 //!
-//! Rooms, in the order a round travels: [`round`] (the engine), [`configurator`] (dropout rates), [`sharing`] (which layers
-//! travel), [`aggregate`] (the mean), [`fleet`] (who is there), [`store`] (the journal), [`mqtt`] (messages to events and
-//! back), [`serve`] (the shell around them), [`control`] (the socket by which `skiff run` and `skiff fleet` speak to it),
-//! [`progress`] (what a watcher sees), [`config`].
+//! Rooms. Pure: [`round`] (the engine), [`configurator`] (dropout rates), [`sharing`] (which layers travel), [`aggregate`]
+//! (the mean), [`fleet`] (who is there), [`mqtt`] (messages to facts and back). With a disk: [`store`] (the journal),
+//! [`transfers`] (weights out, updates in), [`model`] (reading and merging tensors), [`keys`], [`hub`] (where all of them
+//! meet, told the time). Shells: [`serve`] (clock, link and sockets around the hub), [`control`] (the socket by which
+//! `skiff run` and `skiff fleet` speak to it), [`commands`], [`demo`] with its [`broker`]. For everybody: [`config`] and
+//! [`progress`] (what a watcher sees).
 
 pub mod aggregate;
 pub mod broker;

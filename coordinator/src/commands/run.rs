@@ -155,7 +155,7 @@ async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<(
             // The evaluation belongs to its round: a round is shown when the next thing has begun.
             let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
             let fresh = run.closed.iter().filter(is_complete).filter(|closed| closed.round > after);
-            let last = fresh.clone().last().map_or(after, |closed| closed.round);
+            let last = fresh.clone().next_back().map_or(after, |closed| closed.round);
             fresh.clone().try_for_each(|closed| write!(out, "{}", line(&closed_cells(closed))))?;
             shown = Some((run.run.clone(), last.max(after)));
             out.flush()?;
@@ -170,8 +170,7 @@ async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<(
     }
 }
 
-const HEAD: [&str; 10] =
-    ["round", "updates", "accuracy", "loss", "rate", "layers", "ms/step", "seconds", "up", "down"];
+const HEAD: [&str; 10] = ["round", "updates", "accuracy", "loss", "rate", "layers", "ms/step", "seconds", "up", "down"];
 
 fn closed_cells(closed: &RoundProgress) -> [String; 10] {
     [
@@ -279,7 +278,8 @@ mod tests {
 
     #[test]
     fn flags_and_settings_become_what_the_file_would_say() {
-        let settings = parsed(&["--rounds", "3", "--dropout", "0.4", "--set", "sharing={least_important=3}", "--set", "seed=9"]);
+        let settings =
+            parsed(&["--rounds", "3", "--dropout", "0.4", "--set", "sharing={least_important=3}", "--set", "seed=9"]);
         assert_eq!((settings.rounds, settings.seed, settings.sharing), (3, 9, Sharing::LeastImportant(3)));
         assert!(matches!(settings.rates, Rates::Fixed { mean, .. } if (mean - 0.4).abs() < 1e-6));
         assert!(matches!(parsed(&["--bandit"]).rates, Rates::Bandit { .. }));

@@ -1,1 +1,373 @@
-//! placeholder
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests fail by panicking, and look for one kind of message"
+)]
+use super::*;
+use crate::model::tests::{blob, tiny};
+use crate::progress;
+use skiff_protocol::codec::{self, Message};
+use skiff_protocol::messages::{
+    Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, TrainReport,
+};
+use skiff_protocol::transfer::{CHUNK_BYTES, TransferId, TransferMessage};
+use skiff_protocol::{Signer, Topic};
+use tempfile::TempDir;
+
+const PACK: Digest = Digest([9; 32]);
+const RUN: RunId = RunId(5);
+
+/// A hub in a folder, and everything it said.
+struct World {
+    folder: TempDir,
+    hub: Hub,
+    now: u64,
+    said: Vec<(DeviceId, Message)>,
+    merges: Vec<MergeJob>,
+}
+
+fn fleet() -> FleetId {
+    "home".parse().unwrap()
+}
+
+fn device(name: &str) -> DeviceId {
+    name.parse().unwrap()
+}
+
+fn open(folder: &TempDir, now: u64) -> Result<Hub, HubError> {
+    let blobs = Arc::new(Blobs::open(folder.path().join("blobs"), 1 << 24).unwrap());
+    let parts = Parts {
+        fleet: fleet(),
+        devices: 10,
+        slots: 2,
+        model: Arc::new(tiny()),
+        blobs,
+        store: Store::open(folder.path())?,
+        writer: Writer::new(fleet(), Signer::new([1; 32]), BootId(1)),
+    };
+    Hub::open(parts, Timestamp(now))
+}
+
+fn settings() -> RunSettings {
+    RunSettings {
+        rounds: 2,
+        devices: 2,
+        steps: 4,
+        batch: 2,
+        final_examples: 8,
+        evaluate_examples: 0,
+        ..RunSettings::default()
+    }
+}
+
+fn report(shared_layers: Vec<u32>) -> TrainReport {
+    TrainReport {
+        examples: 8,
+        tokens: 100,
+        steps: 4,
+        mean_loss: 0.5,
+        shared_layers,
+        importance: vec![1.0, 2.0],
+        mean_active_layers: 1.5,
+        train_ms: 70,
+        step_ms: 17.0,
+        peak_rss_bytes: 1000,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let hub = open(&folder, 0).unwrap();
+        let mut world = Self { folder, hub, now: 0, said: vec![], merges: vec![] };
+        world.link(vec![LinkEvent::Up]);
+        world
+    }
+
+    /// With two devices, in the first round's training.
+    fn training() -> Self {
+        let mut world = Self::new();
+        world.birth("a", PACK);
+        world.birth("b", PACK);
+        let effects = world.hub.start_run(RUN, settings(), Timestamp(world.now)).unwrap().unwrap();
+        world.carry_out(effects);
+        world.evaluate("a");
+        world.evaluate("b");
+        assert!(matches!(world.command("a").order, Order::Train(_)));
+        world
+    }
+
+    fn link(&mut self, events: Vec<LinkEvent>) {
+        let effects = self.hub.link(events, Timestamp(self.now)).unwrap();
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Publish(publication) => {
+                    let verifier = Signer::new([1; 32]).verifier();
+                    let message = codec::open(&publication.payload, &publication.topic, Some(&verifier)).unwrap();
+                    match Topic::parse(&fleet(), &publication.topic).unwrap() {
+                        Topic::Command(device) | Topic::DownTransfer(device, _) => self.said.push((device, message)),
+                        Topic::Presence => {}
+                        topic => panic!("the coordinator does not speak on {topic:?}"),
+                    }
+                }
+                Effect::Merge(job) => self.merges.push(job),
+            }
+        }
+    }
+
+    fn say(&mut self, topic: &Topic, message: &Message) {
+        let topic = topic.text(&fleet());
+        let payload = codec::seal(message, &topic, None);
+        self.link(vec![LinkEvent::Message { topic, payload }]);
+    }
+
+    fn birth(&mut self, name: &str, pack: Digest) {
+        let machine = Machine { arch: "x".into(), os: "y".into(), cores: 1, memory_bytes: 1 };
+        let (train_examples, test_examples) = (50, 50);
+        let agent_version = "0.1.0".to_owned();
+        let birth = Birth { boot: BootId(3), agent_version, pack, train_examples, test_examples, machine };
+        self.say(&Topic::Birth(device(name)), &Message::Birth(birth));
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let last = self.said.iter().rev().find_map(|(to, message)| match message {
+            Message::Command(command) if *to == device(name) => Some(command.clone()),
+            _ => None,
+        });
+        last.unwrap()
+    }
+
+    fn answer(&mut self, name: &str, outcome: Outcome) {
+        let Command { run, round, epoch, .. } = self.command(name);
+        let answer = Answer { boot: BootId(3), run, round, epoch, outcome };
+        self.say(&Topic::Answer(device(name)), &Message::Answer(answer));
+    }
+
+    fn evaluate(&mut self, name: &str) {
+        let Order::Evaluate(order) = self.command(name).order else { panic!("no evaluation") };
+        let correct = order.examples / 2;
+        let report =
+            EvaluationReport { examples: order.examples, correct, loss_sum: 2.0, evaluate_ms: 3, peak_rss_bytes: 5 };
+        self.answer(name, Outcome::Evaluated(report));
+    }
+
+    fn transfer(&mut self, name: &str, id: TransferId, message: TransferMessage) {
+        self.say(&Topic::UpTransfer(device(name), id), &Message::Transfer(message));
+    }
+
+    fn offer(&self, name: &str, bytes: &[u8], shared_layers: Vec<u32>) -> Offer {
+        let Command { run, round, epoch, .. } = self.command(name);
+        let purpose = Purpose::Update { run, round, epoch, report: report(shared_layers) };
+        Offer { purpose, digest: Digest::of(bytes), total_bytes: bytes.len() as u64 }
+    }
+
+    /// Sends an update; returns the last thing said to the device.
+    fn upload(&mut self, name: &str, bytes: &[u8]) -> TransferMessage {
+        let offer = self.offer(name, bytes, vec![0, 1]);
+        let id = offer.id();
+        self.transfer(name, id, TransferMessage::Offer(offer));
+        for (index, chunk) in bytes.chunks(CHUNK_BYTES).enumerate() {
+            self.transfer(name, id, TransferMessage::Chunk { index: index as u32, bytes: chunk.to_vec() });
+        }
+        self.last_transfer(name)
+    }
+
+    fn last_transfer(&self, name: &str) -> TransferMessage {
+        let last = self.said.iter().rev().find_map(|(to, message)| match message {
+            Message::Transfer(message) if *to == device(name) => Some(message.clone()),
+            _ => None,
+        });
+        last.unwrap()
+    }
+
+    fn merge(&mut self) -> Digest {
+        let job = self.merges.pop().unwrap();
+        let merged = self.hub.model.merge(&job, &self.hub.blobs).unwrap();
+        let effects = self.hub.merge_ended(job.epoch, Ok(merged), Timestamp(self.now)).unwrap();
+        self.carry_out(effects);
+        merged
+    }
+
+    fn restart(&mut self) {
+        self.hub = open(&self.folder, self.now).unwrap();
+        self.said.clear();
+        self.merges.clear();
+        let effects = self.hub.take_effects();
+        self.carry_out(effects);
+        self.link(vec![LinkEvent::Up]);
+    }
+
+    fn progress(&self) -> Progress {
+        self.hub.progress(Timestamp(self.now))
+    }
+
+    fn run(&self) -> RunProgress {
+        self.progress().run.unwrap()
+    }
+}
+
+fn update(value: f32) -> Vec<u8> {
+    blob(&[("head", value), ("layer.0", value), ("layer.1", value)])
+}
+
+#[test]
+fn a_run_goes_from_start_to_merged_weights() {
+    let mut world = World::training();
+    for value in [2.0, 4.0] {
+        world.now += 100;
+        assert_eq!(world.upload("a", &update(value - 1.0)), TransferMessage::Done);
+        assert_eq!(world.upload("b", &update(value + 1.0)), TransferMessage::Done);
+        let merged = world.merge();
+        assert_eq!(world.hub.blobs.read(merged).unwrap(), update(value));
+    }
+    world.evaluate("a");
+    world.evaluate("b");
+    let run = world.run();
+    assert_eq!((run.phase, run.round, run.accuracy_after), (progress::Phase::Completed, 2, Some(0.5)));
+    assert!(run.bytes_up > 0 && run.bytes_down > 0);
+    let rounds: u64 = run.closed.iter().map(|closed| closed.bytes_up).sum();
+    assert!(run.closed.iter().all(|closed| closed.bytes_up > 2 * update(0.0).len() as u64) && rounds < run.bytes_up);
+    let seen = &world.progress().devices[0];
+    assert_eq!((seen.updates, seen.mean_active_layers, seen.peak_rss_bytes), (2, Some(1.5), 1000));
+    let kept: Vec<Digest> = world.hub.blobs.list().unwrap().into_iter().map(|(digest, _)| digest).collect();
+    assert_eq!(kept.len(), 2, "the initial and the final weights: {kept:?}");
+    world.restart();
+    assert_eq!(world.run(), run, "as it was, after a restart");
+    assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap(), [run]);
+}
+
+#[test]
+fn the_weights_are_offered_to_a_device_without_them() {
+    let mut world = World::training();
+    world.answer("a", Outcome::Accepted { has_weights: false });
+    let TransferMessage::Offer(offer) = world.last_transfer("a") else { panic!("no offer") };
+    assert_eq!(offer.digest, Digest::of(&tiny().initial));
+    world.transfer("a", offer.id(), TransferMessage::Grant { held: Default::default(), window: 4 });
+    assert!(matches!(world.last_transfer("a"), TransferMessage::Chunk { index: 0, .. }));
+}
+
+#[test]
+fn what_was_stored_before_a_crash_is_neither_lost_nor_asked_for() {
+    let mut world = World::training();
+    world.upload("a", &update(1.0));
+    world.restart();
+    world.birth("a", PACK);
+    world.birth("b", PACK);
+    assert!(world.said.iter().all(|(to, _)| *to == device("b")), "{:?}", world.said);
+    assert_eq!(world.upload("b", &update(3.0)), TransferMessage::Done);
+    let job = world.merges.last().unwrap().clone();
+    assert_eq!(job.updates.len(), 2);
+    world.restart();
+    assert_eq!(world.merges, [job], "the merge is done again");
+    let merged = world.merge();
+    assert_eq!(world.hub.blobs.read(merged).unwrap(), update(2.0));
+}
+
+#[test]
+fn an_update_offered_again_after_a_crash_is_done_at_once() {
+    let mut world = World::training();
+    world.upload("a", &update(1.0));
+    let offer = world.offer("a", &update(1.0), vec![0, 1]);
+    world.restart();
+    world.birth("a", PACK);
+    world.transfer("a", offer.id(), TransferMessage::Offer(offer));
+    assert_eq!(world.last_transfer("a"), TransferMessage::Done);
+}
+
+#[test]
+fn an_unfit_update_is_refused_with_the_reason_and_its_device_is_out() {
+    let mut world = World::training();
+    let refused = world.upload("a", &update(f32::NAN));
+    assert!(matches!(&refused, TransferMessage::Refused { reason } if reason.contains("not finite")), "{refused:?}");
+    assert!(world.progress().devices[0].note.as_ref().unwrap().contains("not finite"));
+    // One device is left, the quorum is two.
+    assert!(world.run().closed[0].skipped.as_ref().unwrap().contains("a: tensor \"head\""));
+    let lied = world.offer("b", &update(1.0), vec![1]);
+    world.transfer("b", lied.id(), TransferMessage::Offer(lied));
+    assert!(matches!(world.last_transfer("b"), TransferMessage::Refused { .. }));
+}
+
+#[test]
+fn a_device_with_another_pack_is_never_ordered_anything() {
+    let mut world = World::new();
+    world.birth("a", PACK);
+    world.birth("b", PACK);
+    world.birth("odd", Digest([2; 32]));
+    let effects =
+        world.hub.start_run(RUN, RunSettings { devices: 3, ..settings() }, Timestamp(world.now)).unwrap().unwrap();
+    world.carry_out(effects);
+    world.now += 60_000;
+    let effects = world.hub.tick(Timestamp(world.now)).unwrap();
+    world.carry_out(effects);
+    let ordered: BTreeSet<&str> = world.said.iter().map(|(device, _)| device.as_str()).collect();
+    assert_eq!(ordered, BTreeSet::from(["a", "b"]));
+    assert_eq!(world.progress().devices[2].presence, progress::Presence::WrongPack);
+}
+
+#[test]
+fn refused_messages_are_counted_and_seen() {
+    let mut world = World::new();
+    let message = |topic: &str, payload: &[u8]| LinkEvent::Message { topic: topic.into(), payload: payload.into() };
+    world.link(vec![
+        message("skiff/v1/home/d/a/up/birth", b"short"),
+        message("skiff/v1/home/d/a/up/nowhere", b""),
+        message("skiff/v1/home/d/a/up/birth", &[0; 200_000]),
+    ]);
+    let refused = world.progress().refused_messages;
+    let expected = [("truncated", 1), ("unknown_topic", 1), ("oversized", 1)];
+    assert_eq!(refused, expected.map(|(label, n)| (label.to_owned(), n)).into());
+}
+
+#[test]
+fn one_run_at_a_time_and_only_with_settings_that_can_be() {
+    let mut world = World::training();
+    let again = world.hub.start_run(RunId(6), settings(), Timestamp(0)).unwrap().unwrap_err();
+    assert!(again.contains("run 0000000000000005 is going on"), "{again}");
+    world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap();
+    assert_eq!(world.run().reason.as_deref(), Some("enough"));
+    let twice = world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap_err();
+    assert_eq!(twice, "no run is going on");
+    let bad = RunSettings { protected: vec![2], ..settings() };
+    assert!(world.hub.start_run(RunId(6), bad, Timestamp(0)).unwrap().unwrap_err().contains("no layer 2"));
+    world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();
+    assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap().len(), 2);
+}
+
+#[test]
+fn a_lost_device_is_known_from_its_last_will() {
+    let mut world = World::training();
+    let gone = |boot| Message::Gone(Gone { boot: BootId(boot), clean: false });
+    world.say(&Topic::Birth(device("b")), &gone(2));
+    assert_eq!(world.progress().devices[1].presence, progress::Presence::Here, "of an older life");
+    world.say(&Topic::Birth(device("b")), &gone(3));
+    assert_eq!(world.progress().devices[1].presence, progress::Presence::Lost);
+}
+
+#[test]
+fn nothing_is_said_while_nobody_hears_it() {
+    let mut world = World::training();
+    world.said.clear();
+    world.link(vec![LinkEvent::Down { reason: "cable".into() }]);
+    world.now += 60_000;
+    let effects = world.hub.tick(Timestamp(world.now)).unwrap();
+    assert_eq!(effects, []);
+    world.link(vec![LinkEvent::Up]);
+    world.now += 60_000;
+    let effects = world.hub.tick(Timestamp(world.now)).unwrap();
+    world.carry_out(effects);
+    assert!(!world.said.is_empty());
+}
+
+#[test]
+fn a_run_whose_weights_are_lost_is_not_taken_up() {
+    let world = World::training();
+    std::fs::remove_dir_all(world.folder.path().join("blobs")).unwrap();
+    let World { folder, hub, .. } = world;
+    drop(hub);
+    let error = open(&folder, 0).err().unwrap().to_string();
+    assert!(error.contains("which are not in the state folder"), "{error}");
+}

@@ -505,6 +505,16 @@ fn the_same_round_goes_on_after_a_crash_and_asks_only_for_what_is_missing() {
 }
 
 #[test]
+fn the_time_without_a_coordinator_does_not_count() {
+    let mut world = training(3);
+    world.advance(50_000);
+    world.now += 3_600_000;
+    world.crash();
+    assert!(matches!(world.run.ledger.phase, Phase::Train(_)));
+    assert_eq!(world.run.ledger.deadline_ms(), Some(world.now + 60_000));
+}
+
+#[test]
 fn a_stopped_run_tells_its_devices() {
     let mut world = training(3);
     world.step(Event::StopRequested { reason: "enough".into() });

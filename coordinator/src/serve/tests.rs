@@ -1,1 +1,75 @@
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+use super::*;
+use crate::control::{Request, ask_once};
+use crate::model::tests::tiny;
+use crate::progress::{Phase, RunProgress};
+use tempfile::TempDir;
 
+/// No broker answers there; everything but the fleet works all the same.
+const NOWHERE: &str = "mqtt://127.0.0.1:1";
+
+fn config(state: &TempDir) -> Config {
+    Config::new("home".parse().unwrap(), "unused".into(), state.path().into(), NOWHERE)
+}
+
+async fn start(state: &TempDir) -> Coordinator {
+    Coordinator::start_with(config(state), tiny()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_run_goes_on_after_a_restart_and_is_stopped_through_the_socket() {
+    let state = TempDir::new().unwrap();
+    let coordinator = start(&state).await;
+    let key = coordinator.public_key().to_owned();
+    let run = coordinator.start_run(&RunSettings { rounds: 3, ..RunSettings::default() }).await.unwrap();
+    coordinator.shutdown().await.unwrap();
+
+    let coordinator = start(&state).await;
+    assert_eq!(coordinator.public_key(), key);
+    let runs: Vec<RunProgress> = ask_once(state.path(), &Request::ListRuns).await.unwrap();
+    assert_eq!((runs[0].run.as_str(), runs[0].phase, runs[0].rounds), (run.as_str(), Phase::Gathering, 3));
+    ask_once::<()>(state.path(), &Request::StopRun).await.unwrap();
+    let mut progress = coordinator.progress();
+    let stopped = |progress: &Progress| progress.run.as_ref().is_some_and(|run| run.phase == Phase::Stopped);
+    progress.wait_for(stopped).await.unwrap();
+    coordinator.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_are_refused_by_name() {
+    let state = TempDir::new().unwrap();
+    let coordinator = start(&state).await;
+    let refused = |text: &'static str| {
+        let path = state.path().to_owned();
+        async move {
+            let settings = serde_json::from_str(text).unwrap();
+            ask_once::<String>(&path, &Request::StartRun(settings)).await.unwrap_err().to_string()
+        }
+    };
+    assert!(refused(r#"{"round": 3}"#).await.contains("unknown field `round`"));
+    assert!(refused(r#"{"rounds": 0}"#).await.contains("rounds is 0"));
+    assert!(refused(r#"{"rounds": "many"}"#).await.contains("invalid type"));
+    coordinator.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn one_coordinator_works_with_a_state_folder() {
+    let state = TempDir::new().unwrap();
+    let first = start(&state).await;
+    let second = Coordinator::start_with(config(&state), tiny()).await.err().unwrap();
+    assert!(format!("{second:#}").contains("another coordinator works with the state folder"));
+    first.shutdown().await.unwrap();
+    start(&state).await.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_is_named() {
+    let state = TempDir::new().unwrap();
+    let missing = Config { pack: "/no/such/pack".into(), ..config(&state) };
+    let error = Coordinator::start(missing).await.err().unwrap();
+    assert!(format!("{error:#}").contains("/no/such/pack"), "{error:#}");
+    let mut odd = config(&state);
+    odd.broker.url = "http://broker".into();
+    let error = Coordinator::start_with(odd, tiny()).await.err().unwrap();
+    assert!(format!("{error:#}").contains("http://"), "{error:#}");
+}

@@ -196,7 +196,7 @@ impl Shell {
         stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let worked = self.turn(events, orders, merges, stopping).await;
-        let _ = self.published.send(self.hub.progress(self.clock.now()));
+        self.show();
         let _ = self.outgoing.try_send(self.hub.farewell());
         worked
     }
@@ -229,13 +229,18 @@ impl Shell {
                 () = tokio::time::sleep_until(shown + PROGRESS_EVERY), if changed => {
                     shown = Instant::now();
                     changed = false;
-                    let _ = self.published.send(self.hub.progress(self.clock.now()));
+                    self.show();
                     continue;
                 }
             };
             changed = true;
             self.carry_out(effects);
         }
+    }
+
+    /// Lets watchers see how things stand.
+    fn show(&self) {
+        let _ = self.published.send(self.hub.progress(self.clock.now()));
     }
 
     fn follow(&mut self, order: Order) -> anyhow::Result<Vec<Effect>> {
@@ -247,10 +252,13 @@ impl Shell {
                     Ok(settings) => self.hub.start_run(run, settings, now)?,
                     Err(reason) => Err(reason),
                 };
+                // Before the answer: who then watches sees this run, not the one before.
+                self.show();
                 Ok(told(reply, started, run.to_string()))
             }
             Order::StopRun(reply) => {
                 let stopped = self.hub.stop_run("stopped by the operator".to_owned(), now)?;
+                self.show();
                 Ok(told(reply, stopped, ()))
             }
             Order::ListRuns(reply) => {

@@ -97,7 +97,7 @@ fn forged_and_foreign_messages_are_counted_and_change_nothing() {
         forged("d/elm/up/answer", vec![0; 100]),
         forged("d/elm/up/nonsense", vec![1; 10]),
         forged("d/elm/up/transfer/0123456789abcdef", vec![2; 1000]),
-        forged("d/elm/up/birth", vec![3; 125_000]),
+        forged("d/elm/up/birth", vec![3; 120_000]),
         forged("d/oak/up/answer", b"as if I were oak".to_vec()),
         forged("d/oak/dn/command", b"as if I were the coordinator".to_vec()),
     ];

@@ -1,6 +1,7 @@
 //! Finds and loads ONNX Runtime, once in a process.
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
+use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ pub struct Runtime {
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// Nowhere to be found.
-    #[error("ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `make setup` in the source tree")]
+    #[error("ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `cross/fetch` in the source tree")]
     NotFound {
         /// Where it was looked for.
         tried: String,
@@ -74,12 +75,23 @@ fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::
     builder.with_name("skiff").with_telemetry(false).with_global_thread_pool(pool).build()
 }
 
-/// The library's build information names the release branch.
+/// What the library says of itself; the build information that `ort` can show does not name the version.
 fn version(path: &Path) -> String {
-    let info = ort::info();
-    let release = info.split(&[',', ' '][..]).find_map(|part| part.strip_prefix("git-branch="));
-    let release = release.map_or("of unknown version", |branch| branch.trim_start_matches("rel-"));
-    format!("{release} ({})", path.display())
+    #[repr(C)]
+    struct ApiBase {
+        api: extern "C" fn(u32) -> *const c_void,
+        version: extern "C" fn() -> *const c_char,
+    }
+    #[expect(unsafe_code, reason = "OrtGetApiBase has had this signature, and its result these two fields, since 1.0")]
+    let version = unsafe {
+        let library = libloading::Library::new(path);
+        library.ok().and_then(|library| {
+            let base: libloading::Symbol<'_, extern "C" fn() -> *const ApiBase> = library.get(b"OrtGetApiBase\0").ok()?;
+            let version = CStr::from_ptr(((*base()).version)());
+            version.to_str().ok().map(str::to_owned)
+        })
+    };
+    format!("{} ({})", version.as_deref().unwrap_or("of unknown version"), path.display())
 }
 
 /// In this order: what was asked for, the environment variable, beside the executable, a source tree's cache above the

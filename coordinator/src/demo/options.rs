@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 /// The most agents: each is a process that holds the model.
 const MAX_AGENTS: i64 = 32;
+/// Test examples of the evaluation between rounds; all of them are used before the first and after the last.
+const EVALUATED: u64 = 200;
 
 /// Learns on this machine as a fleet does: a broker, the coordinator, and agents with unequal shares of the data.
 #[derive(clap::Args, Clone, Debug)]
@@ -96,7 +98,6 @@ impl Options {
             Dropout::Fixed(mean) => Rates::Fixed { mean, shape },
             Dropout::Bandit => Rates::Bandit { arms: vec![0.0, 0.2, 0.4, 0.6], epsilon: 0.2, shape },
         };
-        let defaults = RunSettings::default();
         RunSettings {
             rounds: self.rounds,
             devices: self.agents,
@@ -107,9 +108,9 @@ impl Options {
             seed: self.seed,
             rates,
             sharing: self.share.map_or(Sharing::All, Sharing::LeastImportant),
-            evaluate_examples: defaults.evaluate_examples.min(test_examples),
+            evaluate_examples: EVALUATED.min(test_examples),
             final_examples: test_examples,
-            ..defaults
+            ..RunSettings::default()
         }
     }
 }

@@ -3,7 +3,7 @@
 //! On a terminal the lines below the table are redrawn; elsewhere only lines that stay are written.
 
 use super::table;
-use crate::progress::{DeviceProgress, Progress};
+use crate::progress::{DeviceProgress, Progress, RoundProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -69,10 +69,15 @@ impl Shown {
             self.before = true;
             lines.push(table::before(accuracy));
         }
-        for round in run.closed.iter().filter(|round| round.round > self.round) {
+        // A round is closed when it is merged, and only then evaluated: its line waits for its accuracy.
+        let settled = |round: &&RoundProgress| {
+            round.skipped.is_some() || round.accuracy.is_some() || run.round > round.round || run.phase.is_end()
+        };
+        let shown = self.round;
+        for round in run.closed.iter().filter(|round| round.round > shown).take_while(settled) {
             lines.push(table::row(round, layers));
+            self.round = round.round;
         }
-        self.round = run.closed.last().map_or(self.round, |last| last.round.max(self.round));
         lines
     }
 }
@@ -122,7 +127,7 @@ impl Drop for Table<'_> {
 mod tests {
     use super::super::table::tests::{round, run};
     use super::*;
-    use crate::progress::RunProgress;
+    use crate::progress::{Phase, RunProgress};
 
     #[test]
     fn every_round_is_written_once() {
@@ -136,5 +141,21 @@ mod tests {
         assert_eq!(shown.news(&progress(vec![1]), 6), [table::row(&round(1), 6)]);
         assert_eq!(shown.news(&progress(vec![1]), 6), Vec::<String>::new());
         assert_eq!(shown.news(&progress(vec![1, 2, 3]), 6).len(), 2);
+    }
+
+    #[test]
+    fn a_round_waits_for_its_accuracy_until_the_run_goes_on() {
+        let unknown = RoundProgress { accuracy: None, ..round(3) };
+        let progress = |closed: RoundProgress, run: RunProgress| Progress {
+            run: Some(RunProgress { closed: vec![closed], accuracy_before: None, ..run }),
+            ..Progress::default()
+        };
+        let mut shown = Shown::default();
+        assert_eq!(shown.news(&progress(unknown.clone(), run()), 6), Vec::<String>::new());
+        assert_eq!(shown.news(&progress(round(3), run()), 6), [table::row(&round(3), 6)]);
+        for later in [RunProgress { round: 4, ..run() }, RunProgress { phase: Phase::Completed, ..run() }] {
+            let line = Shown::default().news(&progress(unknown.clone(), later), 6);
+            assert_eq!(line, [table::row(&unknown, 6)]);
+        }
     }
 }

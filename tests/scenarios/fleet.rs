@@ -84,7 +84,8 @@ fn forged_and_foreign_messages_are_counted_and_change_nothing() {
     let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
     fleet.start_coordinator();
     fleet.start_agent("oak");
-    fleet.start_run(&["--rounds", "1", "--devices", "1", "--quorum", "1", "--steps", "20", "--batch", "4"]);
+    fleet.start_run(&["--rounds", "1", "--devices", "1", "--quorum", "1", "--steps", "60", "--batch", "4"]);
+    fleet.watch("oak at work", |progress, _| training_step(progress, "oak") > 0);
     let forged = |topic: &str, payload: Vec<u8>| Publication {
         topic: format!("skiff/v1/{FLEET}/{topic}"),
         payload,

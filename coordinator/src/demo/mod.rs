@@ -94,6 +94,13 @@ fn check(options: &Options) -> anyhow::Result<()> {
             path.display()
         );
     }
+    if let Some(library) = onnxruntime() {
+        ensure!(
+            library.is_file(),
+            "SKIFF_ONNXRUNTIME names {}, which is no file; name libonnxruntime.so, or unset it and run `make demo`, which fetches one",
+            library.display()
+        );
+    }
     if let Some(json) = &options.json {
         let folder = json.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         ensure!(
@@ -280,7 +287,14 @@ async fn conduct(
         }
         let seen = progress.borrow_and_update().clone();
         table.update(&seen);
-        let Some(run) = seen.run.as_ref().filter(|run| run.phase.is_end()) else { continue };
+        let Some(run) = &seen.run else { continue };
+        if let (None, Some(reason)) = (run.accuracy_before, run.closed.first().and_then(|first| first.skipped.as_ref()))
+        {
+            bail!("no round can be done: {reason}");
+        }
+        if !run.phase.is_end() {
+            continue;
+        }
         if run.phase == Phase::Stopped {
             bail!("the run was stopped: {}", run.reason.as_deref().unwrap_or("no reason given"));
         }

@@ -62,11 +62,8 @@ impl Corpus {
             pack.manifest().labels.iter().enumerate().map(|(number, label)| (label.as_str(), number)).collect();
         let (mut texts, mut labels) = (Vec::new(), Vec::new());
         for (at, example) in skiff_data::read(path)?.into_iter().enumerate() {
-            let unknown = || CorpusError::UnknownLabel {
-                path: path.to_owned(),
-                example: at + 1,
-                label: example.label.clone(),
-            };
+            let unknown =
+                || CorpusError::UnknownLabel { path: path.to_owned(), example: at + 1, label: example.label.clone() };
             labels.push(*numbers.get(example.label.as_str()).ok_or_else(unknown)?);
             texts.push(example.text);
         }

@@ -59,9 +59,7 @@ fn leading_to(graph: &Graph, order: &[usize], wanted: &[Id]) -> BTreeSet<Id> {
 
 /// The sum of `parts`. Products without an addend take the sum so far as theirs, which saves a pass over memory each.
 fn accumulate(graph: &mut Graph, parts: &[Id]) -> Result<Id, GraphError> {
-    let is_bare_product = |part: &Id| {
-        matches!(graph.producer(*part), Some(Node { op: Op::Gemm { .. }, inputs, .. }) if inputs.len() == 2)
-    };
+    let is_bare_product = |part: &Id| matches!(graph.producer(*part), Some(Node { op: Op::Gemm { .. }, inputs, .. }) if inputs.len() == 2);
     let (products, others): (Vec<Id>, Vec<Id>) = parts.iter().partition(|part| is_bare_product(part));
     let mut parts = others.into_iter().chain(products);
     let first = parts.next().expect("a pending gradient has a part");
@@ -190,7 +188,8 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
             let spread = g.op(Op::ExpandLike, &[dy, x[0]])?;
             gradients[0] = Some(if node.op == Op::MeanLast {
                 let shape = g.shape(x[0]);
-                let size = shape[shape.len() - 1].known().ok_or(GraphError::NoRule { op: "MeanLast of unknown size" })?;
+                let size =
+                    shape[shape.len() - 1].known().ok_or(GraphError::NoRule { op: "MeanLast of unknown size" })?;
                 g.scale(spread, 1.0 / size as f32)?
             } else {
                 spread
@@ -212,8 +211,7 @@ fn gelu_slope(g: &mut Graph, a: Id) -> Result<Id, GraphError> {
     let bell = g.op(Op::Exp, &[negated])?;
     let weighted = g.mul(a, bell)?;
     // 1 / sqrt(2 pi) = (2 / sqrt(pi)) * (1 / sqrt(2)) / 2
-    let density =
-        g.scale(weighted, std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2 * 0.5)?;
+    let density = g.scale(weighted, std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2 * 0.5)?;
     g.add(distribution, density)
 }
 

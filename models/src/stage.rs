@@ -193,9 +193,8 @@ impl Stage {
         };
         let computed = self.forward_values();
         let gradients = self.differentiate(ending, result)?;
-        let movements = |id: &Id| {
-            self.graph.producer(*id).is_some_and(|node| matches!(node.op, Op::Transpose | Op::Reshape(_)))
-        };
+        let movements =
+            |id: &Id| self.graph.producer(*id).is_some_and(|node| matches!(node.op, Op::Transpose | Op::Reshape(_)));
         let cut: BTreeSet<Id> = computed.iter().filter(|id| !movements(id)).copied().collect();
 
         let backward = (!gradients.is_empty()).then(|| self.graph.extract(&gradients, &cut));
@@ -251,9 +250,10 @@ impl Stage {
         };
         let gradients = gradient(&mut self.graph, result, seed, &wanted)?;
         for (&of, &gradient) in wanted.iter().zip(&gradients) {
-            let binding = match &self.bindings[&of] {
-                Binding::Trainable(tensor) => Binding::Gradient(tensor.clone()),
-                _ => Binding::HiddenGradient,
+            let binding = if let Binding::Trainable(tensor) = &self.bindings[&of] {
+                Binding::Gradient(tensor.clone())
+            } else {
+                Binding::HiddenGradient
             };
             let name = format!("{}.gradient", self.graph.value(of).name);
             self.graph.rename(gradient, &name);

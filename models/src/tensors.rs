@@ -128,12 +128,12 @@ fn read_one(file: &SafeTensors<'_>, spec: &TensorSpec) -> Result<ArrayD<f32>, Te
     if view.dtype() != Dtype::F32 {
         return Err(TensorError::Type { name: name(), found: format!("{:?}", view.dtype()) });
     }
-    let shape_error = || TensorError::Shape { name: name(), expected: spec.shape.clone(), found: view.shape().to_vec() };
+    let shape_error =
+        || TensorError::Shape { name: name(), expected: spec.shape.clone(), found: view.shape().to_vec() };
     if view.shape() != spec.shape {
         return Err(shape_error());
     }
-    let values: Vec<f32> =
-        view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     if values.iter().any(|value| !value.is_finite()) {
         return Err(TensorError::NotFinite { name: name() });
     }
@@ -152,7 +152,8 @@ pub fn write(tensors: &NamedTensors) -> Result<Vec<u8>, TensorError> {
     let views: Result<Vec<_>, _> = tensors
         .iter()
         .map(|(name, tensor)| {
-            TensorView::new(Dtype::F32, tensor.shape().to_vec(), &bytes[name.as_str()]).map(|view| (name.as_str(), view))
+            TensorView::new(Dtype::F32, tensor.shape().to_vec(), &bytes[name.as_str()])
+                .map(|view| (name.as_str(), view))
         })
         .collect();
     safetensors::serialize(views.map_err(TensorError::Write)?, None).map_err(TensorError::Write)

@@ -13,7 +13,10 @@ const NAMES: [&str; 8] = ["d1", "d2", "d3", "d4", "d5", "d6", "d7", "d8"];
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let file = arguments.iter().position(|argument| argument == "--json").map(|at| arguments[at + 1].clone());
-    println!("{:>6} {:>16} {:>16} {:>16} {:>14}", "agents", "median ms/round", "largest ms", "bytes up/round", "bytes down");
+    println!(
+        "{:>6} {:>16} {:>16} {:>16} {:>14}",
+        "agents", "median ms/round", "largest ms", "bytes up/round", "bytes down"
+    );
     let mut measured = Vec::new();
     for agents in [2, 4, 8] {
         let run = run(&NAMES[..agents]);
@@ -43,7 +46,10 @@ fn run(devices: &[&str]) -> RunProgress {
     devices.iter().for_each(|device| fleet.start_agent(device));
     let count = devices.len().to_string();
     let set = ["--set", "evaluate_examples=0", "--set", "final_examples=0"];
-    fleet.start_run(&[&["--rounds", ROUNDS, "--devices", &count, "--quorum", &count, "--steps", "1", "--batch", "1"], &set[..]].concat());
+    fleet.start_run(
+        &[&["--rounds", ROUNDS, "--devices", &count, "--quorum", &count, "--steps", "1", "--batch", "1"], &set[..]]
+            .concat(),
+    );
     let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
     assert!(run.closed.iter().all(|closed| closed.skipped.is_none()), "{:?}", run.closed);
     run

@@ -33,7 +33,8 @@ fn widen(tensors: NamedTensors) -> Tensors {
 
 fn outcome(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask) -> Tensors {
     let outcome = trainer.step(batch, mask).unwrap();
-    let mut tensors = widen(outcome.gradients).into_iter().map(|(name, value)| (format!("grad.{name}"), value)).collect::<Tensors>();
+    let mut tensors =
+        widen(outcome.gradients).into_iter().map(|(name, value)| (format!("grad.{name}"), value)).collect::<Tensors>();
     tensors.insert("loss".to_owned(), ndarray::arr0(f64::from(outcome.loss)).into_dyn());
     tensors.insert("logits".to_owned(), outcome.logits.mapv(f64::from));
     tensors
@@ -91,7 +92,10 @@ fn gradients_agree_with_differences_of_the_loss_that_the_device_computes() {
             f64::from(trainer.step(&batch, &mask).unwrap().loss)
         };
         let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
-        assert!((slope - f64::from(norm)).abs() <= DIFFERENCES * f64::from(norm) + 1e-4, "{name}: {norm}, difference {slope}");
+        assert!(
+            (slope - f64::from(norm)).abs() <= DIFFERENCES * f64::from(norm) + 1e-4,
+            "{name}: {norm}, difference {slope}"
+        );
     }
 }
 

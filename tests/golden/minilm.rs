@@ -39,7 +39,11 @@ fn sentences_are_as_alike_as_the_reference_says_with_all_layers_and_with_two_ski
         let anchor = embed(&mut trainer, sequence(ANCHOR), &mask);
         for (other, expected) in OTHERS.iter().zip(expected) {
             let cosine = anchor.dot(&embed(&mut trainer, sequence(other), &mask));
-            assert!((cosine - expected).abs() < FOUR_DIGITS, "{other:?}, layers {:?}: {cosine}, expected {expected}", mask.active());
+            assert!(
+                (cosine - expected).abs() < FOUR_DIGITS,
+                "{other:?}, layers {:?}: {cosine}, expected {expected}",
+                mask.active()
+            );
         }
     }
 }

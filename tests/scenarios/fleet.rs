@@ -8,12 +8,30 @@ use skiff_tests::fleet::{FLEET, Fleet, eventually};
 
 const DEVICES: [&str; 3] = ["oak", "elm", "ash"];
 const SETTINGS: [&str; 16] = [
-    "--rounds", "4", "--devices", "3", "--quorum", "2", "--steps", "30", "--batch", "4", "--dropout", "0.3",
-    "--set", "grace_ms=300", "--set", "evaluate_examples=30",
+    "--rounds",
+    "4",
+    "--devices",
+    "3",
+    "--quorum",
+    "2",
+    "--steps",
+    "30",
+    "--batch",
+    "4",
+    "--dropout",
+    "0.3",
+    "--set",
+    "grace_ms=300",
+    "--set",
+    "evaluate_examples=30",
 ];
 
 fn training_step(progress: &Progress, device: &str) -> u32 {
-    progress.devices.iter().find(|known| known.device.as_str() == device && known.state == "training").map_or(0, |known| known.step)
+    progress
+        .devices
+        .iter()
+        .find(|known| known.device.as_str() == device && known.state == "training")
+        .map_or(0, |known| known.step)
 }
 
 /// An agent is killed in the second round, the coordinator in the fourth.
@@ -37,7 +55,8 @@ fn a_run_survives_kills(broker: &Broker) {
     });
     let before: Vec<_> = run.closed.clone();
     assert_eq!(before.len(), 3);
-    let oak = |progress: &Progress| progress.devices.iter().find(|known| known.device.as_str() == "oak").unwrap().clone();
+    let oak =
+        |progress: &Progress| progress.devices.iter().find(|known| known.device.as_str() == "oak").unwrap().clone();
     assert_eq!(oak(&progress).presence, Presence::Here);
     fleet.kill_coordinator();
     fleet.start_coordinator();
@@ -46,7 +65,11 @@ fn a_run_survives_kills(broker: &Broker) {
     assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
     assert_eq!(run.closed.len(), 4);
     for (was, is) in before.iter().zip(&run.closed) {
-        assert_eq!((was.round, was.updates, was.accuracy), (is.round, is.updates, is.accuracy), "nothing merged is lost");
+        assert_eq!(
+            (was.round, was.updates, was.accuracy),
+            (is.round, is.updates, is.accuracy),
+            "nothing merged is lost"
+        );
     }
     assert_eq!((run.closed[3].skipped.as_deref(), run.closed[3].updates), (None, 3), "the same round went on");
     assert!(run.accuracy_after.is_some(), "the end is evaluated");

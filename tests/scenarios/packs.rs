@@ -74,7 +74,8 @@ fn a_manifest_cannot_reach_outside_its_folder() {
 
 #[test]
 fn absurd_sizes_are_refused_before_memory_is_taken() {
-    for (field, value) in [("hidden_size", u64::MAX >> 12), ("num_hidden_layers", 1 << 40), ("num_attention_heads", 0)] {
+    for (field, value) in [("hidden_size", u64::MAX >> 12), ("num_hidden_layers", 1 << 40), ("num_attention_heads", 0)]
+    {
         let (_folder, pack) = pack();
         rewrite_manifest(&pack, |manifest| manifest["model"][field] = value.into());
         let error = Pack::open(&pack).unwrap_err();
@@ -113,7 +114,8 @@ fn a_checkpoint_that_lacks_a_tensor_is_told_which_and_leaves_nothing_behind() {
         fs::copy(packs::golden_case("odd").join("checkpoint").join(file), checkpoint.join(file)).unwrap();
     }
     let config = fs::read_to_string(checkpoint.join("config.json")).unwrap();
-    fs::write(checkpoint.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
+    fs::write(checkpoint.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"))
+        .unwrap();
     let error = build(&options(checkpoint, folder.path().join("out")), &mut |_| {}).unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("encoder.layer.2."), "{error}: {source}");

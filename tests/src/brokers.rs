@@ -46,7 +46,10 @@ impl Broker {
         let plain = accounts.iter().map(|name| format!("{name}:{}\n", password(name))).collect::<String>();
         std::fs::write(path("passwords"), plain).expect("a writable folder");
         let hashed = Command::new("mosquitto_passwd").arg("-U").arg(path("passwords")).status();
-        assert!(hashed.is_ok_and(|status| status.success()), "mosquitto_passwd failed: install mosquitto (`cross/mosquitto`)");
+        assert!(
+            hashed.is_ok_and(|status| status.success()),
+            "mosquitto_passwd failed: install mosquitto (`cross/mosquitto`)"
+        );
         let rules = format!(
             "pattern write skiff/v1/{fleet}/d/%u/up/#\npattern read skiff/v1/{fleet}/d/%u/dn/#\n\
              pattern read skiff/v1/{fleet}/all/#\nuser {COORDINATOR}\ntopic readwrite skiff/v1/{fleet}/#\n"

@@ -23,12 +23,12 @@ pub type Tensors = BTreeMap<String, ArrayD<f64>>;
 pub fn read(bytes: &[u8]) -> Tensors {
     let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
     let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-        let values: Vec<f64> = match view.dtype() {
-            Dtype::F64 => view.data().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
-            Dtype::F32 => {
-                view.data().as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
-            }
-            other => panic!("{name} has type {other:?}"),
+        let bytes = view.data();
+        let values: Vec<f64> = if view.dtype() == Dtype::F64 {
+            bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+        } else {
+            assert_eq!(view.dtype(), Dtype::F32, "{name}");
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
         };
         (name, ArrayD::from_shape_vec(IxDyn(view.shape()), values).expect("as many values as the shape says"))
     };

@@ -40,7 +40,8 @@ impl Fleet {
         drop(packs::minilm(&labels.iter().map(String::as_str).collect::<Vec<_>>(), folder.path()));
         for (at, device) in devices.iter().enumerate() {
             let share = |all: &[skiff_data::Example], size: usize| all[at * size..(at + 1) * size].to_vec();
-            let share = skiff_data::corpus::Corpus { train: share(&corpus.train, examples), test: share(&corpus.test, 20) };
+            let share =
+                skiff_data::corpus::Corpus { train: share(&corpus.train, examples), test: share(&corpus.test, 20) };
             let place = folder.path().join(device);
             std::fs::create_dir(&place).expect("a writable folder");
             share.write(&place).expect("a writable folder");
@@ -57,7 +58,9 @@ impl Fleet {
         command.arg("--pack").arg(self.path("minilm")).args(["--broker", &self.url, "--user", COORDINATOR]);
         command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
         self.coordinator = Some(self.spawn(command, "coordinator"));
-        let ready = || self.skiff(&["run", "list"]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        let ready = || {
+            self.skiff(&["run", "list"]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+        };
         assert!(eventually(ready), "the coordinator does not answer: {}", self.log("coordinator"));
     }
 
@@ -67,7 +70,8 @@ impl Fleet {
     /// Where there is no coordinator's key yet.
     pub fn start_agent(&mut self, device: &str) {
         let share = self.path(device);
-        let key = std::fs::read_to_string(self.path("coordinator/coordinator.pub")).expect("the coordinator's public key");
+        let key =
+            std::fs::read_to_string(self.path("coordinator/coordinator.pub")).expect("the coordinator's public key");
         let mut command = Command::new(places::binary("skiff-agent"));
         command.args(["run", "--exit-with-parent", "--broker", &self.url, "--fleet", FLEET, "--device", device]);
         command.args(["--password", &password(device), "--coordinator-key", key.trim(), "--threads", "1"]);

@@ -14,11 +14,13 @@ use std::sync::Arc;
 
 /// Does one training step on tensors from a file and writes loss, scores and gradients.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Inputs (safetensors): input_ids [B, S], attention_mask [B, S], labels [B], and token_type_ids [B, S] \
+#[command(
+    after_help = "Inputs (safetensors): input_ids [B, S], attention_mask [B, S], labels [B], and token_type_ids [B, S] \
                         where there are any; I64 or I32. Padding is on the right.\nOutputs: loss [], logits [B, C], and grad.NAME for every \
                         trainable tensor of the active layers and the head, NAME as in Hugging Face PEFT's \
                         adapter_model.safetensors.\n\nExample:\n  skiff-agent step --pack minilm.pack --inputs batch.safetensors \
-                        --active 0,2,3 --out step.safetensors")]
+                        --active 0,2,3 --out step.safetensors"
+)]
 pub struct Arguments {
     /// The pack's folder.
     #[arg(long)]
@@ -69,7 +71,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let loss = outcome.loss;
     let bytes = tensors::write(&named(outcome))?;
     std::fs::write(&arguments.out, bytes).with_context(|| format!("writing {}", arguments.out.display()))?;
-    writeln!(std::io::stdout(), "loss {loss}, {} of {} layers active, results in {}", mask.active().len(), manifest.layers, arguments.out.display())?;
+    writeln!(
+        std::io::stdout(),
+        "loss {loss}, {} of {} layers active, results in {}",
+        mask.active().len(),
+        manifest.layers,
+        arguments.out.display()
+    )?;
     Ok(())
 }
 
@@ -89,21 +97,27 @@ pub fn read_batch(path: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Sequen
     let (shape, ids) = integers(&file, "input_ids")?;
     let [examples, width] = shape[..] else { bail!("input_ids has shape {shape:?}, expected [B, S]") };
     ensure!(examples > 0 && width > 0, "input_ids has shape {shape:?}: there is nothing in it");
-    ensure!(width <= manifest.model.max_position_embeddings, "{width} tokens, but the model takes at most {}", manifest.model.max_position_embeddings);
+    ensure!(
+        width <= manifest.model.max_position_embeddings,
+        "{width} tokens, but the model takes at most {}",
+        manifest.model.max_position_embeddings
+    );
     let same_shape = |name: &str| -> anyhow::Result<Vec<i64>> {
         let (found, values) = integers(&file, name)?;
         ensure!(found == shape, "{name} has shape {found:?}, expected that of input_ids, {shape:?}");
         Ok(values)
     };
     let mask = same_shape("attention_mask")?;
-    let types = if file.names().contains(&"token_type_ids") { same_shape("token_type_ids")? } else { vec![0; ids.len()] };
+    let types =
+        if file.names().contains(&"token_type_ids") { same_shape("token_type_ids")? } else { vec![0; ids.len()] };
     let (label_shape, labels) = integers(&file, "labels")?;
     ensure!(label_shape == [examples], "labels has shape {label_shape:?}, expected [{examples}]");
     (0..examples)
         .map(|example| {
             let row = example * width..(example + 1) * width;
-            let length = right_padded_length(&mask[row.clone()])
-                .with_context(|| format!("attention_mask, row {example}: expected ones (at least one) and then zeros"))?;
+            let length = right_padded_length(&mask[row.clone()]).with_context(|| {
+                format!("attention_mask, row {example}: expected ones (at least one) and then zeros")
+            })?;
             let bounded = |name: &str, values: &[i64], size: usize| -> anyhow::Result<Vec<u32>> {
                 let value = |(at, &value): (usize, &i64)| match u32::try_from(value) {
                     Ok(value) if (value as usize) < size => Ok(value),
@@ -112,7 +126,9 @@ pub fn read_batch(path: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Sequen
                 values.iter().take(length).enumerate().map(value).collect()
             };
             let label = usize::try_from(labels[example]).ok().filter(|&label| label < manifest.labels.len());
-            let label = label.with_context(|| format!("labels[{example}] is {}, expected 0 to {}", labels[example], manifest.labels.len() - 1))?;
+            let label = label.with_context(|| {
+                format!("labels[{example}] is {}, expected 0 to {}", labels[example], manifest.labels.len() - 1)
+            })?;
             Ok(Sequence {
                 ids: bounded("input_ids", &ids[row.clone()], manifest.model.vocab_size)?,
                 types: bounded("token_type_ids", &types[row], manifest.model.type_vocab_size)?,

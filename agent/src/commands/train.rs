@@ -13,9 +13,11 @@ use std::sync::Arc;
 
 /// Trains on local files and says how fast and how well.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 \
+#[command(
+    after_help = "Example:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 \
                         --batch 8 --lr 1e-3 --dropout 0.5\n\nData: .csv (AG News: class, title, description, or with a header), \
-                        .jsonl (label, text), .tsv (header sentence, label).")]
+                        .jsonl (label, text), .tsv (header sentence, label)."
+)]
 pub struct Arguments {
     /// The pack's folder, made by `skiff-pack build`.
     #[arg(long)]
@@ -136,7 +138,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let last = &losses[losses.len().saturating_sub(20)..];
     let outcome = Outcome {
         accuracy: evaluated.as_ref().map(|found| found.correct as f64 / found.examples.max(1) as f64),
-        evaluate_examples_per_second: evaluated.as_ref().map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
+        evaluate_examples_per_second: evaluated
+            .as_ref()
+            .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
         loss_last_20: last.iter().sum::<f32>() / last.len().max(1) as f32,
         peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
         ..Outcome::of(&summary, arguments.batch)
@@ -170,8 +174,17 @@ impl Outcome {
             return Ok(());
         }
         writeln!(out, "steps            {} of {} examples", self.steps, self.batch)?;
-        writeln!(out, "speed            {:.1} examples/s, {:.0} tokens/s", self.examples_per_second, self.tokens_per_second)?;
-        writeln!(out, "step             {:.1} ms (median), {:.1} layers active (mean)", self.step_seconds * 1e3, self.mean_active_layers)?;
+        writeln!(
+            out,
+            "speed            {:.1} examples/s, {:.0} tokens/s",
+            self.examples_per_second, self.tokens_per_second
+        )?;
+        writeln!(
+            out,
+            "step             {:.1} ms (median), {:.1} layers active (mean)",
+            self.step_seconds * 1e3,
+            self.mean_active_layers
+        )?;
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
         if let (Some(accuracy), Some(speed)) = (self.accuracy, self.evaluate_examples_per_second) {
             writeln!(out, "accuracy         {accuracy:.4} (evaluated at {speed:.0} examples/s)")?;

@@ -191,9 +191,8 @@ impl Trainer {
     /// Tensors that are not the schema's.
     pub fn set_weights(&mut self, weights: NamedTensors) -> Result<(), TrainerError> {
         let schema = self.model.pack().schema();
-        let fits = |name: &String, tensor: &ArrayD<f32>| {
-            schema.find(name).is_some_and(|spec| spec.shape == tensor.shape())
-        };
+        let fits =
+            |name: &String, tensor: &ArrayD<f32>| schema.find(name).is_some_and(|spec| spec.shape == tensor.shape());
         if let Some((name, _)) = weights.iter().find(|(name, tensor)| !fits(name, tensor)) {
             return Err(TrainerError::Weights { name: name.clone() });
         }

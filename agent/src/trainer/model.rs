@@ -3,10 +3,10 @@
 //! A step keeps, for each active layer, its input and the residuals of its forward graph, and drops them as the backward
 //! pass has used them. Nothing of a skipped layer is looked up, bound or run.
 
+use super::TrainerError;
 use super::batch::Batch;
 use super::dropout::LayerMask;
 use super::runtime::Runtime;
-use super::TrainerError;
 use ndarray::{ArrayD, IxDyn};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
@@ -284,9 +284,13 @@ fn map_frozen(pack: &Pack, name: String) -> Result<(String, TensorRefMut<'static
     let tensor = pack.frozen().tensor(&name).ok_or_else(|| TrainerError::Unbound { port: name.clone() })?;
     let shape = Shape::new(tensor.shape.iter().map(|&size| size as i64));
     let failed = |source| TrainerError::Run { graph: name.clone(), source };
-    let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).map_err(failed)?;
+    let memory =
+        MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default).map_err(failed)?;
     let address = tensor.bytes.as_ptr().cast_mut().cast();
-    #[expect(unsafe_code, reason = "a graph input is read only; the pack outlives the view, see the order of Model's fields")]
+    #[expect(
+        unsafe_code,
+        reason = "a graph input is read only; the pack outlives the view, see the order of Model's fields"
+    )]
     let view = unsafe { TensorRefMut::from_raw(memory, address, shape) }.map_err(failed)?;
     Ok((name, view))
 }

@@ -20,7 +20,9 @@ pub struct Runtime {
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// Nowhere to be found.
-    #[error("ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `cross/fetch` in the source tree")]
+    #[error(
+        "ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `cross/fetch` in the source tree"
+    )]
     NotFound {
         /// Where it was looked for.
         tried: String,
@@ -86,7 +88,8 @@ fn version(path: &Path) -> String {
     let version = unsafe {
         let library = libloading::Library::new(path);
         library.ok().and_then(|library| {
-            let base: libloading::Symbol<'_, extern "C" fn() -> *const ApiBase> = library.get(b"OrtGetApiBase\0").ok()?;
+            let base: libloading::Symbol<'_, extern "C" fn() -> *const ApiBase> =
+                library.get(b"OrtGetApiBase\0").ok()?;
             let version = CStr::from_ptr(((*base()).version)());
             version.to_str().ok().map(str::to_owned)
         })
@@ -113,10 +116,12 @@ fn find(asked: Option<&Path>) -> Result<PathBuf, RuntimeError> {
 
 fn usual_places() -> Vec<PathBuf> {
     let executable = std::env::current_exe().and_then(std::fs::canonicalize).unwrap_or_default();
-    let beside = executable.parent().into_iter().flat_map(|folder| {
-        [folder.join(LIBRARY_NAME), folder.join("../lib/skiff").join(LIBRARY_NAME)]
-    });
-    let cached = executable.ancestors().skip(2).take(3).map(|folder| folder.join(".cache/onnxruntime").join(LIBRARY_NAME));
+    let beside = executable
+        .parent()
+        .into_iter()
+        .flat_map(|folder| [folder.join(LIBRARY_NAME), folder.join("../lib/skiff").join(LIBRARY_NAME)]);
+    let cached =
+        executable.ancestors().skip(2).take(3).map(|folder| folder.join(".cache/onnxruntime").join(LIBRARY_NAME));
     let triplet = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     let system = ["/usr/local/lib", "/usr/lib", triplet.as_str()].map(|folder| Path::new(folder).join(LIBRARY_NAME));
     beside.chain(cached).chain(system).collect()

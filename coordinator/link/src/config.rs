@@ -1,5 +1,6 @@
 //! What a link is given, checked before the first packet.
 
+use crate::prompt::Prompt;
 use crate::{Publication, QUEUE};
 use rumqttc::{AsyncClient, EventLoop, LastWill, MqttOptions, TlsConfiguration, Transport, ValidatedTopicFilter};
 use rustls::pki_types::pem::{Error as PemError, PemObject};
@@ -155,6 +156,9 @@ impl LinkConfig {
             options.set_last_will(LastWill::new(topic, payload, qos.into(), retain));
         }
         options.set_transport(self.transport(address.tls)?);
+        options.set_socket_connector(|host, network| async move {
+            rumqttc::default_socket_connect(host, network).await.map(Prompt)
+        });
 
         let (client, mut connection) = AsyncClient::builder(options).capacity(QUEUE).build();
         let mut network = connection.network_options();

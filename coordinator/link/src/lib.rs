@@ -28,6 +28,7 @@ mod backoff;
 pub mod config;
 mod driver;
 mod inbox;
+mod prompt;
 
 pub use config::{LinkConfig, LinkError};
 

@@ -68,7 +68,8 @@ impl Bert {
         if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
             return Some(format!("layer_norm_eps is {}, expected a small positive number", self.layer_norm_eps));
         }
-        (self.hidden_act != "gelu").then(|| format!("hidden_act {:?} is not supported; supported: gelu", self.hidden_act))
+        (self.hidden_act != "gelu")
+            .then(|| format!("hidden_act {:?} is not supported; supported: gelu", self.hidden_act))
     }
 
     /// The stages with `lora`, ready to be written.
@@ -149,8 +150,18 @@ impl Bert {
         let tokens = || shape([&"T"]);
         let rows = [
             (BatchPart::InputIds, "input_ids", "embeddings.word_embeddings.weight", self.vocab_size),
-            (BatchPart::PositionIds, "position_ids", "embeddings.position_embeddings.weight", self.max_position_embeddings),
-            (BatchPart::TokenTypeIds, "token_type_ids", "embeddings.token_type_embeddings.weight", self.type_vocab_size),
+            (
+                BatchPart::PositionIds,
+                "position_ids",
+                "embeddings.position_embeddings.weight",
+                self.max_position_embeddings,
+            ),
+            (
+                BatchPart::TokenTypeIds,
+                "token_type_ids",
+                "embeddings.token_type_embeddings.weight",
+                self.type_vocab_size,
+            ),
         ];
         let mut sum = None;
         for (part, index, table, size) in rows {

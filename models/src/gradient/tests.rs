@@ -183,7 +183,9 @@ fn an_operator_without_a_rule_is_a_named_error() {
 
 #[test]
 fn the_reference_error_function_matches_tables() {
-    for (x, expected) in [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (3.5, 0.999_999_256_901_627_7)] {
+    for (x, expected) in
+        [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (3.5, 0.999_999_256_901_627_7)]
+    {
         assert!((erf(x) - expected).abs() < 1e-14, "erf({x}) = {}", erf(x));
     }
 }

@@ -304,10 +304,7 @@ impl Node {
     /// The operands the computation reads. A [`Op::Relayout`] keeps its inverse index for the derivative only.
     #[must_use]
     pub fn operands(&self) -> &[Id] {
-        match self.op {
-            Op::Relayout => &self.inputs[..2],
-            _ => &self.inputs,
-        }
+        if self.op == Op::Relayout { &self.inputs[..2] } else { &self.inputs }
     }
 }
 

@@ -155,7 +155,9 @@ impl Op {
 
     fn takes(&self) -> &'static str {
         match self {
-            Self::Gemm { .. } => "matrices [M, K] and [K, N] (or their transposes) and an addend that broadcasts to [M, N]",
+            Self::Gemm { .. } => {
+                "matrices [M, K] and [K, N] (or their transposes) and an addend that broadcasts to [M, N]"
+            }
             Self::MatMul => "[..., M, K] and [..., K, N] with equal leading dimensions",
             Self::Add | Self::Sub | Self::Mul => "two shapes that broadcast",
             Self::Erf | Self::Exp | Self::Tanh | Self::Gelu => "one operand",

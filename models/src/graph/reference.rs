@@ -88,7 +88,8 @@ fn apply(op: &Op, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
 
 fn broadcast(x: &[&ArrayD<f64>], f: impl Fn(f64, f64) -> f64) -> ArrayD<f64> {
     let rank = x[0].ndim().max(x[1].ndim());
-    let size = |array: &ArrayD<f64>, axis: usize| (axis + array.ndim()).checked_sub(rank).map_or(1, |at| array.shape()[at]);
+    let size =
+        |array: &ArrayD<f64>, axis: usize| (axis + array.ndim()).checked_sub(rank).map_or(1, |at| array.shape()[at]);
     let sizes: Vec<usize> = (0..rank).map(|axis| size(x[0], axis).max(size(x[1], axis))).collect();
     let view = |array: &'_ ArrayD<f64>| array.broadcast(IxDyn(&sizes)).expect("broadcasts").to_owned();
     Zip::from(&view(x[0])).and(&view(x[1])).map_collect(|&a, &b| f(a, b))

@@ -248,8 +248,6 @@ fn copy_frozen(model: &Bert, from: &Path, to: &Path) -> Result<(), BuildError> {
             Ok((name, view))
         })
         .collect();
-    safetensors::serialize_to_file(views?, None, to).map_err(|source| BuildError::Tensors {
-        path: to.to_owned(),
-        source: TensorError::Write(source),
-    })
+    safetensors::serialize_to_file(views?, None, to)
+        .map_err(|source| BuildError::Tensors { path: to.to_owned(), source: TensorError::Write(source) })
 }

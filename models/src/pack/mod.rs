@@ -171,8 +171,7 @@ impl Pack {
         check_consistency(&path, &manifest)?;
         let tensors = directory.join("frozen.safetensors");
         let frozen = Frozen::open(&tensors).map_err(|source| PackError::Tensors { path: tensors, source })?;
-        let pack =
-            Self { directory: directory.to_owned(), manifest, digest: *blake3::hash(&text).as_bytes(), frozen };
+        let pack = Self { directory: directory.to_owned(), manifest, digest: *blake3::hash(&text).as_bytes(), frozen };
         pack.check_frozen()?;
         Ok(pack)
     }
@@ -268,11 +267,7 @@ fn verify(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackErr
     }
     let path = directory.join(name);
     let found = digest_of_file(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
-    if found == entry.blake3 {
-        Ok(())
-    } else {
-        Err(PackError::Damaged { path, expected: entry.blake3.clone(), found })
-    }
+    if found == entry.blake3 { Ok(()) } else { Err(PackError::Damaged { path, expected: entry.blake3.clone(), found }) }
 }
 
 /// Reads the file rather than mapping it, so that verifying leaves no pages resident.

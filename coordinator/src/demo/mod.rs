@@ -138,7 +138,9 @@ async fn play(
     bar.set_position(2);
     bar.set_message("starting the broker and the coordinator");
     let mut agents = Agents::default();
-    let (coordinator, common, passwords) = start_coordinator(options, folder, &manifest).await?;
+    let settings = options.run_settings(prepared.test_examples(), prepared.mean_text_bytes());
+    settings.check(manifest.layers as u32)?;
+    let (coordinator, common, passwords) = start_coordinator(options, folder).await?;
     let conducted = select! {
         outcome = async {
             for (device, password) in &passwords {
@@ -147,8 +149,7 @@ async fn play(
             bar.set_position(3);
             await_arrival(&mut agents, coordinator.progress(), passwords.len(), &bar).await?;
             bar.finish_and_clear();
-            let examples = prepared.test.iter().map(Vec::len).sum::<usize>() as u64;
-            coordinator.start_run(&options.run_settings(examples)).await?;
+            coordinator.start_run(&settings).await?;
             conduct(&mut agents, coordinator.progress(), screen, manifest.layers, started).await
         } => outcome.map(Some),
         () = stop.asked() => Ok(None),
@@ -208,9 +209,7 @@ fn described(shares: &Shares) -> String {
 async fn start_coordinator(
     options: &Options,
     folder: &RunFolder,
-    manifest: &Manifest,
 ) -> anyhow::Result<(Coordinator, Common, Vec<(DeviceId, String)>)> {
-    options.run_settings(1).check(manifest.layers as u32)?;
     let devices: Vec<(DeviceId, String)> = (0..options.agents as usize)
         .map(|at| (name(at).parse().expect("our names are names"), random_password()))
         .collect();

@@ -25,9 +25,9 @@ pub struct Options {
     /// Folder with the model: config.json, model.safetensors and tokenizer.json
     #[arg(long, value_name = "FOLDER", default_value = ".cache/minilm")]
     pub(super) checkpoint: PathBuf,
-    /// Rounds of training
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
+    /// Rounds of training [default: 12 for short texts, 8 for long ones]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
     /// Agents, each a process with one thread
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=MAX_AGENTS))]
     pub(super) agents: u32,
@@ -40,21 +40,42 @@ pub struct Options {
     /// Layers that each agent shares, those of least importance to it; the others stay its own [default: all]
     #[arg(long, value_name = "N")]
     share: Option<u32>,
-    /// Training steps of each agent in a round
-    #[arg(long, value_name = "N", default_value_t = 18, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    steps: u32,
-    /// Examples in a step
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256))]
-    batch: u32,
-    /// Learning rate
-    #[arg(long, value_name = "NUMBER", default_value_t = 2e-3)]
-    lr: f32,
+    /// Training steps of each agent in a round [default: 30 for short texts, 18 for long ones]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    steps: Option<u32>,
+    /// Examples in a step [default: 16 for short texts, 8 for long ones]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: Option<u32>,
+    /// Learning rate [default: 0.004 for short texts, 0.002 for long ones]
+    #[arg(long, value_name = "NUMBER")]
+    lr: Option<f32>,
     /// From it data, shares, batches and masks are drawn
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
     /// Keep the pack, the shares, settings and logs in this new folder
     #[arg(long, value_name = "FOLDER")]
     pub(super) keep: Option<PathBuf>,
+}
+
+/// How much work a round is: what a demo can do in less than four minutes on two idle cores.
+struct Pace {
+    rounds: u32,
+    steps: u32,
+    batch: u32,
+    learning_rate: f32,
+}
+
+impl Pace {
+    /// Commands and single sentences.
+    const SHORT: Self = Self { rounds: 12, steps: 30, batch: 16, learning_rate: 4e-3 };
+    /// Paragraphs.
+    const LONG: Self = Self { rounds: 8, steps: 18, batch: 8, learning_rate: 2e-3 };
+    /// Texts are short up to this many bytes on average.
+    const SHORT_BYTES: usize = 100;
+
+    fn of(mean_text_bytes: usize) -> Self {
+        if mean_text_bytes <= Self::SHORT_BYTES { Self::SHORT } else { Self::LONG }
+    }
 }
 
 /// `--dropout`.
@@ -91,20 +112,21 @@ impl Options {
         (self.data != *"generated").then_some(&self.data)
     }
 
-    /// The run, where the agents hold `test_examples` in all.
-    pub(super) fn run_settings(&self, test_examples: u64) -> RunSettings {
+    /// The run, where the agents hold `test_examples` in all, and texts have `mean_text_bytes`.
+    pub(super) fn run_settings(&self, test_examples: u64, mean_text_bytes: usize) -> RunSettings {
+        let pace = Pace::of(mean_text_bytes);
         let shape = Shape::Uniform;
         let rates = match self.dropout {
             Dropout::Fixed(mean) => Rates::Fixed { mean, shape },
             Dropout::Bandit => Rates::Bandit { arms: vec![0.0, 0.2, 0.4, 0.6], epsilon: 0.2, shape },
         };
         RunSettings {
-            rounds: self.rounds,
+            rounds: self.rounds.unwrap_or(pace.rounds),
             devices: self.agents,
             quorum: self.agents.div_ceil(2),
-            steps: self.steps,
-            batch: self.batch,
-            learning_rate: self.lr,
+            steps: self.steps.unwrap_or(pace.steps),
+            batch: self.batch.unwrap_or(pace.batch),
+            learning_rate: self.lr.unwrap_or(pace.learning_rate),
             seed: self.seed,
             rates,
             sharing: self.share.map_or(Sharing::All, Sharing::LeastImportant),
@@ -135,7 +157,7 @@ mod tests {
     fn the_defaults_are_a_run_of_the_generated_data() {
         let options = parse("").unwrap();
         assert_eq!(options.data(), None);
-        let settings = options.run_settings(1_000);
+        let settings = options.run_settings(1_000, 40);
         assert_eq!(settings.check(6), Ok(()));
         assert_eq!((settings.devices, settings.quorum, settings.final_examples), (4, 2, 1_000));
     }
@@ -147,14 +169,22 @@ mod tests {
         )
         .unwrap();
         assert_eq!(options.data(), Some(&PathBuf::from("x/generated")));
-        let settings = options.run_settings(100);
+        let settings = options.run_settings(100, 40);
         assert_eq!(settings.check(6), Ok(()));
         assert_eq!((settings.rounds, settings.devices, settings.quorum, settings.steps), (3, 5, 3, 7));
         assert_eq!((settings.batch, settings.seed, settings.evaluate_examples), (4, 9, 100));
         assert_eq!(settings.sharing, Sharing::LeastImportant(2));
         assert!(matches!(settings.rates, Rates::Bandit { .. }));
-        let fixed = parse("--dropout 0.5").unwrap().run_settings(100).rates;
+        let fixed = parse("--dropout 0.5").unwrap().run_settings(100, 40).rates;
         assert_eq!(fixed, Rates::Fixed { mean: 0.5, shape: Shape::Uniform });
+    }
+
+    #[test]
+    fn long_texts_take_fewer_and_smaller_steps() {
+        let options = parse("--steps 25").unwrap();
+        let (short, long) = (options.run_settings(1_000, 100), options.run_settings(1_000, 101));
+        assert_eq!((short.rounds, short.steps, short.batch), (12, 25, 16));
+        assert_eq!((long.rounds, long.steps, long.batch), (8, 25, 8));
     }
 
     #[test]

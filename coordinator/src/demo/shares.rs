@@ -24,6 +24,19 @@ pub(super) struct Shares {
     pub(super) test: Vec<Vec<Example>>,
 }
 
+impl Shares {
+    /// Test examples of all devices.
+    pub(super) fn test_examples(&self) -> u64 {
+        self.test.iter().map(Vec::len).sum::<usize>() as u64
+    }
+
+    /// Mean length of a training text.
+    pub(super) fn mean_text_bytes(&self) -> usize {
+        let lengths = self.train.iter().flatten().map(|example| example.text.len());
+        lengths.clone().sum::<usize>() / lengths.count().max(1)
+    }
+}
+
 /// How to deal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dealing {
@@ -109,6 +122,7 @@ mod tests {
         assert_eq!(shares.train.iter().map(Vec::len).sum::<usize>(), MOST_TRAINING);
         assert_eq!(texts(&shares.train).len(), MOST_TRAINING);
         assert_eq!(shares.test.iter().map(Vec::len).collect::<Vec<_>>(), [250; 4]);
+        assert_eq!((shares.test_examples(), shares.mean_text_bytes()), (1_000, "text 9999".len() - 1));
         assert!(texts(&shares.test).contains("text 999") && !texts(&shares.test).contains("text 1000"));
     }
 

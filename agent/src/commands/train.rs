@@ -125,7 +125,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
     }
     let evaluated = if arguments.evaluate > 0 {
-        let plan = EvaluatePlan { examples: arguments.evaluate, batch: 32 };
+        let plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
         let total = test.len().min(arguments.evaluate);
         Some(trainer.evaluate(&test, &plan, &mut |done| {
             progress.evaluated(done, total);

@@ -41,7 +41,7 @@ pub struct RunSettings {
     pub evaluate_examples: u64,
     /// Test examples, over all devices, of the evaluations before the first round and at the end; 0: none (default 1000).
     pub final_examples: u64,
-    /// Examples at a time in an evaluation (default 16).
+    /// Examples at a time in an evaluation (default 8).
     pub evaluate_batch: u32,
     /// How long to wait for `devices` devices before going on with those that are there, in milliseconds (default 60,000).
     pub gather_ms: u64,
@@ -70,7 +70,7 @@ impl Default for RunSettings {
             sharing: Sharing::All,
             evaluate_examples: 400,
             final_examples: 1000,
-            evaluate_batch: 16,
+            evaluate_batch: 8,
             gather_ms: 60_000,
             train_ms: 600_000,
             evaluate_ms: 300_000,

@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Orders say nothing of clipping: gradients are taken as they are.
 const CLIP_NORM: f32 = f32::INFINITY;
 
-/// A [`Workshop`] around a pack.
+/// A [`Workshop`] around a pack. When it goes, so does the memory that its tensors had.
 pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
@@ -32,6 +32,16 @@ pub struct PackWorkshop {
     open: Option<(Arc<Pack>, Trainer)>,
     train: Texts,
     test: Texts,
+}
+
+impl Drop for PackWorkshop {
+    fn drop(&mut self) {
+        if let Some((_, trainer)) = &mut self.open
+            && let Err(error) = trainer.shrink()
+        {
+            tracing::warn!(error = %error, "the memory of the trainer stays with the process");
+        }
+    }
 }
 
 impl PackWorkshop {

@@ -220,6 +220,14 @@ impl Trainer {
         model::array(Some(&hidden))
     }
 
+    /// Gives memory that no tensor uses at the moment back to the system.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn shrink(&mut self) -> Result<(), TrainerError> {
+        self.model.shrink(&self.weights)
+    }
+
     /// Trains as planned, with a fresh optimizer, reporting each step to `watch`, which may stop it.
     ///
     /// Which examples a step takes: the corpus is run through again and again, each time in another seeded order.

@@ -4,13 +4,13 @@
 //! pass has used them. Nothing of a skipped layer is looked up, bound or run.
 
 use super::TrainerError;
-use super::batch::Batch;
+use super::batch::{Batch, Sequence};
 use super::dropout::LayerMask;
 use super::runtime::Runtime;
 use ndarray::{ArrayD, IxDyn};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{Session, SessionInputValue};
+use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Shape, TensorRef, TensorRefMut};
 use skiff_models::Pack;
 use skiff_models::stage::{BatchPart, Binding, GraphSpec, StageSpec};
@@ -72,6 +72,7 @@ struct Given<'a> {
     hidden: Option<&'a DynValue>,
     hidden_gradient: Option<&'a DynValue>,
     residuals: Option<&'a BTreeMap<String, DynValue>>,
+    options: Option<&'a RunOptions>,
 }
 
 impl Model {
@@ -138,6 +139,19 @@ impl Model {
         array(self.head.evaluate.run(&given)?.logits.as_ref())
     }
 
+    /// Gives what the arena holds and does not use back to the system. It only does so after a run, so one token is embedded.
+    pub(super) fn shrink(&mut self, weights: &NamedTensors) -> Result<(), TrainerError> {
+        let batch = Batch::new(&[Sequence { ids: vec![0], types: vec![0], label: 0 }], 1, 1);
+        let options = RunOptions::new().and_then(|mut options| {
+            options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+            Ok(options)
+        });
+        let options =
+            options.map_err(|source| TrainerError::Run { graph: "shrinking the arena".to_owned(), source })?;
+        let given = Given { options: Some(&options), ..Given::new(&batch, &self.frozen, weights, 0) };
+        self.embed.evaluate.run(&given).map(drop)
+    }
+
     /// The activations after the layers of `mask`: `[T, D]`.
     pub(super) fn hidden(
         &mut self,
@@ -176,7 +190,7 @@ impl Graph {
     fn open(runtime: &Runtime, pack: &Pack, spec: &GraphSpec) -> Result<Self, TrainerError> {
         let path = pack.file(&spec.file);
         let session = Session::builder(runtime.environment())
-            .and_then(|builder| Ok(builder.with_execution_providers([ort::ep::CPU::default().build()])?))
+            .and_then(|builder| Ok(builder.with_env_allocators()?))
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|mut builder| builder.commit_from_file(&path))
             .map_err(|source| TrainerError::Session { path, source })?;
@@ -191,7 +205,11 @@ impl Graph {
             let value = value.ok_or_else(|| TrainerError::Unbound { port: port.name.clone() })?;
             inputs.push((Cow::from(port.name.as_str()), value));
         }
-        let mut outputs = self.session.run(inputs).map_err(failed)?;
+        let mut outputs = match given.options {
+            Some(options) => self.session.run_with_options(inputs, options),
+            None => self.session.run(inputs),
+        }
+        .map_err(failed)?;
         let mut results = Results::default();
         for port in &self.spec.outputs {
             let value = outputs.remove(&port.name).ok_or_else(|| TrainerError::Unbound { port: port.name.clone() })?;
@@ -218,7 +236,7 @@ impl<'a> Given<'a> {
         weights: &'a NamedTensors,
         layer: usize,
     ) -> Self {
-        Self { batch, frozen, weights, layer, hidden: None, hidden_gradient: None, residuals: None }
+        Self { batch, frozen, weights, layer, hidden: None, hidden_gradient: None, residuals: None, options: None }
     }
 
     /// The value tied to an input; nothing is copied.

@@ -1,6 +1,8 @@
 //! Finds and loads ONNX Runtime, once in a process.
 
+use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -74,7 +76,31 @@ impl Runtime {
 
 fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::Result<Environment> {
     let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(false)?;
-    builder.with_name("skiff").with_telemetry(false).with_global_thread_pool(pool).build()
+    let environment = builder.with_name("skiff").with_telemetry(false).with_global_thread_pool(pool).build()?;
+    register_arena(&environment)?;
+    Ok(environment)
+}
+
+/// One arena for all sessions, which grows by what is asked for. An arena for each session holds several times as much,
+/// and the C library's allocator fragments under tensors of changing length: it grew by a megabyte a step.
+fn register_arena(environment: &Environment) -> ort::Result<()> {
+    const NO_LIMIT: usize = 0;
+    const SAME_AS_REQUESTED: i32 = 1;
+    const DEFAULT: i32 = -1;
+    let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
+    let mut configuration = std::ptr::null_mut();
+    #[expect(
+        unsafe_code,
+        reason = "`ort` has no safe face for shared allocators; all three pointers are live, and the configuration is copied"
+    )]
+    unsafe {
+        let api = ort::api();
+        let created = (api.CreateArenaCfg)(NO_LIMIT, SAME_AS_REQUESTED, DEFAULT, DEFAULT, &raw mut configuration);
+        ort::Error::result_from_status(created)?;
+        let registered = (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), configuration);
+        (api.ReleaseArenaCfg)(configuration);
+        ort::Error::result_from_status(registered)
+    }
 }
 
 /// What the library says of itself; the build information that `ort` can show does not name the version.

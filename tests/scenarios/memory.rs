@@ -1,0 +1,44 @@
+//! Resident memory of a process that trains: flat over many steps, and given back afterwards. One test, since it looks at the
+//! whole process.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+
+use skiff_agent::telemetry::own_memory;
+use skiff_agent::trainer::Trainer;
+use skiff_agent::trainer::batch::{Batch, Sequence};
+use skiff_agent::trainer::dropout::LayerMask;
+use skiff_data::random::Random;
+use skiff_tests::{packs, places};
+use std::path::Path;
+use std::sync::Arc;
+
+fn batch(random: &mut Random, examples: usize, longest: usize) -> Batch {
+    let mut sequence = || {
+        let length = 1 + random.below(longest);
+        Sequence { ids: (0..length).map(|_| random.below(30_000) as u32).collect(), types: vec![0; length], label: 0 }
+    };
+    Batch::new(&(0..examples).map(|_| sequence()).collect::<Vec<_>>(), 12, 2)
+}
+
+#[test]
+fn memory_stays_flat_over_steps_of_changing_length_and_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = Arc::new(packs::minilm(&["0", "1"], folder.path()));
+    let mut trainer = Trainer::open(&places::runtime(), pack).unwrap();
+    let resident = || own_memory(Path::new("/")).resident_bytes;
+    let (mask, mut random) = (LayerMask::all(6), Random::new(1));
+    let mut steps = |trainer: &mut Trainer, count| {
+        for _ in 0..count {
+            trainer.step(&batch(&mut random, 8, 64), &mask).unwrap();
+        }
+        resident()
+    };
+    let warm = steps(&mut trainer, 20);
+    let later = steps(&mut trainer, 60);
+    // What 60 further steps may add: an eighth of what the first 20 needed.
+    assert!(later < warm + warm / 8, "{warm} bytes after 20 steps, {later} after 80");
+
+    trainer.shrink().unwrap();
+    let shrunk = resident();
+    // Activations of a step of this size are some 60 MB; the mapped weights and the library stay.
+    assert!(shrunk + 30_000_000 < later, "{later} bytes in training, {shrunk} afterwards");
+}

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check tools
+.PHONY: help demo test check bench golden tools
 
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
@@ -22,6 +22,8 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
   make test     the whole test suite; installs the Mosquitto broker if it is missing
   make check    formatting, lints, and (with cargo-deny installed) licences and advisories
+  make bench    what a round costs beyond the training, with 2, 4 and 8 agents (BENCH_JSON=FILE for programs)
+  make golden   computes the golden numbers anew with PyTorch (a gigabyte of Python packages; tests only read them)
 
 The demo writes its own data, commands to a home assistant. To change what it does:
 
@@ -54,6 +56,17 @@ check: tools
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
+
+bench: tools
+	@cross/fetch
+	@echo "Mosquitto: $$(cross/mosquitto)"
+	@cargo build --release --locked $(binaries)
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests -- $(if $(BENCH_JSON),--json '$(abspath $(BENCH_JSON))')
+
+golden: tools
+	@python3 -m venv .cache/golden
+	@.cache/golden/bin/pip install --quiet torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors
+	@.cache/golden/bin/python tests/golden/make.py tests/golden/bert
 
 tools:
 	@command -v cargo >/dev/null || { echo "error: Rust is missing (no cargo in PATH)." >&2; \

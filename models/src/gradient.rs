@@ -24,6 +24,9 @@ pub fn gradient(graph: &mut Graph, output: Id, seed: Id, wanted: &[Id]) -> Resul
     for &at in order.iter().rev() {
         let node = graph.nodes()[at].clone();
         let result = node.outputs[0];
+        if node.outputs[1..].iter().any(|extra| pending.contains_key(extra)) {
+            return Err(GraphError::NoRule { op: "a second result" });
+        }
         let Some(parts) = pending.remove(&result).filter(|_| active.contains(&result)) else { continue };
         let total = accumulate(graph, &parts)?;
         totals.insert(result, total);

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The prefix that Hugging Face PEFT puts before the name of a tensor of the wrapped model.
 pub const PREFIX: &str = "base_model.model.";
 
+/// The largest rank of LoRA.
+pub const MAX_RANK: usize = 1024;
+
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): `y = W x + b + (alpha / rank) B A x`, with `W`, `b` frozen.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,7 +25,7 @@ pub struct Lora {
 }
 
 impl Default for Lora {
-    /// Rank 8, alpha 16, on query and value: what the paper and the peers measured in `docs/` use.
+    /// Rank 8, alpha 16, on query and value: what the figures in the README use.
     fn default() -> Self {
         Self { rank: 8, alpha: 16.0, targets: vec!["query".to_owned(), "value".to_owned()] }
     }
@@ -70,6 +73,23 @@ impl Lora {
     #[must_use]
     pub fn scale(&self) -> f32 {
         self.alpha / self.rank as f32
+    }
+
+    /// What is wrong with it for a model whose linear layers are `linears`, if anything.
+    #[must_use]
+    pub fn problem(&self, linears: &[&str]) -> Option<String> {
+        if !(1..=MAX_RANK).contains(&self.rank) {
+            return Some(format!("LoRA rank {}: expected 1 to {MAX_RANK}", self.rank));
+        }
+        if !self.alpha.is_finite() || self.alpha <= 0.0 {
+            return Some(format!("LoRA alpha {}: expected a positive number", self.alpha));
+        }
+        let last_parts: Vec<&str> = linears.iter().filter_map(|name| name.rsplit('.').next()).collect();
+        match self.targets.iter().find(|target| !last_parts.contains(&target.as_str())) {
+            Some(target) => Some(format!("LoRA target {target:?}: this model has {}", last_parts.join(", "))),
+            None if self.targets.is_empty() => Some("LoRA needs at least one target".to_owned()),
+            None => None,
+        }
     }
 
     /// Whether the linear layer called `name` is adapted.

@@ -124,9 +124,6 @@ pub enum Ending {
     },
 }
 
-/// A graph file and its bytes.
-pub type GraphFile = (GraphSpec, Vec<u8>);
-
 /// The graph files of a stage with their bytes.
 #[derive(Debug)]
 pub struct CompiledStage {

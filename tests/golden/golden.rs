@@ -8,7 +8,7 @@ use skiff_agent::trainer::batch::Batch;
 use skiff_agent::trainer::dropout::LayerMask;
 use skiff_agent::trainer::optimizer::AdamW;
 use skiff_models::tensors::NamedTensors;
-use skiff_tests::compare::{CLOSE, DIFFERENCES, FED_BACK, Tensors, assert_close, read};
+use skiff_tests::compare::{CLOSE, DIFFERENCES, FED_BACK, FED_BACK_WEIGHTS, Tensors, assert_close, read};
 use skiff_tests::{packs, places};
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ fn fifty_steps_of_adamw_follow_pytorch() {
         optimizer.step(&mut weights, &outcome.gradients, 1e-2);
         trainer.set_weights(weights.clone()).unwrap();
     }
-    assert_close("weights after 50 steps", &widen(weights), &expected, FED_BACK * 10.0);
+    assert_close("weights after 50 steps", &widen(weights), &expected, FED_BACK_WEIGHTS);
 }
 
 #[test]

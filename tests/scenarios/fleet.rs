@@ -5,26 +5,11 @@ use skiff_coordinator::progress::{Phase, Presence, Progress};
 use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_tests::brokers::{Broker, COORDINATOR, password};
 use skiff_tests::fleet::{FLEET, Fleet, eventually};
+use std::time::Duration;
 
 const DEVICES: [&str; 3] = ["oak", "elm", "ash"];
-const SETTINGS: [&str; 16] = [
-    "--rounds",
-    "4",
-    "--devices",
-    "3",
-    "--quorum",
-    "2",
-    "--steps",
-    "30",
-    "--batch",
-    "4",
-    "--dropout",
-    "0.3",
-    "--set",
-    "grace_ms=300",
-    "--set",
-    "evaluate_examples=30",
-];
+const SETTINGS: &str = "--rounds 4 --devices 3 --quorum 2 --steps 30 --batch 4 --dropout 0.3 --set grace_ms=300 \
+    --set evaluate_examples=30 --set sharing={least_important=4}";
 
 fn training_step(progress: &Progress, device: &str) -> u32 {
     progress
@@ -39,7 +24,7 @@ fn a_run_survives_kills(broker: &Broker) {
     let mut fleet = Fleet::prepare(broker, &DEVICES, 60);
     fleet.start_coordinator();
     DEVICES.iter().for_each(|device| fleet.start_agent(device));
-    fleet.start_run(&SETTINGS);
+    fleet.start_run(&SETTINGS.split_whitespace().collect::<Vec<_>>());
 
     fleet.watch("oak in the middle of round 2", |progress, run| {
         run.round == 2 && run.phase == Phase::Training && training_step(progress, "oak") > 0
@@ -139,7 +124,7 @@ fn forged_and_foreign_messages_are_counted_and_change_nothing() {
 
 fn publish(broker: &Broker, user: &str, messages: &[Publication]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    let all = async {
         let config = LinkConfig {
             url: broker.url(),
             client_id: format!("forger-{user}"),
@@ -153,5 +138,6 @@ fn publish(broker: &Broker, user: &str, messages: &[Publication]) {
             link.publish(message.clone()).await.unwrap();
         }
         link.close().await;
-    });
+    };
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), all).await }).expect("the broker takes it");
 }

@@ -130,3 +130,17 @@ fn a_folder_that_is_not_a_pack_is_never_replaced() {
     assert!(matches!(error, Err(BuildError::Occupied { .. })));
     assert!(folder.path().join("precious").is_file());
 }
+
+#[test]
+fn a_lora_that_cannot_be_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let sound = Lora::default();
+    let unknown = Lora { targets: vec!["qurey".to_owned()], ..sound.clone() };
+    for lora in [unknown, Lora { alpha: f32::NAN, ..sound.clone() }, Lora { rank: 0, ..sound }] {
+        let checkpoint = packs::golden_case("odd").join("checkpoint");
+        let options = BuildOptions { lora, ..options(checkpoint, folder.path().join("out")) };
+        let error = build(&options, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, BuildError::Lora { .. }), "{error}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}

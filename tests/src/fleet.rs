@@ -2,6 +2,7 @@
 
 use crate::brokers::{Broker, COORDINATOR, password};
 use crate::{packs, places};
+use skiff_agent::clock::monotonic;
 use skiff_coordinator::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
 use std::collections::BTreeMap;
@@ -122,8 +123,9 @@ impl Fleet {
     pub fn watch(&self, what: &str, wanted: impl Fn(&Progress, &RunProgress) -> bool) -> (Progress, RunProgress) {
         let mut watcher = self.skiff(&["run", "watch", "--json"]).stdout(Stdio::piped()).spawn().expect("skiff runs");
         let lines = lines(watcher.stdout.take().expect("its output is piped"));
+        let begun = monotonic();
         let seen = loop {
-            match lines.recv_timeout(PATIENCE) {
+            match lines.recv_timeout((begun + PATIENCE).saturating_sub(monotonic())) {
                 Ok(line) => {
                     let progress: Progress = serde_json::from_str(&line).expect("a line of JSON");
                     if let Some(run) = progress.run.clone()

@@ -271,7 +271,8 @@ impl Bert {
     }
 }
 
-const LINEARS: [&str; 6] = [
+/// The linear layers of a block, which LoRA may sit on.
+pub const LINEARS: [&str; 6] = [
     "attention.self.query",
     "attention.self.key",
     "attention.self.value",

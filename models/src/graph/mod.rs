@@ -10,9 +10,9 @@ pub(crate) mod reference;
 mod shape;
 
 pub use op::Op;
-pub use shape::{Dim, Shape};
+pub use shape::{Dim, Shape, broadcast, elements};
 
-use shape::{broadcast, element_count, show};
+use shape::show;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A value of one graph.
@@ -282,7 +282,7 @@ impl Graph {
         extract
     }
 
-    /// Fails where two values of one extract would have the same name.
+    /// Fails where two values have the same name.
     ///
     /// # Errors
     /// [`GraphError::DuplicateName`].
@@ -317,16 +317,4 @@ pub struct Extract {
     pub inputs: BTreeSet<Id>,
     /// Values it ends in.
     pub outputs: Vec<Id>,
-}
-
-/// The number of elements of a shape, as a product of its dimensions.
-#[must_use]
-pub fn elements(shape: &Shape) -> Dim {
-    element_count(shape)
-}
-
-/// The shape that two shapes broadcast to.
-#[must_use]
-pub fn broadcast_shape(a: &Shape, b: &Shape) -> Option<Shape> {
-    broadcast(a, b)
 }

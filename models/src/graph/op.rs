@@ -1,6 +1,6 @@
 //! The operators: what each computes and what shapes it takes. Each is one ONNX operator, or two or three plain ones.
 
-use super::{Dim, Shape, broadcast_shape, elements};
+use super::{Dim, Shape, broadcast, elements};
 
 /// An operator. `A`, `B`, `C` are its operands in order.
 #[derive(Clone, PartialEq, Debug)]
@@ -106,7 +106,7 @@ impl Op {
                 let result = vec![rows.clone(), columns.clone()];
                 let addend_fits = match rest {
                     [] => true,
-                    [c] => broadcast_shape(&result, c).as_ref() == Some(&result),
+                    [c] => broadcast(&result, c).as_ref() == Some(&result),
                     _ => false,
                 };
                 (inner_a == inner_b && addend_fits).then(|| vec![result])
@@ -117,7 +117,7 @@ impl Op {
                 (lead_a == lead_b && inner_a == inner_b)
                     .then(|| vec![[lead_a, &[rows.clone(), columns.clone()]].concat()])
             }
-            (Self::Add | Self::Sub | Self::Mul, [a, b]) => Some(vec![broadcast_shape(a, b)?]),
+            (Self::Add | Self::Sub | Self::Mul, [a, b]) => Some(vec![broadcast(a, b)?]),
             (Self::Erf | Self::Exp | Self::Tanh | Self::Gelu, [a]) => one((*a).clone()),
             (Self::Softmax | Self::LogSoftmax, [a]) if !a.is_empty() => one((*a).clone()),
             (Self::LayerNorm { .. }, [a, gamma, beta]) => {
@@ -148,7 +148,7 @@ impl Op {
                 let (_, lead) = a.split_last()?;
                 one([lead, &[Dim::fixed(1)]].concat())
             }
-            (Self::ExpandLike, [a, b]) => (broadcast_shape(a, b)? == **b).then(|| vec![(*b).clone()]),
+            (Self::ExpandLike, [a, b]) => (broadcast(a, b)? == **b).then(|| vec![(*b).clone()]),
             _ => None,
         }
     }

@@ -62,11 +62,15 @@ impl fmt::Display for Dim {
     }
 }
 
-pub(super) fn element_count(shape: &Shape) -> Dim {
+/// The number of elements of a shape, as a product of its dimensions.
+#[must_use]
+pub fn elements(shape: &Shape) -> Dim {
     shape.iter().fold(Dim::fixed(1), |product, dim| product.times(dim))
 }
 
-pub(super) fn broadcast(a: &Shape, b: &Shape) -> Option<Shape> {
+/// The shape that two shapes broadcast to, as in NumPy; `None` where they do not.
+#[must_use]
+pub fn broadcast(a: &Shape, b: &Shape) -> Option<Shape> {
     let rank = a.len().max(b.len());
     let one = Dim::fixed(1);
     let at = |shape: &Shape, axis: usize| {
@@ -93,7 +97,7 @@ mod tests {
     fn products_do_not_depend_on_the_order_of_their_factors() {
         let (t, twelve) = (Dim::from("T"), Dim::from(12));
         assert_eq!(t.times(&twelve), twelve.times(&t));
-        assert_eq!(element_count(&vec![Dim::from("B"), twelve, Dim::from("S")]).to_string(), "12*B*S");
+        assert_eq!(elements(&vec![Dim::from("B"), twelve, Dim::from("S")]).to_string(), "12*B*S");
     }
 
     #[test]

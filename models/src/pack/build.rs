@@ -1,7 +1,7 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
 use super::{FORMAT, FileEntry, Manifest, StageSpecs, digest_of_file};
-use crate::architectures::bert::Bert;
+use crate::architectures::bert::{Bert, LINEARS};
 use crate::graph::GraphError;
 use crate::peft::{Lora, initial};
 use crate::tensors::{self, TensorError};
@@ -84,6 +84,12 @@ pub enum BuildError {
         /// Which and why.
         source: TensorError,
     },
+    /// A LoRA that cannot be.
+    #[error("{what}")]
+    Lora {
+        /// What is wrong.
+        what: String,
+    },
     /// The target exists and is not a pack.
     #[error("{path} exists and is not a pack; choose another --out or remove it", path = path.display())]
     Occupied {
@@ -95,7 +101,8 @@ pub enum BuildError {
     Graph(#[from] GraphError),
 }
 
-/// Makes the pack, telling `progress` what it is at (a short phrase) as it goes. The target appears complete or not at all.
+/// Makes the pack, telling `progress` what it is at (a short phrase) as it goes. The target appears complete or not at all;
+/// a pack that was there is moved aside first and removed last.
 ///
 /// # Errors
 /// A checkpoint that cannot be read, is unsupported or incomplete; a target that cannot be written.
@@ -104,16 +111,23 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(&str)) -> Result<M
     if options.out.exists() && !options.out.join("manifest.json").is_file() {
         return Err(BuildError::Occupied { path: options.out.clone() });
     }
+    if let Some(what) = options.lora.problem(&LINEARS) {
+        return Err(BuildError::Lora { what });
+    }
     let model = read_config(&options.checkpoint.join("config.json"))?;
-    let staging = staging_path(&options.out);
+    let staging = beside(&options.out, "partial");
     let _ = fs::remove_dir_all(&staging);
     let made = write_files(options, &model, &staging, progress);
     let made = made.and_then(|manifest| {
         let failed = |source| BuildError::Write { path: options.out.clone(), source };
+        let replaced = beside(&options.out, "replaced");
         if options.out.exists() {
-            fs::remove_dir_all(&options.out).map_err(failed)?;
+            fs::rename(&options.out, &replaced).map_err(failed)?;
         }
         fs::rename(&staging, &options.out).map_err(failed)?;
+        if replaced.exists() {
+            fs::remove_dir_all(&replaced).map_err(|source| BuildError::Write { path: replaced, source })?;
+        }
         Ok(manifest)
     });
     if made.is_err() {
@@ -122,9 +136,10 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(&str)) -> Result<M
     made
 }
 
-fn staging_path(out: &Path) -> PathBuf {
+/// A name of this process's own in the same folder.
+fn beside(out: &Path, what: &str) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".partial-{}", std::process::id()));
+    name.push(format!(".{what}-{}", std::process::id()));
     out.with_file_name(name)
 }
 

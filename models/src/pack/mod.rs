@@ -15,7 +15,7 @@ mod frozen;
 pub use build::{BuildError, BuildOptions, build};
 pub use frozen::{Frozen, FrozenTensor};
 
-use crate::architectures::bert::Bert;
+use crate::architectures::bert::{Bert, LINEARS};
 use crate::peft::Lora;
 use crate::stage::StageSpec;
 use crate::tensors::{NamedTensors, Schema, TensorError};
@@ -280,7 +280,7 @@ fn digest_of_file(path: &Path) -> std::io::Result<String> {
 fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> {
     let fail = |what: String| Err(PackError::Inconsistent { path: path.to_owned(), what });
     let model = &manifest.model;
-    if let Some(problem) = model.problem() {
+    if let Some(problem) = model.problem().or_else(|| manifest.lora.problem(&LINEARS)) {
         return fail(problem);
     }
     if manifest.layers != model.num_hidden_layers {

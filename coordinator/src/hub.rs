@@ -387,7 +387,7 @@ impl Hub {
             Err(reason) => {
                 tracing::warn!(%device, reason, "an update is unfit");
                 self.fleet.note(&device, &format!("update refused: {reason}"));
-                if let Err(error) = self.blobs.remove(digest) {
+                if let Err(error) = self.remove_unneeded(digest) {
                     tracing::error!(error = %chain(&error), "an unfit update cannot be removed");
                 }
                 let steps = self.transfers.refuse(&device, digest, reason.clone(), now);
@@ -465,8 +465,8 @@ impl Hub {
         }
     }
 
-    /// Keeps the weights that runs ended with, and what the present run still needs.
-    fn remove_blobs(&self) -> Result<(), HubError> {
+    /// The weights that runs ended with, and what the present run still needs.
+    fn needed(&self) -> Result<BTreeSet<Digest>, HubError> {
         let mut needed: BTreeSet<Digest> = BTreeSet::new();
         for run in self.store.runs()? {
             needed.extend(self.store.final_weights(run)?);
@@ -477,6 +477,20 @@ impl Hub {
                 needed.extend(training.updates.values().map(|stored| stored.update));
             }
         }
+        Ok(needed)
+    }
+
+    /// Whoever offers a blob that is here already does not own it: its digest may be that of the global weights.
+    fn remove_unneeded(&self, digest: Digest) -> Result<(), HubError> {
+        if !self.needed()?.contains(&digest) {
+            self.blobs.remove(digest)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what is needed, and chunks while devices train.
+    fn remove_blobs(&self) -> Result<(), HubError> {
+        let needed = self.needed()?;
         for (digest, _) in self.blobs.list()? {
             if !needed.contains(&digest) {
                 self.blobs.remove(digest)?;

@@ -6,6 +6,7 @@
 use super::*;
 use crate::model::tests::{blob, tiny};
 use crate::progress;
+use crate::sharing::Sharing;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, TrainReport,
@@ -86,10 +87,14 @@ impl World {
 
     /// With two devices, in the first round's training.
     fn training() -> Self {
+        Self::training_with(settings())
+    }
+
+    fn training_with(settings: RunSettings) -> Self {
         let mut world = Self::new();
         world.birth("a", PACK);
         world.birth("b", PACK);
-        let effects = world.hub.start_run(RUN, settings(), Timestamp(world.now)).unwrap().unwrap();
+        let effects = world.hub.start_run(RUN, settings, Timestamp(world.now)).unwrap().unwrap();
         world.carry_out(effects);
         world.evaluate("a");
         world.evaluate("b");
@@ -167,7 +172,11 @@ impl World {
 
     /// Sends an update; returns the last thing said to the device.
     fn upload(&mut self, name: &str, bytes: &[u8]) -> TransferMessage {
-        let offer = self.offer(name, bytes, vec![0, 1]);
+        self.upload_of_layers(name, bytes, vec![0, 1])
+    }
+
+    fn upload_of_layers(&mut self, name: &str, bytes: &[u8], shared_layers: Vec<u32>) -> TransferMessage {
+        let offer = self.offer(name, bytes, shared_layers);
         let id = offer.id();
         self.transfer(name, id, TransferMessage::Offer(offer));
         for (index, chunk) in bytes.chunks(CHUNK_BYTES).enumerate() {
@@ -289,6 +298,23 @@ fn an_unfit_update_is_refused_with_the_reason_and_its_device_is_out() {
     let lied = world.offer("b", &update(1.0), vec![1]);
     world.transfer("b", lied.id(), TransferMessage::Offer(lied));
     assert!(matches!(world.last_transfer("b"), TransferMessage::Refused { .. }));
+}
+
+#[test]
+fn a_blob_that_is_needed_outlives_an_unfit_offer_of_it() {
+    let unfit = |said: &TransferMessage| matches!(said, TransferMessage::Refused { .. });
+    let settings = || RunSettings { quorum: 1, sharing: Sharing::LeastImportant(1), ..settings() };
+    let mut world = World::training_with(settings());
+    assert!(unfit(&world.upload_of_layers("a", &tiny().initial, vec![1])), "the global weights hold every layer");
+    let good = blob(&[("head", 1.0), ("layer.0", 1.0)]);
+    assert_eq!(world.upload_of_layers("b", &good, vec![0]), TransferMessage::Done);
+    let merged = world.merge();
+    assert_eq!(world.hub.blobs.read(merged).unwrap(), blob(&[("head", 1.0), ("layer.0", 1.0), ("layer.1", 0.5)]));
+
+    let mut world = World::training_with(settings());
+    assert_eq!(world.upload_of_layers("b", &good, vec![0]), TransferMessage::Done);
+    assert!(unfit(&world.upload_of_layers("a", &good, vec![1])), "another's update");
+    world.merge();
 }
 
 #[test]

@@ -147,17 +147,7 @@ async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<(
         if json {
             writeln!(out, "{}", serde_json::to_string(&progress)?)?;
         } else {
-            let after = shown.filter(|(name, _)| *name == run.run).map_or(0, |(_, round)| round);
-            if after == 0 {
-                writeln!(out, "run {}, {} rounds", run.run, run.rounds)?;
-                write!(out, "{}", line(&HEAD.map(str::to_owned)))?;
-            }
-            // The evaluation belongs to its round: a round is shown when the next thing has begun.
-            let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
-            let fresh = run.closed.iter().filter(is_complete).filter(|closed| closed.round > after);
-            let last = fresh.clone().next_back().map_or(after, |closed| closed.round);
-            fresh.clone().try_for_each(|closed| write!(out, "{}", line(&closed_cells(closed))))?;
-            shown = Some((run.run.clone(), last.max(after)));
+            write!(out, "{}", news(run, &mut shown))?;
             out.flush()?;
             status(&progress, run);
         }
@@ -168,6 +158,26 @@ async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<(
             return Ok(());
         }
     }
+}
+
+/// What a watcher has not seen yet: the heading of another run, and each round as it is complete. `shown` is the run and
+/// the last round that were shown.
+fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
+    let mut text = String::new();
+    let after = match shown.take() {
+        Some((name, round)) if name == run.run => round,
+        Some(_) | None => {
+            text = format!("run {}, {} rounds\n{}", run.run, run.rounds, line(&HEAD.map(str::to_owned)));
+            0
+        }
+    };
+    // The evaluation belongs to its round: a round is shown when the next thing has begun.
+    let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
+    let fresh: Vec<&RoundProgress> =
+        run.closed.iter().filter(is_complete).filter(|closed| closed.round > after).collect();
+    text.extend(fresh.iter().map(|closed| line(&closed_cells(closed))));
+    *shown = Some((run.run.clone(), fresh.last().map_or(after, |closed| closed.round)));
+    text
 }
 
 const HEAD: [&str; 10] = ["round", "updates", "accuracy", "loss", "rate", "layers", "ms/step", "seconds", "up", "down"];
@@ -274,6 +284,34 @@ mod tests {
         let mut settings = serde_json::to_value(RunSettings::default()).unwrap();
         settings.as_object_mut().unwrap().extend(said(line).unwrap());
         serde_json::from_value(settings).unwrap()
+    }
+
+    fn in_round(run: &str, round: u32, closed: u32) -> RunProgress {
+        let closed: Vec<Value> = (1..=closed)
+            .map(|round| {
+                json!({
+                    "round": round, "skipped": "nobody", "selected": 0, "updates": 0, "accuracy": null, "loss": null,
+                    "evaluated_examples": 0, "train_loss": null, "mean_rate": 0.0, "mean_active_layers": 0.0,
+                    "step_ms": 0.0, "train_ms": 0, "evaluate_ms": 0, "longest_training_ms": 0, "bytes_up": 0, "bytes_down": 0,
+                })
+            })
+            .collect();
+        serde_json::from_value(json!({
+            "run": run, "phase": "training", "round": round, "rounds": 3, "ordered": 0, "answered": 0,
+            "accuracy_before": null, "accuracy": null, "accuracy_after": null, "elapsed_ms": 0, "bytes_up": 0,
+            "bytes_down": 0, "closed": closed, "reason": null,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_watcher_sees_the_heading_once_a_run_and_each_round_once() {
+        let mut shown = None;
+        let mut lines = |run: &str, round, closed| news(&in_round(run, round, closed), &mut shown).lines().count();
+        assert_eq!((lines("a", 0, 0), lines("a", 1, 0), lines("a", 1, 0)), (2, 0, 0));
+        assert_eq!((lines("a", 1, 1), lines("a", 2, 1), lines("a", 2, 1)), (0, 1, 0), "closed, complete, shown");
+        assert_eq!(lines("a", 4, 3), 2);
+        assert_eq!((lines("b", 2, 1), lines("b", 2, 1)), (3, 0));
     }
 
     #[test]

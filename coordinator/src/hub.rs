@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// How many of the last runs [`Hub::runs`] tells of.
 pub const RUNS_LISTED: usize = 50;
 
+/// An update may be this much larger than the initial weights: names and shapes are written in its head.
+const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
+
 /// What the shell has to do.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
@@ -331,8 +334,9 @@ impl Hub {
                 Ok(Change::Nothing)
             }
             Said::Transfer(id, message) => {
-                let run = self.run.as_ref();
-                let steps = self.transfers.receive(&device, id, message, |offer| judge(run, &device, offer), now);
+                let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
+                let judge = |offer: &Offer| judge(run, most_bytes, &device, offer);
+                let steps = self.transfers.receive(&device, id, message, judge, now);
                 self.follow(steps, now);
                 Ok(Change::Nothing)
             }
@@ -351,6 +355,11 @@ impl Hub {
             Ok(Change::Nothing) => {}
             Err(unwelcome) => self.refused(unwelcome.label(), topic, now),
         }
+    }
+
+    /// The most that an update may have: it holds no more than all weights.
+    fn most_bytes(&self) -> u64 {
+        self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
     }
 
     fn refused(&mut self, label: &'static str, topic: &str, now: Timestamp) {
@@ -414,8 +423,9 @@ impl Hub {
                 self.remove_blobs()?;
             }
             if !entries.is_empty() {
-                let run = self.run.as_ref();
-                let steps = self.transfers.judge_again(|device, offer| judge(run, device, offer), now);
+                let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
+                let judge = |device: &DeviceId, offer: &Offer| judge(run, most_bytes, device, offer);
+                let steps = self.transfers.judge_again(judge, now);
                 self.follow(steps, now);
             }
         }
@@ -504,13 +514,17 @@ impl Hub {
     }
 }
 
-fn judge(run: Option<&Run>, device: &DeviceId, offer: &Offer) -> Verdict {
-    match (run, &offer.purpose) {
+fn judge(run: Option<&Run>, most_bytes: u64, device: &DeviceId, offer: &Offer) -> Verdict {
+    let verdict = match (run, &offer.purpose) {
         (Some(run), Purpose::Update { run: id, round, epoch, report }) => {
             run.judge_offer(device, *id, *round, *epoch, report)
         }
         (None, _) | (_, Purpose::Weights { .. }) => Verdict::Refused("no run is going on".to_owned()),
+    };
+    if verdict == Verdict::Wanted && offer.total_bytes > most_bytes {
+        return Verdict::Refused(format!("an update of {} bytes, expected at most {most_bytes}", offer.total_bytes));
     }
+    verdict
 }
 
 fn log(run: RunId, record: &Record) {

@@ -301,6 +301,20 @@ fn an_unfit_update_is_refused_with_the_reason_and_its_device_is_out() {
 }
 
 #[test]
+fn an_update_larger_than_all_weights_is_refused_before_it_is_sent() {
+    let mut world = World::training();
+    let most = world.hub.most_bytes();
+    let mut offered = |total_bytes| {
+        let offer = Offer { total_bytes, ..world.offer("a", &update(1.0), vec![0, 1]) };
+        world.transfer("a", offer.id(), TransferMessage::Offer(offer));
+        world.last_transfer("a")
+    };
+    let TransferMessage::Refused { reason } = offered(most + 1) else { panic!("taken") };
+    assert_eq!(reason, format!("an update of {} bytes, expected at most {most}", most + 1));
+    assert!(matches!(offered(most), TransferMessage::Grant { .. }));
+}
+
+#[test]
 fn a_blob_that_is_needed_outlives_an_unfit_offer_of_it() {
     let unfit = |said: &TransferMessage| matches!(said, TransferMessage::Refused { .. });
     let settings = || RunSettings { quorum: 1, sharing: Sharing::LeastImportant(1), ..settings() };

@@ -61,7 +61,7 @@ bench: tools
 	@cross/fetch
 	@echo "Mosquitto: $$(cross/mosquitto)"
 	@cargo build --release --locked $(binaries)
-	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests -- $(if $(BENCH_JSON),--json '$(abspath $(BENCH_JSON))')
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench rounds -- $(if $(BENCH_JSON),--json '$(abspath $(BENCH_JSON))')
 
 golden: tools
 	@python3 -m venv .cache/golden

@@ -247,6 +247,7 @@ mod tests {
     fn memory(epoch: u64, personal: Option<Digest>) -> Memory {
         Memory {
             run: RunId(1),
+            started_ms: 3,
             round: 2,
             epoch,
             weights: None,

@@ -150,8 +150,8 @@ mod tests {
         let birth = Topic::Birth(device()).text(&fleet());
         assert_eq!(read(&fleet(), &birth, &sealed(&birth)[..30]), Err("truncated"));
         let command = Topic::Command(device()).text(&fleet());
-        let stop =
-            Command { run: skiff_protocol::RunId(1), round: 1, epoch: 2, order: skiff_protocol::messages::Order::Stop };
+        let order = skiff_protocol::messages::Order::Stop;
+        let stop = Command { run: skiff_protocol::RunId(1), started_ms: 0, round: 1, epoch: 2, order };
         let bytes = codec::seal(&Message::Command(stop), &command, None);
         assert_eq!(read(&fleet(), &command, &bytes), Err("wrong_topic"), "what the coordinator itself says");
     }

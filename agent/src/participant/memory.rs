@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 pub struct Memory {
     /// The command's run.
     pub run: RunId,
+    /// When that run started, by the coordinator's clock.
+    pub started_ms: u64,
     /// The command's round.
     pub round: u32,
     /// The command's epoch.

@@ -22,7 +22,8 @@
 //!   a stored answer or update said again. Training being a function of seed, device and round, the update is the same.
 //!
 //! **Commands.** Within a run a smaller epoch is ignored, an equal one is answered again, a larger one supersedes. A
-//! command of another run supersedes, but its `Stop` is only answered: it has nothing to stop here.
+//! command of another run supersedes, unless that run started before the newest one obeyed: then it is late and ignored.
+//! Another run's `Stop` is only answered: it has nothing to stop here.
 //!
 //! **Delivery.** Nothing is said while the link is down. When it comes up, and when a coordinator is there that was not
 //! before, the agent says its birth and its last answer again, and offers what it was offering. An offer of weights that
@@ -173,6 +174,9 @@ impl Participant {
             }
         } else if command.order == Order::Stop {
             return vec![self.answer(command.run, command.round, command.epoch, Outcome::Stopped)];
+        } else if let Some(memory) = self.memory.as_ref().filter(|memory| command.started_ms < memory.started_ms) {
+            tracing::warn!(run = %command.run, newest = %memory.run, "command ignored: its run started before the newest one obeyed; where it did not, mend the coordinator's clock");
+            return Vec::new();
         }
         self.supersede(command, now)
     }
@@ -199,6 +203,7 @@ impl Participant {
         };
         let mut memory = Memory {
             run: command.run,
+            started_ms: command.started_ms,
             round: command.round,
             epoch: command.epoch,
             weights: None,

@@ -32,6 +32,7 @@ fn weights(version: u8) -> Vec<u8> {
     vec![version; 10]
 }
 
+/// Runs are named in the order in which they start.
 fn train(run: u64, epoch: u64, version: u8) -> Command {
     let order = TrainOrder {
         weights: Digest::of(&weights(version)),
@@ -45,7 +46,8 @@ fn train(run: u64, epoch: u64, version: u8) -> Command {
         sharing: SharingPlan::All,
         deadline_ms: DEADLINE_MS,
     };
-    Command { run: RunId(run), round: u32::try_from(epoch).unwrap(), epoch, order: Order::Train(order) }
+    let round = u32::try_from(epoch).unwrap();
+    Command { run: RunId(run), started_ms: run * 1000, round, epoch, order: Order::Train(order) }
 }
 
 fn evaluate(run: u64, epoch: u64, version: u8) -> Command {
@@ -193,8 +195,9 @@ impl Device {
             Action::Keep(_) | Action::Remember(_) if self.disk_full => return Err(()),
             Action::Keep(bytes) => drop(self.blobs.insert(Digest::of(&bytes), bytes)),
             Action::Remember(memory) => {
-                if let Some(before) = self.memory.as_ref().filter(|before| before.run == memory.run) {
-                    assert!(before.epoch <= memory.epoch, "an epoch went back");
+                if let Some(before) = &self.memory {
+                    assert!(before.run != memory.run || before.epoch <= memory.epoch, "an epoch went back");
+                    assert!(before.started_ms <= memory.started_ms, "a run that was over came back");
                 }
                 let needed = memory.blobs();
                 self.blobs.retain(|digest, _| needed.contains(digest));
@@ -340,6 +343,24 @@ fn stop_ends_the_run_it_names_and_no_other() {
     assert!(device.worker.is_some());
     device.command(stop(1, 3));
     assert_eq!((device.outcomes(), device.worker.is_some()), (vec![Outcome::Stopped], false));
+}
+
+#[test]
+fn late_command_of_an_older_run_changes_nothing_even_after_a_restart() {
+    let mut device = Device::holding(1);
+    device.command(train(2, 1, 1));
+    let (work, memory) = (device.worker.clone(), device.memory.clone());
+    device.outcomes();
+    for late in [train(1, 9, 1), evaluate(1, 9, 1)] {
+        device.command(late);
+        assert_eq!((device.outcomes(), &device.worker, &device.memory), (vec![], &work, &memory));
+    }
+    device.restart();
+    device.tell(Event::LinkUp);
+    device.command(train(1, 9, 1));
+    assert_eq!((device.outcomes(), &device.worker, &device.memory), (vec![], &None, &memory));
+    device.command(train(3, 1, 1));
+    assert_eq!(device.worker.unwrap().ticket.run, RunId(3));
 }
 
 #[test]
@@ -549,6 +570,7 @@ enum Op {
     Stop,
     Repeat,
     Late,
+    LateRun,
     NextRun,
     StopOther,
     LinkUp,
@@ -572,6 +594,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Stop),
         3 => Just(Op::Repeat),
         1 => Just(Op::Late),
+        1 => Just(Op::LateRun),
         1 => Just(Op::NextRun),
         1 => Just(Op::StopOther),
         1 => Just(Op::LinkUp),
@@ -621,6 +644,13 @@ impl Fleet {
                 let newest_was_taken =
                     before.as_ref().is_some_and(|memory| memory.run.0 == run && memory.epoch == epoch);
                 assert!(!newest_was_taken || device.memory == before, "a late command changed what is remembered");
+            }
+            Op::LateRun => {
+                let before = device.memory.clone();
+                // A larger epoch than any that the run reached.
+                device.command(train(run.saturating_sub(1), 1_000, 0));
+                let newest_was_taken = before.as_ref().is_some_and(|memory| memory.run.0 == run);
+                assert!(!newest_was_taken || device.memory == before, "a late run changed what is remembered");
             }
             Op::StopOther => device.command(stop(run + 1000, 1)),
             Op::LinkUp => device.tell(Event::LinkUp),

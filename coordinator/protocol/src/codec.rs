@@ -458,7 +458,7 @@ mod tests {
         // A chunk, and a list of rates, that claim 2^32 - 1 items.
         let claim = [0xff, 0xff, 0xff, 0xff, 0x0f];
         assert_eq!(open(&frame(7, &[&[2, 0], &claim[..]].concat()), TOPIC, None), Err(Refusal::Malformed));
-        let train = [&[1, 1, 1, 0], &[0; 64][..], &[1], &claim].concat();
+        let train = [&[1, 1, 1, 1, 0], &[0; 64][..], &[1], &claim].concat();
         assert_eq!(open(&frame(5, &train), TOPIC, None), Err(Refusal::Malformed));
     }
 
@@ -477,7 +477,7 @@ mod tests {
             deadline_ms: 1,
         };
         let refused = |order: TrainOrder| {
-            let command = Command { run: RunId(1), round: 1, epoch: 1, order: Order::Train(order) };
+            let command = Command { run: RunId(1), started_ms: 1, round: 1, epoch: 1, order: Order::Train(order) };
             let payload = encode(&Message::Command(command));
             match open(&frame(5, &payload), TOPIC, None) {
                 Err(Refusal::OutOfBounds { field }) => field,
@@ -510,7 +510,7 @@ mod tests {
             max_tokens: 128,
             deadline_ms: 1,
         };
-        let command = Command { run: RunId(1), round: 1, epoch: 1, order: Order::Evaluate(order) };
+        let command = Command { run: RunId(1), started_ms: 1, round: 1, epoch: 1, order: Order::Evaluate(order) };
         drop(seal(&Message::Command(command), TOPIC, None));
     }
 

@@ -6,7 +6,8 @@
 //! **Delivery.** MQTT's acknowledgement is the broker's, not the receiver's. So the coordinator repeats a command until
 //! it is answered, and a device answers a repeated command again from what it has stored. Every command carries an
 //! *epoch* that grows with each new decision of a run: a larger epoch supersedes what the device was doing, an equal
-//! one is a repetition, a smaller one is late and ignored.
+//! one is a repetition, a smaller one is late and ignored. Epochs begin anew in every run: a command of a run that started
+//! before the newest one that the device obeyed is late, whatever its epoch.
 
 use crate::bounds;
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,8 @@ pub struct WorkSample {
 pub struct Command {
     /// The run.
     pub run: RunId,
+    /// When the run started, by the coordinator's clock; orders runs as `epoch` orders the decisions of one.
+    pub started_ms: u64,
     /// The round in it, from 1; 0 for the evaluation before the first round.
     pub round: u32,
     /// Orders decisions within a run; see the module's text.

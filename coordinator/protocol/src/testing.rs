@@ -98,8 +98,9 @@ fn answer() -> impl Strategy<Value = Answer> {
 
 fn command() -> impl Strategy<Value = Command> {
     let orders = prop_oneof![train().prop_map(Order::Train), evaluate().prop_map(Order::Evaluate), Just(Order::Stop)];
-    (any::<[u64; 2]>(), any::<u32>(), orders).prop_map(|(n, round, order)| Command {
+    (any::<[u64; 3]>(), any::<u32>(), orders).prop_map(|(n, round, order)| Command {
         run: RunId(n[0]),
+        started_ms: n[2],
         round,
         epoch: n[1],
         order,

@@ -655,7 +655,8 @@ impl Run {
     }
 
     fn command(&self, epoch: u64, order: Order) -> Command {
-        Command { run: self.ledger.start.run, round: self.ledger.round, epoch, order }
+        let Ledger { started_ms, round, .. } = self.ledger;
+        Command { run: self.ledger.start.run, started_ms, round, epoch, order }
     }
 
     fn order(&self, device: &DeviceId) -> Option<Order> {

@@ -419,7 +419,7 @@ impl Hub {
             for action in actions {
                 self.carry_out(action, now);
             }
-            if entries.iter().any(|entry| matches!(entry.record, Record::Merged { .. })) {
+            if entries.iter().any(|entry| matches!(entry.record, Record::Merged { .. } | Record::Skipped { .. })) {
                 self.remove_blobs()?;
             }
             if !entries.is_empty() {
@@ -477,10 +477,7 @@ impl Hub {
 
     /// The weights that runs ended with, and what the present run still needs.
     fn needed(&self) -> Result<BTreeSet<Digest>, HubError> {
-        let mut needed: BTreeSet<Digest> = BTreeSet::new();
-        for run in self.store.runs()? {
-            needed.extend(self.store.final_weights(run)?);
-        }
+        let mut needed: BTreeSet<Digest> = self.store.final_weights()?.into_values().collect();
         if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
             needed.extend([ledger.weights, ledger.start.weights]);
             if let Phase::Train(training) | Phase::Merge(training) = &ledger.phase {

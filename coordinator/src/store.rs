@@ -167,18 +167,17 @@ impl Store {
         Run::resume(&self.entries(run)?, now).map_err(out_of_place)
     }
 
-    /// The weights that a run's last merge made; `None` where nothing was merged.
+    /// The weights that each run's last merge made; runs without a merge are not in it.
     ///
     /// # Errors
     /// SQLite's failures.
-    pub fn final_weights(&self, run: RunId) -> Result<Option<Digest>, StoreError> {
+    pub fn final_weights(&self) -> Result<BTreeMap<RunId, Digest>, StoreError> {
         let attempt = "looking for weights";
-        let mut statement = self.prepared("SELECT weights FROM run WHERE run = ?", attempt)?;
-        let hex: Option<Option<String>> = statement
-            .query_row([sql_id(run)], |row| row.get(0))
-            .optional()
-            .map_err(|source| self.sqlite(attempt, source))?;
-        Ok(hex.flatten().and_then(|hex| Digest::parse(&hex)))
+        let mut statement = self.prepared("SELECT run, weights FROM run WHERE weights IS NOT NULL", attempt)?;
+        let rows: Result<Vec<(i64, String)>, _> =
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect);
+        let rows = rows.map_err(|source| self.sqlite(attempt, source))?;
+        Ok(rows.into_iter().filter_map(|(run, hex)| Some((run_id(run), Digest::parse(&hex)?))).collect())
     }
 
     /// What travelled in each round of a run.
@@ -341,11 +340,11 @@ mod tests {
         let run = RunId(4);
         let mut store = open(&folder);
         store.append(run, &[started(run)], 0, Traffic::default()).unwrap();
-        assert_eq!(store.final_weights(run).unwrap(), None);
+        assert_eq!(store.final_weights().unwrap(), BTreeMap::new());
         let merged = |byte| entry(9, Record::Merged { weights: Digest([byte; 32]) });
         store.append(run, &[merged(2), merged(3)], 1, Traffic::default()).unwrap();
-        assert_eq!(store.final_weights(run).unwrap(), Some(Digest([3; 32])));
-        assert_eq!(store.final_weights(RunId(5)).unwrap(), None);
+        store.append(RunId(5), &[started(RunId(5))], 0, Traffic::default()).unwrap();
+        assert_eq!(store.final_weights().unwrap(), BTreeMap::from([(run, Digest([3; 32]))]));
     }
 
     #[test]

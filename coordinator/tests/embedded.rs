@@ -270,7 +270,7 @@ async fn two_devices_go_through_a_run() {
     let (run, state) = run(2, 4).await;
     check(&run, 2, 4);
     let store = skiff_coordinator::store::Store::open(state.path()).unwrap();
-    let weights = store.final_weights(store.runs().unwrap()[0]).unwrap().unwrap();
+    let weights = store.final_weights().unwrap()[&store.runs().unwrap()[0]];
     let bytes = std::fs::read(state.path().join("blobs/blobs").join(weights.to_string())).unwrap();
     let tensors = model().schema.read(&bytes).unwrap();
     assert!(tensors["layer.0"].iter().all(|value| (value - 4.0).abs() < 1e-6), "one for each round");

@@ -315,6 +315,16 @@ fn an_update_larger_than_all_weights_is_refused_before_it_is_sent() {
 }
 
 #[test]
+fn the_updates_of_a_skipped_round_are_removed() {
+    let mut world = World::training();
+    assert_eq!(world.upload("a", &update(1.0)), TransferMessage::Done);
+    world.answer("b", Outcome::Refused { reason: "on battery".into() });
+    assert!(world.run().closed[0].skipped.is_some());
+    let kept: Vec<Digest> = world.hub.blobs.list().unwrap().into_iter().map(|(digest, _)| digest).collect();
+    assert_eq!(kept, [Digest::of(&tiny().initial)]);
+}
+
+#[test]
 fn a_blob_that_is_needed_outlives_an_unfit_offer_of_it() {
     let unfit = |said: &TransferMessage| matches!(said, TransferMessage::Refused { .. });
     let settings = || RunSettings { quorum: 1, sharing: Sharing::LeastImportant(1), ..settings() };

@@ -77,14 +77,17 @@ pub fn load_or_create(state: &Path) -> Result<Signer, KeyError> {
     Ok(signer)
 }
 
-/// Written aside and renamed, so that a crash leaves no half a key.
+/// Written aside and renamed, so that a crash leaves no half a key; devices are given its public half right after, so
+/// the name is flushed too.
 fn write_secret(path: &Path, secret: &[u8; 32]) -> io::Result<()> {
     let aside = path.with_extension("new");
     let _ = fs::remove_file(&aside);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
     writeln!(file, "{}", blake3::Hash::from_bytes(*secret).to_hex())?;
     file.sync_all()?;
-    fs::rename(&aside, path)
+    fs::rename(&aside, path)?;
+    let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
+    fs::File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

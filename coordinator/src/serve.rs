@@ -28,7 +28,8 @@ use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
 use skiff_protocol::topics::coordinator_filters;
 use skiff_protocol::transfer::WINDOW;
 use skiff_protocol::{BootId, Digest, RunId, Timestamp};
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +73,7 @@ impl Coordinator {
     pub async fn start_with(config: Config, model: Model) -> anyhow::Result<Self> {
         config.check()?;
         let state = &config.state;
-        std::fs::create_dir_all(state).with_context(|| format!("making the state folder {}", state.display()))?;
+        make_state_folder(state).with_context(|| format!("making the state folder {}", state.display()))?;
         let lock = lock(state)?;
         let signer = keys::load_or_create(state)?;
         let public_key = signer.verifier().to_string();
@@ -345,6 +346,11 @@ fn link_config(config: &Config, will: Publication) -> anyhow::Result<LinkConfig>
         will: Some(will),
         subscriptions: coordinator_filters(&config.fleet),
     })
+}
+
+/// Of the owner alone: it holds the key and the control socket. One that is there stays as it is.
+fn make_state_folder(state: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(state)
 }
 
 fn lock(state: &Path) -> anyhow::Result<File> {

@@ -73,3 +73,13 @@ async fn what_cannot_be_opened_is_named() {
     let error = Coordinator::start_with(odd, tiny()).await.err().unwrap();
     assert!(format!("{error:#}").contains("http://"), "{error:#}");
 }
+
+#[test]
+fn a_new_state_folder_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::TempDir::new().unwrap();
+    let state = folder.path().join("var/skiff");
+    make_state_folder(&state).unwrap();
+    make_state_folder(&state).unwrap();
+    assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+}

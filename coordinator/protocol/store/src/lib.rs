@@ -115,8 +115,8 @@ impl Blobs {
     }
 
     /// Bytes that still fit.
-    #[must_use]
-    pub fn room_bytes(&self) -> u64 {
+    #[cfg(test)]
+    fn room_bytes(&self) -> u64 {
         self.quota_bytes.saturating_sub(self.used_bytes.load(Ordering::Relaxed))
     }
 
@@ -251,7 +251,10 @@ impl Blobs {
         let written = fs::write(&aside, bytes).and_then(|()| fs::rename(&aside, &path));
         match written {
             Ok(()) => self.release(replaced),
-            Err(_) => self.release(bytes.len() as u64),
+            Err(_) => {
+                let _ = fs::remove_file(&aside);
+                self.release(bytes.len() as u64);
+            }
         }
         written.map_err(io_error("writing", &path))
     }
@@ -349,7 +352,10 @@ impl Blobs {
     /// Gives a file that was written aside its name, for good.
     fn place(&self, aside: &Path, digest: Digest) -> Result<(), BlobError> {
         let path = self.blob_path(digest);
-        fs::rename(aside, &path).map_err(io_error("writing", &path))?;
+        fs::rename(aside, &path).map_err(|error| {
+            let _ = fs::remove_file(aside);
+            io_error("writing", &path)(error)
+        })?;
         let folder = self.root.join("blobs");
         File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io_error("flushing", &folder))
     }
@@ -511,6 +517,19 @@ mod tests {
         assert_eq!(blobs.room_bytes(), QUOTA - 1_000_000);
         blobs.remove(kept).unwrap();
         blobs.put(&payload(60_000)).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_put_in_place_leaves_nothing_aside() {
+        let (_folder, blobs) = store();
+        let digest = Digest::of(b"right");
+        // A folder where the file should be: it cannot be renamed there.
+        fs::create_dir_all(blobs.partial_path(digest).join("0")).unwrap();
+        assert!(matches!(blobs.put_chunk(digest, 5, 0, b"right"), Err(BlobError::Io { .. })));
+        fs::create_dir(blobs.blob_path(digest)).unwrap();
+        assert!(matches!(blobs.put(b"right"), Err(BlobError::Io { .. })));
+        assert_eq!(entries(&blobs.root.join("aside")).unwrap().len(), 0);
+        assert_eq!(blobs.room_bytes(), QUOTA);
     }
 
     #[test]

@@ -149,12 +149,6 @@ impl Fleet {
         self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
     }
 
-    /// True where the device is known.
-    #[must_use]
-    pub fn knows(&self, device: &DeviceId) -> bool {
-        self.devices.contains_key(device)
-    }
-
     /// What a watcher sees; what concerns the run is the caller's to add.
     #[must_use]
     pub fn progress(&self, now: Timestamp) -> Vec<DeviceProgress> {
@@ -293,6 +287,6 @@ mod tests {
         assert_eq!(fleet.birth(&device("c"), birth(1, PACK), Timestamp(2)), Err(Unwelcome::FleetFull));
         fleet.gone(&device("a"), &Gone { boot: BootId(1), clean: true }, Timestamp(3)).unwrap();
         fleet.birth(&device("c"), birth(1, PACK), Timestamp(4)).unwrap();
-        assert!(!fleet.knows(&device("a")) && fleet.knows(&device("b")) && fleet.knows(&device("c")));
+        assert!(fleet.devices.keys().eq([&device("b"), &device("c")]));
     }
 }

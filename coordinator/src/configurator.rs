@@ -1,7 +1,9 @@
 //! Choosing each device's dropout rates: fixed by the operator, or by a bandit for each device.
 //!
 //! A choice is a *mean* rate, spread over depth by a [`Shape`]. The bandit is epsilon-greedy: an arm is a mean rate, its
-//! reward the gain in accuracy per second of the device's round (DropPEFT, arXiv:2503.10217, "online configurator").
+//! reward the gain in accuracy per second of the device's round (DropPEFT, arXiv:2503.10217, "online configurator"). A
+//! round is rewarded only where the evaluations before and after it rest on nine tenths of the same examples; so where
+//! `final_examples` differs from `evaluate_examples`, the first and the last round of a run are not.
 //! Everything is a function of the seed and of the rewards so far, so a journal replays to the same state.
 
 use serde::{Deserialize, Serialize};

@@ -42,6 +42,8 @@ pub struct Ledger {
     pub accuracy_after: Option<f64>,
     /// Arms whose reward the next evaluation tells.
     unrewarded: Vec<Pulled>,
+    /// The last evaluation, where anything was evaluated.
+    measured: Option<Measured>,
 }
 
 /// What a run is doing.
@@ -122,6 +124,36 @@ struct Pulled {
     seconds: f64,
 }
 
+/// An accuracy may be compared with another one where so large a share of the examples is in both.
+const COMPARABLE_SHARE: f64 = 0.9;
+
+/// An evaluation, and what was ordered for it.
+#[derive(Clone, PartialEq, Debug)]
+struct Measured {
+    accuracy: f64,
+    examples: u64,
+    ordered: BTreeMap<DeviceId, u64>,
+}
+
+impl Measured {
+    fn of(evaluation: &Evaluation, ordered: BTreeMap<DeviceId, u64>) -> Option<Self> {
+        evaluation.accuracy().map(|accuracy| Self { accuracy, examples: evaluation.examples, ordered })
+    }
+
+    /// True where both rest on the same examples, but for a tenth. The first and the last evaluation of a run may be of
+    /// more examples than the others, and devices come and go: the difference in accuracy would be that of the examples.
+    ///
+    /// A device evaluates the first of its examples, so of two orders it has the smaller one in common. Who did not
+    /// report is not known: every missing example is taken for one that would have been common.
+    fn is_comparable(&self, other: &Self) -> bool {
+        let missing = |of: &Self| of.ordered.values().sum::<u64>().saturating_sub(of.examples);
+        let common = |(device, examples): (&DeviceId, &u64)| other.ordered.get(device).map_or(0, |o| *examples.min(o));
+        let common: u64 = self.ordered.iter().map(common).sum();
+        let common = common.saturating_sub(missing(self) + missing(other));
+        common as f64 >= COMPARABLE_SHARE * self.examples.max(other.examples) as f64
+    }
+}
+
 /// A journal whose records do not follow from one another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -157,6 +189,7 @@ impl Ledger {
             accuracy: None,
             accuracy_after: None,
             unrewarded: Vec::new(),
+            measured: None,
             start,
         };
         ledger.evaluate_or_go_on();
@@ -335,9 +368,17 @@ impl Ledger {
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
         let accuracy = evaluation.accuracy();
-        for pulled in std::mem::take(&mut self.unrewarded) {
-            if let (Some(before), Some(after)) = (self.accuracy, accuracy) {
-                self.configurator.reward(&pulled.device, pulled.arm, after - before, pulled.seconds);
+        let ordered = match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Evaluate(examples) => examples,
+            Phase::Gather(_) | Phase::Train(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => BTreeMap::new(),
+        };
+        let before = std::mem::replace(&mut self.measured, Measured::of(evaluation, ordered));
+        let pulled = std::mem::take(&mut self.unrewarded);
+        if let (Some(before), Some(after)) = (&before, &self.measured)
+            && before.is_comparable(after)
+        {
+            for Pulled { device, arm, seconds } in &pulled {
+                self.configurator.reward(device, *arm, after.accuracy - before.accuracy, *seconds);
             }
         }
         self.accuracy = accuracy.or(self.accuracy);
@@ -408,4 +449,36 @@ impl Training {
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (count, sum) = values.fold((0u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| sum / f64::from(count))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    fn measured(ordered: &[(&str, u64)], examples: u64) -> Measured {
+        let evaluation = Evaluation { devices: 1, examples, correct: 1, loss_sum: 0.0 };
+        let ordered = ordered.iter().map(|(device, examples)| (device.parse().unwrap(), *examples)).collect();
+        Measured::of(&evaluation, ordered).unwrap()
+    }
+
+    #[test]
+    fn accuracies_are_compared_over_the_same_examples_only() {
+        let usual = measured(&[("a", 200), ("b", 200)], 400);
+        for (other, comparable, why) in [
+            (usual.clone(), true, "the same"),
+            (measured(&[("a", 500), ("b", 500)], 1000), false, "the larger one at a run's ends"),
+            (measured(&[("a", 200), ("c", 200)], 400), false, "another device"),
+            (measured(&[("a", 400)], 400), false, "one device for both"),
+            (measured(&[("a", 190), ("b", 190), ("c", 20)], 400), true, "nearly the same"),
+            (measured(&[("a", 200), ("b", 200)], 200), false, "one did not report"),
+        ] {
+            assert_eq!((usual.is_comparable(&other), other.is_comparable(&usual)), (comparable, comparable), "{why}");
+        }
+    }
+
+    #[test]
+    fn nothing_evaluated_is_nothing_to_compare_with() {
+        assert_eq!(Measured::of(&Evaluation::default(), BTreeMap::new()), None);
+    }
 }

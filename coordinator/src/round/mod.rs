@@ -14,7 +14,8 @@
 //! - `Train -> Merge`: `devices` updates are stored; or nobody else is waited for and the quorum is reached; or the
 //!   deadline has come and the quorum is reached. A device that is known gone (last will) and not back within
 //!   `grace_ms` is not waited for once the quorum is there.
-//! - `Train -> Skipped`: the deadline has come without a quorum, or every device that is missing said it will not deliver.
+//! - `Train -> Skipped`: the deadline has come without a quorum, or the quorum cannot be reached: too many said they will
+//!   not deliver.
 //! - `Merge -> Gather -> Evaluate`: the merged weights are stored: the round is `Merged`. `Merge -> Skipped`: they could
 //!   not be made.
 //! - `Evaluate -> next`: everybody who is waited for has reported, or the deadline has come. Nobody there: no accuracy.
@@ -154,7 +155,7 @@ pub struct MergeInput {
     pub device: DeviceId,
     /// The blob.
     pub update: Digest,
-    /// Examples it trained on: its weight.
+    /// Distinct examples it trained on: its weight.
     pub examples: u64,
     /// The layers in it.
     pub shared_layers: Vec<u32>,
@@ -176,6 +177,7 @@ pub enum Verdict {
 pub struct Run {
     ledger: Ledger,
     plan: SharingPlan,
+    /// Who is here; and who of the last order is gone.
     seen: BTreeMap<DeviceId, Seen>,
     deliveries: BTreeMap<DeviceId, Delivery>,
     reports: BTreeMap<DeviceId, Option<EvaluationReport>>,
@@ -292,6 +294,7 @@ impl Run {
             return Verdict::Refused(format!("round {round} is closed"));
         }
         let settings = &self.ledger.start.settings;
+        // Distinct examples: the steps cannot have taken more, however many the device has.
         let most_examples = u64::from(settings.steps) * u64::from(settings.batch);
         sharing::check(report, &self.plan, self.ledger.start.layers, most_examples)
             .map_or_else(Verdict::Refused, |()| Verdict::Wanted)
@@ -356,11 +359,13 @@ impl Run {
                 }
             }
             Event::DeviceGone(device) => {
-                if self.here(&device).is_some() {
-                    self.seen.insert(device, Seen::Gone { since_ms: now_ms });
-                } else {
-                    self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
+                let seen = self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
+                if matches!(seen, Seen::Here(_)) {
+                    *seen = Seen::Gone { since_ms: now_ms };
                 }
+                // Nobody waits for the others; the shell may forget them without a word.
+                let selected = &self.ledger.selected;
+                self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || selected.contains(device));
             }
             Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
             Event::UpdateStored { device, epoch, update, report } => {

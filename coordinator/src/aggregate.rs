@@ -2,7 +2,8 @@
 //!
 //! Formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
 //! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself as DropPEFT
-//! (arXiv:2503.10217) shares its layers.
+//! (arXiv:2503.10217) shares its layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
+//! no more than its training examples. So a device that goes through few examples many times weighs what its data weigh.
 //!
 //! # Numerics
 //! A value is taken as a whole number of `2⁻⁶⁰` and summed in an `i128`. For magnitudes from `2⁻³⁷` up that is exact; smaller
@@ -89,12 +90,12 @@ impl<'a> Aggregate<'a> {
         Self { schema, examples: 0, sums: BTreeMap::new() }
     }
 
-    /// Adds one device's update, weighted by the examples it trained on.
+    /// Adds one device's update, weighted by the distinct examples it trained on.
     ///
     /// | argument | what |
     /// |---|---|
     /// | `update` | any subset of the schema's tensors, f32, in the schema's shapes |
-    /// | `examples` | nₖ, at least 1 |
+    /// | `examples` | nₖ, distinct examples, at least 1 |
     ///
     /// # Errors
     /// A tensor the schema does not know, of another shape, or out of range; no examples, or too many. Nothing is added.

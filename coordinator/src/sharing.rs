@@ -47,7 +47,8 @@ impl Sharing {
 
 /// Whether a report is one that the order allows.
 ///
-/// `layers` is the model's number of layers, `most_examples` the largest count the ordered steps can have trained on.
+/// `layers` is the model's number of layers, `most_examples` the largest count of distinct examples that the ordered steps
+/// can have trained on.
 ///
 /// # Errors
 /// What is wrong with it, in words for the device's operator.

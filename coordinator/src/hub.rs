@@ -168,11 +168,12 @@ impl Hub {
     /// What the coordinator cannot go on from.
     pub fn merge_ended(
         &mut self,
-        epoch: u64,
+        job: (RunId, u64),
         merged: Result<Digest, String>,
         now: Timestamp,
     ) -> Result<Vec<Effect>, HubError> {
-        self.feed(Event::MergeEnded { epoch, merged }, now);
+        let (run, epoch) = job;
+        self.feed(Event::MergeEnded { run, epoch, merged }, now);
         self.settle(now)
     }
 

@@ -114,6 +114,7 @@ pub(crate) mod tests {
     use crate::round::MergeInput;
     use ndarray::arr1;
     use skiff_models::tensors::TensorSpec;
+    use skiff_protocol::RunId;
     use tempfile::TempDir;
 
     /// A model of two layers with a tensor each, and a head.
@@ -144,7 +145,7 @@ pub(crate) mod tests {
             input("b", 10, &[], &blob(&[("head", 5.0)])),
         ];
         let base = blobs.put(&model.initial).unwrap();
-        let merged = model.merge(&MergeJob { epoch: 2, base, updates }, &blobs).unwrap();
+        let merged = model.merge(&MergeJob { run: RunId(1), epoch: 2, base, updates }, &blobs).unwrap();
         assert_eq!(blobs.read(merged).unwrap(), blob(&[("head", 2.0), ("layer.0", 2.0), ("layer.1", 0.5)]));
     }
 
@@ -167,7 +168,7 @@ pub(crate) mod tests {
         let base = blobs.put(&model.initial).unwrap();
         let device = "lost".parse().unwrap();
         let updates = vec![MergeInput { device, update: Digest([3; 32]), examples: 1, shared_layers: vec![] }];
-        let error = model.merge(&MergeJob { epoch: 2, base, updates }, &blobs).unwrap_err();
+        let error = model.merge(&MergeJob { run: RunId(1), epoch: 2, base, updates }, &blobs).unwrap_err();
         assert_eq!(error.to_string(), "blob of lost");
     }
 }

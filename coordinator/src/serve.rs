@@ -177,6 +177,9 @@ impl Coordinator {
     }
 }
 
+/// A merge that ended: its run and epoch, and the new weights or why there are none.
+type MergeEnd = ((RunId, u64), Result<Digest, String>);
+
 struct Shell {
     defaults: RunSettings,
     model: Arc<Model>,
@@ -184,7 +187,7 @@ struct Shell {
     clock: Clock,
     hub: Hub,
     outgoing: mpsc::Sender<Publication>,
-    merged: mpsc::Sender<(u64, Result<Digest, String>)>,
+    merged: mpsc::Sender<MergeEnd>,
     published: watch::Sender<Progress>,
 }
 
@@ -193,7 +196,7 @@ impl Shell {
         mut self,
         events: mpsc::Receiver<LinkEvent>,
         orders: mpsc::Receiver<Order>,
-        merges: mpsc::Receiver<(u64, Result<Digest, String>)>,
+        merges: mpsc::Receiver<MergeEnd>,
         stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let worked = self.turn(events, orders, merges, stopping).await;
@@ -206,7 +209,7 @@ impl Shell {
         &mut self,
         mut events: mpsc::Receiver<LinkEvent>,
         mut orders: mpsc::Receiver<Order>,
-        mut merges: mpsc::Receiver<(u64, Result<Digest, String>)>,
+        mut merges: mpsc::Receiver<MergeEnd>,
         mut stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let effects = self.hub.take_effects();
@@ -225,7 +228,7 @@ impl Shell {
                     self.hub.link(batch, self.clock.now())?
                 }
                 Some(order) = orders.recv() => self.follow(order)?,
-                Some((epoch, merged)) = merges.recv() => self.hub.merge_ended(epoch, merged, self.clock.now())?,
+                Some((job, merged)) = merges.recv() => self.hub.merge_ended(job, merged, self.clock.now())?,
                 () = sleep_until(deadline) => self.hub.tick(self.clock.now())?,
                 () = tokio::time::sleep_until(shown + PROGRESS_EVERY), if changed => {
                     shown = Instant::now();
@@ -286,7 +289,7 @@ impl Shell {
                             tracing::error!(reason, "merging failed");
                         }
                         // Fails where the coordinator stops: the merge is ordered again at the next start.
-                        let _ = merged.blocking_send((job.epoch, weights));
+                        let _ = merged.blocking_send(((job.run, job.epoch), weights));
                     });
                 }
             }

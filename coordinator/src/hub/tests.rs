@@ -196,7 +196,7 @@ impl World {
     fn merge(&mut self) -> Digest {
         let job = self.merges.pop().unwrap();
         let merged = self.hub.model.merge(&job, &self.hub.blobs).unwrap();
-        let effects = self.hub.merge_ended(job.epoch, Ok(merged), Timestamp(self.now)).unwrap();
+        let effects = self.hub.merge_ended((job.run, job.epoch), Ok(merged), Timestamp(self.now)).unwrap();
         self.carry_out(effects);
         merged
     }

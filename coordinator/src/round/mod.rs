@@ -95,6 +95,8 @@ pub enum Event {
     },
     /// The merge of the order with this epoch ended.
     MergeEnded {
+        /// The order's run: a stopped run's merge may end in the next one, whose epochs begin anew.
+        run: RunId,
         /// The order's epoch.
         epoch: u64,
         /// The new weights, or why there are none.
@@ -140,6 +142,8 @@ pub enum Action {
 /// What is to be merged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MergeJob {
+    /// The order's run.
+    pub run: RunId,
     /// The order's epoch.
     pub epoch: u64,
     /// The weights the round started from.
@@ -381,8 +385,9 @@ impl Run {
                 }
             }
             Event::UpdateUnfit { device, epoch, reason } => self.put_out(device, epoch, &reason, now_ms, actions),
-            Event::MergeEnded { epoch, merged } => {
-                if matches!(self.ledger.phase, Phase::Merge(_)) && epoch == self.ledger.epoch {
+            Event::MergeEnded { run, epoch, merged } => {
+                let ours = run == self.ledger.start.run && epoch == self.ledger.epoch;
+                if matches!(self.ledger.phase, Phase::Merge(_)) && ours {
                     let record = match merged {
                         Ok(weights) => Record::Merged { weights },
                         Err(reason) => Record::Skipped { reason },
@@ -470,7 +475,7 @@ impl Run {
             shared_layers: stored.report.shared_layers.clone(),
         };
         let updates = training.updates.iter().map(input).collect();
-        MergeJob { epoch: self.ledger.epoch, base: self.ledger.weights, updates }
+        MergeJob { run: self.ledger.start.run, epoch: self.ledger.epoch, base: self.ledger.weights, updates }
     }
 }
 

@@ -232,7 +232,7 @@ impl World {
     fn merge(&mut self) {
         if let (Some(job), Phase::Merge(_)) = (self.merges.last().cloned(), &self.run.ledger.phase) {
             let weights = Digest::of(&job.epoch.to_le_bytes());
-            self.step(Event::MergeEnded { epoch: job.epoch, merged: Ok(weights) });
+            self.step(Event::MergeEnded { run: job.run, epoch: job.epoch, merged: Ok(weights) });
         }
     }
 
@@ -471,9 +471,11 @@ fn a_failed_merge_skips_the_round_and_keeps_the_weights() {
     let mut world = training(3);
     let (before, epoch) = (world.run.ledger.weights, world.run.ledger.epoch);
     world.everybody_finishes();
-    world.step(Event::MergeEnded { epoch: epoch - 2, merged: Ok(Digest([8; 32])) });
+    let run = world.run.ledger.start.run;
+    world.step(Event::MergeEnded { run, epoch: epoch - 2, merged: Ok(Digest([8; 32])) });
+    world.step(Event::MergeEnded { run: RunId(run.0 + 1), epoch, merged: Ok(Digest([8; 32])) });
     assert!(matches!(world.run.ledger.phase, Phase::Merge(_)), "the end of another merge");
-    world.step(Event::MergeEnded { epoch, merged: Err("disk full".into()) });
+    world.step(Event::MergeEnded { run, epoch, merged: Err("disk full".into()) });
     assert_eq!(world.outcomes(), [Some("disk full")]);
     assert_eq!(world.run.ledger.weights, before);
 }
@@ -634,8 +636,8 @@ fn apply(world: &mut World, op: Op) {
         }
         Op::Merge => world.merge(),
         Op::MergeFails => {
-            let epoch = world.run.ledger.epoch;
-            world.step(Event::MergeEnded { epoch, merged: Err("disk full".into()) });
+            let (run, epoch) = (world.run.ledger.start.run, world.run.ledger.epoch);
+            world.step(Event::MergeEnded { run, epoch, merged: Err("disk full".into()) });
         }
         Op::Crash => world.crash(),
         Op::Advance(millis) => world.advance(millis),

@@ -469,12 +469,14 @@ impl Participant {
         let mut actions = vec![Action::Keep(update)];
         let personal = personal.map(|(layers, tensors)| {
             let blob = Digest::of(&tensors);
-            self.held.insert(blob);
             actions.push(Action::Keep(tensors));
             Personal { run: memory.run, layers, blob }
         });
         self.phase = Phase::Resting;
+        let kept = personal.as_ref().map(|personal| personal.blob);
         actions.push(self.remember(Memory { settled, personal, ..memory }));
+        // Only now: where the storing fails, what was held before holds again.
+        self.held.extend(kept);
         actions.extend(self.stand(now));
         actions
     }

@@ -1,34 +1,32 @@
 //! Which layers a device hands in, and which it keeps: DropPEFT's personalised layer sharing.
 
 use skiff_protocol::messages::SharingPlan;
+use std::cmp::Ordering;
 
 /// The layers to share, ascending, out of those that `importance` has a value for.
 ///
-/// Layers of equal importance are taken from the lowest; a value that is no number counts as the least. A `k` larger
-/// than the number of layers shares all; a fixed layer that does not exist is left out.
+/// Layers of equal importance are taken from the lowest. A layer that never ran has an importance of 0 and nothing to
+/// share: of least and most important layers it comes last, as does one whose value is no number. A `k` larger than the
+/// number of layers shares all; a fixed layer that does not exist is left out.
 #[must_use]
 pub fn shared_layers(plan: &SharingPlan, importance: &[f32]) -> Vec<u32> {
     let all = || (0..).take(importance.len());
     match plan {
         SharingPlan::All => all().collect(),
         SharingPlan::Fixed { layers } => all().filter(|layer| layers.contains(layer)).collect(),
-        SharingPlan::LeastImportant { k } => first(*k, by_importance(importance)),
-        SharingPlan::MostImportant { k } => {
-            let mut ranked = by_importance(importance);
-            ranked.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-            first(*k, ranked)
-        }
+        SharingPlan::LeastImportant { k } => first(*k, importance, f32::total_cmp),
+        SharingPlan::MostImportant { k } => first(*k, importance, |a, b| b.total_cmp(a)),
     }
 }
 
-fn by_importance(importance: &[f32]) -> Vec<(u32, f32)> {
-    let value = |&value: &f32| if value.is_nan() { f32::NEG_INFINITY } else { value };
-    let mut ranked: Vec<(u32, f32)> = (0..).zip(importance.iter().map(value)).collect();
-    ranked.sort_by(|(_, a), (_, b)| a.total_cmp(b));
-    ranked
-}
-
-fn first(k: u32, ranked: Vec<(u32, f32)>) -> Vec<u32> {
+/// The `k` first layers by `order` of their importance, those that never ran after all others.
+fn first(k: u32, importance: &[f32], order: impl Fn(&f32, &f32) -> Ordering) -> Vec<u32> {
+    let mut ranked: Vec<(u32, f32)> = (0..).zip(importance.iter().copied()).collect();
+    let never_ran = |value: f32| value.is_nan() || value <= 0.0;
+    ranked.sort_by(|(_, a), (_, b)| match (never_ran(*a), never_ran(*b)) {
+        (false, false) => order(a, b),
+        (a, b) => a.cmp(&b),
+    });
     let mut layers: Vec<u32> = ranked.into_iter().take(k as usize).map(|(layer, _)| layer).collect();
     layers.sort_unstable();
     layers
@@ -53,7 +51,16 @@ mod tests {
     fn equal_importance_goes_by_the_lowest_layer() {
         assert_eq!(shared_layers(&SharingPlan::LeastImportant { k: 1 }, &[1.0; 3]), [0]);
         assert_eq!(shared_layers(&SharingPlan::MostImportant { k: 1 }, &[1.0; 3]), [0]);
-        assert_eq!(shared_layers(&SharingPlan::LeastImportant { k: 1 }, &[1.0, f32::NAN]), [1]);
+    }
+
+    #[test]
+    fn layers_that_never_ran_are_shared_last() {
+        let importance = [0.0, 3.0, f32::NAN, 1.0, 0.0];
+        for (k, least, most) in [(1, vec![3], vec![1]), (2, vec![1, 3], vec![1, 3]), (3, vec![0, 1, 3], vec![0, 1, 3])]
+        {
+            assert_eq!(shared_layers(&SharingPlan::LeastImportant { k }, &importance), least);
+            assert_eq!(shared_layers(&SharingPlan::MostImportant { k }, &importance), most);
+        }
     }
 
     #[test]
@@ -64,7 +71,7 @@ mod tests {
     proptest! {
         #[test]
         fn prop_k_layers_ascending_and_least_complements_most(
-            importance in proptest::collection::vec(0.0_f32..10.0, 0..20), k in 0_u32..25,
+            importance in proptest::collection::vec(0.1_f32..10.0, 0..20), k in 0_u32..25,
         ) {
             let count = u32::try_from(importance.len()).unwrap();
             let least = shared_layers(&SharingPlan::LeastImportant { k }, &importance);

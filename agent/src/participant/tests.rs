@@ -489,6 +489,7 @@ fn a_full_disk_refuses_the_order_and_keeps_what_was() {
     device.finish_work();
     assert!(reason(&device.outcomes()).contains("disk full"));
     assert_eq!((device.offers(), device.engine.state()), (0, AgentState::Idle));
+    assert!(device.engine.held.iter().all(|digest| device.blobs.contains_key(digest)));
     device.disk_full = false;
     device.command(evaluate(1, 6, 1));
     assert!(device.worker.as_ref().unwrap().personal.is_some());
@@ -678,6 +679,8 @@ impl Fleet {
             Op::DiskFull(full) => device.disk_full = full,
             Op::Restart => device.restart(),
         }
+        let mut held = device.engine.held.iter();
+        assert!(held.all(|digest| device.blobs.contains_key(digest)), "held what is not stored");
         if !device.engine.online {
             return;
         }

@@ -73,7 +73,7 @@ pub struct StepReport {
 /// What a stretch of training did.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainSummary {
-    /// Examples trained on.
+    /// Examples trained on, repetitions counted.
     pub examples: u64,
     /// Tokens of text trained on.
     pub tokens: u64,
@@ -81,8 +81,8 @@ pub struct TrainSummary {
     pub steps: u32,
     /// Mean over the steps.
     pub mean_loss: f32,
-    /// For each layer, the mean over the steps where it was active of its gradient's norm (before clipping); 0 where it
-    /// never was.
+    /// For each layer, the mean over the batches where it was active of the norm of its gradient, before clipping. A mean
+    /// and no sum, so that a layer's dropout rate does not bias it. 0: the layer never ran.
     pub importance: Vec<f32>,
     /// Mean over the steps.
     pub mean_active_layers: f32,
@@ -335,23 +335,23 @@ fn check(plan: &TrainPlan, layers: usize, corpus: &Corpus) -> Result<(), Trainer
 /// The examples of step `step` of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each
 /// the corpus in another seeded order, where `k` counts steps over rounds.
 fn examples_of_step(plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
-    let before = u64::from(plan.round.saturating_sub(1)) * u64::from(plan.steps) + u64::from(step - 1);
-    let start = before as usize * plan.batch;
+    let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
+    let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);
     let mut chosen = Vec::with_capacity(plan.batch);
     let mut epoch = None;
-    for position in start..start + plan.batch {
-        let number = position / examples;
+    for position in before * batch..(before + 1) * batch {
+        let number = position / examples_of_epoch;
         let order = match epoch.take() {
             Some((known, order)) if known == number => order,
             _ => epoch_order(plan, examples, number),
         };
-        chosen.push(order[position % examples]);
+        chosen.push(order[(position % examples_of_epoch) as usize]);
         epoch = Some((number, order));
     }
     chosen
 }
 
-fn epoch_order(plan: &TrainPlan, examples: usize, epoch: usize) -> Vec<usize> {
+fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<usize> {
     let mut order: Vec<usize> = (0..examples).collect();
     stream("epoch", plan.seed, &plan.device, epoch as u32, 0).shuffle(&mut order);
     order
@@ -407,8 +407,13 @@ impl Tally {
                 squares[layer] += square_sum(gradient);
             }
         }
-        for &layer in mask.active() {
-            self.norm_sums[layer] += squares[layer].sqrt();
+        self.add_norms(mask.active().iter().map(|&layer| (layer, squares[layer].sqrt())));
+    }
+
+    /// Adds the gradient norms of the active layers of a step.
+    fn add_norms(&mut self, norms: impl IntoIterator<Item = (usize, f64)>) {
+        for (layer, norm) in norms {
+            self.norm_sums[layer] += norm;
             self.active_steps[layer] += 1;
         }
     }
@@ -454,6 +459,22 @@ mod tests {
         let chosen = examples_of_step(&plan(1), 3, 1);
         assert_eq!(chosen.len(), 4);
         assert!(chosen.iter().all(|&at| at < 3));
+    }
+
+    #[test]
+    fn the_last_step_of_the_last_round_has_its_examples() {
+        let endless = TrainPlan { steps: u32::MAX, batch: 4096, ..plan(u32::MAX) };
+        let chosen = examples_of_step(&endless, 3, u32::MAX);
+        assert_eq!(chosen.len(), 4096);
+        assert!((0..3).all(|example| chosen.contains(&example)) && chosen.iter().all(|&at| at < 3));
+    }
+
+    #[test]
+    fn importance_is_a_mean_over_the_batches_where_a_layer_was_active() {
+        let mut tally = Tally::new(3);
+        tally.add_norms([(0, 3.0), (1, 8.0)]);
+        tally.add_norms([(0, 5.0)]);
+        assert_eq!(tally.summary(Duration::ZERO).importance, [4.0, 8.0, 0.0]);
     }
 
     #[test]

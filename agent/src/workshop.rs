@@ -73,7 +73,7 @@ impl PackWorkshop {
         };
         let summary =
             trainer.train(&plan, corpus, &mut |report| step(Some(work_sample(work, report)))).context("training")?;
-        hand_in(pack.schema(), trainer.weights(), order, summary)
+        hand_in(pack.schema(), trainer.weights(), order, summary, corpus.len())
     }
 
     fn evaluate(
@@ -172,11 +172,13 @@ fn only_layers(schema: &Schema, layers: &[u32]) -> Schema {
     Schema { tensors: tensors.cloned().collect() }
 }
 
+/// The update of what was trained on `texts` examples, the layers that stay here, and the report.
 fn hand_in(
     schema: &Schema,
     weights: &NamedTensors,
     order: &TrainOrder,
     summary: TrainSummary,
+    texts: usize,
 ) -> anyhow::Result<Trained> {
     if let Some((name, _)) = weights.iter().find(|(_, tensor)| tensor.iter().any(|value| !value.is_finite())) {
         bail!("the training diverged: {name} is not finite any more; lower the learning rate");
@@ -192,7 +194,7 @@ fn hand_in(
         false => Some((kept.clone(), write(&selected(weights, &only_layers(schema, &kept)))?)),
     };
     let report = TrainReport {
-        examples: summary.examples,
+        examples: summary.examples.min(texts as u64),
         tokens: summary.tokens,
         steps: summary.steps,
         mean_loss: summary.mean_loss,
@@ -227,4 +229,126 @@ fn work_sample(work: &Work, report: &StepReport) -> WorkSample {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::participant::Ticket;
+    use ndarray::{ArrayD, IxDyn};
+    use skiff_models::tensors::TensorSpec;
+    use skiff_protocol::messages::SharingPlan;
+    use skiff_protocol::{Digest, RunId};
+
+    const LAYERS: usize = 3;
+
+    /// A tensor for each layer, and the head's.
+    fn schema() -> Schema {
+        let spec = |name: String, layer| TensorSpec { name, shape: vec![2], layer };
+        let layers = (0..LAYERS).map(|layer| spec(format!("layer.{layer}"), Some(layer)));
+        Schema { tensors: [spec("head".to_owned(), None)].into_iter().chain(layers).collect() }
+    }
+
+    fn all_of(schema: &Schema, value: f32) -> NamedTensors {
+        let tensor = |shape: &[usize]| ArrayD::from_elem(IxDyn(shape), value);
+        schema.tensors.iter().map(|spec| (spec.name.clone(), tensor(&spec.shape))).collect()
+    }
+
+    fn names(tensors: &NamedTensors) -> Vec<&str> {
+        tensors.keys().map(String::as_str).collect()
+    }
+
+    fn order(weights: Digest, sharing: SharingPlan) -> TrainOrder {
+        TrainOrder {
+            weights,
+            schema: Digest(schema().hash()),
+            seed: 1,
+            rates: vec![0.5; LAYERS],
+            steps: 4,
+            batch: 5,
+            max_tokens: 16,
+            learning_rate: 1e-3,
+            sharing,
+            deadline_ms: 1,
+        }
+    }
+
+    fn summary() -> TrainSummary {
+        TrainSummary {
+            examples: 20,
+            tokens: 200,
+            steps: 4,
+            mean_loss: 0.5,
+            importance: vec![3.0, 1.0, 0.0],
+            mean_active_layers: 1.5,
+            elapsed: Duration::from_secs(2),
+            median_step: Duration::from_millis(500),
+        }
+    }
+
+    fn handed_in(sharing: SharingPlan, texts: usize) -> Trained {
+        hand_in(&schema(), &all_of(&schema(), 1.0), &order(Digest([0; 32]), sharing), summary(), texts).unwrap()
+    }
+
+    #[test]
+    fn personal_layers_are_put_back_over_the_global_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let global = blobs.put(&write(&all_of(&schema(), 1.0)).unwrap()).unwrap();
+        let own = blobs.put(&write(&all_of(&only_layers(&schema(), &[0, 2]), 2.0)).unwrap()).unwrap();
+        let mut work = Work {
+            ticket: Ticket { run: RunId(1), epoch: 1 },
+            round: 1,
+            job: Job::Train(order(global, SharingPlan::All)),
+            personal: None,
+        };
+        assert_eq!(starting_weights(&blobs, &schema(), &work).unwrap(), all_of(&schema(), 1.0));
+        work.personal = Some(Personal { run: RunId(1), layers: vec![0, 2], blob: own });
+        let mut expected = all_of(&schema(), 1.0);
+        expected.extend(all_of(&only_layers(&schema(), &[0, 2]), 2.0));
+        assert_eq!(starting_weights(&blobs, &schema(), &work).unwrap(), expected);
+        work.personal = Some(Personal { run: RunId(1), layers: vec![1], blob: own });
+        assert!(starting_weights(&blobs, &schema(), &work).is_err(), "the blob is of other layers");
+    }
+
+    #[test]
+    fn layers_are_told_from_the_head_and_from_each_other() {
+        assert_eq!(names(&all_of(&only_layers(&schema(), &[1]), 0.0)), ["layer.1"]);
+        assert!(only_layers(&schema(), &[]).tensors.is_empty());
+    }
+
+    #[test]
+    fn an_update_is_the_head_and_the_shared_layers_and_the_others_stay() {
+        let trained = handed_in(SharingPlan::LeastImportant { k: 1 }, 100);
+        let update = schema().of_layers(&[1]).read(&trained.update).unwrap();
+        assert_eq!(names(&update), ["head", "layer.1"]);
+        let (kept, own) = trained.personal.unwrap();
+        assert_eq!(kept, [0, 2], "the layer that never ran is not shared before one that did");
+        assert_eq!(names(&only_layers(&schema(), &kept).read(&own).unwrap()), ["layer.0", "layer.2"]);
+        assert_eq!(trained.report.shared_layers, [1]);
+    }
+
+    #[test]
+    fn where_all_layers_are_shared_none_stays() {
+        let trained = handed_in(SharingPlan::All, 100);
+        assert_eq!(schema().read(&trained.update).unwrap(), all_of(&schema(), 1.0));
+        assert_eq!(trained.personal, None);
+    }
+
+    #[test]
+    fn an_example_counts_once_however_often_it_was_trained_on() {
+        for (texts, counted) in [(7, 7), (20, 20), (2_000, 20)] {
+            assert_eq!(handed_in(SharingPlan::All, texts).report.examples, counted);
+        }
+    }
+
+    #[test]
+    fn weights_that_diverged_are_not_handed_in() {
+        let mut weights = all_of(&schema(), 1.0);
+        weights.extend(all_of(&only_layers(&schema(), &[2]), f32::NAN));
+        let order = order(Digest([0; 32]), SharingPlan::All);
+        let error = hand_in(&schema(), &weights, &order, summary(), 7).unwrap_err();
+        assert!(error.to_string().contains("layer.2"), "{error}");
+    }
 }

@@ -221,12 +221,12 @@ pub struct TrainOrder {
 pub enum SharingPlan {
     /// Every layer.
     All,
-    /// The `k` layers of least importance on the device (DropPEFT's choice).
+    /// The `k` layers of least importance on the device (DropPEFT's choice); those that never ran come last.
     LeastImportant {
         /// How many.
         k: u32,
     },
-    /// The `k` layers of most importance on the device.
+    /// The `k` layers of most importance on the device; those that never ran come last.
     MostImportant {
         /// How many.
         k: u32,
@@ -300,7 +300,7 @@ pub fn short_reason(text: &str) -> String {
 /// What a device says of its training in a round.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct TrainReport {
-    /// Examples trained on, repetitions counted.
+    /// Distinct examples trained on: steps x batch, but no more than the device has. FedAvg's weight.
     pub examples: u64,
     /// Tokens of text trained on.
     pub tokens: u64,
@@ -311,8 +311,9 @@ pub struct TrainReport {
     /// The layers in the update, ascending; at most 512.
     #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
     pub shared_layers: Vec<u32>,
-    /// Accumulated gradient norm of each layer's trainable tensors over the batches where it was active;
-    /// finite, not negative; at most 512.
+    /// For each layer, the mean over the batches where it was active of the norm of its gradient, before clipping. A mean
+    /// and no sum, so that a layer's dropout rate does not bias it. 0: the layer never ran. Finite, not negative; at most
+    /// 512.
     #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
     pub importance: Vec<f32>,
     /// Active layers, mean over the steps.

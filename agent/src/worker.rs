@@ -8,9 +8,9 @@ use crate::participant::{Event, Trained, Work};
 use skiff_protocol::messages::{EvaluationReport, WorkSample};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{RecvTimeoutError, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 use tokio::sync::mpsc;
@@ -38,10 +38,15 @@ pub trait Workshop {
     ) -> anyhow::Result<Product>;
 }
 
+/// Work, and whether it is cancelled.
+type Job = (Work, Arc<AtomicBool>);
+
 /// The thread; see the module's text. It ends when this is dropped, after the step in hand.
 #[derive(Debug)]
 pub struct Worker {
-    jobs: std::sync::mpsc::Sender<(Work, Arc<AtomicBool>)>,
+    /// The next work. It has one place: whoever begins other work cancels what waits there.
+    next: Arc<Mutex<Option<Job>>>,
+    wake: std::sync::mpsc::SyncSender<()>,
     in_hand: Option<Arc<AtomicBool>>,
 }
 
@@ -56,18 +61,26 @@ impl Worker {
         idle: Duration,
         reports: mpsc::Sender<Event>,
     ) -> io::Result<Self> {
-        let (jobs, queue) = std::sync::mpsc::channel::<(Work, Arc<AtomicBool>)>();
+        let next = Arc::new(Mutex::new(None));
+        let (wake, woken) = std::sync::mpsc::sync_channel(1);
+        let queue = Arc::clone(&next);
         thread::Builder::new().name("worker".to_owned()).spawn(move || {
             let mut workshop = None;
             loop {
-                match queue.recv_timeout(idle) {
-                    Ok((work, cancelled)) => work_on(&mut workshop, &open, &work, &cancelled, &reports),
+                match woken.recv_timeout(idle) {
+                    Ok(()) => {
+                        // Taken in a statement of its own: the place must be free while the work lasts.
+                        let job = place(&queue).take();
+                        if let Some((work, cancelled)) = job {
+                            work_on(&mut workshop, &open, &work, &cancelled, &reports);
+                        }
+                    }
                     Err(RecvTimeoutError::Timeout) => workshop = None,
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
         })?;
-        Ok(Self { jobs, in_hand: None })
+        Ok(Self { next, wake, in_hand: None })
     }
 
     /// Begins `work`.
@@ -75,7 +88,10 @@ impl Worker {
         self.cancel();
         let cancelled = Arc::new(AtomicBool::new(false));
         self.in_hand = Some(Arc::clone(&cancelled));
-        self.jobs.send((work, cancelled)).expect("the thread ends only after its queue");
+        *place(&self.next) = Some((work, cancelled));
+        if let Err(TrySendError::Disconnected(())) = self.wake.try_send(()) {
+            unreachable!("the thread ends only after its worker");
+        }
     }
 
     /// Ends the work in hand, where there is any.
@@ -90,6 +106,10 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.cancel();
     }
+}
+
+fn place(next: &Mutex<Option<Job>>) -> MutexGuard<'_, Option<Job>> {
+    next.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn work_on<W: Workshop>(
@@ -204,6 +224,36 @@ mod tests {
         worker.begin(work(5));
         let last = std::iter::from_fn(|| said.blocking_recv()).find(|event| !matches!(event, Event::Stepped { .. }));
         assert!(matches!(last, Some(Event::Evaluated { ticket: Ticket { epoch: 5, .. }, .. })), "{last:?}");
+    }
+
+    #[test]
+    fn of_work_that_waits_only_the_newest_is_done() {
+        /// Says which work it does, and waits to be let on.
+        struct Gated(std::sync::mpsc::Sender<u64>, Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
+        impl Workshop for Gated {
+            fn carry_out(
+                &mut self,
+                work: &Work,
+                step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
+            ) -> anyhow::Result<Product> {
+                self.0.send(work.ticket.epoch)?;
+                self.1.lock().unwrap().recv()?;
+                Fake.carry_out(work, step)
+            }
+        }
+        let (doing, done) = std::sync::mpsc::channel();
+        let (gate, gated) = std::sync::mpsc::channel();
+        let gated = Arc::new(Mutex::new(gated));
+        let (reports, mut said) = mpsc::channel(8);
+        let open = move || Gated(doing.clone(), Arc::clone(&gated));
+        let mut worker = Worker::start(open, Duration::from_secs(60), reports).unwrap();
+        worker.begin(work(4));
+        assert_eq!(done.recv().unwrap(), 4);
+        (5..100).for_each(|epoch| worker.begin(work(epoch)));
+        gate.send(()).unwrap();
+        assert_eq!(done.recv().unwrap(), 99);
+        gate.send(()).unwrap();
+        assert!(matches!(said.blocking_recv(), Some(Event::Evaluated { ticket: Ticket { epoch: 99, .. }, .. })));
     }
 
     #[test]

@@ -89,12 +89,6 @@ impl Desk {
         }
     }
 
-    /// How many messages were refused under `label`, see [`skiff_protocol::Refusal::label`].
-    #[must_use]
-    pub fn refused(&self, label: &str) -> u64 {
-        self.refused.get(label).map_or(0, |refused| refused.count)
-    }
-
     /// The labels under which messages were refused.
     pub fn labels(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.refused.keys().copied()
@@ -151,7 +145,12 @@ impl Outbox {
         let (sender, mut waiting) = mpsc::channel::<Publication>(OUTBOX);
         let carrier = tokio::spawn(async move {
             while let Some(publication) = waiting.recv().await {
-                if link.publish(publication).await.is_err() {
+                let carried = match publication.qos {
+                    // What is not worth an acknowledgement is not worth waiting for: it must not hold up what is.
+                    Qos::AtMostOnce => link.try_publish(publication).map(drop),
+                    Qos::AtLeastOnce => link.publish(publication).await,
+                };
+                if carried.is_err() {
                     break;
                 }
             }
@@ -212,7 +211,7 @@ mod tests {
         assert_eq!(desk.read(TOPIC, b"hello", now), None);
         assert_eq!(desk.read(TOPIC, &vec![0; 200 * 1024], now), None);
         for (label, count) in [("unsigned", 1), ("signature", 1), ("topic", 1), ("truncated", 1), ("oversized", 1)] {
-            assert_eq!(desk.refused(label), count, "{label}");
+            assert_eq!(desk.refused[label].count, count, "{label}");
         }
     }
 
@@ -225,7 +224,7 @@ mod tests {
         let theirs = Topic::DownTransfer("attic".parse().unwrap(), id).text(&"home".parse().unwrap());
         let done = Message::Transfer(TransferMessage::Done);
         assert_eq!(desk.read(&theirs, &seal(&done, &theirs, None), Timestamp(0)), None);
-        assert_eq!(desk.refused("misplaced"), 2);
+        assert_eq!(desk.refused["misplaced"].count, 2);
         let ours = theirs.replace("attic", "kitchen");
         let event = desk.read(&ours, &seal(&done, &ours, None), Timestamp(0));
         assert_eq!(event, Some(Event::Transfer { id, message: TransferMessage::Done }));
@@ -237,7 +236,7 @@ mod tests {
         for second in 0..180 {
             desk.read(TOPIC, b"x", Timestamp(second * 1000));
         }
-        assert_eq!(desk.refused("truncated"), 180);
+        assert_eq!(desk.refused["truncated"].count, 180);
         assert_eq!(desk.refused["truncated"].logged, Some(Timestamp(120_000)));
     }
 

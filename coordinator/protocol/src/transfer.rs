@@ -5,7 +5,7 @@
 //!   Offer(purpose, digest, size)    ->       knows what is coming; looks for chunks it already holds
 //!                                   <-     Grant(held, window)
 //!   Chunk(index, bytes) x window    ->       stores each
-//!                                   <-     Held(held)            cumulative, after each chunk
+//!                                   <-     Progress(held)        cumulative, after each chunk
 //!   ...                                      digest of the whole checked, stored durably
 //!                                   <-     Done
 //! ```

@@ -125,13 +125,6 @@ impl Receiver {
         &self.offer
     }
 
-    /// Chunks that are held, and all of them.
-    #[must_use]
-    pub fn progress(&self) -> (u32, u32) {
-        let chunks = self.offer.chunks();
-        (self.held.count(chunks), chunks)
-    }
-
     /// Takes an event.
     #[must_use]
     pub fn handle(&mut self, event: ReceiverEvent) -> Vec<ReceiverAction> {

@@ -117,13 +117,6 @@ impl Sender {
         &self.offer
     }
 
-    /// Chunks that the receiver is known to hold, and all of them.
-    #[must_use]
-    pub fn progress(&self) -> (u32, u32) {
-        let chunks = self.offer.chunks();
-        (self.held.count(chunks), chunks)
-    }
-
     /// Whether nothing more will be sent: the receiver has it all, or does not want it.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
@@ -174,6 +167,11 @@ impl Sender {
         if self.phase == Phase::Sending && held.covers(&self.held) {
             return self.progressed(&held, now);
         }
+        // A grant that takes chunks back restarts the window. Only a restarted receiver has reason to, so not again at once.
+        if self.phase == Phase::Sending && self.restarted.is_some_and(|then| now.millis_since(then) < SHORTEST_SILENCE_MS) {
+            return Vec::new();
+        }
+        self.restarted = Some(now);
         self.held = held;
         self.in_flight.clear();
         self.phase = Phase::Sending;

@@ -78,7 +78,7 @@ pub struct Settings {
     /// Threads of the training; 0 takes one for each core [default: 0]
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
-    /// ONNX Runtime's shared library [default: where the system's loader finds it]
+    /// ONNX Runtime's shared library [default: beside the executable, then in the system's library folders]
     #[arg(long, env = "SKIFF_ONNXRUNTIME", value_name = "FILE", help_heading = "Training")]
     pub onnxruntime: Option<PathBuf>,
     /// Layers that are never skipped, whatever rates the coordinator sends: 0,11

@@ -1,6 +1,6 @@
 //! `skiff-agent`: reads the command line, runs a verb, says once what went wrong.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use skiff_agent::commands::{doctor, run, step, train};
 use skiff_agent::config::{Config, Settings};
@@ -79,8 +79,13 @@ fn main() -> ExitCode {
 
 fn fleet(arguments: &FleetArguments, verb: impl Fn(&Config) -> anyhow::Result<bool>) -> anyhow::Result<bool> {
     if arguments.exit_with_parent {
+        let parent = rustix::process::getppid();
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .context("asking for a signal at the parent's end")?;
+        // No signal comes for a parent that ended before it was asked for.
+        if rustix::process::getppid() != parent {
+            bail!("the parent process has ended");
+        }
     }
     let usual = Path::new(USUAL_CONFIG);
     let file = arguments.config.as_deref().or_else(|| usual.exists().then_some(usual));

@@ -167,11 +167,6 @@ impl Sender {
         if self.phase == Phase::Sending && held.covers(&self.held) {
             return self.progressed(&held, now);
         }
-        // A grant that takes chunks back restarts the window. Only a restarted receiver has reason to, so not again at once.
-        if self.phase == Phase::Sending && self.restarted.is_some_and(|then| now.millis_since(then) < SHORTEST_SILENCE_MS) {
-            return Vec::new();
-        }
-        self.restarted = Some(now);
         self.held = held;
         self.in_flight.clear();
         self.phase = Phase::Sending;

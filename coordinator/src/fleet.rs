@@ -129,7 +129,8 @@ impl Fleet {
     /// Notes why a device was refused, or refused work.
     pub fn note(&mut self, device: &DeviceId, note: &str) {
         if let Some(known) = self.devices.get_mut(device) {
-            known.note = Some(note.chars().take(200).collect());
+            // It may come from a device and is shown on terminals.
+            known.note = Some(note.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect());
         }
     }
 
@@ -179,20 +180,25 @@ impl Device {
             state: sample.filter(|_| is_there).map_or("unknown", |sample| state(sample.state)).to_owned(),
             step: work.map_or(0, |work| work.step),
             steps: work.map_or(0, |work| work.steps),
-            step_ms: work.map_or(0.0, |work| work.step_ms),
-            tokens_per_second: work.map_or(0.0, |work| work.tokens_per_second),
+            step_ms: work.map_or(0.0, |work| shown(work.step_ms)),
+            tokens_per_second: work.map_or(0.0, |work| shown(work.tokens_per_second)),
             active_layers: work.map_or(0, |work| work.active_layers),
             mean_active_layers: None,
             mean_rate: None,
             updates: 0,
             rss_bytes: sample.filter(|_| is_there).map_or(0, |sample| sample.agent_rss_bytes),
             peak_rss_bytes: sample.map_or(0, |sample| sample.agent_peak_rss_bytes),
-            agent_cpu_percent: sample.filter(|_| is_there).map_or(0.0, |sample| sample.agent_cpu_percent),
-            temperature: sample.and_then(hottest),
+            agent_cpu_percent: sample.filter(|_| is_there).map_or(0.0, |sample| shown(sample.agent_cpu_percent)),
+            temperature: sample.and_then(hottest).filter(|celsius| celsius.is_finite()),
             telemetry_age_ms: self.telemetry.as_ref().map(|(at, _)| now.millis_since(*at)),
             note: self.note.clone(),
         }
     }
+}
+
+/// A number that JSON has: a device may say what it likes.
+fn shown(number: f32) -> f32 {
+    if number.is_finite() { number } else { 0.0 }
 }
 
 fn state(state: AgentState) -> &'static str {

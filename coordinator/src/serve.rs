@@ -42,7 +42,7 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// Messages taken in one go, and committed together.
 const BATCH: usize = 64;
 /// Publications that wait for the link; beyond that they are dropped, to be said again.
-const OUTGOING: usize = 16_384;
+const OUTGOING: usize = 2_048;
 
 /// A coordinator at work, in tasks of the current tokio runtime.
 pub struct Coordinator {

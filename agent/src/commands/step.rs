@@ -38,8 +38,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Threads of the computation.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(active) => LayerMask::of(active.clone(), manifest.layers)
             .with_context(|| format!("--active {active:?}: expected layers from 0 to {}", manifest.layers - 1))?,
     };
-    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), arguments.threads)?;
+    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), arguments.threads.into())?;
     let mut trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
     if let Some(path) = &arguments.weights {
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;

@@ -29,13 +29,13 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
     /// Optimizer steps.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// Examples in a step.
-    #[arg(long, default_value_t = 8, value_parser = at_least_one)]
-    batch: usize,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    batch: u16,
     /// AdamW's learning rate.
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     lr: f32,
     /// Probability that a step skips a layer, the same for every layer.
     #[arg(long, default_value_t = 0.0)]
@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', conflicts_with = "dropout")]
     rates: Option<Vec<f32>>,
     /// Scale gradients down above this global norm [default: never].
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     clip: Option<f32>,
     /// Cut texts to this many tokens.
     #[arg(long, default_value_t = 128)]
@@ -56,8 +56,8 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Threads of the computation [default: all processors].
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
@@ -98,7 +98,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
     let load = |path| Corpus::load(path, &pack, arguments.max_tokens);
     let (train, test) = (load(&arguments.train)?, load(&arguments.test)?);
-    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    let cores = || std::thread::available_parallelism().map_or(1, Into::into);
+    let threads = arguments.threads.map_or_else(cores, usize::from);
     let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
     let layers = pack.manifest().layers;
     let mut trainer = Trainer::open(&runtime, pack)?;
@@ -109,7 +110,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         round: 0,
         rates: arguments.rates.clone().unwrap_or_else(|| vec![arguments.dropout; layers]),
         steps: arguments.steps,
-        batch: arguments.batch,
+        batch: arguments.batch.into(),
         learning_rate: arguments.lr,
         clip_norm: arguments.clip.unwrap_or(f32::INFINITY),
     };
@@ -143,7 +144,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
         loss_last_20: last.iter().sum::<f32>() / last.len().max(1) as f32,
         peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
-        ..Outcome::of(&summary, arguments.batch)
+        ..Outcome::of(&summary, arguments.batch.into())
     };
     outcome.print(arguments.json)
 }
@@ -230,9 +231,9 @@ fn bar(done: usize, total: usize) -> String {
     format!("{}{}", "█".repeat(filled), "░".repeat(24 - filled))
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+fn positive(text: &str) -> Result<f32, String> {
     match text.parse() {
-        Ok(0) | Err(_) => Err("expected a whole number, at least 1".to_owned()),
-        Ok(number) => Ok(number),
+        Ok(number) if number > 0.0 && f32::is_finite(number) => Ok(number),
+        _ => Err("expected a positive number".to_owned()),
     }
 }

@@ -310,10 +310,9 @@ fn percent_decoded(text: &str) -> Option<String> {
 
 /// The URL as it may be shown.
 fn without_password(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
-        Some((scheme, address)) => format!("{scheme}://{address}"),
-        None => url.to_owned(),
-    }
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (&url[..scheme.len() + 3], rest));
+    let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
+    format!("{scheme}{address}")
 }
 
 #[cfg(test)]

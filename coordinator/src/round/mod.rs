@@ -19,7 +19,7 @@
 //! - `Merge -> Gather -> Evaluate`: the merged weights are stored: the round is `Merged`. `Merge -> Skipped`: they could
 //!   not be made.
 //! - `Evaluate -> next`: everybody who is waited for has reported, or the deadline has come. Nobody there: no accuracy.
-//! - any `-> Ended`: the operator stops the run.
+//! - any `-> Ended`: the operator stops the run; or `max_skipped` rounds in a row were skipped.
 //!
 //! **Persist before promise.** What must survive is a [`Record`]; [`Run::handle`] returns it in [`Action::Journal`], before
 //! the actions that rest on it. The shell commits all records of a call (or of several, in order) in one transaction and
@@ -504,7 +504,20 @@ impl Run {
         }
     }
 
+    /// Why the run should not begin another round: too many in a row came to nothing.
+    fn hopeless(&self) -> Option<String> {
+        let most = self.ledger.start.settings.max_skipped as usize;
+        let last: Vec<&String> =
+            self.ledger.closed.iter().rev().map_while(|closed| closed.skipped.as_ref()).take(most).collect();
+        (last.len() == most).then(|| format!("{most} rounds in a row were skipped; the last one: {}", last[0]))
+    }
+
     fn decide_gathering(&mut self, purpose: Purpose, now_ms: u64, is_due: bool) -> Option<Record> {
+        if purpose == Purpose::Train
+            && let Some(reason) = self.hopeless()
+        {
+            return Some(Record::RunEnded { stopped: Some(reason) });
+        }
         let settings = &self.ledger.start.settings;
         let (devices, quorum) = match purpose {
             Purpose::Train => (settings.devices as usize, settings.quorum as usize),

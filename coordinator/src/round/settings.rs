@@ -43,6 +43,8 @@ pub struct RunSettings {
     pub final_examples: u64,
     /// Examples at a time in an evaluation (default 8).
     pub evaluate_batch: u32,
+    /// Rounds in a row that may be skipped; then the run is stopped (default 10).
+    pub max_skipped: u32,
     /// How long to wait for `devices` devices before going on with those that are there, in milliseconds (default 60,000).
     pub gather_ms: u64,
     /// How long a round waits for updates, in milliseconds (default 600,000).
@@ -71,6 +73,7 @@ impl Default for RunSettings {
             evaluate_examples: 400,
             final_examples: 1000,
             evaluate_batch: 8,
+            max_skipped: 10,
             gather_ms: 60_000,
             train_ms: 600_000,
             evaluate_ms: 300_000,
@@ -95,6 +98,7 @@ impl RunSettings {
         within("over_selection", self.over_selection.into(), 0, (MAX_DEVICES - self.devices).into())?;
         within("quorum", self.quorum.into(), 1, self.devices.into())?;
         within("steps", self.steps.into(), 1, 1_000_000)?;
+        within("max_skipped", self.max_skipped.into(), 1, MAX_ROUNDS.into())?;
         within("batch", self.batch.into(), 1, 4096)?;
         within("max_tokens", self.max_tokens.into(), 2, 65_536)?;
         within("evaluate_batch", self.evaluate_batch.into(), 1, 4096)?;

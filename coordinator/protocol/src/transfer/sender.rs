@@ -79,6 +79,8 @@ pub struct Sender {
     /// How long the next silence is.
     patience_ms: u64,
     deadline: Option<Timestamp>,
+    /// When a grant last started the window anew.
+    restarted: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +103,7 @@ impl Sender {
             phase: Phase::Resting,
             silences: 0,
             patience_ms: SHORTEST_SILENCE_MS,
+            restarted: None,
             deadline: None,
         }
     }
@@ -167,6 +170,13 @@ impl Sender {
         if self.phase == Phase::Sending && held.covers(&self.held) {
             return self.progressed(&held, now);
         }
+        // A grant that takes chunks back restarts the window. Only a restarted receiver has reason to, so not again at once.
+        if self.phase == Phase::Sending
+            && self.restarted.is_some_and(|then| now.millis_since(then) < SHORTEST_SILENCE_MS)
+        {
+            return Vec::new();
+        }
+        self.restarted = Some(now);
         self.held = held;
         self.in_flight.clear();
         self.phase = Phase::Sending;

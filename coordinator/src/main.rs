@@ -48,7 +48,8 @@ fn main() -> ExitCode {
     let done = match Line::parse().command {
         Command::Serve(arguments) => {
             let filter = std::env::var("SKIFF_LOG").unwrap_or_else(|_| "info".to_owned());
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
             in_runtime(serve::run(*arguments))
         }
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),

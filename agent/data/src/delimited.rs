@@ -140,7 +140,11 @@ impl Columns {
 
     fn example(&self, record: &ByteRecord, place: &Place) -> Result<Example, DataError> {
         if record.len() != self.count {
-            return Err(DataError::FieldCount { place: place.clone(), expected: self.count, found: record.len() });
+            return Err(DataError::FieldCount {
+                place: at_field(place, record.len().min(self.count)),
+                expected: self.count,
+                found: record.len(),
+            });
         }
         let field = |at| field_text(&record[at], &at_field(place, at));
         let label = field(self.label)?.trim();

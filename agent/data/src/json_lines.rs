@@ -37,7 +37,7 @@ impl JsonLines {
 
     fn next_line(&mut self, place: &mut Place) -> Result<bool, DataError> {
         self.line.clear();
-        (place.line, place.column) = (self.read + 1, 0);
+        (place.line, place.column) = (self.read + 1, 1);
         let limit = MAX_RECORD_BYTES as u64 + 1;
         let length = (&mut self.lines)
             .take(limit)

@@ -195,7 +195,7 @@ mod tests {
         let (message, _) = error(Format::Tsv, b"sentence\tlabel\nfine\t1\n \t0\n");
         assert_eq!(message, "file, line 3, column 1: the text is missing: give the record one, or delete it");
         let (message, _) = error(Format::JsonLines, b"\n{\"text\": \"a\"}\n");
-        assert!(message.starts_with("file, line 2: the label is missing"), "{message}");
+        assert!(message.starts_with("file, line 2, column 1: the label is missing"), "{message}");
         let (message, error) = error(Format::JsonLines, b"{\"text\": \"a\", label: 1}");
         assert!(message.starts_with("file, line 1, column 15: not a JSON object"), "{message}");
         assert!(matches!(error, DataError::Json { .. }));
@@ -204,9 +204,9 @@ mod tests {
     #[test]
     fn the_wrong_number_of_fields_is_refused() {
         let (message, _) = error(Format::Csv, b"1,a,b\n2,a,b,c\n");
-        assert!(message.starts_with("file, line 2: found 4 fields, expected 3"), "{message}");
+        assert!(message.starts_with("file, line 2, column 4: found 4 fields, expected 3"), "{message}");
         let (message, _) = error(Format::Tsv, b"sentence\tlabel\nno label here\n");
-        assert!(message.starts_with("file, line 2: found 1 fields, expected 2"), "{message}");
+        assert!(message.starts_with("file, line 2, column 2: found 1 fields, expected 2"), "{message}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the tests of the whole have in common: where things are, and how packs are made for them.
 //!
-//! - [`places`]: the source tree, its cache, the built binaries, the data sets
+//! - [`places`]: the source tree, its cache, the built binaries
 //! - [`packs`]: packs of the golden cases and of MiniLM, in folders of their own
 //! - [`brokers`]: Mosquitto on a free port with accounts and access rules, and the embedded broker
 //! - [`fleet`]: a coordinator and agents as processes, and a watch on their run

@@ -42,14 +42,3 @@ pub fn binary(name: &str) -> PathBuf {
     assert!(path.is_file(), "{} is not built: run `cargo build --workspace` first", path.display());
     path
 }
-
-/// A data set of the shared folder, `None` (said on standard error) where it is not there.
-#[must_use]
-pub fn data_set(name: &str) -> Option<PathBuf> {
-    let folder = tree().parent()?.join("shared/data").join(name);
-    if !folder.is_dir() {
-        eprintln!("data set {name} is not there ({}): this part is left out", folder.display());
-        return None;
-    }
-    Some(folder)
-}

@@ -151,13 +151,19 @@ async fn answer(
         Ok(Request::ListRuns) => to_line(&ask(orders, Order::ListRuns).await),
         Err(error) => to_line::<()>(&Err(format!("not a request: {error}"))),
     };
-    write.write_all(&line).await
+    send(&mut write, &line).await
+}
+
+/// Who does not read gives its place up: there are [`MAX_CONNECTIONS`].
+async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &[u8]) -> io::Result<()> {
+    let in_time = tokio::time::timeout(PATIENCE, write.write_all(line)).await;
+    in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other side does not read")))
 }
 
 async fn watch(write: &mut (impl AsyncWriteExt + Unpin), progress: &mut watch::Receiver<Progress>) -> io::Result<()> {
     loop {
         let line = to_line(&Ok(&*progress.borrow_and_update()));
-        write.write_all(&line).await?;
+        send(write, &line).await?;
         tokio::time::sleep(WATCH_EVERY).await;
         if progress.changed().await.is_err() {
             return Ok(());
@@ -247,6 +253,14 @@ mod tests {
         let (progress, seen) = watch::channel(Progress::default());
         tokio::spawn(serve(listen(folder.path()).unwrap(), send, seen));
         Door { folder, orders, progress }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_that_does_not_read_gives_its_place_up() {
+        let (mut ours, _theirs) = tokio::io::duplex(16);
+        let (_published, mut progress) = watch::channel(Progress::default());
+        let error = super::watch(&mut ours, &mut progress).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]

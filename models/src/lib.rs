@@ -9,10 +9,12 @@
 pub mod architectures;
 pub mod gradient;
 pub mod graph;
+pub mod layout;
 pub mod onnx;
 pub mod pack;
 pub mod peft;
 pub mod stage;
+pub mod task;
 pub mod tensors;
 
 pub use pack::Pack;

@@ -28,7 +28,9 @@ pub enum Binding {
     Gradient(String),
     /// Carried from the forward to the backward graph of the same stage and layer, under this name.
     Residual(String),
-    /// Class scores, `[B, C]`.
+    /// Made once for a batch by the `embed` stage, read by the blocks, under this name.
+    Context(String),
+    /// Scores, `[B, C]` or `[T, C]`.
     Logits,
     /// The loss, a scalar.
     Loss,
@@ -38,22 +40,78 @@ pub enum Binding {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchPart {
-    /// `[T]`: vocabulary indices.
+    /// `[T]` i64: vocabulary indices.
     InputIds,
-    /// `[T]`: segment of each token.
+    /// `[T]` i64: segment of each token.
     TokenTypeIds,
-    /// `[T]`: place of each token in its example.
+    /// `[T]` i64: place of each token in its example, counted from the layout's first position.
     PositionIds,
-    /// `[B, h, S]`: where attention finds each head's part of a token in `[T*h, D/h]`.
+    /// `[B, h, S]` i64: where attention finds each query head's part of a token in `[T*h, d]`.
     ToHeads,
-    /// `[T, h]`: the way back, from `[B*h*S, D/h]`.
+    /// `[T, h]` i64: the way back, from `[B*h*S, d]`.
     ToTokens,
-    /// `[B, 1, 1, S]`: 0 for a token, a large negative number for padding.
+    /// `[B, k, S]` i64: the same as `ToHeads` for key heads, where there are fewer.
+    ToKeyHeads,
+    /// `[T, k]` i64: the way back.
+    ToKeyTokens,
+    /// `[B, S]` i64: the same for whole tokens, in `[T, D]`.
+    ToSlots,
+    /// `[T]` i64: the way back, from `[B*S, D]`.
+    FromSlots,
+    /// `[B, S, 1]` f32: 1 for a token, 0 for padding.
+    SlotMask,
+    /// `[B, 1, 1, S]` f32: 0 for a token, a large negative number for padding.
     KeyBias,
-    /// `[B]`: the first token of each example.
+    /// `[S, S]` f32: 0 where the key (column) is not after the query (row), a large negative number where it is.
+    CausalBias,
+    /// `[S, S]` f32: the same, and the large negative number too where the key is before the layout's window.
+    WindowBias,
+    /// `[2*S]` i64: in place `c` the relative embedding's row for a query `S - 1 - c` tokens behind its key.
+    KeyDistances,
+    /// `[2*S]` i64: in place `c` the row for a query `c - (S - 1)` tokens behind its key.
+    QueryDistances,
+    /// `[B]` i64: the first token of each example.
     FirstTokens,
-    /// `[B, C]`: the weight of each class in the loss; the rows of an ordinary batch hold `1/B` at the label.
+    /// `[B]` i64: the last token of each example.
+    LastTokens,
+    /// `[B, C]` or `[T, C]` f32. Classes: their weights in the loss, which sum to 1 over the batch. Regression: the numbers.
     Targets,
+    /// `[B, 1]` f32: the weight of each squared error, `1 / (B C)`.
+    ExampleWeights,
+    /// `[T]` i64: the vocabulary index of the token to be foretold; 0 where none counts.
+    NextTokens,
+    /// `[T, 1]` f32: its weight in the loss; all weights of a batch sum to 1.
+    TokenWeights,
+}
+
+impl BatchPart {
+    /// Whether its elements are integers.
+    #[must_use]
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::SlotMask
+            | Self::KeyBias
+            | Self::CausalBias
+            | Self::WindowBias
+            | Self::Targets
+            | Self::ExampleWeights
+            | Self::TokenWeights => DType::F32,
+            Self::InputIds
+            | Self::TokenTypeIds
+            | Self::PositionIds
+            | Self::ToHeads
+            | Self::ToTokens
+            | Self::ToKeyHeads
+            | Self::ToKeyTokens
+            | Self::ToSlots
+            | Self::FromSlots
+            | Self::KeyDistances
+            | Self::QueryDistances
+            | Self::FirstTokens
+            | Self::LastTokens
+            | Self::NextTokens => DType::I64,
+        }
+    }
 }
 
 /// One input or output of a graph file.
@@ -63,7 +121,9 @@ pub struct Port {
     pub name: String,
     /// What it is tied to.
     pub binding: Binding,
-    /// Its dimensions, for people.
+    /// Its element type.
+    pub dtype: DType,
+    /// Its dimensions, numbers and letters.
     pub shape: Vec<String>,
 }
 
@@ -98,6 +158,20 @@ impl StageSpec {
             .into_iter()
             .flatten()
     }
+}
+
+/// The graph files of a model.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSpecs {
+    /// Tokens to activations, and what all blocks read.
+    pub embed: StageSpec,
+    /// One for each kind of layer.
+    pub blocks: Vec<StageSpec>,
+    /// For each layer, which of `blocks` it is.
+    pub kinds: Vec<usize>,
+    /// Activations to scores and loss.
+    pub head: StageSpec,
 }
 
 /// A stage under construction.
@@ -144,16 +218,7 @@ impl Stage {
 
     /// A part of the batch.
     pub fn batch(&mut self, part: BatchPart, name: &str, shape: Shape) -> Id {
-        let dtype = match part {
-            BatchPart::KeyBias | BatchPart::Targets => DType::F32,
-            BatchPart::InputIds
-            | BatchPart::TokenTypeIds
-            | BatchPart::PositionIds
-            | BatchPart::ToHeads
-            | BatchPart::ToTokens
-            | BatchPart::FirstTokens => DType::I64,
-        };
-        let id = self.graph.input(name, dtype, shape);
+        let id = self.graph.input(name, part.dtype(), shape);
         self.bindings.insert(id, Binding::Batch(part));
         id
     }
@@ -185,7 +250,7 @@ impl Stage {
             }
             Ending::Loss { loss, logits } => {
                 self.bindings.extend([(loss, Binding::Loss), (logits, Binding::Logits)]);
-                (loss, vec![logits], vec![loss, logits])
+                (loss, vec![logits], vec![loss])
             }
         };
         let computed = self.forward_values();
@@ -262,6 +327,7 @@ impl Stage {
     fn port(&self, id: Id) -> Port {
         let value = self.graph.value(id);
         let binding = self.bindings.get(&id).cloned().expect("every port of a stage was bound when it was made");
-        Port { name: value.name.clone(), binding, shape: value.shape.iter().map(ToString::to_string).collect() }
+        let shape = value.shape.iter().map(ToString::to_string).collect();
+        Port { name: value.name.clone(), binding, dtype: value.dtype, shape }
     }
 }

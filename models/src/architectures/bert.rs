@@ -4,8 +4,10 @@
 //! `[B, h, S, d]`, through the index of the batch.
 
 use crate::graph::{Dim, GraphError, Id, Op, Shape};
+use crate::layout::Layout;
 use crate::peft::{Linear, Lora, PREFIX};
 use crate::stage::{BatchPart, CompiledStage, Ending, Stage};
+use crate::task::Task;
 use crate::tensors::{Schema, TensorSpec};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +72,23 @@ impl Bert {
         }
         (self.hidden_act != "gelu")
             .then(|| format!("hidden_act {:?} is not supported; supported: gelu", self.hidden_act))
+    }
+
+    /// What a batch has to know.
+    #[must_use]
+    pub fn layout(&self, classes: usize) -> Layout {
+        Layout {
+            task: Task::SequenceClassification,
+            classes,
+            heads: self.num_attention_heads,
+            key_heads: self.num_attention_heads,
+            vocabulary: self.vocab_size,
+            segments: self.type_vocab_size,
+            first_position: 0,
+            max_tokens: self.max_position_embeddings,
+            window: None,
+            relative: None,
+        }
     }
 
     /// The stages with `lora`, ready to be written.

@@ -12,6 +12,7 @@ mod shape;
 pub use op::Op;
 pub use shape::{Dim, Shape, broadcast, elements};
 
+use serde::{Deserialize, Serialize};
 use shape::show;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Id(usize);
 
 /// Element types.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DType {
     /// 32-bit floating point.
     F32,

@@ -1,9 +1,10 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
-use super::{FORMAT, FileEntry, Manifest, StageSpecs, digest_of_file};
+use super::{FORMAT, FileEntry, Manifest, digest_of_file};
 use crate::architectures::bert::{Bert, LINEARS};
 use crate::graph::GraphError;
 use crate::peft::{Lora, initial};
+use crate::stage::StageSpecs;
 use crate::tensors::{self, TensorError};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -218,9 +219,15 @@ fn write_files(
         model: model.clone(),
         lora: options.lora.clone(),
         labels: options.labels.clone(),
+        layout: model.layout(options.labels.len()),
         layers: model.num_hidden_layers,
         schema,
-        stages: StageSpecs { embed: stages.embed.spec, block: stages.block.spec, head: stages.head.spec },
+        stages: StageSpecs {
+            embed: stages.embed.spec,
+            blocks: vec![stages.block.spec],
+            kinds: vec![0; model.num_hidden_layers],
+            head: stages.head.spec,
+        },
         files: file_entries(staging, &files)?,
     };
     let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only");

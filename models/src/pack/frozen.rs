@@ -1,5 +1,6 @@
 //! The frozen tensors, where the file is the memory: pages come in as they are used and go when the system wants them.
 
+use crate::graph::DType;
 use crate::tensors::TensorError;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -27,7 +28,9 @@ struct Entry {
 pub struct FrozenTensor<'a> {
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
-    /// Little-endian f32 values, aligned to 4 bytes.
+    /// F32, F16 or I8.
+    pub dtype: DType,
+    /// Little-endian values, aligned to their size.
     pub bytes: &'a [u8],
 }
 
@@ -59,7 +62,16 @@ impl Frozen {
     /// The tensor called `name`.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<FrozenTensor<'_>> {
-        self.index.get(name).map(|entry| FrozenTensor { shape: &entry.shape, bytes: &self.map[entry.range.clone()] })
+        self.index.get(name).map(|entry| self.view(entry))
+    }
+
+    /// Every tensor with its name, ordered by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, FrozenTensor<'_>)> {
+        self.index.iter().map(|(name, entry)| (name.as_str(), self.view(entry)))
+    }
+
+    fn view<'a>(&'a self, entry: &'a Entry) -> FrozenTensor<'a> {
+        FrozenTensor { shape: &entry.shape, dtype: DType::F32, bytes: &self.map[entry.range.clone()] }
     }
 
     /// The bytes of all tensors together.

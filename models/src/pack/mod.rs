@@ -16,8 +16,9 @@ pub use build::{BuildError, BuildOptions, build};
 pub use frozen::{Frozen, FrozenTensor};
 
 use crate::architectures::bert::{Bert, LINEARS};
+use crate::layout::Layout;
 use crate::peft::Lora;
-use crate::stage::StageSpec;
+use crate::stage::{StageSpec, StageSpecs};
 use crate::tensors::{NamedTensors, Schema, TensorError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ pub struct Manifest {
     pub lora: Lora,
     /// Class names, in the order of the scores.
     pub labels: Vec<String>,
+    /// What a batch has to know.
+    pub layout: Layout,
     /// Layers that can be skipped.
     pub layers: usize,
     /// The trainable tensors.
@@ -54,18 +57,6 @@ pub struct Manifest {
     pub stages: StageSpecs,
     /// Every other file of the pack.
     pub files: BTreeMap<String, FileEntry>,
-}
-
-/// The graphs of the three stages.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StageSpecs {
-    /// Tokens to activations.
-    pub embed: StageSpec,
-    /// One layer.
-    pub block: StageSpec,
-    /// Activations to scores and loss.
-    pub head: StageSpec,
 }
 
 /// A file of the pack.
@@ -292,8 +283,8 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     if manifest.schema != model.schema(&manifest.lora, manifest.labels.len()) {
         return fail("the schema is not the one of this architecture, LoRA and labels".to_owned());
     }
-    let stages = [&manifest.stages.embed, &manifest.stages.block, &manifest.stages.head];
-    let graphs = stages.into_iter().flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
+    let stages = [&manifest.stages.embed, &manifest.stages.head].into_iter().chain(&manifest.stages.blocks);
+    let graphs = stages.flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
     let needed = graphs.chain(["frozen.safetensors", "peft.safetensors", "tokenizer.json"]);
     match needed.into_iter().find(|name| !manifest.files.contains_key(*name)) {
         Some(name) => Err(PackError::Foreign { name: name.to_owned() }),

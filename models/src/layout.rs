@@ -1,0 +1,64 @@
+//! What a batch has to know of a model: how tokens are numbered, and how attention looks at them.
+
+use crate::task::Task;
+use serde::{Deserialize, Serialize};
+
+/// The batch's side of a pack.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// What the targets are.
+    pub task: Task,
+    /// Classes or numbers, `C`; the vocabulary for a language model.
+    pub classes: usize,
+    /// Query heads, `h`.
+    pub heads: usize,
+    /// Key and value heads, `k`; `h` is a multiple of it.
+    pub key_heads: usize,
+    /// Rows of the word embedding: token ids are below it.
+    pub vocabulary: usize,
+    /// Rows of the segment embedding; 0 where the model has none, and segments are then not looked at.
+    pub segments: usize,
+    /// The position of an example's first token: 0, or RoBERTa's padding index and one.
+    pub first_position: usize,
+    /// Longest example.
+    pub max_tokens: usize,
+    /// Tokens that a token of a layer with a sliding window sees, itself included.
+    pub window: Option<usize>,
+    /// Numbering of distances, for disentangled attention.
+    pub relative: Option<RelativePositions>,
+}
+
+/// How DeBERTa (He et al., arXiv 2006.03654 and 2111.09543) numbers the distance of two tokens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelativePositions {
+    /// Half the rows of the table, `k`: distance 0 is row `k`.
+    pub span: usize,
+    /// Buckets on each side; distances up to half of them are exact, larger ones logarithmic. None: every distance is exact.
+    pub buckets: Option<usize>,
+    /// The distance that ends in the last bucket.
+    pub max_distance: usize,
+}
+
+impl RelativePositions {
+    /// The row of the table of relative embeddings for a query `distance` tokens behind its key (negative: before it).
+    ///
+    /// Formula: `clamp(k + b(distance), 0, 2k - 1)` with `b(d) = d` for `|d| <= m`, and
+    /// `sign(d) * (ceil(ln(|d| / m) / ln((M - 1) / m) * (m - 1)) + m)` beyond, where `m` is half the buckets and `M` the
+    /// largest distance: `make_log_bucket_position` of the published code (microsoft/DeBERTa, `da_utils.py`).
+    #[must_use]
+    pub fn row(&self, distance: i64) -> i64 {
+        let bucket = match self.buckets {
+            Some(buckets) if distance.unsigned_abs() as usize > buckets / 2 => {
+                let middle = (buckets / 2) as f64;
+                let furthest = (self.max_distance as f64 - 1.0) / middle;
+                let steps = ((distance.unsigned_abs() as f64 / middle).ln() / furthest.ln() * (middle - 1.0)).ceil();
+                distance.signum() * (steps + middle) as i64
+            }
+            Some(_) | None => distance,
+        };
+        let span = self.span as i64;
+        (span + bucket).clamp(0, 2 * span - 1)
+    }
+}

@@ -191,7 +191,7 @@ impl Stage {
         let computed = self.forward_values();
         let gradients = self.differentiate(ending, result)?;
         let movements =
-            |id: &Id| self.graph.producer(*id).is_some_and(|node| matches!(node.op, Op::Transpose | Op::Reshape(_)));
+            |id: &Id| self.graph.producer(*id).is_some_and(|node| matches!(node.op, Op::Permute(_) | Op::Reshape(_)));
         let cut: BTreeSet<Id> = computed.iter().filter(|id| !movements(id)).copied().collect();
 
         let backward = (!gradients.is_empty()).then(|| self.graph.extract(&gradients, &cut));

@@ -83,7 +83,7 @@ pub enum Op {
     /// arXiv 2104.09864, eq. 34, with features paired across halves as in the released Llama code).
     RotateHalf,
     /// `Y[b, o, s] = C[o] + sum over c, k of B[o, c, k] * A[b, g c' + c, s + k - padding]`, with `c'` channels in each
-    /// group and `g` the group of `o`; `C` may be absent. As many positions come out as go in.
+    /// group, `g` the group of `o` and `A` zero outside; `C` may be absent. As many positions come out as go in.
     Conv1d {
         /// Zeros at each end: half of what the kernel is longer than one.
         padding: usize,

@@ -216,9 +216,10 @@ impl Writer<'_> {
     /// `lead` dimensions as they are, `size`, and what is left.
     fn rows_shape(&mut self, name: &str, lead: usize, size: &str) -> String {
         let shape = format!("{name}.rows_shape");
-        let kept = self.integers_initializer(&format!("{name}.lead"), &vec![0; lead]);
+        let kept = (lead > 0).then(|| self.integers_initializer(&format!("{name}.lead"), &vec![0; lead]));
         let rest = self.integers_initializer(&format!("{name}.rest"), &[-1]);
-        self.emit("Concat", vec![kept, size.to_owned(), rest], vec![shape.clone()], vec![integer("axis", 0)]);
+        let parts = kept.into_iter().chain([size.to_owned(), rest]).collect();
+        self.emit("Concat", parts, vec![shape.clone()], vec![integer("axis", 0)]);
         shape
     }
 

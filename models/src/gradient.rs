@@ -137,6 +137,27 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
             let slope = g.op(Op::Sub, &[one, square])?;
             gradients[0] = Some(g.mul(dy, slope)?);
         }
+        // sigmoid' = y (1 - y)
+        Op::Sigmoid => {
+            let one = g.constant(1.0);
+            let rest = g.op(Op::Sub, &[one, y])?;
+            let slope = g.mul(y, rest)?;
+            gradients[0] = Some(g.mul(dy, slope)?);
+        }
+        // relu' = 1 where y > 0, else 0; at 0 as PyTorch has it.
+        Op::Relu => {
+            let slope = g.op(Op::Sign, &[y])?;
+            gradients[0] = Some(g.mul(dy, slope)?);
+        }
+        Op::Cos => {
+            let sine = g.op(Op::Sin, &[x[0]])?;
+            let negated = g.scale(sine, -1.0)?;
+            gradients[0] = Some(g.mul(dy, negated)?);
+        }
+        Op::Sin => {
+            let cosine = g.op(Op::Cos, &[x[0]])?;
+            gradients[0] = Some(g.mul(dy, cosine)?);
+        }
         Op::Gelu => {
             let slope = gelu_slope(g, x[0])?;
             gradients[0] = Some(g.mul(dy, slope)?);
@@ -157,6 +178,12 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
             let expected = g.mul(probabilities, total)?;
             gradients[0] = Some(g.op(Op::Sub, &[dy, expected])?);
         }
+        // dA = dY exp(A - Y)
+        Op::LogSumExp => {
+            let shifted = g.op(Op::Sub, &[x[0], y])?;
+            let probabilities = g.op(Op::Exp, &[shifted])?;
+            gradients[0] = Some(g.mul(dy, probabilities)?);
+        }
         // With n = (A - mean) inv_std and d = dY * B:  dA = inv_std (d - mean(d) - n mean(d n)),  dB = dY n,  dC = dY.
         Op::LayerNorm { .. } => {
             let (mean, inv_std) = (node.outputs[1], node.outputs[2]);
@@ -175,7 +202,25 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
             gradients[1] = if wants(1) { Some(g.mul(dy, normal)?) } else { None };
             gradients[2] = wants(2).then_some(dy);
         }
-        Op::Transpose => gradients[0] = Some(g.transpose(dy)?),
+        // With n = A inv_rms and d = dY * B:  dA = inv_rms (d - n mean(d n)),  dB = dY n.
+        Op::RmsNorm { .. } => {
+            let inv_rms = node.outputs[1];
+            let normal = g.mul(x[0], inv_rms)?;
+            if wants(0) {
+                let scaled = g.mul(dy, x[1])?;
+                let product = g.mul(scaled, normal)?;
+                let slope = g.op(Op::MeanLast, &[product])?;
+                let along = g.mul(normal, slope)?;
+                let across = g.op(Op::Sub, &[scaled, along])?;
+                gradients[0] = Some(g.mul(across, inv_rms)?);
+            }
+            gradients[1] = if wants(1) { Some(g.mul(dy, normal)?) } else { None };
+        }
+        Op::Permute(order) => {
+            let back: Vec<usize> =
+                (0..order.len()).filter_map(|axis| order.iter().position(|&from| from == axis)).collect();
+            gradients[0] = Some(g.permute(dy, &back)?);
+        }
         Op::Reshape(_) => {
             let shape = g.shape(x[0]).clone();
             gradients[0] = Some(g.reshape(dy, shape)?);
@@ -198,7 +243,34 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
                 spread
             });
         }
-        Op::ScatterRows | Op::ExpandLike => return Err(GraphError::NoRule { op: node.op.name() }),
+        Op::RotateHalf => {
+            let turned = g.op(Op::RotateHalf, &[dy])?;
+            gradients[0] = Some(g.scale(turned, -1.0)?);
+        }
+        Op::Conv1d { .. } if wants(1) => return Err(GraphError::NoRule { op: "Conv1d by its kernel" }),
+        Op::ConvTranspose1d { .. } if wants(1) => {
+            return Err(GraphError::NoRule { op: "ConvTranspose1d by its kernel" });
+        }
+        Op::Conv1d { padding, groups } => {
+            if wants(0) {
+                let adjoint = Op::ConvTranspose1d { padding: *padding, groups: *groups };
+                gradients[0] = Some(g.op(adjoint, &[dy, x[1]])?);
+            }
+            if wants(2) {
+                let summed = g.op(Op::ReduceSum { axes: vec![0, 2] }, &[dy])?;
+                let shape = g.shape(x[2]).clone();
+                gradients[2] = Some(g.reshape(summed, shape)?);
+            }
+        }
+        Op::ConvTranspose1d { padding, groups } => {
+            let adjoint = Op::Conv1d { padding: *padding, groups: *groups };
+            gradients[0] = Some(g.op(adjoint, &[dy, x[1]])?);
+        }
+        Op::Skew => gradients[0] = Some(g.op(Op::Unskew, &[dy])?),
+        Op::Unskew => gradients[0] = Some(g.op(Op::Skew, &[dy])?),
+        Op::ScatterRows | Op::ExpandLike | Op::Sign | Op::Cast | Op::Dequantize => {
+            return Err(GraphError::NoRule { op: node.op.name() });
+        }
     }
     Ok(gradients)
 }

@@ -8,6 +8,7 @@
 
 pub mod architectures;
 pub mod gradient;
+pub mod design;
 pub mod graph;
 pub mod layout;
 pub mod onnx;

@@ -1,134 +1,175 @@
-//! What trains beside the frozen model: LoRA on named linear layers, and the task's head.
+//! What trains beside the frozen model, as a choice: LoRA, Houlsby adapters or BitFit. [`crate::stage`] puts them in place.
 
-use crate::graph::{GraphError, Id, Op, Shape};
-use crate::stage::Stage;
-use crate::tensors::{NamedTensors, Schema, TensorSpec};
 use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The prefix that Hugging Face PEFT puts before the name of a tensor of the wrapped model.
 pub const PREFIX: &str = "base_model.model.";
 
-/// The largest rank of LoRA.
+/// The largest rank of LoRA, and the widest adapter.
 pub const MAX_RANK: usize = 1024;
 
-/// Low-rank adaptation (Hu et al., arXiv 2106.09685): `y = W x + b + (alpha / rank) B A x`, with `W`, `b` frozen.
+/// A way of fine-tuning few parameters.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Peft {
+    /// Low-rank adaptation of linear layers.
+    Lora(Lora),
+    /// Bottleneck adapters after the attention's and the feed-forward's last linear layer (Houlsby et al., arXiv 1902.00751).
+    Houlsby {
+        /// Features of the bottleneck.
+        width: usize,
+    },
+    /// Every bias of the blocks (Ben Zaken et al., arXiv 2106.10199).
+    BitFit,
+}
+
+/// Low-rank adaptation (Hu et al., arXiv 2106.09685): `y = W x + b + s B A x`, with `W`, `b` frozen.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lora {
     /// Rows of `A`, columns of `B`.
     pub rank: usize,
-    /// The scale is `alpha / rank`.
+    /// The scale is `s = alpha / rank`.
     pub alpha: f32,
-    /// The linear layers it sits on, by the last part of their name: `query`, `value`.
+    /// The linear layers it sits on, by the end of their name: `query`, `attention.output.dense`. `all-linear` alone: every
+    /// one of the blocks.
     pub targets: Vec<String>,
+    /// Other ranks for the layers whose name ends so.
+    #[serde(default)]
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other alphas, likewise.
+    #[serde(default)]
+    pub alpha_pattern: BTreeMap<String, f32>,
+    /// Blocks it sits in; none given: all.
+    #[serde(default)]
+    pub layers: Option<Vec<usize>>,
+    /// `s = alpha / sqrt(rank)` instead (Kalajdzievski, arXiv 2312.03732).
+    #[serde(default)]
+    pub rslora: bool,
+    /// `A` stays as it was drawn, and only `B` trains (FFA-LoRA, Sun et al., arXiv 2403.12313).
+    #[serde(default)]
+    pub freeze_a: bool,
 }
 
+/// LoRA on one linear layer.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct LoraSettings {
+    /// Rows of `A`.
+    pub rank: usize,
+    /// The factor of `B A x`.
+    pub scale: f32,
+}
+
+/// The target that stands for every linear layer.
+pub const ALL_LINEAR: &str = "all-linear";
+
 impl Default for Lora {
-    /// Rank 8, alpha 16, on query and value: what the figures in the README use.
+    /// Rank 8, alpha 16, on what the architecture's query and value are called: `query` and `value` here.
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, targets: vec!["query".to_owned(), "value".to_owned()] }
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            targets: vec!["query".to_owned(), "value".to_owned()],
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            layers: None,
+            rslora: false,
+            freeze_a: false,
+        }
     }
 }
 
-/// A linear layer `x W^T + b` of a stage, with LoRA where its name asks for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Linear<'a> {
-    /// Before the name in the frozen file, for instance `encoder.layer.{layer}.`.
-    pub frozen_prefix: &'a str,
-    /// Before the name in the trainable file.
-    pub trainable_prefix: &'a str,
-    /// `attention.self.query`.
-    pub name: &'a str,
-    /// Columns of `x`.
-    pub inputs: usize,
-    /// Columns of the result.
-    pub outputs: usize,
-}
-
-impl Linear<'_> {
-    /// Adds the layer to `stage`: `x` is `[T, inputs]`, the result `[T, outputs]`.
-    ///
-    /// # Errors
-    /// A shape of `x` that does not fit.
-    pub fn apply(&self, stage: &mut Stage, x: Id, lora: &Lora) -> Result<Id, GraphError> {
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        let of = |part: &str| format!("{}.{part}", self.name);
-        let weight = stage.frozen(self.frozen_prefix, &of("weight"), shape([outputs, inputs]));
-        let bias = stage.frozen(self.frozen_prefix, &of("bias"), shape([outputs]));
-        let times_transposed = |alpha| Op::Gemm { alpha, trans_a: false, trans_b: true };
-        let base = stage.graph.op(times_transposed(1.0), &[x, weight, bias])?;
-        if !lora.adapts(self.name) {
-            return Ok(base);
+impl Peft {
+    /// Its name in files and on the command line.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Lora(_) => "lora",
+            Self::Houlsby { .. } => "houlsby",
+            Self::BitFit => "bitfit",
         }
-        let down = stage.trainable(self.trainable_prefix, &of("lora_A.weight"), shape([lora.rank, inputs]));
-        let up = stage.trainable(self.trainable_prefix, &of("lora_B.weight"), shape([outputs, lora.rank]));
-        let narrow = stage.graph.op(times_transposed(1.0), &[x, down])?;
-        stage.graph.op(times_transposed(lora.scale()), &[narrow, up, base])
+    }
+
+    /// What is wrong with it for a model of `layers` blocks with linear layers called `linears` in each, if anything.
+    #[must_use]
+    pub fn problem(&self, linears: &[&str], layers: usize) -> Option<String> {
+        match self {
+            Self::Lora(lora) => lora.problem(linears, layers),
+            Self::Houlsby { width } if !(1..=MAX_RANK).contains(width) => {
+                Some(format!("adapter width {width}: expected 1 to {MAX_RANK}"))
+            }
+            Self::Houlsby { .. } | Self::BitFit => None,
+        }
     }
 }
 
 impl Lora {
-    /// `alpha / rank`.
+    /// What LoRA does to the linear layer of that full name, `encoder.layer.3.attention.self.query` or longer; `None` where
+    /// it is not adapted. Of several patterns the longest that fits holds, as the more exact one.
     #[must_use]
-    pub fn scale(&self) -> f32 {
-        self.alpha / self.rank as f32
+    pub fn on(&self, name: &str) -> Option<LoraSettings> {
+        let targeted = self.targets.iter().any(|target| target == ALL_LINEAR || ends_with_parts(name, target));
+        let in_layer = self.layers.as_ref().is_none_or(|layers| layer_of(name).is_some_and(|at| layers.contains(&at)));
+        if !targeted || !in_layer {
+            return None;
+        }
+        let rank = longest(&self.rank_pattern, name).copied().unwrap_or(self.rank);
+        let alpha = longest(&self.alpha_pattern, name).copied().unwrap_or(self.alpha);
+        let divisor = if self.rslora { (rank as f32).sqrt() } else { rank as f32 };
+        Some(LoraSettings { rank, scale: alpha / divisor })
     }
 
-    /// What is wrong with it for a model whose linear layers are `linears`, if anything.
-    #[must_use]
-    pub fn problem(&self, linears: &[&str]) -> Option<String> {
-        if !(1..=MAX_RANK).contains(&self.rank) {
-            return Some(format!("LoRA rank {}: expected 1 to {MAX_RANK}", self.rank));
+    fn problem(&self, linears: &[&str], layers: usize) -> Option<String> {
+        let ranks = self.rank_pattern.values().chain([&self.rank]);
+        if let Some(rank) = ranks.copied().find(|rank| !(1..=MAX_RANK).contains(rank)) {
+            return Some(format!("LoRA rank {rank}: expected 1 to {MAX_RANK}"));
         }
-        if !self.alpha.is_finite() || self.alpha <= 0.0 {
-            return Some(format!("LoRA alpha {}: expected a positive number", self.alpha));
+        let alphas = self.alpha_pattern.values().chain([&self.alpha]);
+        if let Some(alpha) = alphas.copied().find(|alpha| !alpha.is_finite() || *alpha <= 0.0) {
+            return Some(format!("LoRA alpha {alpha}: expected a positive number"));
         }
-        let last_parts: Vec<&str> = linears.iter().filter_map(|name| name.rsplit('.').next()).collect();
-        match self.targets.iter().find(|target| !last_parts.contains(&target.as_str())) {
-            Some(target) => Some(format!("LoRA target {target:?}: this model has {}", last_parts.join(", "))),
-            None if self.targets.is_empty() => Some("LoRA needs at least one target".to_owned()),
-            None => None,
+        if self.targets.is_empty() {
+            return Some("LoRA needs at least one target".to_owned());
         }
-    }
-
-    /// Whether the linear layer called `name` is adapted.
-    #[must_use]
-    pub fn adapts(&self, name: &str) -> bool {
-        name.rsplit('.').next().is_some_and(|last| self.targets.iter().any(|target| target == last))
+        if let Some(layer) = self.layers.iter().flatten().find(|layer| **layer >= layers) {
+            return Some(format!("LoRA in layer {layer}: this model has layers 0 to {}", layers.saturating_sub(1)));
+        }
+        let fits = |target: &String| target == ALL_LINEAR || linears.iter().any(|name| ends_with_parts(name, target));
+        let target = self.targets.iter().find(|target| !fits(target))?;
+        Some(format!("LoRA target {target:?}: this model has {}, or {ALL_LINEAR}", linears.join(", ")))
     }
 }
 
-/// The first values of trainable tensors, a function of `seed` and each tensor's name.
+/// Whether `name` is `end` or ends in it after a dot.
+fn ends_with_parts(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn longest<'a, T>(patterns: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
+    let fitting = patterns.iter().filter(|(pattern, _)| ends_with_parts(name, pattern));
+    fitting.max_by_key(|(pattern, _)| pattern.len()).map(|(_, value)| value)
+}
+
+/// The first number among the parts of a name: its layer.
+fn layer_of(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}
+
+/// Values drawn uniformly between minus and plus `bound`, a function of `seed` and the tensor's name.
 ///
-/// `lora_A`: uniform in `±1/sqrt(inputs)` (PEFT's `kaiming_uniform_(a = sqrt 5)`); `lora_B` and biases: zero; other
-/// matrices: uniform with standard deviation 0.02 (BERT's, whose draw is normal; a uniform one needs no logarithm and so
-/// has the same bits on every machine).
+/// `lora_A` and an adapter's way down take `1/sqrt(inputs)` (PEFT's `kaiming_uniform_(a = sqrt 5)`); `lora_B`, an adapter's
+/// way up and biases zero, so that a model begins as it was; other matrices BERT's standard deviation of 0.02.
 #[must_use]
-pub fn initial(schema: &Schema, seed: u64) -> NamedTensors {
-    schema.tensors.iter().map(|spec| (spec.name.clone(), initial_tensor(spec, seed))).collect()
-}
-
-fn initial_tensor(spec: &TensorSpec, seed: u64) -> ArrayD<f32> {
-    let inputs = spec.shape.last().copied().unwrap_or(1);
-    let bound = if spec.name.ends_with("lora_A.weight") {
-        1.0 / (inputs as f32).sqrt()
-    } else if spec.name.ends_with("lora_B.weight") || spec.name.ends_with("bias") {
-        0.0
-    } else {
-        0.02 * 3f32.sqrt()
-    };
+pub fn draw(name: &str, shape: &[usize], bound: f32, seed: u64) -> ArrayD<f32> {
     let mut hasher = blake3::Hasher::new_derive_key("skiff 2026-11-23 initial values of trainable tensors");
-    hasher.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
+    hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
     let mut bits = hasher.finalize_xof();
-    ArrayD::from_shape_simple_fn(IxDyn(&spec.shape), || {
+    ArrayD::from_shape_simple_fn(IxDyn(shape), || {
         let mut word = [0; 4];
         bits.fill(&mut word);
         let unit = (u32::from_le_bytes(word) >> 8) as f32 / (1 << 24) as f32;
         bound * (2.0 * unit - 1.0)
     })
-}
-
-fn shape<const N: usize>(sizes: [usize; N]) -> Shape {
-    sizes.into_iter().map(Into::into).collect()
 }

@@ -1,297 +1,89 @@
-//! BERT (Devlin et al., arXiv 1810.04805) for sequence classification, in the post-norm form of its release.
+//! BERT (Devlin et al., arXiv 1810.04805), RoBERTa (Liu et al., arXiv 1907.11692) and XLM-R (Conneau et al., arXiv
+//! 1911.02116), in the post-norm form of their releases.
 //!
 //! Rows are tokens: `T` of them for a whole batch, without padding. Attention alone looks at them as
 //! `[B, h, S, d]`, through the index of the batch.
 
-use crate::graph::{Dim, GraphError, Id, Op, Shape};
+use super::attention::{Heads, key_bias, products, weighted_sum};
+use super::config::{
+    ConfigError, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_SEGMENTS, MAX_VOCABULARY,
+    bad_epsilon, keys, out_of_bounds,
+};
+use super::{Activation, Head, Sizes, heads, shape};
+use crate::graph::{GraphError, Id};
 use crate::layout::Layout;
-use crate::peft::{Linear, Lora, PREFIX};
-use crate::stage::{BatchPart, CompiledStage, Ending, Stage};
+use crate::stage::{BatchPart, Bias, Ending, Stage};
 use crate::task::Task;
-use crate::tensors::{Schema, TensorSpec};
 use serde::{Deserialize, Serialize};
 
-/// The sizes that define a BERT, as in a checkpoint's `config.json`.
+/// The sizes that define a model of this family.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bert {
-    /// Blocks.
-    pub num_hidden_layers: usize,
+    /// Which of the family.
+    pub family: Family,
+    /// Blocks, `L`.
+    pub layers: usize,
     /// Features of a token, `D`.
-    pub hidden_size: usize,
+    pub hidden: usize,
     /// Attention heads, `h`; divides `D`.
-    pub num_attention_heads: usize,
-    /// Features inside the feed-forward part.
-    pub intermediate_size: usize,
+    pub heads: usize,
+    /// Features inside the feed-forward part, `I`.
+    pub intermediate: usize,
     /// Rows of the word embedding.
-    pub vocab_size: usize,
-    /// Longest sequence.
-    pub max_position_embeddings: usize,
+    pub vocabulary: usize,
+    /// Rows of the position embedding.
+    pub positions: usize,
     /// Rows of the segment embedding.
-    pub type_vocab_size: usize,
+    pub segments: usize,
+    /// The position of an example's first token.
+    pub first_position: usize,
     /// Added to the variance in layer norms.
-    pub layer_norm_eps: f32,
-    /// Must be `gelu`.
-    pub hidden_act: String,
+    pub norm_epsilon: f32,
+    /// Inside the feed-forward part.
+    pub activation: Activation,
 }
 
-/// The three stages of a model.
-#[derive(Debug)]
-pub struct Stages {
-    /// Tokens to activations.
-    pub embed: CompiledStage,
-    /// One layer.
-    pub block: CompiledStage,
-    /// Activations to scores and loss.
-    pub head: CompiledStage,
+/// The members of the family. They differ in names, in positions and in the head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// BERT.
+    Bert,
+    /// RoBERTa.
+    Roberta,
+    /// XLM-R.
+    XlmRoberta,
 }
 
-const LAYER: &str = "encoder.layer.{layer}.";
-const TRAINABLE_LAYER: &str = "base_model.model.bert.encoder.layer.{layer}.";
-
-impl Bert {
-    /// What is wrong with these sizes, if anything: they come from files, and memory is taken by them.
+impl Family {
+    /// As `model_type` in `config.json`.
     #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        let sizes = [
-            ("num_hidden_layers", self.num_hidden_layers, 512),
-            ("hidden_size", self.hidden_size, 1 << 16),
-            ("num_attention_heads", self.num_attention_heads, 1 << 10),
-            ("intermediate_size", self.intermediate_size, 1 << 18),
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("max_position_embeddings", self.max_position_embeddings, 1 << 20),
-            ("type_vocab_size", self.type_vocab_size, 1 << 10),
-        ];
-        if let Some((name, size, most)) = sizes.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
-            return Some(format!("{name} is {size}, expected 1 to {most}"));
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Some(format!("{} heads do not divide hidden_size {}", self.num_attention_heads, self.hidden_size));
-        }
-        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
-            return Some(format!("layer_norm_eps is {}, expected a small positive number", self.layer_norm_eps));
-        }
-        (self.hidden_act != "gelu")
-            .then(|| format!("hidden_act {:?} is not supported; supported: gelu", self.hidden_act))
-    }
-
-    /// What a batch has to know.
-    #[must_use]
-    pub fn layout(&self, classes: usize) -> Layout {
-        Layout {
-            task: Task::SequenceClassification,
-            classes,
-            heads: self.num_attention_heads,
-            key_heads: self.num_attention_heads,
-            vocabulary: self.vocab_size,
-            segments: self.type_vocab_size,
-            first_position: 0,
-            max_tokens: self.max_position_embeddings,
-            window: None,
-            relative: None,
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bert => "bert",
+            Self::Roberta => "roberta",
+            Self::XlmRoberta => "xlm-roberta",
         }
     }
 
-    /// The stages with `lora`, ready to be written.
-    ///
-    /// # Errors
-    /// Sizes that do not fit together.
-    pub fn stages(&self, lora: &Lora, classes: usize) -> Result<Stages, GraphError> {
-        Ok(Stages { embed: self.embed()?, block: self.block(lora)?, head: self.head(classes)? })
-    }
-
-    /// The frozen tensors: name and shape.
-    #[must_use]
-    pub fn frozen(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, i) = (self.hidden_size, self.intermediate_size);
-        let embeddings = [
-            ("embeddings.word_embeddings.weight", vec![self.vocab_size, d]),
-            ("embeddings.position_embeddings.weight", vec![self.max_position_embeddings, d]),
-            ("embeddings.token_type_embeddings.weight", vec![self.type_vocab_size, d]),
-            ("embeddings.LayerNorm.weight", vec![d]),
-            ("embeddings.LayerNorm.bias", vec![d]),
-            ("pooler.dense.weight", vec![d, d]),
-            ("pooler.dense.bias", vec![d]),
-        ];
-        let block = [
-            ("attention.self.query.weight", vec![d, d]),
-            ("attention.self.query.bias", vec![d]),
-            ("attention.self.key.weight", vec![d, d]),
-            ("attention.self.key.bias", vec![d]),
-            ("attention.self.value.weight", vec![d, d]),
-            ("attention.self.value.bias", vec![d]),
-            ("attention.output.dense.weight", vec![d, d]),
-            ("attention.output.dense.bias", vec![d]),
-            ("attention.output.LayerNorm.weight", vec![d]),
-            ("attention.output.LayerNorm.bias", vec![d]),
-            ("intermediate.dense.weight", vec![i, d]),
-            ("intermediate.dense.bias", vec![i]),
-            ("output.dense.weight", vec![d, i]),
-            ("output.dense.bias", vec![d]),
-            ("output.LayerNorm.weight", vec![d]),
-            ("output.LayerNorm.bias", vec![d]),
-        ];
-        let layers = (0..self.num_hidden_layers).flat_map(|layer| {
-            let prefix = LAYER.replace("{layer}", &layer.to_string());
-            block.clone().map(|(name, shape)| (format!("{prefix}{name}"), shape))
-        });
-        embeddings.into_iter().map(|(name, shape)| (name.to_owned(), shape)).chain(layers).collect()
-    }
-
-    /// The trainable tensors, ordered by name.
-    #[must_use]
-    pub fn schema(&self, lora: &Lora, classes: usize) -> Schema {
-        let d = self.hidden_size;
-        let sizes = |name: &str| match name {
-            "intermediate.dense" => (d, self.intermediate_size),
-            "output.dense" => (self.intermediate_size, d),
-            _ => (d, d),
-        };
-        let mut tensors: Vec<TensorSpec> = (0..self.num_hidden_layers)
-            .flat_map(|layer| LINEARS.iter().filter(|name| lora.adapts(name)).map(move |name| (layer, *name)))
-            .flat_map(|(layer, name)| {
-                let (inputs, outputs) = sizes(name);
-                let prefix = TRAINABLE_LAYER.replace("{layer}", &layer.to_string());
-                [("lora_A", vec![lora.rank, inputs]), ("lora_B", vec![outputs, lora.rank])].map(|(part, shape)| {
-                    TensorSpec { name: format!("{prefix}{name}.{part}.weight"), shape, layer: Some(layer) }
-                })
-            })
-            .collect();
-        let head = |part: &str, shape| TensorSpec { name: format!("{PREFIX}classifier.{part}"), shape, layer: None };
-        tensors.extend([head("weight", vec![classes, d]), head("bias", vec![classes])]);
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        Schema { tensors }
-    }
-
-    /// `h = LayerNorm(W[id] + P[position] + S[segment])`.
-    fn embed(&self) -> Result<CompiledStage, GraphError> {
-        let d = self.hidden_size;
-        let mut stage = Stage::default();
-        let tokens = || shape([&"T"]);
-        let rows = [
-            (BatchPart::InputIds, "input_ids", "embeddings.word_embeddings.weight", self.vocab_size),
-            (
-                BatchPart::PositionIds,
-                "position_ids",
-                "embeddings.position_embeddings.weight",
-                self.max_position_embeddings,
-            ),
-            (
-                BatchPart::TokenTypeIds,
-                "token_type_ids",
-                "embeddings.token_type_embeddings.weight",
-                self.type_vocab_size,
-            ),
-        ];
-        let mut sum = None;
-        for (part, index, table, size) in rows {
-            let index = stage.batch(part, index, tokens());
-            let table = stage.frozen("", table, shape([&size, &d]));
-            let picked = stage.graph.op(Op::Gather, &[table, index])?;
-            sum = Some(match sum {
-                Some(sum) => stage.graph.add(sum, picked)?,
-                None => picked,
-            });
+    pub(super) const fn base(self) -> &'static str {
+        match self {
+            Self::Bert => "bert.",
+            Self::Roberta | Self::XlmRoberta => "roberta.",
         }
-        let sum = sum.expect("three tables were summed");
-        let hidden = self.layer_norm(&mut stage, "", "embeddings.LayerNorm", sum)?;
-        stage.graph.rename(hidden, "embedded");
-        stage.compile("embed", Ending::Hidden(hidden))
     }
 
-    /// `a = LayerNorm(x + W_o attention(x))`, `y = LayerNorm(a + W_2 gelu(W_1 a))`.
-    fn block(&self, lora: &Lora) -> Result<CompiledStage, GraphError> {
-        let (d, i) = (self.hidden_size, self.intermediate_size);
-        let mut stage = Stage::default();
-        let x = stage.hidden(shape([&"T", &d]));
-        let linear = |stage: &mut Stage, name: &str, x: Id, inputs: usize, outputs: usize| {
-            let layer = Linear { frozen_prefix: LAYER, trainable_prefix: TRAINABLE_LAYER, name, inputs, outputs };
-            layer.apply(stage, x, lora)
-        };
-        let [query, key, value] = ["query", "key", "value"].map(|name| format!("attention.self.{name}"));
-        let query = linear(&mut stage, &query, x, d, d)?;
-        let key = linear(&mut stage, &key, x, d, d)?;
-        let value = linear(&mut stage, &value, x, d, d)?;
-        let context = self.attention(&mut stage, query, key, value)?;
-        let projected = linear(&mut stage, "attention.output.dense", context, d, d)?;
-        let attended = stage.graph.add(projected, x)?;
-        stage.graph.rename(attended, "attended");
-        let a = self.layer_norm(&mut stage, LAYER, "attention.output.LayerNorm", attended)?;
-
-        let wide = linear(&mut stage, "intermediate.dense", a, d, i)?;
-        stage.graph.rename(wide, "feed_forward");
-        let activated = stage.graph.op(Op::Gelu, &[wide])?;
-        let narrow = linear(&mut stage, "output.dense", activated, i, d)?;
-        let summed = stage.graph.add(narrow, a)?;
-        stage.graph.rename(summed, "summed");
-        let y = self.layer_norm(&mut stage, LAYER, "output.LayerNorm", summed)?;
-        stage.graph.rename(y, "hidden_out");
-        stage.compile("block", Ending::Hidden(y))
-    }
-
-    /// `softmax(Q K^T / sqrt(d) + bias) V` for each head (Vaswani et al., arXiv 1706.03762, eq. 1).
-    fn attention(&self, stage: &mut Stage, query: Id, key: Id, value: Id) -> Result<Id, GraphError> {
-        let (h, d) = (self.num_attention_heads, self.hidden_size / self.num_attention_heads);
-        let to_heads = stage.batch(BatchPart::ToHeads, "to_heads", shape([&"B", &h, &"S"]));
-        let to_tokens = stage.batch(BatchPart::ToTokens, "to_tokens", shape([&"T", &h]));
-        let key_bias = stage.batch(BatchPart::KeyBias, "key_bias", shape([&"B", &1, &1, &"S"]));
-        let g = &mut stage.graph;
-        let token_heads = vec![Dim::from("T").times(&h.into()), d.into()];
-        let mut heads = |rows: Id, name: &str| {
-            let rows = g.reshape(rows, token_heads.clone())?;
-            let heads = g.op(Op::Relayout, &[rows, to_heads, to_tokens])?;
-            Ok(g.rename(heads, name))
-        };
-        let (query, key, value) = (heads(query, "queries")?, heads(key, "keys")?, heads(value, "values")?);
-        let keys = g.transpose(key)?;
-        let products = g.op(Op::MatMul, &[query, keys])?;
-        let scaled = g.scale(products, 1.0 / (d as f32).sqrt())?;
-        let scores = g.add(scaled, key_bias)?;
-        let probabilities = g.op(Op::Softmax, &[scores])?;
-        g.rename(probabilities, "probabilities");
-        let context = g.op(Op::MatMul, &[probabilities, value])?;
-        let all_heads = vec![Dim::from("B").times(&h.into()).times(&"S".into()), d.into()];
-        let context = g.reshape(context, all_heads)?;
-        let context = g.op(Op::Relayout, &[context, to_tokens, to_heads])?;
-        g.reshape(context, shape([&"T", &self.hidden_size]))
-    }
-
-    /// `logits = W_c tanh(W_p h_first + b_p) + b_c`; `loss = -sum(targets * log softmax(logits))`.
-    fn head(&self, classes: usize) -> Result<CompiledStage, GraphError> {
-        let d = self.hidden_size;
-        let mut stage = Stage::default();
-        let hidden = stage.hidden(shape([&"T", &d]));
-        let first = stage.batch(BatchPart::FirstTokens, "first_tokens", shape([&"B"]));
-        let targets = stage.batch(BatchPart::Targets, "targets", shape([&"B", &classes]));
-        let pooler_weight = stage.frozen("", "pooler.dense.weight", shape([&d, &d]));
-        let pooler_bias = stage.frozen("", "pooler.dense.bias", shape([&d]));
-        let weight = stage.trainable(PREFIX, "classifier.weight", shape([&classes, &d]));
-        let bias = stage.trainable(PREFIX, "classifier.bias", shape([&classes]));
-        let g = &mut stage.graph;
-        let times_transposed = Op::Gemm { alpha: 1.0, trans_a: false, trans_b: true };
-        let first_rows = g.op(Op::Gather, &[hidden, first])?;
-        let dense = g.op(times_transposed.clone(), &[first_rows, pooler_weight, pooler_bias])?;
-        let pooled = g.op(Op::Tanh, &[dense])?;
-        g.rename(pooled, "pooled");
-        let logits = g.op(times_transposed, &[pooled, weight, bias])?;
-        g.rename(logits, "logits");
-        let log_probabilities = g.op(Op::LogSoftmax, &[logits])?;
-        let picked = g.mul(targets, log_probabilities)?;
-        let total = g.op(Op::ReduceSum { axes: vec![0, 1] }, &[picked])?;
-        let total = g.reshape(total, Shape::new())?;
-        let loss = g.scale(total, -1.0)?;
-        g.rename(loss, "loss");
-        stage.compile("head", Ending::Loss { loss, logits })
-    }
-
-    fn layer_norm(&self, stage: &mut Stage, prefix: &str, name: &str, x: Id) -> Result<Id, GraphError> {
-        let weight = stage.frozen(prefix, &format!("{name}.weight"), shape([&self.hidden_size]));
-        let bias = stage.frozen(prefix, &format!("{name}.bias"), shape([&self.hidden_size]));
-        stage.graph.op(Op::LayerNorm { epsilon: self.layer_norm_eps }, &[x, weight, bias])
+    pub(super) const fn pooler(self) -> Option<&'static str> {
+        match self {
+            Self::Bert => Some("bert.pooler.dense"),
+            Self::Roberta | Self::XlmRoberta => None,
+        }
     }
 }
 
-/// The linear layers of a block, which LoRA may sit on.
-pub const LINEARS: [&str; 6] = [
+/// The linear layers of a block.
+pub(super) const LINEARS: [&str; 6] = [
     "attention.self.query",
     "attention.self.key",
     "attention.self.value",
@@ -300,23 +92,206 @@ pub const LINEARS: [&str; 6] = [
     "output.dense",
 ];
 
-/// A dimension as it is written in a formula: a number or a letter.
-trait Letter {
-    fn dim(&self) -> Dim;
+/// The keys of `config.json`, with the defaults of transformers.
+#[derive(Deserialize)]
+struct Keys {
+    num_hidden_layers: usize,
+    hidden_size: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "two")]
+    type_vocab_size: usize,
+    #[serde(default = "usual_epsilon")]
+    layer_norm_eps: f32,
+    #[serde(default = "gelu")]
+    hidden_act: Activation,
+    #[serde(default = "one")]
+    pad_token_id: usize,
+    position_embedding_type: Option<String>,
+    #[serde(default)]
+    is_decoder: bool,
 }
 
-impl Letter for usize {
-    fn dim(&self) -> Dim {
-        Dim::fixed(*self)
+fn one() -> usize {
+    1
+}
+
+fn two() -> usize {
+    2
+}
+
+pub(super) fn usual_epsilon() -> f32 {
+    1e-12
+}
+
+pub(super) fn gelu() -> Activation {
+    Activation::Gelu
+}
+
+impl Bert {
+    pub(super) fn read(config: &serde_json::Value, model_type: &str) -> Result<Self, ConfigError> {
+        let keys: Keys = keys(config)?;
+        let family = match model_type {
+            "bert" => Family::Bert,
+            "roberta" => Family::Roberta,
+            _ => Family::XlmRoberta,
+        };
+        if let Some(found) = keys.position_embedding_type.filter(|kind| kind != "absolute") {
+            return Err(ConfigError::Setting { key: "position_embedding_type", found, supported: "absolute" });
+        }
+        if keys.is_decoder {
+            return Err(ConfigError::Setting { key: "is_decoder", found: "true".to_owned(), supported: "false" });
+        }
+        let first_position = if family == Family::Bert { 0 } else { keys.pad_token_id.saturating_add(1) };
+        Ok(Self {
+            family,
+            layers: keys.num_hidden_layers,
+            hidden: keys.hidden_size,
+            heads: keys.num_attention_heads,
+            intermediate: keys.intermediate_size,
+            vocabulary: keys.vocab_size,
+            positions: keys.max_position_embeddings,
+            segments: keys.type_vocab_size,
+            first_position,
+            norm_epsilon: keys.layer_norm_eps,
+            activation: keys.hidden_act,
+        })
+    }
+
+    pub(super) fn problem(&self) -> Option<String> {
+        let bounds = [
+            ("num_hidden_layers", self.layers, MAX_LAYERS),
+            ("hidden_size", self.hidden, MAX_HIDDEN),
+            ("num_attention_heads", self.heads, MAX_HEADS),
+            ("intermediate_size", self.intermediate, MAX_INTERMEDIATE),
+            ("vocab_size", self.vocabulary, MAX_VOCABULARY),
+            ("max_position_embeddings", self.positions, MAX_POSITIONS),
+            ("type_vocab_size", self.segments, MAX_SEGMENTS),
+        ];
+        let problem = out_of_bounds(&bounds).or_else(|| bad_epsilon("layer_norm_eps", self.norm_epsilon));
+        problem.or_else(|| {
+            if !self.hidden.is_multiple_of(self.heads) {
+                return Some(format!("{} heads do not divide hidden_size {}", self.heads, self.hidden));
+            }
+            (self.first_position >= self.positions).then(|| {
+                format!(
+                    "max_position_embeddings is {}, but positions begin at {}",
+                    self.positions, self.first_position
+                )
+            })
+        })
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            layers: self.layers,
+            hidden: self.hidden,
+            heads: self.heads,
+            intermediate: self.intermediate,
+            vocabulary: self.vocabulary,
+        }
+    }
+
+    pub(super) fn layout(&self, plain: Layout) -> Layout {
+        let (segments, first_position) = (self.segments, self.first_position);
+        Layout { segments, first_position, max_tokens: self.positions - first_position, ..plain }
+    }
+
+    /// `h = LayerNorm(W[id] + P[position] + S[segment])`.
+    pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
+        let mut row = |part, index: &str, table: &str, size| {
+            let index = stage.batch(part, index, shape([&"T"]));
+            stage.rows(&format!("embeddings.{table}_embeddings.weight"), [size, self.hidden], index)
+        };
+        let words = row(BatchPart::InputIds, "input_ids", "word", self.vocabulary)?;
+        let positions = row(BatchPart::PositionIds, "position_ids", "position", self.positions)?;
+        let segments = row(BatchPart::TokenTypeIds, "token_type_ids", "token_type", self.segments)?;
+        let sum = stage.graph.add(words, positions)?;
+        let sum = stage.graph.add(sum, segments)?;
+        stage.layer_norm("embeddings.LayerNorm", sum, self.hidden, self.norm_epsilon)
+    }
+
+    /// `a = LayerNorm(x + W_o attention(x))`, `y = LayerNorm(a + W_2 gelu(W_1 a))`.
+    pub(super) fn block(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
+        let x = stage.hidden(shape([&"T", &self.hidden]));
+        let heads = Heads::of_queries(self.heads, self.hidden / self.heads);
+        let mut project = |name: &str, role| {
+            let rows =
+                stage.linear(&format!("attention.self.{name}"), x, [self.hidden, self.hidden], Bias::Yes)?;
+            heads.split(stage, rows, role)
+        };
+        let (query, key, value) = (project("query", "queries")?, project("key", "keys")?, project("value", "values")?);
+        let counts = [self.heads, self.heads, heads.size];
+        let products = products(stage, query, key, counts)?;
+        let scores = stage.graph.scale(products, 1.0 / (heads.size as f32).sqrt())?;
+        let bias = key_bias(stage);
+        let context = weighted_sum(stage, scores, bias, value, counts)?;
+        let context = heads.join(stage, context)?;
+        PostNorm { hidden: self.hidden, intermediate: self.intermediate, epsilon: self.norm_epsilon }.apply(
+            stage,
+            x,
+            context,
+            self.activation,
+        )
+    }
+
+    /// BERT: `logits = W_c tanh(W_p h_first + b_p) + b_c`; the others the same with `classifier.dense` for the pooler, in
+    /// training. For tokens: `W_c h + b_c`.
+    pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
+        let hidden = stage.hidden(shape([&"T", &self.hidden]));
+        let classify = |stage: &mut Stage<'_>, name, x| {
+            stage.trained_linear(name, x, [self.hidden, head.labels], Bias::Yes)
+        };
+        let logits = if head.task == Task::TokenClassification {
+            classify(stage, "classifier", hidden)?
+        } else {
+            let first = heads::first_rows(stage, hidden)?;
+            match self.family.pooler() {
+                Some(pooler) => {
+                    let pooled = heads::pool(stage, pooler, first, self.hidden, Activation::Tanh, head)?;
+                    classify(stage, "classifier", pooled)?
+                }
+                None => {
+                    let of_head = Head { train_pooler: true, ..head };
+                    let dense = "classifier.dense";
+                    let pooled = heads::pool(stage, dense, first, self.hidden, Activation::Tanh, of_head)?;
+                    classify(stage, "classifier.out_proj", pooled)?
+                }
+            }
+        };
+        heads::loss(stage, logits, head)
     }
 }
 
-impl Letter for &'static str {
-    fn dim(&self) -> Dim {
-        Dim::symbol(self)
-    }
+/// What follows attention in a post-norm block.
+pub(super) struct PostNorm {
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) epsilon: f32,
 }
 
-fn shape<const N: usize>(dims: [&dyn Letter; N]) -> Shape {
-    dims.into_iter().map(Letter::dim).collect()
+impl PostNorm {
+    /// `a = LayerNorm(x + W_o context)`, `y = LayerNorm(a + W_2 f(W_1 a))`.
+    pub(super) fn apply(
+        &self,
+        stage: &mut Stage<'_>,
+        x: Id,
+        context: Id,
+        activation: Activation,
+    ) -> Result<Id, GraphError> {
+        let (d, i) = (self.hidden, self.intermediate);
+        let projected = stage.linear_before_sum("attention.output.dense", context, [d, d], Bias::Yes)?;
+        let attended = stage.graph.add(projected, x)?;
+        stage.graph.rename(attended, "attended");
+        let a = stage.layer_norm("attention.output.LayerNorm", attended, d, self.epsilon)?;
+        let wide = stage.linear("intermediate.dense", a, [d, i], Bias::Yes)?;
+        stage.graph.rename(wide, "feed_forward");
+        let activated = activation.apply(stage, wide)?;
+        let narrow = stage.linear_before_sum("output.dense", activated, [i, d], Bias::Yes)?;
+        let summed = stage.graph.add(narrow, a)?;
+        stage.graph.rename(summed, "summed");
+        stage.layer_norm("output.LayerNorm", summed, d, self.epsilon)
+    }
 }

@@ -1,3 +1,338 @@
 //! Models as formulas: each architecture describes its stages with the graph's operators.
+//!
+//! - [`bert`]: BERT, RoBERTa, XLM-R
+//! - [`deberta`]: DeBERTa v2 and v3
+//! - [`decoder`]: Llama, Mistral, Qwen2, Qwen3
+//! - [`rotary`]: the angles of rotary positions and their scalings
+//! - [`attention`], [`heads`]: what several of them share
 
+mod attention;
 pub mod bert;
+mod config;
+pub mod deberta;
+pub mod decoder;
+mod heads;
+pub mod rotary;
+
+pub use config::ConfigError;
+
+use crate::graph::{Dim, GraphError, Id, Shape};
+use crate::layout::Layout;
+use crate::peft::Peft;
+use crate::stage::{Ending, Stage};
+use crate::task::Task;
+use bert::Bert;
+use deberta::Deberta;
+use decoder::Decoder;
+use serde::{Deserialize, Serialize};
+
+/// The values of `model_type` in a checkpoint's `config.json` that can be packed.
+pub const SUPPORTED: [&str; 8] =
+    ["bert", "roberta", "xlm-roberta", "deberta-v2", "llama", "mistral", "qwen2", "qwen3"];
+
+/// A model: its architecture and sizes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "architecture", rename_all = "lowercase")]
+pub enum Model {
+    /// BERT, RoBERTa, XLM-R.
+    Bert(Bert),
+    /// DeBERTa v2 and v3.
+    Deberta(Deberta),
+    /// Llama and its kin.
+    Decoder(Decoder),
+}
+
+/// Sizes that people ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Blocks, `L`.
+    pub layers: usize,
+    /// Features of a token, `D`.
+    pub hidden: usize,
+    /// Query heads, `h`.
+    pub heads: usize,
+    /// Features inside the feed-forward part.
+    pub intermediate: usize,
+    /// Rows of the word embedding.
+    pub vocabulary: usize,
+}
+
+impl Model {
+    /// Reads a checkpoint's `config.json`. Unknown keys are passed over; what would change the computation is refused.
+    ///
+    /// # Errors
+    /// A `model_type` that is not [`SUPPORTED`], a key that is missing, malformed, out of bounds or not supported.
+    pub fn read(config: &serde_json::Value) -> Result<Self, ConfigError> {
+        let found = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("(none)");
+        let model = match found {
+            "bert" | "roberta" | "xlm-roberta" => Self::Bert(Bert::read(config, found)?),
+            "deberta-v2" => Self::Deberta(Deberta::read(config)?),
+            "llama" | "mistral" | "qwen2" | "qwen3" => Self::Decoder(Decoder::read(config, found)?),
+            _ => return Err(ConfigError::Architecture { found: found.to_owned() }),
+        };
+        match model.problem() {
+            Some(what) => Err(ConfigError::Sizes { what }),
+            None => Ok(model),
+        }
+    }
+
+    /// What is wrong with the sizes, if anything: they come from files, and memory is taken by them.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match self {
+            Self::Bert(model) => model.problem(),
+            Self::Deberta(model) => model.problem(),
+            Self::Decoder(model) => model.problem(),
+        }
+    }
+
+    /// The model's `model_type`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Bert(model) => model.family.name(),
+            Self::Deberta(_) => "deberta-v2",
+            Self::Decoder(model) => model.family.name(),
+        }
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        match self {
+            Self::Bert(model) => model.sizes(),
+            Self::Deberta(model) => model.sizes(),
+            Self::Decoder(model) => model.sizes(),
+        }
+    }
+
+    /// The first part of its tensors' names, `bert.`; a checkpoint of the bare model lacks it.
+    #[must_use]
+    pub fn base(&self) -> &'static str {
+        match self {
+            Self::Bert(model) => model.family.base(),
+            Self::Deberta(_) => "deberta.",
+            Self::Decoder(_) => "model.",
+        }
+    }
+
+    /// The tasks it can be tuned for.
+    #[must_use]
+    pub fn tasks(&self) -> &'static [Task] {
+        match self {
+            Self::Bert(_) | Self::Deberta(_) => &Task::ALL[..3],
+            Self::Decoder(_) => &Task::ALL,
+        }
+    }
+
+    /// The names of a block's linear layers, which LoRA may sit on.
+    #[must_use]
+    pub fn linears(&self) -> Vec<&'static str> {
+        match self {
+            Self::Bert(_) => bert::LINEARS.to_vec(),
+            Self::Deberta(model) => model.linears(),
+            Self::Decoder(_) => decoder::LINEARS.to_vec(),
+        }
+    }
+
+    /// The linear layers that LoRA sits on unless told otherwise: those of query and value.
+    #[must_use]
+    pub fn usual_targets(&self) -> [&'static str; 2] {
+        match self {
+            Self::Bert(_) => ["query", "value"],
+            Self::Deberta(_) => ["query_proj", "value_proj"],
+            Self::Decoder(_) => ["q_proj", "v_proj"],
+        }
+    }
+
+    /// The linear layer between the first token and the classifier, for tasks that have one and architectures whose
+    /// checkpoints may lack it: a pack freezes it where the checkpoint has it and trains it where not.
+    #[must_use]
+    pub fn pooler(&self, task: Task) -> Option<&'static str> {
+        match self {
+            _ if task.is_per_token() => None,
+            Self::Bert(model) => model.family.pooler(),
+            Self::Deberta(_) => Some("pooler.dense"),
+            Self::Decoder(_) => None,
+        }
+    }
+
+    /// What a batch has to know.
+    #[must_use]
+    pub fn layout(&self, task: Task, labels: usize) -> Layout {
+        let vocabulary = self.sizes().vocabulary;
+        let classes = if task == Task::CausalLm { vocabulary } else { labels };
+        let heads = self.sizes().heads;
+        let plain = Layout {
+            task,
+            classes,
+            heads,
+            key_heads: heads,
+            vocabulary,
+            segments: 0,
+            first_position: 0,
+            max_tokens: 0,
+            window: None,
+            relative: None,
+        };
+        match self {
+            Self::Bert(model) => model.layout(plain),
+            Self::Deberta(model) => model.layout(plain),
+            Self::Decoder(model) => model.layout(plain),
+        }
+    }
+
+    /// Tokens to activations, and what all blocks read.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn embed(&self, stage: &mut Stage<'_>) -> Result<Ending, GraphError> {
+        let hidden = match self {
+            Self::Bert(model) => model.embed(stage),
+            Self::Deberta(model) => model.embed(stage),
+            Self::Decoder(model) => model.embed(stage),
+        };
+        hidden.map(Ending::Hidden)
+    }
+
+    /// The prefix of the tensors of a block, with `{layer}` in it.
+    #[must_use]
+    pub fn block_prefix(&self) -> String {
+        let rest = match self {
+            Self::Bert(_) | Self::Deberta(_) => "encoder.layer.{layer}.",
+            Self::Decoder(_) => "layers.{layer}.",
+        };
+        format!("{}{rest}", self.base())
+    }
+
+    /// Block `layer`.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Ending, GraphError> {
+        let hidden = match self {
+            Self::Bert(model) => model.block(stage),
+            Self::Deberta(model) => model.block(stage, layer),
+            Self::Decoder(model) => model.block(stage, layer),
+        };
+        hidden.map(Ending::Hidden)
+    }
+
+    /// Activations to scores and loss.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
+        match self {
+            Self::Bert(model) => model.head(stage, head),
+            Self::Deberta(model) => model.head(stage, head),
+            Self::Decoder(model) => model.head(stage, head),
+        }
+    }
+
+    /// Whether BitFit finds anything to train in the blocks.
+    #[must_use]
+    pub fn has_biases(&self) -> bool {
+        match self {
+            Self::Bert(_) | Self::Deberta(_) => true,
+            Self::Decoder(model) => model.attention_bias || model.mlp_bias,
+        }
+    }
+
+    /// What is wrong with tuning this model so, if anything.
+    #[must_use]
+    pub fn peft_problem(&self, peft: &Peft) -> Option<String> {
+        let problem = peft.problem(&self.linears(), self.sizes().layers);
+        problem.or_else(|| {
+            (matches!(peft, Peft::BitFit) && !self.has_biases())
+                .then(|| format!("BitFit trains biases, and the blocks of this {} have none; use lora", self.name()))
+        })
+    }
+}
+
+/// What a head is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// The task.
+    pub task: Task,
+    /// Classes or numbers, `C`; of no meaning for a language model.
+    pub labels: usize,
+    /// Whether the pooler trains with the head; see [`Model::pooler`].
+    pub train_pooler: bool,
+}
+
+/// The activation functions of feed-forward parts and heads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `a Phi(a)`.
+    Gelu,
+    /// Its approximation by a hyperbolic tangent.
+    #[serde(alias = "gelu_pytorch_tanh")]
+    GeluNew,
+    /// `max(a, 0)`.
+    Relu,
+    /// `a / (1 + exp(-a))`.
+    #[serde(alias = "swish")]
+    Silu,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// Adds it to a graph.
+    fn apply(self, stage: &mut Stage<'_>, a: Id) -> Result<Id, GraphError> {
+        use crate::graph::Op;
+        let g = &mut stage.graph;
+        match self {
+            Self::Gelu => g.op(Op::Gelu, &[a]),
+            Self::Relu => g.op(Op::Relu, &[a]),
+            Self::Tanh => g.op(Op::Tanh, &[a]),
+            Self::Silu => {
+                let gate = g.op(Op::Sigmoid, &[a])?;
+                g.mul(a, gate)
+            }
+            // a/2 (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))), Hendrycks and Gimpel, arXiv 1606.08415, section 2
+            Self::GeluNew => {
+                let square = g.mul(a, a)?;
+                let bent = g.scale(square, 0.044_715)?;
+                let one = g.constant(1.0);
+                let factor = g.add(bent, one)?;
+                let inner = g.mul(a, factor)?;
+                let scaled = g.scale(inner, (2.0 / std::f32::consts::PI).sqrt())?;
+                let tanh = g.op(Op::Tanh, &[scaled])?;
+                let raised = g.add(tanh, one)?;
+                let half = g.scale(a, 0.5)?;
+                g.mul(half, raised)
+            }
+        }
+    }
+}
+
+/// A dimension as it is written in a formula: a number or a letter.
+trait Letter {
+    fn dim(&self) -> Dim;
+}
+
+impl Letter for usize {
+    fn dim(&self) -> Dim {
+        Dim::fixed(*self)
+    }
+}
+
+impl Letter for &str {
+    fn dim(&self) -> Dim {
+        Dim::symbol(self)
+    }
+}
+
+impl Letter for Dim {
+    fn dim(&self) -> Dim {
+        self.clone()
+    }
+}
+
+fn shape<const N: usize>(dims: [&dyn Letter; N]) -> Shape {
+    dims.into_iter().map(Letter::dim).collect()
+}

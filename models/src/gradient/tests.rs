@@ -46,13 +46,17 @@ fn case(shapes: &[&[usize]], salt: u64, build: impl FnOnce(&mut Graph, &[Id]) ->
 }
 
 /// Compares the gradient of `sum(w * output)`, w random, with respect to every input.
-fn check(mut case: Case) {
+fn check(case: Case) {
+    let wanted: Vec<Id> = case.inputs.iter().map(|(id, _)| *id).collect();
+    check_wanted(case, &wanted);
+}
+
+fn check_wanted(mut case: Case, wanted: &[Id]) {
     let sizes: Vec<usize> = case.graph.shape(case.output).iter().map(|dim| dim.known().unwrap()).collect();
     let weights = noise(&sizes, 77);
     let shape = case.graph.shape(case.output).clone();
     let seed = case.graph.input("seed", DType::F32, shape);
-    let wanted: Vec<Id> = case.inputs.iter().map(|(id, _)| *id).collect();
-    let gradients = gradient(&mut case.graph, case.output, seed, &wanted).unwrap();
+    let gradients = gradient(&mut case.graph, case.output, seed, wanted).unwrap();
     let given: BTreeMap<Id, ArrayD<f64>> = case.inputs.iter().cloned().chain([(seed, weights.clone())]).collect();
     let loss = |given: &BTreeMap<Id, ArrayD<f64>>| (&evaluate(&case.graph, given, &[case.output])[0] * &weights).sum();
     for (id, found) in wanted.iter().zip(evaluate(&case.graph, &given, &gradients)) {
@@ -100,6 +104,23 @@ proptest! {
     }
 
     #[test]
+    fn matmul_agrees_where_leading_dimensions_broadcast(
+        (b, h) in (1..3usize, 1..3usize),
+        (m, k, n) in (1..3usize, 1..4usize, 1..3usize),
+        salt: u64,
+    ) {
+        let leads: [(&[usize], &[usize]); 8] = [
+            (&[b, h], &[h]), (&[h], &[b, h]), (&[b, h], &[]), (&[], &[b, h]),
+            (&[b, 1], &[b, h]), (&[b, h], &[1, h]), (&[b, 1], &[h]), (&[1], &[b, h]),
+        ];
+        for (left, right) in leads {
+            check(case(&[&[left, &[m, k]].concat(), &[right, &[k, n]].concat()], salt, |g, x| {
+                g.op(Op::MatMul, x).unwrap()
+            }));
+        }
+    }
+
+    #[test]
     fn broadcasting_agrees_in_every_operand_position(m in 1..4usize, n in 1..4usize, which in 0..3u8, salt: u64) {
         let op = [Op::Add, Op::Sub, Op::Mul][usize::from(which)].clone();
         for small in [&[][..], &[n], &[1, n], &[m, 1], &[m, n], &[1, 1]] {
@@ -111,9 +132,110 @@ proptest! {
 
     #[test]
     fn elementwise_operators_agree(m in 1..4usize, n in 1..4usize, salt: u64) {
-        for op in [Op::Erf, Op::Exp, Op::Tanh, Op::Gelu, Op::Softmax, Op::LogSoftmax, Op::MeanLast] {
+        for op in [
+            Op::Erf,
+            Op::Exp,
+            Op::Tanh,
+            Op::Sigmoid,
+            Op::Cos,
+            Op::Sin,
+            Op::Gelu,
+            Op::Softmax,
+            Op::LogSoftmax,
+            Op::LogSumExp,
+            Op::MeanLast,
+        ] {
             check(case(&[&[m, n]], salt, |g, x| g.op(op.clone(), x).unwrap()));
         }
+    }
+
+    #[test]
+    fn relu_agrees_away_from_its_corner(m in 1..4usize, n in 1..4usize, salt: u64) {
+        let mut case = case(&[&[m, n]], salt, |g, x| g.op(Op::Relu, x).unwrap());
+        case.inputs[0].1.mapv_inplace(|a| a + 0.01_f64.copysign(a));
+        check(case);
+    }
+
+    #[test]
+    fn the_slope_of_log_sum_exp_is_softmax_where_exponentials_overflow(n in 2..6usize, salt: u64) {
+        let mut case = case(&[&[2, n]], salt, |g, x| g.op(Op::LogSumExp, x).unwrap());
+        case.inputs[0].1.mapv_inplace(|a| 1e4 + a);
+        let (id, values) = case.inputs[0].clone();
+        let seed = case.graph.input("seed", DType::F32, fixed(&[2, 1]));
+        let softmax = case.graph.op(Op::Softmax, &[id]).unwrap();
+        let slope = gradient(&mut case.graph, case.output, seed, &[id]).unwrap()[0];
+        let given = BTreeMap::from([(id, values), (seed, ArrayD::ones(IxDyn(&[2, 1])))]);
+        let results = evaluate(&case.graph, &given, &[slope, softmax]);
+        for (found, expected) in results[0].iter().zip(&results[1]) {
+            prop_assert!((found - expected).abs() < 1e-11, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn rms_norm_agrees(m in 1..4usize, n in 1..6usize, salt: u64) {
+        check(case(&[&[m, n], &[n]], salt, |g, x| g.op(Op::RmsNorm { epsilon: 1e-3 }, x).unwrap()));
+        check(case(&[&[2, m, n], &[n]], salt, |g, x| g.op(Op::RmsNorm { epsilon: 1e-3 }, x).unwrap()));
+    }
+
+    #[test]
+    fn rotations_agree(m in 1..4usize, half in 1..4usize, salt: u64) {
+        check(case(&[&[m, 2 * half]], salt, |g, x| g.op(Op::RotateHalf, x).unwrap()));
+        // A whole rotary position: x cos + rotate(x) sin.
+        check(case(&[&[2, m, 2 * half], &[m, 2 * half]], salt, |g, x| {
+            let (cosine, sine) = (g.op(Op::Cos, &[x[1]]).unwrap(), g.op(Op::Sin, &[x[1]]).unwrap());
+            let turned = g.op(Op::RotateHalf, &[x[0]]).unwrap();
+            let (along, across) = (g.mul(x[0], cosine).unwrap(), g.mul(turned, sine).unwrap());
+            g.add(along, across).unwrap()
+        }));
+    }
+
+    #[test]
+    fn convolutions_agree(
+        (b, s) in (1..3usize, 1..5usize),
+        (groups, ins, outs) in (1..3usize, 1..3usize, 1..3usize),
+        padding in 0..3usize,
+        salt: u64,
+    ) {
+        let (input, kernel) = ([b, groups * ins, s], [groups * outs, ins, 2 * padding + 1]);
+        let op = Op::Conv1d { padding, groups };
+        let plain = case(&[&input, &kernel], salt, |g, x| g.op(op.clone(), x).unwrap());
+        let wanted = [plain.inputs[0].0];
+        check_wanted(plain, &wanted);
+        let biased = case(&[&input, &kernel, &[groups * outs]], salt, |g, x| g.op(op, x).unwrap());
+        let wanted = [biased.inputs[0].0, biased.inputs[2].0];
+        check_wanted(biased, &wanted);
+        let adjoint = Op::ConvTranspose1d { padding, groups };
+        let back = case(&[&[b, groups * outs, s], &kernel], salt, |g, x| g.op(adjoint, x).unwrap());
+        let wanted = [back.inputs[0].0];
+        check_wanted(back, &wanted);
+    }
+
+    #[test]
+    fn skewing_agrees(b in 1..3usize, h in 1..3usize, s in 1..5usize, salt: u64) {
+        check(case(&[&[b, h, s, 2 * s]], salt, |g, x| g.op(Op::Skew, x).unwrap()));
+        check(case(&[&[b, h, s, s]], salt, |g, x| g.op(Op::Unskew, x).unwrap()));
+        check(case(&[&[s, 2 * s]], salt, |g, x| g.op(Op::Skew, x).unwrap()));
+    }
+
+    #[test]
+    fn skewing_looks_up_by_position_what_is_stored_by_distance(s in 1..6usize, salt: u64) {
+        let mut graph = Graph::default();
+        let by_distance = graph.input("by_distance", DType::F32, fixed(&[s, 2 * s]));
+        let by_position = graph.op(Op::Skew, &[by_distance]).unwrap();
+        let values = noise(&[s, 2 * s], salt);
+        let found = evaluate(&graph, &BTreeMap::from([(by_distance, values.clone())]), &[by_position]).remove(0);
+        let expected = ArrayD::from_shape_fn(IxDyn(&[s, s]), |at| values[[at[0], at[1] + s - 1 - at[0]]]);
+        prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn permutations_agree(sizes in prop::array::uniform4(1..4usize), order in Just(vec![0, 1, 2, 3]).prop_shuffle(), salt: u64) {
+        check(case(&[&sizes], salt, |g, x| {
+            let moved = g.permute(x[0], &order).unwrap();
+            // Squared, so that the gradient itself differs from place to place and two movements are not merged.
+            let square = g.mul(moved, moved).unwrap();
+            g.permute(square, &order).unwrap()
+        }));
     }
 
     #[test]
@@ -179,6 +301,70 @@ fn an_operator_without_a_rule_is_a_named_error() {
     let spread = graph.op(Op::ExpandLike, &[a, b]).unwrap();
     let error = gradient(&mut graph, spread, b, &[a]).unwrap_err();
     assert_eq!(error.to_string(), "operator ExpandLike has no differentiation rule");
+}
+
+#[test]
+fn frozen_operands_have_no_gradient_and_say_so() {
+    let message = |dtype, op: Op, shapes: &[&[usize]], wanted: usize| {
+        let mut graph = Graph::default();
+        let types = [dtype, DType::F32, DType::F32];
+        let x: Vec<Id> = shapes
+            .iter()
+            .zip(types)
+            .enumerate()
+            .map(|(at, (shape, dtype))| graph.input(&format!("x{at}"), dtype, fixed(shape)))
+            .collect();
+        let y = graph.op(op, &x).unwrap();
+        let seed = graph.input("seed", DType::F32, graph.shape(y).clone());
+        gradient(&mut graph, y, seed, &[x[wanted]]).unwrap_err().to_string()
+    };
+    let convolution = Op::Conv1d { padding: 1, groups: 1 };
+    let adjoint = Op::ConvTranspose1d { padding: 1, groups: 1 };
+    assert_eq!(message(DType::F16, Op::Cast, &[&[2, 3]], 0), "operator Cast has no differentiation rule");
+    assert_eq!(
+        message(DType::I8, Op::Dequantize, &[&[2, 3], &[2]], 0),
+        "operator Dequantize has no differentiation rule"
+    );
+    assert_eq!(
+        message(DType::I8, Op::Dequantize, &[&[2, 3], &[2]], 1),
+        "operator Dequantize has no differentiation rule"
+    );
+    assert_eq!(message(DType::F32, Op::Sign, &[&[2]], 0), "operator Sign has no differentiation rule");
+    assert_eq!(
+        message(DType::F32, convolution, &[&[1, 2, 4], &[2, 2, 3]], 1),
+        "operator Conv1d by its kernel has no differentiation rule"
+    );
+    assert_eq!(
+        message(DType::F32, adjoint, &[&[1, 2, 4], &[2, 2, 3]], 1),
+        "operator ConvTranspose1d by its kernel has no differentiation rule"
+    );
+}
+
+#[test]
+fn a_frozen_weight_in_int8_lets_gradients_through_to_activations() {
+    let mut graph = Graph::default();
+    let x = graph.input("x", DType::F32, fixed(&[2, 3]));
+    let weight = graph.input("weight", DType::I8, fixed(&[4, 3]));
+    let scale = graph.input("weight.scale", DType::F32, fixed(&[4]));
+    let dense = graph.op(Op::Dequantize, &[weight, scale]).unwrap();
+    let y = graph.op(Op::Gemm { alpha: 1.0, trans_a: false, trans_b: true }, &[x, dense]).unwrap();
+    let integers = noise(&[4, 3], 3).mapv(|a| (127.0 * a).round());
+    let inputs = vec![(x, noise(&[2, 3], 1)), (weight, integers), (scale, noise(&[4], 2))];
+    check_wanted(Case { graph, inputs, output: y }, &[x]);
+}
+
+#[test]
+fn gradients_of_broadcast_products_have_symbolic_shapes_too() {
+    let mut graph = Graph::default();
+    let (b, h, s, r) = (Dim::from("B"), Dim::from(2), Dim::from("S"), Dim::from("S").times(&2.into()));
+    let queries = graph.input("queries", DType::F32, vec![b, h.clone(), s.clone(), 3.into()]);
+    let distances = graph.input("distances", DType::F32, vec![h, 3.into(), r]);
+    let by_distance = graph.op(Op::MatMul, &[queries, distances]).unwrap();
+    let scores = graph.op(Op::Skew, &[by_distance]).unwrap();
+    let seed = graph.input("seed", DType::F32, graph.shape(scores).clone());
+    let found = gradient(&mut graph, scores, seed, &[queries, distances]).unwrap();
+    assert_eq!(graph.shape(found[0]), graph.shape(queries));
+    assert_eq!(graph.shape(found[1]), graph.shape(distances));
 }
 
 #[test]

@@ -10,10 +10,9 @@ pub(crate) mod reference;
 mod shape;
 
 pub use op::Op;
-pub use shape::{Dim, Shape, broadcast, elements};
+pub use shape::{Dim, Shape, broadcast, elements, reshape_target, show_shape};
 
 use serde::{Deserialize, Serialize};
-use shape::show;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A value of one graph.
@@ -24,8 +23,12 @@ pub struct Id(usize);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
-    /// 32-bit floating point.
+    /// 32-bit floating point: what is computed with.
     F32,
+    /// 16-bit floating point: frozen weights.
+    F16,
+    /// 8-bit integer: frozen weights that have scales.
+    I8,
     /// 64-bit integer: indices.
     I64,
 }
@@ -92,6 +95,20 @@ pub enum GraphError {
         /// What it was given.
         found: String,
     },
+    /// An operator does not accept an operand of this type.
+    #[error("{op} of node {node:?} takes {expected} as {operand}, found {found:?}")]
+    TypeMismatch {
+        /// The operator.
+        op: &'static str,
+        /// The node, by the name of its first result.
+        node: String,
+        /// Which operand, by its letter in the operator's formula.
+        operand: char,
+        /// What it takes.
+        expected: String,
+        /// What it was given.
+        found: DType,
+    },
     /// Two values of one name.
     #[error("two values are named {name:?}")]
     DuplicateName {
@@ -99,8 +116,10 @@ pub enum GraphError {
         name: String,
     },
     /// A reshape whose target cannot be written as ONNX.
-    #[error("reshape to {shape} has more than one unknown dimension")]
+    #[error("reshape of {from} to {shape} leaves more than one dimension unknown")]
     AmbiguousReshape {
+        /// The source.
+        from: String,
         /// The target.
         shape: String,
     },
@@ -166,7 +185,7 @@ impl Graph {
     /// Applies `op` to `inputs` and returns its results.
     ///
     /// # Errors
-    /// Operands whose shapes do not fit, naming the operator and the node.
+    /// Operands whose shapes or types do not fit, naming the operator and the node.
     pub fn apply(&mut self, op: Op, inputs: &[Id]) -> Result<Vec<Id>, GraphError> {
         let shapes: Vec<&Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
         let node = self.nodes.len();
@@ -175,14 +194,22 @@ impl Graph {
             op: op.name(),
             node: stem.clone(),
             expected,
-            found: shapes.iter().map(|shape| show(shape)).collect::<Vec<_>>().join(", "),
+            found: shapes.iter().map(|shape| show_shape(shape)).collect::<Vec<_>>().join(", "),
+        })?;
+        let dtypes: Vec<DType> = inputs.iter().map(|&id| self.value(id).dtype).collect();
+        let dtype = op.infer_type(&dtypes).map_err(|wrong| GraphError::TypeMismatch {
+            op: op.name(),
+            node: stem.clone(),
+            operand: char::from(b'A' + wrong as u8),
+            expected: op.accepts(wrong).iter().map(|dtype| format!("{dtype:?}")).collect::<Vec<_>>().join(" or "),
+            found: dtypes[wrong],
         })?;
         let outputs = results
             .into_iter()
             .enumerate()
             .map(|(output, shape)| {
                 let name = if output == 0 { stem.clone() } else { format!("{stem}.{output}") };
-                self.push(Value { name, shape, dtype: DType::F32, source: Source::Node { node, output } })
+                self.push(Value { name, shape, dtype, source: Source::Node { node, output } })
             })
             .collect::<Vec<_>>();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
@@ -222,15 +249,30 @@ impl Graph {
         self.mul(a, factor)
     }
 
+    /// `a` with its dimensions in the order `perm`; two in a row are one, and an order that changes nothing is none.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn permute(&mut self, a: Id, perm: &[usize]) -> Result<Id, GraphError> {
+        let (source, perm) = match self.producer(a) {
+            Some(Node { op: Op::Permute(first), inputs, .. }) if perm.iter().all(|&axis| axis < first.len()) => {
+                (inputs[0], perm.iter().map(|&axis| first[axis]).collect())
+            }
+            _ => (a, perm.to_vec()),
+        };
+        let stays = perm.iter().copied().eq(0..self.shape(source).len());
+        if stays { Ok(source) } else { self.op(Op::Permute(perm), &[source]) }
+    }
+
     /// `a` with its last two dimensions exchanged; twice is nothing.
     ///
     /// # Errors
     /// As [`Graph::apply`].
     pub fn transpose(&mut self, a: Id) -> Result<Id, GraphError> {
-        match self.producer(a) {
-            Some(Node { op: Op::Transpose, inputs, .. }) => Ok(inputs[0]),
-            _ => self.op(Op::Transpose, &[a]),
-        }
+        let rank = self.shape(a).len().max(2);
+        let mut perm: Vec<usize> = (0..rank).collect();
+        perm.swap(rank - 2, rank - 1);
+        self.permute(a, &perm)
     }
 
     /// `a` in another shape of as many elements; of two in a row only the last is kept.
@@ -320,3 +362,6 @@ pub struct Extract {
     /// Values it ends in.
     pub outputs: Vec<Id>,
 }
+
+#[cfg(test)]
+mod tests;

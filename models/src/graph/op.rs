@@ -1,6 +1,6 @@
 //! The operators: what each computes and what shapes it takes. Each is one ONNX operator, or two or three plain ones.
 
-use super::{Dim, Shape, broadcast, elements};
+use super::{DType, Dim, Shape, broadcast, elements};
 
 /// An operator. `A`, `B`, `C` are its operands in order.
 #[derive(Clone, PartialEq, Debug)]
@@ -14,7 +14,7 @@ pub enum Op {
         /// `B` is given as its transpose.
         trans_b: bool,
     },
-    /// `A B` over the last two dimensions; the leading ones are equal.
+    /// `A B` over the last two dimensions; the leading ones broadcast.
     MatMul,
     /// `A + B`, broadcast.
     Add,
@@ -28,20 +28,38 @@ pub enum Op {
     Exp,
     /// The hyperbolic tangent.
     Tanh,
+    /// `1 / (1 + exp(-A))`.
+    Sigmoid,
+    /// `max(A, 0)`.
+    Relu,
+    /// -1, 0 or 1, as `A` is negative, zero or positive.
+    Sign,
+    /// The cosine.
+    Cos,
+    /// The sine.
+    Sin,
     /// `A Phi(A)`, Phi the normal distribution function (Hendrycks and Gimpel, arXiv 1606.08415, the exact form).
     Gelu,
     /// Softmax over the last dimension.
     Softmax,
     /// The logarithm of softmax over the last dimension.
     LogSoftmax,
+    /// `log sum exp(A)` over the last dimension, which stays as one.
+    LogSumExp,
     /// `(A - mean) * inv_std * B + C` over the last dimension (Ba et al., arXiv 1607.06450);
     /// results: that, `mean`, `inv_std = 1 / sqrt(variance + epsilon)`.
     LayerNorm {
         /// Added to the variance.
         epsilon: f32,
     },
-    /// Exchanges the last two dimensions.
-    Transpose,
+    /// `A * inv_rms * B` over the last dimension (Zhang and Sennrich, arXiv 1910.07467, eq. 4);
+    /// results: that, `inv_rms = 1 / sqrt(mean(A^2) + epsilon)`.
+    RmsNorm {
+        /// Added to the mean square.
+        epsilon: f32,
+    },
+    /// The dimensions of `A` in this order: the result's `i`-th is `A`'s `order[i]`-th.
+    Permute(Vec<usize>),
     /// The same elements in another shape.
     Reshape(Shape),
     /// Rows of `A` chosen by the integers `B`.
@@ -61,6 +79,33 @@ pub enum Op {
     MeanLast,
     /// `A` broadcast to the shape of `B`.
     ExpandLike,
+    /// `[x, y]` to `[-y, x]`, the halves of the last dimension: the quarter turn of rotary positions (Su et al.,
+    /// arXiv 2104.09864, eq. 34, with features paired across halves as in the released Llama code).
+    RotateHalf,
+    /// `Y[b, o, s] = C[o] + sum over c, k of B[o, c, k] * A[b, g c' + c, s + k - padding]`, with `c'` channels in each
+    /// group, `g` the group of `o` and `A` zero outside; `C` may be absent. As many positions come out as go in.
+    Conv1d {
+        /// Zeros at each end: half of what the kernel is longer than one.
+        padding: usize,
+        /// Groups of channels that do not mix.
+        groups: usize,
+    },
+    /// The adjoint of [`Op::Conv1d`] with kernel `B`, as a function of its operand `A`.
+    ConvTranspose1d {
+        /// As there.
+        padding: usize,
+        /// As there.
+        groups: usize,
+    },
+    /// `Y[i, j] = A[i, j - i + S - 1]` over the last two dimensions, `[S, 2 S]` to `[S, S]`: what is stored by distance
+    /// `j - i`, from `1 - S` on, is looked up by position.
+    Skew,
+    /// `Y[i, j - i + S - 1] = A[i, j]`, zero elsewhere, `[S, S]` to `[S, 2 S]`: the adjoint of [`Op::Skew`].
+    Unskew,
+    /// `A` as F32.
+    Cast,
+    /// `A * B` along the first dimension: integers and the scale of each row.
+    Dequantize,
 }
 
 impl Op {
@@ -76,11 +121,18 @@ impl Op {
             Self::Erf => "Erf",
             Self::Exp => "Exp",
             Self::Tanh => "Tanh",
+            Self::Sigmoid => "Sigmoid",
+            Self::Relu => "Relu",
+            Self::Sign => "Sign",
+            Self::Cos => "Cos",
+            Self::Sin => "Sin",
             Self::Gelu => "Gelu",
             Self::Softmax => "Softmax",
             Self::LogSoftmax => "LogSoftmax",
+            Self::LogSumExp => "LogSumExp",
             Self::LayerNorm { .. } => "LayerNorm",
-            Self::Transpose => "Transpose",
+            Self::RmsNorm { .. } => "RmsNorm",
+            Self::Permute(_) => "Permute",
             Self::Reshape(_) => "Reshape",
             Self::Gather => "Gather",
             Self::ScatterRows => "ScatterRows",
@@ -88,12 +140,40 @@ impl Op {
             Self::ReduceSum { .. } => "ReduceSum",
             Self::MeanLast => "MeanLast",
             Self::ExpandLike => "ExpandLike",
+            Self::RotateHalf => "RotateHalf",
+            Self::Conv1d { .. } => "Conv1d",
+            Self::ConvTranspose1d { .. } => "ConvTranspose1d",
+            Self::Skew => "Skew",
+            Self::Unskew => "Unskew",
+            Self::Cast => "Cast",
+            Self::Dequantize => "Dequantize",
         }
     }
 
     /// The shapes of the results, or what the operator would have taken.
     pub(super) fn infer(&self, shapes: &[&Shape]) -> Result<Vec<Shape>, String> {
         self.infer_checked(shapes).ok_or_else(|| self.takes().to_owned())
+    }
+
+    /// The type of the results, or the position of an operand of a wrong type.
+    pub(super) fn infer_type(&self, dtypes: &[DType]) -> Result<DType, usize> {
+        let wrong = dtypes.iter().enumerate().position(|(operand, dtype)| !self.accepts(operand).contains(dtype));
+        match (self, wrong) {
+            (_, Some(operand)) => Err(operand),
+            (Self::Gather | Self::Permute(_) | Self::Reshape(_), None) => Ok(dtypes[0]),
+            (_, None) => Ok(DType::F32),
+        }
+    }
+
+    /// The types that an operand may have.
+    pub(super) fn accepts(&self, operand: usize) -> &'static [DType] {
+        match (self, operand) {
+            (Self::Gather | Self::Permute(_) | Self::Reshape(_), 0) => &[DType::F32, DType::F16, DType::I8, DType::I64],
+            (Self::Gather | Self::Relayout | Self::ScatterRows, 1) | (Self::Relayout, 2) => &[DType::I64],
+            (Self::Cast, _) => &[DType::F16, DType::I64],
+            (Self::Dequantize, 0) => &[DType::I8],
+            _ => &[DType::F32],
+        }
     }
 
     fn infer_checked(&self, shapes: &[&Shape]) -> Option<Vec<Shape>> {
@@ -114,11 +194,23 @@ impl Op {
             (Self::MatMul, [a, b]) => {
                 let (lead_a, [rows, inner_a]) = a.split_last_chunk::<2>()?;
                 let (lead_b, [inner_b, columns]) = b.split_last_chunk::<2>()?;
-                (lead_a == lead_b && inner_a == inner_b)
-                    .then(|| vec![[lead_a, &[rows.clone(), columns.clone()]].concat()])
+                let lead = broadcast(lead_a, lead_b)?;
+                (inner_a == inner_b).then(|| vec![[lead, vec![rows.clone(), columns.clone()]].concat()])
             }
             (Self::Add | Self::Sub | Self::Mul, [a, b]) => Some(vec![broadcast(a, b)?]),
-            (Self::Erf | Self::Exp | Self::Tanh | Self::Gelu, [a]) => one((*a).clone()),
+            (
+                Self::Erf
+                | Self::Exp
+                | Self::Tanh
+                | Self::Sigmoid
+                | Self::Relu
+                | Self::Sign
+                | Self::Cos
+                | Self::Sin
+                | Self::Gelu
+                | Self::Cast,
+                [a],
+            ) => one((*a).clone()),
             (Self::Softmax | Self::LogSoftmax, [a]) if !a.is_empty() => one((*a).clone()),
             (Self::LayerNorm { .. }, [a, gamma, beta]) => {
                 let (last, lead) = a.split_last()?;
@@ -126,10 +218,15 @@ impl Op {
                 (gamma.as_slice() == std::slice::from_ref(last) && beta == gamma)
                     .then(|| vec![(*a).clone(), narrow.clone(), narrow])
             }
-            (Self::Transpose, [a]) if a.len() >= 2 => {
-                let mut shape = (*a).clone();
-                shape.swap(a.len() - 2, a.len() - 1);
-                one(shape)
+            (Self::RmsNorm { .. }, [a, gamma]) => {
+                let (last, lead) = a.split_last()?;
+                (gamma.as_slice() == std::slice::from_ref(last))
+                    .then(|| vec![(*a).clone(), [lead, &[Dim::fixed(1)]].concat()])
+            }
+            (Self::Permute(order), [a]) => {
+                let mut sorted = order.clone();
+                sorted.sort_unstable();
+                sorted.into_iter().eq(0..a.len()).then(|| vec![order.iter().map(|&axis| a[axis].clone()).collect()])
             }
             (Self::Reshape(shape), [a]) => (elements(a) == elements(shape)).then(|| vec![shape.clone()]),
             (Self::Gather, [a, index]) => one([index.as_slice(), a.get(1..)?].concat()),
@@ -144,11 +241,36 @@ impl Op {
                 }
                 one(shape)
             }
-            (Self::MeanLast, [a]) => {
+            (Self::MeanLast | Self::LogSumExp, [a]) => {
                 let (_, lead) = a.split_last()?;
                 one([lead, &[Dim::fixed(1)]].concat())
             }
             (Self::ExpandLike, [a, b]) => (broadcast(a, b)? == **b).then(|| vec![(*b).clone()]),
+            (Self::RotateHalf, [a]) => a.last()?.half().map(|_| vec![(*a).clone()]),
+            (Self::Conv1d { padding, groups }, [a, kernel, bias @ ..]) => {
+                let ([b, c, s], [o, ..]) = (a.as_slice(), kernel.as_slice()) else { return None };
+                let bias_fits = match bias {
+                    [] => true,
+                    [bias] => bias.as_slice() == std::slice::from_ref(o),
+                    _ => false,
+                };
+                let channels = channels(kernel, *padding, *groups)?;
+                (bias_fits && *c == channels).then(|| vec![vec![b.clone(), o.clone(), s.clone()]])
+            }
+            (Self::ConvTranspose1d { padding, groups }, [a, kernel]) => {
+                let ([b, o, s], [kernels, ..]) = (a.as_slice(), kernel.as_slice()) else { return None };
+                let channels = channels(kernel, *padding, *groups)?;
+                (o == kernels).then(|| vec![vec![b.clone(), channels, s.clone()]])
+            }
+            (Self::Skew, [a]) => {
+                let (lead, [s, distances]) = a.split_last_chunk::<2>()?;
+                (*distances == s.times(&Dim::fixed(2))).then(|| vec![[lead, &[s.clone(), s.clone()]].concat()])
+            }
+            (Self::Unskew, [a]) => {
+                let (lead, [s, positions]) = a.split_last_chunk::<2>()?;
+                (s == positions).then(|| vec![[lead, &[s.clone(), s.times(&Dim::fixed(2))]].concat()])
+            }
+            (Self::Dequantize, [a, scale]) => (scale.as_slice() == a.get(..1)?).then(|| vec![(*a).clone()]),
             _ => None,
         }
     }
@@ -158,18 +280,46 @@ impl Op {
             Self::Gemm { .. } => {
                 "matrices [M, K] and [K, N] (or their transposes) and an addend that broadcasts to [M, N]"
             }
-            Self::MatMul => "[..., M, K] and [..., K, N] with equal leading dimensions",
+            Self::MatMul => "[..., M, K] and [..., K, N] with leading dimensions that broadcast",
             Self::Add | Self::Sub | Self::Mul => "two shapes that broadcast",
-            Self::Erf | Self::Exp | Self::Tanh | Self::Gelu => "one operand",
-            Self::Softmax | Self::LogSoftmax | Self::MeanLast => "one operand of rank 1 or more",
+            Self::Erf
+            | Self::Exp
+            | Self::Tanh
+            | Self::Sigmoid
+            | Self::Relu
+            | Self::Sign
+            | Self::Cos
+            | Self::Sin
+            | Self::Gelu
+            | Self::Cast => "one operand",
+            Self::Softmax | Self::LogSoftmax | Self::LogSumExp | Self::MeanLast => "one operand of rank 1 or more",
             Self::LayerNorm { .. } => "[..., D], [D] and [D]",
-            Self::Transpose => "one operand of rank 2 or more",
+            Self::RmsNorm { .. } => "[..., D] and [D]",
+            Self::Permute(_) => "one operand and each of its dimensions once",
             Self::Reshape(_) => "one operand of as many elements",
             Self::Gather => "[N, ...] and integers",
             Self::Relayout => "[N, ...], integers, and the integers of the way back",
             Self::ScatterRows => "[N, ...], integers [I] and [I, ...]",
             Self::ReduceSum { .. } => "one operand that has those axes",
             Self::ExpandLike => "an operand that broadcasts to the second one",
+            Self::RotateHalf => "one operand whose last dimension is even",
+            Self::Conv1d { .. } => {
+                "[B, C, S], a kernel [O, C / groups, 2 * padding + 1] with O a multiple of groups, and [O] or nothing"
+            }
+            Self::ConvTranspose1d { .. } => {
+                "[B, O, S] and a kernel [O, C / groups, 2 * padding + 1] with O a multiple of groups"
+            }
+            Self::Skew => "[..., S, 2*S]",
+            Self::Unskew => "[..., S, S]",
+            Self::Dequantize => "[N, ...] and [N]",
         }
     }
+}
+
+/// The channels that a kernel `[O, C / groups, K]` reads, where its length fits the padding and its rows the groups.
+fn channels(kernel: &[Dim], padding: usize, groups: usize) -> Option<Dim> {
+    let [rows, in_group, length] = kernel else { return None };
+    let keeps_length = length.known()? == padding.checked_mul(2)?.checked_add(1)?;
+    let groups_fit = groups > 0 && rows.known()?.is_multiple_of(groups);
+    (keeps_length && groups_fit).then(|| in_group.times(&Dim::fixed(groups)))
 }

@@ -1,7 +1,7 @@
 //! A slow evaluator in f64 over `ndarray`: what the operators mean, against which rules and the written graphs are tested.
 
-use super::{Graph, Id, Op, Source};
-use ndarray::{Array2, ArrayD, Axis, Ix2, IxDyn, Zip};
+use super::{Graph, Id, Op, Shape, Source, reshape_target};
+use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, IxDyn, Zip, concatenate};
 use std::collections::BTreeMap;
 
 /// Evaluates `wanted`, given every input it depends on.
@@ -15,13 +15,14 @@ pub(crate) fn evaluate(graph: &Graph, given: &BTreeMap<Id, ArrayD<f64>>, wanted:
     for at in graph.extract(wanted, &given.keys().copied().collect()).nodes {
         let node = &graph.nodes[at];
         let operands: Vec<&ArrayD<f64>> = node.operands().iter().map(|id| &known[id]).collect();
-        let results = apply(&node.op, &operands);
+        let results = apply(&node.op, &operands, graph.shape(node.inputs[0]));
         known.extend(node.outputs.iter().copied().zip(results));
     }
     wanted.iter().map(|id| known[id].clone()).collect()
 }
 
-fn apply(op: &Op, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
+/// The results of `op` on `x`; `first` are the dimensions of the first operand as the graph knows them.
+fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     let result = match op {
         Op::Gemm { alpha, trans_a, trans_b } => {
             let side = |array: &ArrayD<f64>, transposed: bool| -> Array2<f64> {
@@ -38,9 +39,15 @@ fn apply(op: &Op, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
         Op::Erf => x[0].mapv(erf),
         Op::Exp => x[0].mapv(f64::exp),
         Op::Tanh => x[0].mapv(f64::tanh),
+        Op::Sigmoid => x[0].mapv(|a| 1.0 / (1.0 + (-a).exp())),
+        Op::Relu => x[0].mapv(|a| a.max(0.0)),
+        Op::Sign => x[0].mapv(|a| if a == 0.0 { 0.0 } else { a.signum() }),
+        Op::Cos => x[0].mapv(f64::cos),
+        Op::Sin => x[0].mapv(f64::sin),
         Op::Gelu => x[0].mapv(|a| a * 0.5 * (1.0 + erf(a / 2f64.sqrt()))),
         Op::Softmax => log_softmax(x[0]).mapv(f64::exp),
         Op::LogSoftmax => log_softmax(x[0]),
+        Op::LogSumExp => log_sum_exp(x[0]),
         Op::LayerNorm { epsilon } => {
             let last = Axis(x[0].ndim() - 1);
             let mean = x[0].mean_axis(last).expect("not empty").insert_axis(last);
@@ -49,15 +56,20 @@ fn apply(op: &Op, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
             let inv_std = variance.mapv(|v| 1.0 / (v + f64::from(*epsilon)).sqrt());
             return vec![&(&centred * &inv_std) * x[1] + x[2], mean, inv_std];
         }
-        Op::Transpose => {
-            let mut array = x[0].clone();
-            array.swap_axes(x[0].ndim() - 2, x[0].ndim() - 1);
-            array
+        Op::RmsNorm { epsilon } => {
+            let last = Axis(x[0].ndim() - 1);
+            let square = x[0].mapv(|a| a * a).mean_axis(last).expect("not empty").insert_axis(last);
+            let inv_rms = square.mapv(|v| 1.0 / (v + f64::from(*epsilon)).sqrt());
+            return vec![&(x[0] * &inv_rms) * x[1], inv_rms];
         }
-        // The target's unknown dimension is whatever is left over.
+        Op::Permute(order) => x[0].clone().permuted_axes(order.as_slice()),
         Op::Reshape(shape) => {
-            let known: usize = shape.iter().filter_map(super::Dim::known).product();
-            let sizes: Vec<usize> = shape.iter().map(|dim| dim.known().unwrap_or(x[0].len() / known)).collect();
+            let target = reshape_target(first, shape).expect("one unknown dimension");
+            let size = |(axis, &size): (usize, &i64)| if size == 0 { x[0].shape()[axis] } else { size.max(1) as usize };
+            let mut sizes: Vec<usize> = target.iter().enumerate().map(size).collect();
+            if let Some(open) = target.iter().position(|&size| size < 0) {
+                sizes[open] = x[0].len() / sizes.iter().product::<usize>();
+            }
             ArrayD::from_shape_vec(sizes, x[0].iter().copied().collect()).expect("as many elements")
         }
         Op::Gather | Op::Relayout => {
@@ -82,6 +94,53 @@ fn apply(op: &Op, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
             x[0].mean_axis(last).expect("not empty").insert_axis(last)
         }
         Op::ExpandLike => x[0].broadcast(x[1].raw_dim()).expect("broadcasts").to_owned(),
+        Op::RotateHalf => {
+            let last = Axis(x[0].ndim() - 1);
+            let (front, back) = x[0].view().split_at(last, x[0].len_of(last) / 2);
+            concatenate(last, &[back.mapv(|a| -a).view(), front]).expect("equal halves")
+        }
+        Op::Conv1d { padding, groups } => {
+            let kernel = rank_3(x[1]);
+            let mut result = Array3::zeros((x[0].shape()[0], kernel.shape()[0], x[0].shape()[2]));
+            let operand = rank_3(x[0]);
+            taps(&kernel, operand.shape()[2], *padding, *groups, |[o, c, s, from], weight| {
+                let add = &operand.slice(ndarray::s![.., c, from]) * weight;
+                let mut to = result.slice_mut(ndarray::s![.., o, s]);
+                to += &add;
+            });
+            let bias = |bias: &&ArrayD<f64>| (*bias).clone().insert_axis(Axis(1));
+            x.get(2).map(bias).map_or(result.clone().into_dyn(), |bias| result.into_dyn() + bias)
+        }
+        Op::ConvTranspose1d { padding, groups } => {
+            let (operand, kernel) = (rank_3(x[0]), rank_3(x[1]));
+            let mut result = Array3::zeros((x[0].shape()[0], kernel.shape()[1] * groups, x[0].shape()[2]));
+            taps(&kernel, operand.shape()[2], *padding, *groups, |[o, c, s, from], weight| {
+                let add = &operand.slice(ndarray::s![.., o, s]) * weight;
+                let mut to = result.slice_mut(ndarray::s![.., c, from]);
+                to += &add;
+            });
+            result.into_dyn()
+        }
+        Op::Skew | Op::Unskew => {
+            let last = Axis(x[0].ndim() - 1);
+            let size = x[0].shape()[last.0 - 1];
+            let mut sizes = x[0].shape().to_vec();
+            sizes[last.0] = if *op == Op::Skew { size } else { 2 * size };
+            let mut result = ArrayD::zeros(sizes);
+            for (i, j) in (0..size).flat_map(|i| (0..size).map(move |j| (i, j))) {
+                let distance = j + size - 1 - i;
+                let (from, to) = if *op == Op::Skew { (distance, j) } else { (j, distance) };
+                let value = x[0].index_axis(last, from).index_axis(Axis(last.0 - 1), i).to_owned();
+                result.index_axis_mut(last, to).index_axis_mut(Axis(last.0 - 1), i).assign(&value);
+            }
+            result
+        }
+        Op::Cast => x[0].clone(),
+        Op::Dequantize => {
+            let sizes: Vec<usize> =
+                x[0].shape().iter().enumerate().map(|(at, &n)| if at == 0 { n } else { 1 }).collect();
+            x[0] * &x[1].to_shape(sizes).expect("a scale for each row")
+        }
     };
     vec![result]
 }
@@ -96,22 +155,48 @@ fn broadcast(x: &[&ArrayD<f64>], f: impl Fn(f64, f64) -> f64) -> ArrayD<f64> {
 }
 
 fn batched_product(a: &ArrayD<f64>, b: &ArrayD<f64>) -> ArrayD<f64> {
-    let (rows, inner, columns) = (a.shape()[a.ndim() - 2], a.shape()[a.ndim() - 1], b.shape()[b.ndim() - 1]);
-    let batch = a.len() / (rows * inner).max(1);
-    let left = a.to_shape((batch, rows, inner)).expect("contiguous").to_owned();
-    let right = b.to_shape((batch, inner, columns)).expect("contiguous").to_owned();
-    let mut sizes = a.shape().to_vec();
-    *sizes.last_mut().expect("rank 2 or more") = columns;
+    let split = |array: &ArrayD<f64>| {
+        let (lead, matrix) = array.shape().split_at(array.ndim() - 2);
+        (lead.to_vec(), [matrix[0], matrix[1]])
+    };
+    let ((lead_a, [rows, inner]), (lead_b, [_, columns])) = (split(a), split(b));
+    // Counts through the leading dimensions that both broadcast to.
+    let counter = broadcast(&[&ArrayD::zeros(lead_a), &ArrayD::zeros(lead_b)], |_, _| 0.0);
+    let stack = |array: &ArrayD<f64>, matrix: [usize; 2]| {
+        let all = array.broadcast([counter.shape(), &matrix].concat()).expect("broadcasts").to_owned();
+        all.to_shape((counter.len(), matrix[0], matrix[1])).expect("as many elements").to_owned()
+    };
+    let (left, right) = (stack(a, [rows, inner]), stack(b, [inner, columns]));
     let values = left.outer_iter().zip(right.outer_iter()).flat_map(|(l, r)| l.dot(&r).into_iter()).collect();
-    ArrayD::from_shape_vec(sizes, values).expect("as many elements")
+    ArrayD::from_shape_vec([counter.shape(), &[rows, columns]].concat(), values).expect("as many elements")
+}
+
+fn log_sum_exp(x: &ArrayD<f64>) -> ArrayD<f64> {
+    let last = Axis(x.ndim() - 1);
+    let largest = x.fold_axis(last, f64::NEG_INFINITY, |&a, &b| a.max(b)).insert_axis(last);
+    let total = (x - &largest).mapv(f64::exp).sum_axis(last).insert_axis(last);
+    largest + total.mapv(f64::ln)
 }
 
 fn log_softmax(x: &ArrayD<f64>) -> ArrayD<f64> {
-    let last = Axis(x.ndim() - 1);
-    let largest = x.fold_axis(last, f64::NEG_INFINITY, |&a, &b| a.max(b)).insert_axis(last);
-    let shifted = x - &largest;
-    let total = shifted.mapv(f64::exp).sum_axis(last).insert_axis(last);
-    shifted - total.mapv(f64::ln)
+    x - &log_sum_exp(x)
+}
+
+fn rank_3(array: &ArrayD<f64>) -> Array3<f64> {
+    array.clone().into_dimensionality::<Ix3>().expect("rank 3")
+}
+
+/// Every product of a convolution over `size` positions: output channel, input channel, position, position read; weight.
+fn taps(kernel: &Array3<f64>, size: usize, padding: usize, groups: usize, mut tap: impl FnMut([usize; 4], f64)) {
+    let (outputs, in_group, _) = kernel.dim();
+    for ((o, c, k), &weight) in kernel.indexed_iter() {
+        let channel = o / (outputs / groups) * in_group + c;
+        for s in 0..size {
+            if let Some(from) = (s + k).checked_sub(padding).filter(|&from| from < size) {
+                tap([o, channel, s, from], weight);
+            }
+        }
+    }
 }
 
 /// The error function to about 1e-15: its Maclaurin series near zero, its continued fraction elsewhere

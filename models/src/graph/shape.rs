@@ -1,6 +1,7 @@
 //! Dimensions that may be unknown until a batch is there: products of a number and symbols such as `T`.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Dimensions, outermost first.
 pub type Shape = Vec<Dim>;
@@ -9,7 +10,7 @@ pub type Shape = Vec<Dim>;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Dim {
     factor: usize,
-    symbols: Vec<&'static str>,
+    symbols: Vec<Arc<str>>,
 }
 
 impl Dim {
@@ -21,8 +22,8 @@ impl Dim {
 
     /// A dimension known when the graph runs.
     #[must_use]
-    pub fn symbol(name: &'static str) -> Self {
-        Self { factor: 1, symbols: vec![name] }
+    pub fn symbol(name: &str) -> Self {
+        Self { factor: 1, symbols: vec![name.into()] }
     }
 
     /// The product of two dimensions.
@@ -31,6 +32,12 @@ impl Dim {
         let mut symbols = [self.symbols.as_slice(), other.symbols.as_slice()].concat();
         symbols.sort_unstable();
         Self { factor: self.factor * other.factor, symbols }
+    }
+
+    /// Half of it, where its number is even.
+    #[must_use]
+    pub fn half(&self) -> Option<Self> {
+        self.factor.is_multiple_of(2).then(|| Self { factor: self.factor / 2, symbols: self.symbols.clone() })
     }
 
     /// Its size, where that is known.
@@ -46,8 +53,8 @@ impl From<usize> for Dim {
     }
 }
 
-impl From<&'static str> for Dim {
-    fn from(name: &'static str) -> Self {
+impl From<&str> for Dim {
+    fn from(name: &str) -> Self {
         Self::symbol(name)
     }
 }
@@ -68,12 +75,25 @@ pub fn elements(shape: &Shape) -> Dim {
     shape.iter().fold(Dim::fixed(1), |product, dim| product.times(dim))
 }
 
+/// How the dimensions of `target` are found when `source` is reshaped, as ONNX writes it: a size, 0 for the size that
+/// `source` has at the same position, -1 for what is left over; `None` where that would be more than one.
+#[must_use]
+pub fn reshape_target(source: &[Dim], target: &[Dim]) -> Option<Vec<i64>> {
+    let written = |(axis, dim): (usize, &Dim)| match dim.known() {
+        Some(size) => size as i64,
+        None if source.get(axis) == Some(dim) => 0,
+        None => -1,
+    };
+    let sizes: Vec<i64> = target.iter().enumerate().map(written).collect();
+    (sizes.iter().filter(|&&size| size < 0).count() <= 1).then_some(sizes)
+}
+
 /// The shape that two shapes broadcast to, as in NumPy; `None` where they do not.
 #[must_use]
-pub fn broadcast(a: &Shape, b: &Shape) -> Option<Shape> {
+pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
     let rank = a.len().max(b.len());
     let one = Dim::fixed(1);
-    let at = |shape: &Shape, axis: usize| {
+    let at = |shape: &[Dim], axis: usize| {
         (axis + shape.len()).checked_sub(rank).map_or_else(|| one.clone(), |position| shape[position].clone())
     };
     (0..rank)
@@ -85,7 +105,9 @@ pub fn broadcast(a: &Shape, b: &Shape) -> Option<Shape> {
         .collect()
 }
 
-pub(super) fn show(shape: &Shape) -> String {
+/// A shape for people: `[T, 384]`.
+#[must_use]
+pub fn show_shape(shape: &[Dim]) -> String {
     format!("[{}]", shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))
 }
 
@@ -101,11 +123,32 @@ mod tests {
     }
 
     #[test]
+    fn a_symbol_may_be_a_name_made_at_run_time() {
+        let name = format!("R.attention.self.{}", "query");
+        let dim = Dim::symbol(&name).times(&Dim::from(2));
+        assert_eq!(dim.to_string(), "2*R.attention.self.query");
+        assert_eq!(dim.half(), Some(Dim::from(name.as_str())));
+        assert_eq!(Dim::symbol(&name).half(), None);
+    }
+
+    #[test]
+    fn a_reshape_copies_what_stays_in_its_place_and_leaves_one_dimension_open() {
+        let (b, s) = (Dim::from("B"), Dim::from("S"));
+        let heads = vec![b.clone(), 12.into(), s.clone(), 64.into()];
+        let groups = vec![b.clone(), 4.into(), s.times(&3.into()), 64.into()];
+        assert_eq!(reshape_target(&heads, &groups), Some(vec![0, 4, -1, 64]));
+        assert_eq!(reshape_target(&groups, &heads), Some(vec![0, 12, -1, 64]));
+        let scores = vec![b.clone(), 4.into(), s.times(&3.into()), s.clone()];
+        assert_eq!(reshape_target(&scores, &[b.clone(), 12.into(), s.clone(), s.clone()]), Some(vec![0, 12, -1, 0]));
+        assert_eq!(reshape_target(&[b.times(&s), 8.into()], &[b, s, 8.into()]), None);
+    }
+
+    #[test]
     fn ones_broadcast_and_unequal_dimensions_do_not() {
         let rows = vec![Dim::from("T"), Dim::from(8)];
-        assert_eq!(broadcast(&rows, &vec![Dim::from(8)]), Some(rows.clone()));
-        assert_eq!(broadcast(&vec![Dim::from("T"), Dim::from(1)], &rows), Some(rows.clone()));
-        assert_eq!(broadcast(&rows, &vec![Dim::from(7)]), None);
-        assert_eq!(broadcast(&rows, &vec![Dim::from("S"), Dim::from(8)]), None);
+        assert_eq!(broadcast(&rows, &[Dim::from(8)]), Some(rows.clone()));
+        assert_eq!(broadcast(&[Dim::from("T"), Dim::from(1)], &rows), Some(rows.clone()));
+        assert_eq!(broadcast(&rows, &[Dim::from(7)]), None);
+        assert_eq!(broadcast(&rows, &[Dim::from("S"), Dim::from(8)]), None);
     }
 }

@@ -1,8 +1,13 @@
-//! Writes a cut of a graph as an ONNX model: plain operators of opset 20, no weights inside.
+//! Writes a cut of a graph as an ONNX model: plain operators of opset 20, no weights inside. Reads which nodes a model has.
 
 mod proto;
+mod summary;
+#[cfg(test)]
+mod tests;
 
-use crate::graph::{DType, Dim, Extract, Graph, GraphError, Id, Node, Op, Shape, Source, Value};
+pub use summary::{NodeSummary, input_names, nodes};
+
+use crate::graph::{DType, Dim, Extract, Graph, GraphError, Id, Node, Op, Source, Value, reshape_target, show_shape};
 use prost::Message;
 use proto::{
     AttributeProto, DimensionProto, Extent, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ShapeProto,
@@ -14,7 +19,9 @@ pub const OPSET: i64 = 20;
 /// The version of the file format that goes with it.
 const IR_VERSION: i64 = 9;
 const FLOAT: i32 = 1;
+const INT8: i32 = 3;
 const INT64: i32 = 7;
+const FLOAT16: i32 = 10;
 
 /// The bytes of an ONNX model called `name` that computes `part` of `graph`; the same graph gives the same bytes.
 ///
@@ -48,7 +55,6 @@ impl Writer<'_> {
         let inputs: Vec<String> = node.operands().iter().map(|&id| self.operand(id)).collect();
         let outputs: Vec<String> = node.outputs.iter().map(|&id| self.graph.value(id).name.clone()).collect();
         let name = outputs[0].clone();
-        let rank = self.graph.shape(node.inputs[0]).len();
         match &node.op {
             Op::Gemm { alpha, trans_a, trans_b } => {
                 let attributes = vec![
@@ -58,7 +64,19 @@ impl Writer<'_> {
                 ];
                 self.emit("Gemm", inputs, outputs, attributes);
             }
-            Op::MatMul | Op::Add | Op::Sub | Op::Mul | Op::Erf | Op::Exp | Op::Tanh | Op::Gelu => {
+            Op::MatMul
+            | Op::Add
+            | Op::Sub
+            | Op::Mul
+            | Op::Erf
+            | Op::Exp
+            | Op::Tanh
+            | Op::Sigmoid
+            | Op::Relu
+            | Op::Sign
+            | Op::Cos
+            | Op::Sin
+            | Op::Gelu => {
                 self.emit(node.op.name(), inputs, outputs, vec![]);
             }
             Op::Softmax => self.emit("Softmax", inputs, outputs, vec![integer("axis", -1)]),
@@ -67,13 +85,20 @@ impl Writer<'_> {
                 let attributes = vec![float("epsilon", *epsilon), integer("axis", -1)];
                 self.emit("LayerNormalization", inputs, outputs, attributes);
             }
-            Op::Transpose => {
-                let mut order: Vec<i64> = (0..rank as i64).collect();
-                order.swap(rank - 2, rank - 1);
+            Op::LogSumExp => {
+                let axes = self.integers_initializer(&format!("{name}.axes"), &[-1]);
+                self.emit("ReduceLogSumExp", [inputs, vec![axes]].concat(), outputs, vec![integer("keepdims", 1)]);
+            }
+            Op::RmsNorm { epsilon } => self.rms_norm(&name, *epsilon, &inputs, outputs),
+            Op::Permute(order) => {
+                let order = order.iter().map(|&axis| axis as i64).collect();
                 self.emit("Transpose", inputs, outputs, vec![integers("perm", order)]);
             }
             Op::Reshape(shape) => {
-                let target = self.integers_initializer(&format!("{name}.shape"), &reshape_target(shape)?);
+                let from = self.graph.shape(node.inputs[0]);
+                let target = reshape_target(from, shape)
+                    .ok_or_else(|| GraphError::AmbiguousReshape { from: show_shape(from), shape: show_shape(shape) })?;
+                let target = self.integers_initializer(&format!("{name}.shape"), &target);
                 self.emit("Reshape", [inputs, vec![target]].concat(), outputs, vec![]);
             }
             Op::Gather | Op::Relayout => self.emit("Gather", inputs, outputs, vec![integer("axis", 0)]),
@@ -92,6 +117,16 @@ impl Writer<'_> {
                 self.emit("Shape", vec![inputs[1].clone()], vec![shape.clone()], vec![]);
                 self.emit("Expand", vec![inputs[0].clone(), shape], outputs, vec![]);
             }
+            Op::RotateHalf => self.rotate_half(&name, inputs, outputs),
+            Op::Conv1d { padding, groups } | Op::ConvTranspose1d { padding, groups } => {
+                let op_type = if matches!(node.op, Op::Conv1d { .. }) { "Conv" } else { "ConvTranspose" };
+                let attributes = vec![integers("pads", vec![*padding as i64; 2]), integer("group", *groups as i64)];
+                self.emit(op_type, inputs, outputs, attributes);
+            }
+            Op::Skew => self.skew(&name, lead(self.graph, node), inputs, outputs),
+            Op::Unskew => self.unskew(&name, lead(self.graph, node), inputs, outputs),
+            Op::Cast => self.emit("Cast", inputs, outputs, vec![integer("to", i64::from(FLOAT))]),
+            Op::Dequantize => self.emit("DequantizeLinear", inputs, outputs, vec![integer("axis", 0)]),
         }
         Ok(())
     }
@@ -107,9 +142,97 @@ impl Writer<'_> {
         self.emit("ScatterND", vec![zeros, index, inputs[2].clone()], outputs, attributes);
     }
 
+    /// `inv_rms = 1 / sqrt(mean(A^2) + epsilon)`, `normal = A * inv_rms`, then `normal * B`.
+    fn rms_norm(&mut self, name: &str, epsilon: f32, inputs: &[String], outputs: Vec<String>) {
+        let [square, mean, shifted, rms, normal] =
+            ["square", "mean", "shifted", "rms", "normal"].map(|part| format!("{name}.{part}"));
+        let (x, weight, inv_rms) = (&inputs[0], &inputs[1], &outputs[1]);
+        let axes = self.integers_initializer(&format!("{name}.axes"), &[-1]);
+        let epsilon = self.scalar_initializer(&format!("{name}.epsilon"), epsilon);
+        self.emit("Mul", vec![x.clone(), x.clone()], vec![square.clone()], vec![]);
+        self.emit("ReduceMean", vec![square, axes], vec![mean.clone()], vec![integer("keepdims", 1)]);
+        self.emit("Add", vec![mean, epsilon], vec![shifted.clone()], vec![]);
+        self.emit("Sqrt", vec![shifted], vec![rms.clone()], vec![]);
+        self.emit("Reciprocal", vec![rms], vec![inv_rms.clone()], vec![]);
+        self.emit("Mul", vec![x.clone(), inv_rms.clone()], vec![normal.clone()], vec![]);
+        self.emit("Mul", vec![normal, weight.clone()], vec![outputs[0].clone()], vec![]);
+    }
+
+    fn rotate_half(&mut self, name: &str, inputs: Vec<String>, outputs: Vec<String>) {
+        let [front, back, negated] = ["front", "back", "negated"].map(|part| format!("{name}.{part}"));
+        let halves = vec![integer("axis", -1), integer("num_outputs", 2)];
+        self.emit("Split", inputs, vec![front.clone(), back.clone()], halves);
+        self.emit("Neg", vec![back], vec![negated.clone()], vec![]);
+        self.emit("Concat", vec![negated, front], outputs, vec![integer("axis", -1)]);
+    }
+
+    /// Element `[i, j - i + S - 1]` of `[S, 2 S]` is number `i (2 S - 1) + j + S - 1` of the flat matrix: without its
+    /// first `S - 1` numbers and its last one, the matrix has rows of `2 S - 1` and what is looked for in column `j`.
+    fn skew(&mut self, name: &str, lead: usize, inputs: Vec<String>, outputs: Vec<String>) {
+        let [flat, within, rows] = ["flat", "within", "rows"].map(|part| format!("{name}.{part}"));
+        let part = |part: &str| format!("{name}.{part}");
+        let (size, before) = self.size_and_one_less(name, &inputs[0], -2);
+        let flat_shape = self.integers_initializer(&part("flat_shape"), &[vec![0; lead], vec![-1]].concat());
+        let rows_shape = self.rows_shape(name, lead, &size);
+        // Both the end of the first slice and the axis of the two.
+        let last = self.integers_initializer(&part("last"), &[-1]);
+        let zero = self.integers_initializer(&part("zero"), &[0]);
+        self.emit("Reshape", vec![inputs[0].clone(), flat_shape], vec![flat.clone()], vec![]);
+        self.emit("Slice", vec![flat, before, last.clone(), last.clone()], vec![within.clone()], vec![]);
+        self.emit("Reshape", vec![within, rows_shape], vec![rows.clone()], vec![]);
+        self.emit("Slice", vec![rows, zero, size, last], outputs, vec![]);
+    }
+
+    /// The steps of `skew` backwards, with zeros where it leaves numbers out.
+    fn unskew(&mut self, name: &str, lead: usize, inputs: Vec<String>, outputs: Vec<String>) {
+        let [after, ends, rows, flat, whole] =
+            ["after", "ends", "rows", "flat", "whole"].map(|part| format!("{name}.{part}"));
+        let part = |part: &str| format!("{name}.{part}");
+        let (size, before) = self.size_and_one_less(name, &inputs[0], -1);
+        let flat_shape = self.integers_initializer(&part("flat_shape"), &[vec![0; lead], vec![-1]].concat());
+        let rows_shape = self.rows_shape(name, lead, &size);
+        let zero = self.integers_initializer(&part("zero"), &[0]);
+        let (one, last) = (part("one"), self.integers_initializer(&part("last"), &[-1]));
+        let first_axis = || vec![integer("axis", 0)];
+        self.emit("Concat", vec![zero, before.clone()], vec![after.clone()], first_axis());
+        self.emit("Concat", vec![before, one], vec![ends.clone()], first_axis());
+        self.emit("Pad", vec![inputs[0].clone(), after, String::new(), last.clone()], vec![rows.clone()], vec![]);
+        self.emit("Reshape", vec![rows, flat_shape], vec![flat.clone()], vec![]);
+        self.emit("Pad", vec![flat, ends, String::new(), last], vec![whole.clone()], vec![]);
+        self.emit("Reshape", vec![whole, rows_shape], outputs, vec![]);
+    }
+
+    /// `S`, the dimension `axis` of `operand`, and `S - 1`: vectors of one.
+    fn size_and_one_less(&mut self, name: &str, operand: &str, axis: i64) -> (String, String) {
+        let [size, less] = ["size", "size_less_one"].map(|part| format!("{name}.{part}"));
+        let one = self.integers_initializer(&format!("{name}.one"), &[1]);
+        let end = if axis == -1 { vec![] } else { vec![integer("end", axis + 1)] };
+        let attributes = [vec![integer("start", axis)], end].concat();
+        self.emit("Shape", vec![operand.to_owned()], vec![size.clone()], attributes);
+        self.emit("Sub", vec![size.clone(), one], vec![less.clone()], vec![]);
+        (size, less)
+    }
+
+    /// `lead` dimensions as they are, `size`, and what is left.
+    fn rows_shape(&mut self, name: &str, lead: usize, size: &str) -> String {
+        let shape = format!("{name}.rows_shape");
+        let kept = (lead > 0).then(|| self.integers_initializer(&format!("{name}.lead"), &vec![0; lead]));
+        let rest = self.integers_initializer(&format!("{name}.rest"), &[-1]);
+        let parts = kept.into_iter().chain([size.to_owned(), rest]).collect();
+        self.emit("Concat", parts, vec![shape.clone()], vec![integer("axis", 0)]);
+        shape
+    }
+
     fn emit(&mut self, op_type: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>) {
         let name = output[0].clone();
-        self.proto.node.push(NodeProto { input, output, name, op_type: op_type.to_owned(), attribute });
+        self.proto.node.push(NodeProto {
+            input,
+            output,
+            name,
+            op_type: op_type.to_owned(),
+            attribute,
+            ..NodeProto::default()
+        });
     }
 
     /// The name of an operand; a scalar constant becomes an initializer the first time it is named.
@@ -118,11 +241,16 @@ impl Writer<'_> {
         if let Source::Constant(scalar) = value.source
             && self.proto.initializer.iter().all(|tensor| tensor.name != value.name)
         {
-            let raw_data = scalar.to_le_bytes().to_vec();
-            let tensor = TensorProto { dims: vec![], data_type: FLOAT, name: value.name.clone(), raw_data };
-            self.proto.initializer.push(tensor);
+            return self.scalar_initializer(&value.name, scalar);
         }
         value.name.clone()
+    }
+
+    fn scalar_initializer(&mut self, name: &str, value: f32) -> String {
+        let raw_data = value.to_le_bytes().to_vec();
+        let tensor = TensorProto { dims: vec![], data_type: FLOAT, name: name.to_owned(), raw_data };
+        self.proto.initializer.push(tensor);
+        name.to_owned()
     }
 
     fn integers_initializer(&mut self, name: &str, values: &[i64]) -> String {
@@ -133,13 +261,9 @@ impl Writer<'_> {
     }
 }
 
-fn reshape_target(shape: &Shape) -> Result<Vec<i64>, GraphError> {
-    let target: Vec<i64> = shape.iter().map(|dim| dim.known().map_or(-1, |size| size as i64)).collect();
-    if target.iter().filter(|&&size| size < 0).count() > 1 {
-        let shape = shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ");
-        return Err(GraphError::AmbiguousReshape { shape });
-    }
-    Ok(target)
+/// The dimensions of the node's operand before the last two.
+fn lead(graph: &Graph, node: &Node) -> usize {
+    graph.shape(node.inputs[0]).len() - 2
 }
 
 fn value_info(value: &Value) -> ValueInfoProto {
@@ -150,6 +274,8 @@ fn value_info(value: &Value) -> ValueInfoProto {
     let dim = value.shape.iter().map(|dim| DimensionProto { extent: Some(extent(dim)) }).collect();
     let elem_type = match value.dtype {
         DType::F32 => FLOAT,
+        DType::F16 => FLOAT16,
+        DType::I8 => INT8,
         DType::I64 => INT64,
     };
     let tensor_type = Some(TensorTypeProto { elem_type, shape: Some(ShapeProto { dim }) });

@@ -1,4 +1,4 @@
-//! The part of ONNX's protobuf schema that we write: field numbers as in onnx.proto3 of the ONNX standard (IR version 9).
+//! The part of ONNX's protobuf schema that we write and read: field numbers as in onnx.proto3 of the ONNX standard (IR version 9).
 
 use prost::Message;
 
@@ -50,6 +50,8 @@ pub(super) struct NodeProto {
     pub(super) op_type: String,
     #[prost(message, repeated, tag = "5")]
     pub(super) attribute: Vec<AttributeProto>,
+    #[prost(string, tag = "7")]
+    pub(super) domain: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

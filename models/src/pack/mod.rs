@@ -11,14 +11,17 @@
 
 mod build;
 mod frozen;
+mod storage;
 
 pub use build::{BuildError, BuildOptions, build};
 pub use frozen::{Frozen, FrozenTensor};
+pub use storage::Storage;
 
-use crate::architectures::bert::{Bert, LINEARS};
+use crate::design::Design;
+use crate::graph::DType;
 use crate::layout::Layout;
-use crate::peft::Lora;
-use crate::stage::{StageSpec, StageSpecs};
+use crate::stage::{Binding, Port, StageSpec, StageSpecs, of_layer};
+use crate::task::Task;
 use crate::tensors::{NamedTensors, Schema, TensorError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,7 +30,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// The pack format this build reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// A manifest may be this large.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
@@ -39,13 +42,11 @@ pub struct Manifest {
     pub format: u32,
     /// The Skiff that made it.
     pub made_by: String,
-    /// `bert`.
-    pub architecture: String,
-    /// Its sizes.
-    pub model: Bert,
-    /// What trains.
-    pub lora: Lora,
-    /// Class names, in the order of the scores.
+    /// What its checkpoint calls itself, where it does.
+    pub base_model: Option<String>,
+    /// Model, task, what trains, how the rest is stored.
+    pub design: Design,
+    /// Class names, in the order of the scores; names of the numbers; none for a language model.
     pub labels: Vec<String>,
     /// What a batch has to know.
     pub layout: Layout,
@@ -55,6 +56,8 @@ pub struct Manifest {
     pub schema: Schema,
     /// The graphs.
     pub stages: StageSpecs,
+    /// What storing the frozen matrices in fewer bits changed, where that was done.
+    pub rounding: Option<Rounding>,
     /// Every other file of the pack.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -163,7 +166,7 @@ impl Pack {
         let tensors = directory.join("frozen.safetensors");
         let frozen = Frozen::open(&tensors).map_err(|source| PackError::Tensors { path: tensors, source })?;
         let pack = Self { directory: directory.to_owned(), manifest, digest: *blake3::hash(&text).as_bytes(), frozen };
-        pack.check_frozen()?;
+        pack.check_ports()?;
         Ok(pack)
     }
 
@@ -213,19 +216,50 @@ impl Pack {
         self.directory.join(name)
     }
 
-    fn check_frozen(&self) -> Result<(), PackError> {
-        let path = self.directory.join("frozen.safetensors");
-        for (name, shape) in self.manifest.model.frozen() {
-            let error = match self.frozen.tensor(&name) {
-                None => TensorError::Missing { name },
-                Some(tensor) if tensor.shape != shape => {
-                    TensorError::Shape { name, expected: shape, found: tensor.shape.to_vec() }
+    /// Every tensor that a graph reads is there, in the type and shape that the graph takes.
+    fn check_ports(&self) -> Result<(), PackError> {
+        let stages = &self.manifest.stages;
+        let blocks = stages.kinds.iter().enumerate().map(|(layer, &kind)| (&stages.blocks[kind], layer));
+        for (stage, layer) in [(&stages.embed, 0), (&stages.head, 0)].into_iter().chain(blocks) {
+            for graph in stage.graphs() {
+                // A rank is a letter, and the same wherever it stands in one graph.
+                let mut letters = BTreeMap::new();
+                for port in graph.inputs.iter().chain(&graph.outputs) {
+                    self.check_port(port, layer, &mut letters)?;
                 }
-                Some(_) => continue,
-            };
-            return Err(PackError::Tensors { path, source: error });
+            }
         }
         Ok(())
+    }
+
+    fn check_port(&self, port: &Port, layer: usize, letters: &mut BTreeMap<String, usize>) -> Result<(), PackError> {
+        let (template, file) = match &port.binding {
+            Binding::Frozen(name) => (name, "frozen.safetensors"),
+            Binding::Trainable(name) | Binding::Gradient(name) => (name, "peft.safetensors"),
+            _ => return Ok(()),
+        };
+        let name = of_layer(template, layer);
+        let path = self.directory.join(file);
+        let fail = |source| Err(PackError::Tensors { path: path.clone(), source });
+        let trained = self.schema().find(&name).map(|spec| (spec.shape.as_slice(), DType::F32));
+        let found = match &port.binding {
+            Binding::Frozen(_) => self.frozen.tensor(&name).map(|tensor| (tensor.shape, tensor.dtype)),
+            _ => trained,
+        };
+        let Some((shape, dtype)) = found else { return fail(TensorError::Missing { name }) };
+        if dtype != port.dtype {
+            return fail(TensorError::Type { name, found: format!("{dtype:?}") });
+        }
+        let fits = shape.len() == port.shape.len()
+            && shape.iter().zip(&port.shape).all(|(&size, dim)| match dim.parse::<usize>() {
+                Ok(known) => known == size,
+                Err(_) => *letters.entry(dim.clone()).or_insert(size) == size,
+            });
+        if fits {
+            return Ok(());
+        }
+        let expected = port.shape.iter().map(|dim| dim.parse().unwrap_or_else(|_| letters[dim])).collect();
+        fail(TensorError::Shape { name, expected, found: shape.to_vec() })
     }
 }
 
@@ -270,20 +304,30 @@ fn digest_of_file(path: &Path) -> std::io::Result<String> {
 
 fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> {
     let fail = |what: String| Err(PackError::Inconsistent { path: path.to_owned(), what });
-    let model = &manifest.model;
-    if let Some(problem) = model.problem().or_else(|| manifest.lora.problem(&LINEARS)) {
+    let Manifest { design, labels, layers, schema, stages, .. } = manifest;
+    if let Some(problem) = design.problem() {
         return fail(problem);
     }
-    if manifest.layers != model.num_hidden_layers {
-        return fail(format!("{} layers, but the model has {}", manifest.layers, model.num_hidden_layers));
+    if *layers != design.model.sizes().layers || stages.kinds.len() != *layers {
+        let (kinds, model) = (stages.kinds.len(), design.model.sizes().layers);
+        return fail(format!("{layers} layers with {kinds} kinds, but the model has {model}"));
     }
-    if manifest.labels.len() < 2 {
-        return fail("fewer than two labels".to_owned());
+    if stages.kinds.iter().any(|&kind| kind >= stages.blocks.len()) {
+        return fail("a layer is of a kind that is not there".to_owned());
     }
-    if manifest.schema != model.schema(&manifest.lora, manifest.labels.len()) {
-        return fail("the schema is not the one of this architecture, LoRA and labels".to_owned());
+    if manifest.layout != design.layout() {
+        return fail("the layout is not the one of this design".to_owned());
     }
-    let stages = [&manifest.stages.embed, &manifest.stages.head].into_iter().chain(&manifest.stages.blocks);
+    if design.head.task != Task::CausalLm && labels.len() != design.head.labels {
+        return fail(format!("{} labels, but the head has {}", labels.len(), design.head.labels));
+    }
+    if schema.tensors.windows(2).any(|pair| pair[0].name >= pair[1].name) {
+        return fail("the schema is not ordered by name".to_owned());
+    }
+    if let Some(spec) = schema.tensors.iter().find(|spec| spec.layer.is_some_and(|layer| layer >= *layers)) {
+        return fail(format!("tensor {:?} is of layer {:?}, but there are {layers}", spec.name, spec.layer));
+    }
+    let stages = [&stages.embed, &stages.head].into_iter().chain(&stages.blocks);
     let graphs = stages.flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
     let needed = graphs.chain(["frozen.safetensors", "peft.safetensors", "tokenizer.json"]);
     match needed.into_iter().find(|name| !manifest.files.contains_key(*name)) {

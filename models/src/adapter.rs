@@ -1,0 +1,321 @@
+//! LoRA adapters as Hugging Face PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Tensors have PEFT's names in a pack already, so this is about the settings, and about what other writers leave out.
+
+use crate::architectures::Model;
+use crate::checkpoint::{CheckpointError, TensorFile};
+use crate::pack::Manifest;
+use crate::peft::{ALL_LINEAR, Lora, PREFIX, Peft};
+use crate::task::Task;
+use crate::tensors::{self, NamedTensors, TensorError};
+use ndarray::ArrayD;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The settings' file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// An adapter in a folder.
+#[derive(Debug)]
+pub struct Adapter {
+    /// Its settings.
+    pub lora: Lora,
+    /// The task it says it is for.
+    pub task_type: Option<String>,
+    folder: PathBuf,
+    tensors: TensorFile,
+    /// Names nobody has asked for yet.
+    unused: BTreeSet<String>,
+}
+
+/// Why a folder is not an adapter that can be used, or cannot become one.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// A file cannot be read.
+    #[error("reading {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("writing {path}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The settings are not JSON of the right kind.
+    #[error("reading the adapter's settings in {path}", path = path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A setting that this version cannot take.
+    #[error("{path}: {key} is {found}, which is not supported; supported: {supported}", path = path.display())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// Its key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What it could be.
+        supported: &'static str,
+    },
+    /// The tensors cannot be read.
+    #[error("reading the adapter's tensors")]
+    Tensors(#[from] CheckpointError),
+    /// A tensor that the adapter should have, or should not.
+    #[error("{path}", path = path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// Which and why.
+        source: TensorError,
+    },
+    /// The pack's way of fine-tuning has no form in PEFT.
+    #[error("a pack tuned with {kind} has no adapter in Hugging Face PEFT's format; {hint}")]
+    Kind {
+        /// Which way.
+        kind: &'static str,
+        /// What can be had instead.
+        hint: &'static str,
+    },
+}
+
+/// Settings of PEFT that change the computation in a way that is not built here, unless they are absent, null, false or
+/// empty.
+const MUST_BE_OFF: [&str; 14] = [
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "use_qalora",
+    "trainable_token_indices",
+    "target_parameters",
+    "exclude_modules",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+];
+
+#[derive(Deserialize)]
+struct Keys {
+    peft_type: String,
+    task_type: Option<String>,
+    r: usize,
+    lora_alpha: f32,
+    target_modules: Option<Targets>,
+    #[serde(default)]
+    rank_pattern: BTreeMap<String, usize>,
+    #[serde(default)]
+    alpha_pattern: BTreeMap<String, f32>,
+    #[serde(default)]
+    use_rslora: bool,
+    layers_to_transform: Option<Layers>,
+    bias: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    List(Vec<String>),
+    Pattern(String),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Layers {
+    One(usize),
+    Many(Vec<usize>),
+}
+
+impl Adapter {
+    /// Reads the settings in `folder` and the header of its tensors.
+    ///
+    /// # Errors
+    /// Files that cannot be read or are malformed, settings that change the computation in a way that is not built here.
+    pub fn open(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(CONFIG_FILE);
+        let text = read_bounded(&path)?;
+        let malformed = |source| AdapterError::Malformed { path: path.clone(), source };
+        let all: Map<String, Value> = serde_json::from_slice(&text).map_err(malformed)?;
+        let refuse = |key: &str, found: &Value, supported| AdapterError::Setting {
+            path: path.clone(),
+            key: key.to_owned(),
+            found: found.to_string(),
+            supported,
+        };
+        if let Some((key, found)) = all.iter().find(|(key, value)| MUST_BE_OFF.contains(&key.as_str()) && is_on(value)) {
+            return Err(refuse(key, found, "only where it is off"));
+        }
+        let keys = Keys::deserialize(Value::Object(all)).map_err(malformed)?;
+        if keys.peft_type != "LORA" {
+            return Err(refuse("peft_type", &json!(keys.peft_type), "LORA"));
+        }
+        if let Some(bias) = keys.bias.filter(|bias| bias != "none") {
+            return Err(refuse("bias", &json!(bias), "none"));
+        }
+        let targets = match keys.target_modules {
+            Some(Targets::List(targets)) if !targets.is_empty() => targets,
+            Some(Targets::Pattern(pattern)) if pattern == ALL_LINEAR => vec![pattern],
+            Some(Targets::Pattern(pattern)) => {
+                return Err(refuse("target_modules", &json!(pattern), "a list of names, or all-linear"));
+            }
+            Some(Targets::List(_)) | None => {
+                return Err(refuse("target_modules", &Value::Null, "a list of names, or all-linear"));
+            }
+        };
+        let patterns = keys.rank_pattern.keys().chain(keys.alpha_pattern.keys());
+        if let Some(pattern) = patterns.into_iter().find(|pattern| !is_plain(pattern)) {
+            return Err(refuse("rank_pattern or alpha_pattern", &json!(pattern), "ends of names, no regular expressions"));
+        }
+        let layers = keys.layers_to_transform.map(|layers| match layers {
+            Layers::One(layer) => vec![layer],
+            Layers::Many(layers) => layers,
+        });
+        let tensors = TensorFile::open(&folder.join(TENSORS_FILE))?;
+        let lora = Lora {
+            rank: keys.r,
+            alpha: keys.lora_alpha,
+            targets,
+            rank_pattern: keys.rank_pattern,
+            alpha_pattern: keys.alpha_pattern,
+            layers,
+            rslora: keys.use_rslora,
+            freeze_a: false,
+        };
+        let unused = tensors.names().map(str::to_owned).collect();
+        Ok(Self { lora, task_type: keys.task_type, folder: folder.to_owned(), tensors, unused })
+    }
+
+    /// The tensor that a pack of `model` calls `name`, where the adapter has it. An adapter of the bare model lacks the first
+    /// part of the model's names.
+    ///
+    /// # Errors
+    /// Another shape; values that cannot be read.
+    pub fn take(&mut self, model: &Model, name: &str, shape: &[usize]) -> Result<Option<ArrayD<f32>>, AdapterError> {
+        let bare = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix(model.base()));
+        let names = [Some(name.to_owned()), bare.map(|rest| format!("{PREFIX}{rest}"))];
+        let Some(found) = names.into_iter().flatten().find(|name| self.tensors.has(name)) else { return Ok(None) };
+        self.unused.remove(&found);
+        Ok(Some(self.tensors.read(&found, shape)?))
+    }
+
+    /// Fails where the adapter has a tensor that nobody took: it would not be the same model without it.
+    ///
+    /// # Errors
+    /// That tensor, named.
+    pub fn finish(self) -> Result<(), AdapterError> {
+        match self.unused.into_iter().next() {
+            None => Ok(()),
+            Some(name) => {
+                let path = self.folder.join(TENSORS_FILE);
+                Err(AdapterError::Tensor { path, source: TensorError::Unknown { name } })
+            }
+        }
+    }
+
+    /// A tensor that the adapter should have and has not.
+    #[must_use]
+    pub fn missing(&self, name: &str) -> AdapterError {
+        let source = TensorError::Missing { name: name.to_owned() };
+        AdapterError::Tensor { path: self.folder.join(TENSORS_FILE), source }
+    }
+}
+
+/// Writes `weights`, all trainable tensors of the pack with that manifest, and its frozen ones that belong to the adapter, as
+/// an adapter in `folder`, which is made.
+///
+/// # Errors
+/// A pack that trains something else than LoRA; a folder that cannot be written.
+pub fn write(folder: &Path, manifest: &Manifest, weights: &NamedTensors) -> Result<(), AdapterError> {
+    let Peft::Lora(lora) = &manifest.design.peft else {
+        let kind = manifest.design.peft.name();
+        let hint = match manifest.design.peft {
+            Peft::BitFit => "export it with --merged",
+            Peft::Houlsby { .. } | Peft::Lora(_) => "its weights file is the result",
+        };
+        return Err(AdapterError::Kind { kind, hint });
+    };
+    fs::create_dir_all(folder).map_err(|source| AdapterError::Write { path: folder.to_owned(), source })?;
+    let put = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        fs::write(&path, bytes).map_err(|source| AdapterError::Write { path, source })
+    };
+    let bytes = tensors::write(weights)
+        .map_err(|source| AdapterError::Tensor { path: folder.join(TENSORS_FILE), source })?;
+    put(TENSORS_FILE, &bytes)?;
+    let text = serde_json::to_vec_pretty(&config(manifest, lora)).expect("JSON has string keys only");
+    put(CONFIG_FILE, &text)
+}
+
+fn config(manifest: &Manifest, lora: &Lora) -> Value {
+    let task_type = match manifest.design.head.task {
+        Task::SequenceClassification | Task::Regression => "SEQ_CLS",
+        Task::TokenClassification => "TOKEN_CLS",
+        Task::CausalLm => "CAUSAL_LM",
+    };
+    let all = lora.targets.iter().any(|target| target == ALL_LINEAR);
+    json!({
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": manifest.base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": if all { json!(ALL_LINEAR) } else { json!(lora.targets) },
+        "rank_pattern": lora.rank_pattern,
+        "alpha_pattern": lora.alpha_pattern,
+        "layers_to_transform": lora.layers,
+        "use_rslora": lora.rslora,
+        "modules_to_save": head_modules(manifest),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+    })
+}
+
+/// The parts of the head that train: the first parts of the names of their tensors.
+fn head_modules(manifest: &Manifest) -> Option<BTreeSet<&str>> {
+    let names = manifest.schema.tensors.iter().filter(|spec| spec.layer.is_none()).map(|spec| spec.name.as_str());
+    let whole = names.filter(|name| !name.contains(".lora_")).filter_map(|name| name.strip_prefix(PREFIX));
+    let base = manifest.design.model.base();
+    let first = |name: &'_ str| -> usize {
+        let skipped = if name.starts_with(base) { base.len() } else { 0 };
+        name[skipped..].find('.').map_or(name.len(), |at| skipped + at)
+    };
+    let modules: BTreeSet<&str> = whole.map(|name| &name[..first(name)]).collect();
+    (!modules.is_empty()).then_some(modules)
+}
+
+fn is_on(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
+        Value::Bool(true) | Value::Number(_) | Value::String(_) => true,
+    }
+}
+
+/// Whether a pattern is the end of a name and no regular expression.
+fn is_plain(pattern: &str) -> bool {
+    pattern.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, AdapterError> {
+    crate::checkpoint::read_bounded(path).map_err(|source| AdapterError::Read { path: path.to_owned(), source })
+}

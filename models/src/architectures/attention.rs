@@ -1,0 +1,109 @@
+//! What attention is made of in every architecture: the way between token rows and heads, and the weighted sum.
+
+use super::shape;
+use crate::graph::{Dim, GraphError, Id, Op};
+use crate::stage::{BatchPart, Stage};
+
+/// Which heads: those of queries, or those of keys and values where there are fewer.
+#[derive(Clone, Copy)]
+pub(super) struct Heads {
+    /// `h` or `k`.
+    pub(super) count: usize,
+    /// Features of one, `d`.
+    pub(super) size: usize,
+    to_heads: (BatchPart, &'static str),
+    to_tokens: (BatchPart, &'static str),
+}
+
+impl Heads {
+    pub(super) const fn of_queries(count: usize, size: usize) -> Self {
+        Self {
+            count,
+            size,
+            to_heads: (BatchPart::ToHeads, "to_heads"),
+            to_tokens: (BatchPart::ToTokens, "to_tokens"),
+        }
+    }
+
+    /// Key heads, `of_queries` where there are as many.
+    pub(super) const fn of_keys(count: usize, size: usize, queries: usize) -> Self {
+        if count == queries {
+            return Self::of_queries(count, size);
+        }
+        Self {
+            count,
+            size,
+            to_heads: (BatchPart::ToKeyHeads, "to_key_heads"),
+            to_tokens: (BatchPart::ToKeyTokens, "to_key_tokens"),
+        }
+    }
+
+    /// `[T, h*d]` (or `[T, h, d]`) to `[B, h, S, d]`.
+    pub(super) fn split(&self, stage: &mut Stage<'_>, rows: Id, name: &str) -> Result<Id, GraphError> {
+        let (to_heads, to_tokens) = self.indices(stage);
+        let g = &mut stage.graph;
+        let token_heads = vec![Dim::from("T").times(&self.count.into()), self.size.into()];
+        let rows = g.reshape(rows, token_heads)?;
+        let heads = g.op(Op::Relayout, &[rows, to_heads, to_tokens])?;
+        Ok(g.rename(heads, name))
+    }
+
+    /// `[B, h, S, d]` to `[T, h*d]`.
+    pub(super) fn join(&self, stage: &mut Stage<'_>, heads: Id) -> Result<Id, GraphError> {
+        let (to_heads, to_tokens) = self.indices(stage);
+        let g = &mut stage.graph;
+        let slots = vec![Dim::from("B").times(&self.count.into()).times(&"S".into()), self.size.into()];
+        let slots = g.reshape(heads, slots)?;
+        let rows = g.op(Op::Relayout, &[slots, to_tokens, to_heads])?;
+        g.reshape(rows, shape([&"T", &(self.count * self.size)]))
+    }
+
+    fn indices(&self, stage: &mut Stage<'_>) -> (Id, Id) {
+        let to_heads = stage.batch(self.to_heads.0, self.to_heads.1, shape([&"B", &self.count, &"S"]));
+        let to_tokens = stage.batch(self.to_tokens.0, self.to_tokens.1, shape([&"T", &self.count]));
+        (to_heads, to_tokens)
+    }
+}
+
+/// `[B, 1, 1, S]`: padding is not seen.
+pub(super) fn key_bias(stage: &mut Stage<'_>) -> Id {
+    stage.batch(BatchPart::KeyBias, "key_bias", shape([&"B", &1, &1, &"S"]))
+}
+
+/// `softmax(scores + bias) V` (Vaswani et al., arXiv 1706.03762, eq. 1): `scores` `[B, h, S, S]`, `values` `[B, k, S, d]`;
+/// returns `[B, h, S, d]`. Where `k < h`, head `i` takes the values of head `i / (h / k)` (Ainslie et al., arXiv 2305.13245).
+pub(super) fn weighted_sum(
+    stage: &mut Stage<'_>,
+    scores: Id,
+    bias: Id,
+    values: Id,
+    [queries, keys, size]: [usize; 3],
+) -> Result<Id, GraphError> {
+    let g = &mut stage.graph;
+    let scores = g.add(scores, bias)?;
+    let probabilities = g.op(Op::Softmax, &[scores])?;
+    g.rename(probabilities, "probabilities");
+    let grouped = g.reshape(probabilities, grouped(keys, queries / keys, &"S".into()))?;
+    let context = g.op(Op::MatMul, &[grouped, values])?;
+    g.reshape(context, shape([&"B", &queries, &"S", &size]))
+}
+
+/// `Q K^T` of `[B, h, S, d]` and `[B, k, S, d]`: `[B, h, S, S]`. The queries that share a key head stand below each other, so
+/// that no key is repeated.
+pub(super) fn products(
+    stage: &mut Stage<'_>,
+    query: Id,
+    key: Id,
+    [queries, keys, size]: [usize; 3],
+) -> Result<Id, GraphError> {
+    let g = &mut stage.graph;
+    let transposed = g.transpose(key)?;
+    let grouped = g.reshape(query, grouped(keys, queries / keys, &size.into()))?;
+    let products = g.op(Op::MatMul, &[grouped, transposed])?;
+    g.reshape(products, shape([&"B", &queries, &"S", &"S"]))
+}
+
+/// `[B, k, g*S, last]`.
+fn grouped(keys: usize, group: usize, last: &Dim) -> Vec<Dim> {
+    vec!["B".into(), keys.into(), Dim::from("S").times(&group.into()), last.clone()]
+}

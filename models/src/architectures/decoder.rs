@@ -1,0 +1,374 @@
+//! Llama (Touvron et al., arXiv 2302.13971 and later), Mistral (Jiang et al., arXiv 2310.06825), Qwen2 and Qwen3 (arXiv
+//! 2407.10671, 2505.09388): pre-norm decoders with rotary positions, shared key heads and a gated feed-forward part.
+
+use super::attention::{Heads, products, weighted_sum};
+use super::config::{
+    ConfigError, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, bad_epsilon, keys,
+    out_of_bounds,
+};
+use super::rotary::Rotary;
+use super::{Activation, Head, Sizes, heads, shape};
+use crate::graph::{GraphError, Id, Op, Shape};
+use crate::layout::Layout;
+use crate::stage::{BatchPart, Bias, Ending, Stage};
+use crate::task::Task;
+use serde::{Deserialize, Serialize};
+
+/// The sizes that define a decoder.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decoder {
+    /// Which of the family.
+    pub family: Family,
+    /// Blocks, `L`.
+    pub layers: usize,
+    /// Features of a token, `D`.
+    pub hidden: usize,
+    /// Query heads, `h`.
+    pub heads: usize,
+    /// Key and value heads, `k`; divides `h`.
+    pub key_heads: usize,
+    /// Features of a head, `d`; `h d` need not be `D`.
+    pub head_size: usize,
+    /// Features inside the feed-forward part, `I`.
+    pub intermediate: usize,
+    /// Rows of the word embedding, `V`.
+    pub vocabulary: usize,
+    /// Longest sequence.
+    pub positions: usize,
+    /// Added to the mean square in norms.
+    pub norm_epsilon: f32,
+    /// Of the gate.
+    pub activation: Activation,
+    /// Whether query, key and value layers have biases.
+    pub attention_bias: bool,
+    /// Whether the attention's output layer has one.
+    pub output_bias: bool,
+    /// Whether the feed-forward layers have.
+    pub mlp_bias: bool,
+    /// Whether queries and keys are normed, head by head.
+    pub head_norms: bool,
+    /// Whether the scores of the next token are taken with the word embedding.
+    pub tied: bool,
+    /// Angles of positions.
+    pub rotary: Rotary,
+    /// Tokens that a token sees in layers with a sliding window, itself included.
+    pub window: Option<usize>,
+    /// The layers with a sliding window.
+    pub windowed: Vec<usize>,
+}
+
+/// The members of the family. What they differ in is said by [`Decoder`]'s other fields.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Llama.
+    Llama,
+    /// Mistral.
+    Mistral,
+    /// Qwen2 and 2.5.
+    Qwen2,
+    /// Qwen3.
+    Qwen3,
+}
+
+impl Family {
+    /// As `model_type` in `config.json`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+}
+
+/// The linear layers of a block.
+pub(super) const LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// The keys of `config.json`, with the defaults of transformers.
+#[derive(Deserialize)]
+struct Keys {
+    num_hidden_layers: usize,
+    hidden_size: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: Option<usize>,
+    #[serde(default = "usual_epsilon")]
+    rms_norm_eps: f32,
+    #[serde(default = "silu")]
+    hidden_act: Activation,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default = "usual_window")]
+    sliding_window: Option<usize>,
+    #[serde(default = "usual_window_layers")]
+    max_window_layers: usize,
+    layer_types: Option<Vec<String>>,
+}
+
+fn usual_epsilon() -> f32 {
+    1e-6
+}
+
+fn silu() -> Activation {
+    Activation::Silu
+}
+
+fn usual_window() -> Option<usize> {
+    Some(4096)
+}
+
+fn usual_window_layers() -> usize {
+    28
+}
+
+impl Decoder {
+    pub(super) fn read(config: &serde_json::Value, model_type: &str) -> Result<Self, ConfigError> {
+        let keys: Keys = keys(config)?;
+        let family = match model_type {
+            "llama" => Family::Llama,
+            "mistral" => Family::Mistral,
+            "qwen2" => Family::Qwen2,
+            _ => Family::Qwen3,
+        };
+        let bounds = [("num_hidden_layers", keys.num_hidden_layers, MAX_LAYERS)];
+        if let Some(what) = out_of_bounds(&bounds) {
+            return Err(ConfigError::Sizes { what });
+        }
+        let positions = keys.max_position_embeddings.unwrap_or(match family {
+            Family::Llama => 2048,
+            Family::Mistral => 131_072,
+            Family::Qwen2 | Family::Qwen3 => 32_768,
+        });
+        let (attention_bias, output_bias) = match family {
+            Family::Qwen2 => (true, false),
+            Family::Mistral => (false, false),
+            Family::Llama | Family::Qwen3 => (keys.attention_bias, keys.attention_bias),
+        };
+        let window = match family {
+            Family::Llama => None,
+            Family::Mistral => keys.sliding_window,
+            Family::Qwen2 | Family::Qwen3 => keys.sliding_window.filter(|_| keys.use_sliding_window),
+        };
+        let windowed = if window.is_some() { keys.windowed(family)? } else { Vec::new() };
+        let usual_head = if family == Family::Qwen3 { 128 } else { keys.hidden_size / keys.num_attention_heads.max(1) };
+        Ok(Self {
+            family,
+            layers: keys.num_hidden_layers,
+            hidden: keys.hidden_size,
+            heads: keys.num_attention_heads,
+            key_heads: keys.num_key_value_heads.unwrap_or(keys.num_attention_heads),
+            head_size: keys.head_dim.unwrap_or(usual_head),
+            intermediate: keys.intermediate_size,
+            vocabulary: keys.vocab_size,
+            positions,
+            norm_epsilon: keys.rms_norm_eps,
+            activation: keys.hidden_act,
+            attention_bias,
+            output_bias,
+            mlp_bias: family == Family::Llama && keys.mlp_bias,
+            head_norms: family == Family::Qwen3,
+            tied: keys.tie_word_embeddings,
+            rotary: Rotary::read(config, positions)?,
+            window,
+            windowed,
+        })
+    }
+
+    pub(super) fn problem(&self) -> Option<String> {
+        let bounds = [
+            ("num_hidden_layers", self.layers, MAX_LAYERS),
+            ("hidden_size", self.hidden, MAX_HIDDEN),
+            ("num_attention_heads", self.heads, MAX_HEADS),
+            ("num_key_value_heads", self.key_heads, MAX_HEADS),
+            ("head_dim", self.head_size, MAX_HIDDEN),
+            ("intermediate_size", self.intermediate, MAX_INTERMEDIATE),
+            ("vocab_size", self.vocabulary, MAX_VOCABULARY),
+            ("max_position_embeddings", self.positions, MAX_POSITIONS),
+            ("sliding_window", self.window.unwrap_or(1), usize::MAX),
+        ];
+        let problem = out_of_bounds(&bounds).or_else(|| bad_epsilon("rms_norm_eps", self.norm_epsilon));
+        problem.or_else(|| self.rotary.problem(self.head_size)).or_else(|| {
+            (!self.heads.is_multiple_of(self.key_heads)).then(|| {
+                format!("num_key_value_heads {} does not divide num_attention_heads {}", self.key_heads, self.heads)
+            })
+        })
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            layers: self.layers,
+            hidden: self.hidden,
+            heads: self.heads,
+            intermediate: self.intermediate,
+            vocabulary: self.vocabulary,
+        }
+    }
+
+    pub(super) fn layout(&self, plain: Layout) -> Layout {
+        let max_tokens = self.rotary.max_tokens(self.positions);
+        Layout { key_heads: self.key_heads, max_tokens, window: self.window, ..plain }
+    }
+
+    /// `h = W[id]`; and cosine and sine of the positions' angles, `[T, 1, d]`, each frequency twice.
+    pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
+        let ids = stage.batch(BatchPart::InputIds, "input_ids", shape([&"T"]));
+        let hidden = stage.rows("embed_tokens.weight", [self.vocabulary, self.hidden], ids)?;
+        let positions = stage.batch(BatchPart::PositionIds, "position_ids", shape([&"T"]));
+        let half: Vec<f32> =
+            self.rotary.frequencies(self.head_size).into_iter().map(|frequency| frequency as f32).collect();
+        let frequencies = stage.given("rotary.frequencies", &[self.head_size], [half.as_slice(), &half].concat());
+        let g = &mut stage.graph;
+        let positions = g.op(Op::Cast, &[positions])?;
+        let positions = g.reshape(positions, shape([&"T", &1]))?;
+        let angles = g.mul(positions, frequencies)?;
+        let angles = g.reshape(angles, self.angles())?;
+        let factor = self.rotary.attention_factor() as f32;
+        for (op, name) in [(Op::Cos, COSINE), (Op::Sin, SINE)] {
+            let turned = stage.graph.op(op, &[angles])?;
+            // The factor is one for most models, and then not in the graph.
+            let value = if factor.to_bits() == 1f32.to_bits() { turned } else { stage.graph.scale(turned, factor)? };
+            stage.offer_context(name, value);
+        }
+        Ok(hidden)
+    }
+
+    /// `a = x + W_o attention(norm(x))`, `y = a + W_down (f(W_gate n) * W_up n)` with `n = norm(a)`.
+    pub(super) fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Id, GraphError> {
+        let x = stage.hidden(self.rows());
+        let normed = stage.rms_norm("input_layernorm", x, self.hidden, self.norm_epsilon)?;
+        let context = self.attention(stage, normed, layer)?;
+        let wide = self.heads * self.head_size;
+        let projected =
+            stage.linear_before_sum("self_attn.o_proj", context, [wide, self.hidden], bias(self.output_bias))?;
+        let attended = stage.graph.add(projected, x)?;
+        stage.graph.rename(attended, "attended");
+
+        let n = stage.rms_norm("post_attention_layernorm", attended, self.hidden, self.norm_epsilon)?;
+        let (d, i, mlp_bias) = (self.hidden, self.intermediate, bias(self.mlp_bias));
+        let gate = stage.linear("mlp.gate_proj", n, [d, i], mlp_bias)?;
+        let opened = self.activation.apply(stage, gate)?;
+        let up = stage.linear("mlp.up_proj", n, [d, i], mlp_bias)?;
+        let gated = stage.graph.mul(opened, up)?;
+        let down = stage.linear_before_sum("mlp.down_proj", gated, [i, d], mlp_bias)?;
+        stage.graph.add(down, attended)
+    }
+
+    fn attention(&self, stage: &mut Stage<'_>, x: Id, layer: usize) -> Result<Id, GraphError> {
+        let queries = Heads::of_queries(self.heads, self.head_size);
+        let keys = Heads::of_keys(self.key_heads, self.head_size, self.heads);
+        let query = self.project(stage, "q", x, self.heads)?;
+        let query = self.turned(stage, query, "q", self.heads)?;
+        let key = self.project(stage, "k", x, self.key_heads)?;
+        let key = self.turned(stage, key, "k", self.key_heads)?;
+        let value = self.project(stage, "v", x, self.key_heads)?;
+        let query = queries.split(stage, query, "queries")?;
+        let (key, value) = (keys.split(stage, key, "keys")?, keys.split(stage, value, "values")?);
+        let counts = [self.heads, self.key_heads, self.head_size];
+        let products = products(stage, query, key, counts)?;
+        let scores = stage.graph.scale(products, 1.0 / (self.head_size as f32).sqrt())?;
+        let bias = if self.windowed.contains(&layer) {
+            stage.batch(BatchPart::WindowBias, "window_bias", shape([&"S", &"S"]))
+        } else {
+            stage.batch(BatchPart::CausalBias, "causal_bias", shape([&"S", &"S"]))
+        };
+        let context = weighted_sum(stage, scores, bias, value, counts)?;
+        queries.join(stage, context)
+    }
+
+    fn project(&self, stage: &mut Stage<'_>, role: &str, x: Id, heads: usize) -> Result<Id, GraphError> {
+        let sizes = [self.hidden, heads * self.head_size];
+        stage.linear(&format!("self_attn.{role}_proj"), x, sizes, bias(self.attention_bias))
+    }
+
+    /// `z cos + rotate(z) sin` for every head of `rows`, normed before where the model does that.
+    fn turned(&self, stage: &mut Stage<'_>, rows: Id, role: &str, heads: usize) -> Result<Id, GraphError> {
+        let mut z = stage.graph.reshape(rows, shape([&"T", &heads, &self.head_size]))?;
+        if self.head_norms {
+            z = stage.rms_norm(&format!("self_attn.{role}_norm"), z, self.head_size, self.norm_epsilon)?;
+        }
+        let cosine = stage.context(COSINE, self.angles());
+        let sine = stage.context(SINE, self.angles());
+        let g = &mut stage.graph;
+        let along = g.mul(z, cosine)?;
+        let rotated = g.op(Op::RotateHalf, &[z])?;
+        let across = g.mul(rotated, sine)?;
+        g.add(along, across)
+    }
+
+    /// The next token's scores with the word embedding or `lm_head`, classes of the last token or of each token with `score`;
+    /// all after a norm.
+    pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
+        let hidden = stage.hidden(self.rows());
+        let rows = match head.task {
+            Task::SequenceClassification | Task::Regression => heads::last_rows(stage, hidden)?,
+            Task::TokenClassification | Task::CausalLm => hidden,
+        };
+        let normed = stage.rms_norm("model.norm", rows, self.hidden, self.norm_epsilon)?;
+        let bias = match head.task {
+            Task::CausalLm => {
+                let embedding = if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+                return heads::next_token(stage, normed, embedding, [self.vocabulary, self.hidden]);
+            }
+            Task::TokenClassification => Bias::Yes,
+            Task::SequenceClassification | Task::Regression => Bias::No,
+        };
+        let logits = stage.trained_linear("score", normed, [self.hidden, head.labels], bias)?;
+        heads::loss(stage, logits, head)
+    }
+
+    fn rows(&self) -> Shape {
+        shape([&"T", &self.hidden])
+    }
+
+    fn angles(&self) -> Shape {
+        shape([&"T", &1, &self.head_size])
+    }
+}
+
+impl Keys {
+    /// Which layers have a sliding window.
+    fn windowed(&self, family: Family) -> Result<Vec<usize>, ConfigError> {
+        let all = 0..self.num_hidden_layers;
+        match (family, &self.layer_types) {
+            (Family::Mistral | Family::Llama, _) => Ok(all.collect()),
+            (Family::Qwen2 | Family::Qwen3, None) => Ok(all.skip(self.max_window_layers).collect()),
+            (Family::Qwen2 | Family::Qwen3, Some(types)) => {
+                let known = ["sliding_attention", "full_attention"];
+                if let Some(found) = types.iter().find(|kind| !known.contains(&kind.as_str())) {
+                    let (found, supported) = (found.clone(), "sliding_attention, full_attention");
+                    return Err(ConfigError::Setting { key: "layer_types", found, supported });
+                }
+                let slides = |layer: &usize| types.get(*layer).is_some_and(|kind| kind == known[0]);
+                Ok(all.filter(slides).collect())
+            }
+        }
+    }
+}
+
+const COSINE: &str = "rotary_cosine";
+const SINE: &str = "rotary_sine";
+
+const fn bias(there: bool) -> Bias {
+    if there { Bias::Yes } else { Bias::No }
+}

@@ -1,0 +1,296 @@
+//! Rotary positions (Su et al., arXiv 2104.09864): the frequencies of the angles, plain or scaled for longer texts.
+//!
+//! The formulas of the scalings are those of transformers' `modeling_rope_utils.py`.
+
+use super::ConfigError;
+use super::config::keys;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::TAU;
+
+/// How positions become angles.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotary {
+    /// The base of the frequencies, `b`.
+    pub theta: f64,
+    /// How they are scaled.
+    pub scaling: Scaling,
+}
+
+/// A scaling of the frequencies `f_i = b^(-2i/d)`, `i` from 0 to `d/2 - 1`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Scaling {
+    /// `f_i`.
+    Default,
+    /// `f_i / factor`.
+    Linear {
+        /// By how much longer.
+        factor: f64,
+    },
+    /// `f_i` up to the length that the model was trained with, where texts are cut here.
+    Dynamic,
+    /// Llama 3.1's: long waves divided by the factor, short ones as they are, those between mixed.
+    Llama3 {
+        /// By how much longer.
+        factor: f64,
+        /// A wave that fits fewer times than this into the original length is long.
+        low_freq_factor: f64,
+        /// One that fits more often than this is short.
+        high_freq_factor: f64,
+        /// The length that the model was trained with.
+        original_max_position_embeddings: f64,
+    },
+    /// YaRN (Peng et al., arXiv 2309.00071).
+    Yarn {
+        /// By how much longer.
+        factor: f64,
+        /// The length that the model was trained with.
+        original_max_position_embeddings: f64,
+        /// The factor of cosine and sine.
+        attention_factor: f64,
+        /// Turns within the original length above which a wave stays as it is.
+        beta_fast: f64,
+        /// Turns below which it is divided by the factor.
+        beta_slow: f64,
+        /// Whether the bounds between them are rounded outwards.
+        truncate: bool,
+    },
+    /// LongRoPE (Ding et al., arXiv 2402.13753) with its factors for short texts: `f_i / factor_i`, up to the length that the
+    /// model was trained with, where texts are cut here.
+    LongRope {
+        /// One for each frequency.
+        short_factor: Vec<f64>,
+        /// The factor of cosine and sine.
+        attention_factor: f64,
+        /// The length that the model was trained with.
+        original_max_position_embeddings: f64,
+    },
+}
+
+/// The keys of `rope_parameters` or, in older files, `rope_scaling`.
+#[derive(Deserialize, Default)]
+struct Parameters {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+    attention_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
+    short_factor: Option<Vec<f64>>,
+    partial_rotary_factor: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Keys {
+    rope_theta: Option<f64>,
+    rope_parameters: Option<Parameters>,
+    rope_scaling: Option<Parameters>,
+    original_max_position_embeddings: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+}
+
+impl Rotary {
+    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens.
+    pub(super) fn read(config: &serde_json::Value, positions: usize) -> Result<Self, ConfigError> {
+        let keys: Keys = keys(config)?;
+        let given = keys.rope_parameters.or(keys.rope_scaling).unwrap_or_default();
+        if let Some(share) = keys.partial_rotary_factor.or(given.partial_rotary_factor).filter(|&share| share < 1.0) {
+            let found = share.to_string();
+            return Err(ConfigError::Setting { key: "partial_rotary_factor", found, supported: "1" });
+        }
+        let theta = given.rope_theta.or(keys.rope_theta).unwrap_or(10_000.0);
+        let original = keys.original_max_position_embeddings.or(given.original_max_position_embeddings);
+        let scaling = given.scaling(original.unwrap_or(positions as f64), positions as f64)?;
+        Ok(Self { theta, scaling })
+    }
+
+    /// What is wrong with it for heads of `size` features, if anything.
+    pub(super) fn problem(&self, size: usize) -> Option<String> {
+        if !size.is_multiple_of(2) {
+            return Some(format!("rotary positions need heads of an even size, and head_dim is {size}"));
+        }
+        let numbers: Vec<f64> = match &self.scaling {
+            Scaling::Default | Scaling::Dynamic => Vec::new(),
+            Scaling::Linear { factor } => vec![*factor],
+            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                if high_freq_factor <= low_freq_factor {
+                    return Some("rope scaling: high_freq_factor must be above low_freq_factor".to_owned());
+                }
+                vec![*factor, *low_freq_factor, *high_freq_factor, *original_max_position_embeddings]
+            }
+            Scaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                truncate: _,
+            } => vec![*factor, *original_max_position_embeddings, *attention_factor, *beta_fast, *beta_slow],
+            Scaling::LongRope { short_factor, attention_factor, original_max_position_embeddings } => {
+                if short_factor.len() != size / 2 {
+                    return Some(format!("rope scaling has {} short factors, expected {}", short_factor.len(), size / 2));
+                }
+                [short_factor.as_slice(), &[*attention_factor, *original_max_position_embeddings]].concat()
+            }
+        };
+        let sound = |number: &f64| number.is_finite() && *number > 0.0;
+        if self.theta.is_nan() || self.theta <= 1.0 || self.theta.is_infinite() || !numbers.iter().all(sound) {
+            return Some("rope_theta and the numbers of the rope scaling must be positive, rope_theta above 1".to_owned());
+        }
+        None
+    }
+
+    /// The longest text whose angles are those of the model, of the `positions` that it takes.
+    #[must_use]
+    pub fn max_tokens(&self, positions: usize) -> usize {
+        match &self.scaling {
+            Scaling::LongRope { original_max_position_embeddings, .. } => {
+                positions.min(*original_max_position_embeddings as usize)
+            }
+            _ => positions,
+        }
+    }
+
+    /// The factor of cosine and sine.
+    #[must_use]
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            Scaling::Yarn { attention_factor, .. } | Scaling::LongRope { attention_factor, .. } => attention_factor,
+            Scaling::Default | Scaling::Linear { .. } | Scaling::Dynamic | Scaling::Llama3 { .. } => 1.0,
+        }
+    }
+
+    /// The frequencies for heads of `size` features: `[size / 2]`, radians a position, computed in f64.
+    #[must_use]
+    pub fn frequencies(&self, size: usize) -> Vec<f64> {
+        let plain = |i: usize| self.theta.powf(-((2 * i) as f64) / size as f64);
+        let scaled = |i: usize| match &self.scaling {
+            Scaling::Default | Scaling::Dynamic => plain(i),
+            Scaling::Linear { factor } => plain(i) / factor,
+            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let turns = original_max_position_embeddings * plain(i) / TAU;
+                let short = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                (1.0 - short) * plain(i) / factor + short * plain(i)
+            }
+            Scaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } => {
+                // The dimension whose wave turns so many times within the original length.
+                let dimension = |turns: f64| {
+                    size as f64 * (original_max_position_embeddings / (turns * TAU)).ln() / (2.0 * self.theta.ln())
+                };
+                let (low, high) = (dimension(*beta_fast), dimension(*beta_slow));
+                let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(size as f64 - 1.0));
+                let width = if high - low == 0.0 { 0.001 } else { high - low };
+                let long = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                long * plain(i) / factor + (1.0 - long) * plain(i)
+            }
+            Scaling::LongRope { short_factor, .. } => plain(i) / short_factor[i],
+        };
+        (0..size / 2).map(scaled).collect()
+    }
+}
+
+impl Parameters {
+    fn scaling(self, original: f64, positions: f64) -> Result<Scaling, ConfigError> {
+        let needed = |key: &'static str, value: Option<f64>| {
+            value.ok_or(ConfigError::Setting {
+                key,
+                found: "missing from the rope scaling".to_owned(),
+                supported: "a positive number",
+            })
+        };
+        Ok(match self.rope_type.as_deref().unwrap_or("default") {
+            "default" => Scaling::Default,
+            "linear" => Scaling::Linear { factor: needed("factor", self.factor)? },
+            "dynamic" => Scaling::Dynamic,
+            "llama3" => Scaling::Llama3 {
+                factor: needed("factor", self.factor)?,
+                low_freq_factor: needed("low_freq_factor", self.low_freq_factor)?,
+                high_freq_factor: needed("high_freq_factor", self.high_freq_factor)?,
+                original_max_position_embeddings: original,
+            },
+            "yarn" => {
+                let factor = self.factor.unwrap_or(positions / original);
+                let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                let usual = match (self.mscale, self.mscale_all_dim) {
+                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => scale(m) / scale(all),
+                    _ => scale(1.0),
+                };
+                Scaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: original,
+                    attention_factor: self.attention_factor.unwrap_or(usual),
+                    beta_fast: self.beta_fast.unwrap_or(32.0),
+                    beta_slow: self.beta_slow.unwrap_or(1.0),
+                    truncate: self.truncate.unwrap_or(true),
+                }
+            }
+            "longrope" => {
+                let factor = self.factor.unwrap_or(positions / original);
+                let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+                let short_factor = self.short_factor.ok_or(ConfigError::Setting {
+                    key: "short_factor",
+                    found: "missing from the rope scaling".to_owned(),
+                    supported: "a list of numbers",
+                })?;
+                Scaling::LongRope {
+                    short_factor,
+                    attention_factor: self.attention_factor.unwrap_or(usual),
+                    original_max_position_embeddings: original,
+                }
+            }
+            other => {
+                return Err(ConfigError::Setting {
+                    key: "rope_type",
+                    found: format!("{other:?}"),
+                    supported: "default, linear, dynamic, llama3, yarn, longrope",
+                });
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: serde_json::Value) -> Rotary {
+        let rotary = Rotary::read(&config, 1024).unwrap();
+        assert_eq!(rotary.problem(8), None);
+        rotary
+    }
+
+    #[test]
+    fn old_and_new_files_say_the_same() {
+        let scaling = json!({"rope_type": "linear", "factor": 2.0});
+        let old = read(json!({"rope_theta": 500.0, "rope_scaling": scaling}));
+        let new = read(json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}));
+        let older = read(json!({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}));
+        assert_eq!((&old, &old), (&new, &older));
+        assert!((old.frequencies(8)[1] - 500f64.powf(-0.25) / 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn without_any_keys_the_base_is_ten_thousand() {
+        assert_eq!(read(json!({})).frequencies(4), [1.0, 0.01]);
+    }
+
+    #[test]
+    fn unknown_scalings_and_odd_heads_are_refused() {
+        let error = Rotary::read(&json!({"rope_scaling": {"type": "su"}}), 16).unwrap_err().to_string();
+        assert!(error.contains("\"su\"") && error.contains("llama3"), "{error}");
+        assert!(read(json!({})).problem(7).is_some());
+        let flat = read(json!({"rope_theta": 2.0}));
+        assert!(Rotary { theta: f64::NAN, ..flat }.problem(8).is_some());
+    }
+}

@@ -1,0 +1,229 @@
+//! Everything that decides a pack's graphs: from a [`Design`] the same graphs can be made again.
+
+use crate::architectures::{Head, Model};
+use crate::graph::GraphError;
+use crate::layout::Layout;
+use crate::pack::Storage;
+use crate::peft::Peft;
+use crate::stage::{CompiledStage, FrozenTensor, Stage, StageSpecs, TrainableTensor};
+use crate::tensors::Schema;
+use serde::{Deserialize, Serialize};
+
+/// A model, what it is tuned for, and how.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Design {
+    /// Architecture and sizes.
+    pub model: Model,
+    /// The task.
+    pub head: Head,
+    /// What trains.
+    pub peft: Peft,
+    /// How frozen matrices are stored.
+    pub frozen: Storage,
+}
+
+/// The graphs of a design, and the tensors that they read.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Stages {
+    /// Tokens to activations.
+    pub embed: CompiledStage,
+    /// One for each kind of layer.
+    pub blocks: Vec<CompiledStage>,
+    /// For each layer, which of `blocks` it is.
+    pub kinds: Vec<usize>,
+    /// Activations to scores and loss.
+    pub head: CompiledStage,
+    /// Every frozen tensor once: those of `embed`, of each layer in turn, of the head.
+    pub frozen: Vec<FrozenTensor>,
+    /// Every trainable tensor, ordered by name.
+    pub trainable: Vec<TrainableTensor>,
+}
+
+impl Design {
+    /// What is wrong with it, if anything: it may come from a file.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let Head { task, labels, .. } = self.head;
+        if let Some(problem) = self.model.problem().or_else(|| self.model.peft_problem(&self.peft)) {
+            return Some(problem);
+        }
+        if !self.model.tasks().contains(&task) {
+            let tasks = self.model.tasks().iter().map(|task| task.name()).collect::<Vec<_>>().join(", ");
+            return Some(format!("{} cannot be tuned for {task}; it can for {tasks}", self.model.name()));
+        }
+        (task != crate::task::Task::CausalLm && !(1..=MAX_LABELS).contains(&labels))
+            .then(|| format!("{labels} labels: expected 1 to {MAX_LABELS}"))
+    }
+
+    /// What a batch has to know.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.model.layout(self.head.task, self.head.labels)
+    }
+
+    /// Builds, differentiates and writes all graphs. Layers whose graphs are equal are of one kind.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn stages(&self) -> Result<Stages, GraphError> {
+        let stage = |prefix: &str, layer| Stage::new(&self.peft, self.frozen, prefix, layer);
+        let mut embed = stage(self.model.base(), None);
+        let ending = self.model.embed(&mut embed)?;
+        let embed = embed.compile("embed", ending)?;
+
+        let block = |layer: usize, stem: &str| {
+            let mut block = stage(&self.model.block_prefix(), Some(layer));
+            let ending = self.model.block(&mut block, layer)?;
+            block.compile(stem, ending)
+        };
+        let (mut blocks, mut kinds) = (Vec::new(), Vec::new());
+        let (mut frozen, mut trainable) = (embed.frozen.clone(), Vec::new());
+        for layer in 0..self.model.sizes().layers {
+            let candidate = block(layer, "block")?;
+            frozen.extend(candidate.frozen.clone());
+            trainable.extend(candidate.trainable.clone());
+            let known = blocks.iter().position(|(first, _): &(CompiledStage, _)| first.files == candidate.files);
+            kinds.push(known.unwrap_or(blocks.len()));
+            if known.is_none() {
+                blocks.push((candidate, layer));
+            }
+        }
+        let named = |(at, (compiled, layer))| match at {
+            0 => Ok(compiled),
+            _ => block(layer, &format!("block_{at}")),
+        };
+        let blocks = blocks.into_iter().enumerate().map(named).collect::<Result<Vec<_>, GraphError>>()?;
+
+        let mut head = stage("", None);
+        let ending = self.model.head(&mut head, self.head)?;
+        let head = head.compile("head", ending)?;
+        trainable.extend(head.trainable.clone());
+        trainable.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        for tensor in &head.frozen {
+            // A tied head reads the embedding again.
+            if frozen.iter().all(|known| known.name != tensor.name) {
+                frozen.push(tensor.clone());
+            }
+        }
+        Ok(Stages { embed, blocks, kinds, head, frozen, trainable })
+    }
+}
+
+impl Stages {
+    /// The trainable tensors as they travel.
+    #[must_use]
+    pub fn schema(&self) -> Schema {
+        Schema { tensors: self.trainable.iter().map(|tensor| tensor.spec.clone()).collect() }
+    }
+
+    /// The graph files, without their bytes.
+    #[must_use]
+    pub fn specs(&self) -> StageSpecs {
+        StageSpecs {
+            embed: self.embed.spec.clone(),
+            blocks: self.blocks.iter().map(|block| block.spec.clone()).collect(),
+            kinds: self.kinds.clone(),
+            head: self.head.spec.clone(),
+        }
+    }
+
+    /// Every graph file: its path in the pack, and its bytes.
+    pub fn files(&self) -> impl Iterator<Item = &(String, Vec<u8>)> {
+        [&self.embed, &self.head].into_iter().chain(&self.blocks).flat_map(|stage| &stage.files)
+    }
+}
+
+/// A head may have this many classes.
+pub const MAX_LABELS: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use crate::peft::Lora;
+    use crate::task::Task;
+    use serde_json::{Value, json};
+
+    /// A `config.json` of each architecture, with what is peculiar to it switched on.
+    fn configs() -> Vec<Value> {
+        let mut encoder = json!({
+            "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 20,
+            "vocab_size": 31, "max_position_embeddings": 16, "type_vocab_size": 2,
+        });
+        let mut decoder = json!({
+            "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 8, "intermediate_size": 20, "vocab_size": 31, "max_position_embeddings": 16,
+            "sliding_window": 4, "use_sliding_window": true, "max_window_layers": 1,
+        });
+        let mut all = Vec::new();
+        for kind in ["bert", "roberta", "xlm-roberta", "deberta-v2"] {
+            encoder["model_type"] = kind.into();
+            all.push(encoder.clone());
+        }
+        let last = all.last_mut().unwrap();
+        for (key, value) in [
+            ("relative_attention", json!(true)),
+            ("pos_att_type", json!("c2p|p2c")),
+            ("position_buckets", json!(4)),
+            ("norm_rel_ebd", json!("layer_norm")),
+            ("conv_kernel_size", json!(3)),
+            ("embedding_size", json!(12)),
+        ] {
+            last[key] = value;
+        }
+        for kind in ["llama", "mistral", "qwen2", "qwen3"] {
+            decoder["model_type"] = kind.into();
+            all.push(decoder.clone());
+        }
+        all
+    }
+
+    fn pefts(model: &Model) -> Vec<Peft> {
+        let targets = model.usual_targets().map(str::to_owned).to_vec();
+        let lora = Lora { targets, ..Lora::default() };
+        let ffa = Lora { freeze_a: true, targets: vec!["all-linear".to_owned()], ..lora.clone() };
+        let all = [Peft::Lora(lora), Peft::Lora(ffa), Peft::Houlsby { width: 5 }, Peft::BitFit];
+        all.into_iter().filter(|peft| model.peft_problem(peft).is_none()).collect()
+    }
+
+    #[test]
+    fn every_architecture_task_peft_and_storage_builds() {
+        let mut built = 0;
+        for config in configs() {
+            let model = Model::read(&config).unwrap();
+            for &task in model.tasks() {
+                for peft in pefts(&model) {
+                    for frozen in [Storage::F32, Storage::F16, Storage::Int8] {
+                        let head = Head { task, labels: 3, train_pooler: false };
+                        let design = Design { model: model.clone(), head, peft: peft.clone(), frozen };
+                        assert_eq!(design.problem(), None);
+                        let stages = design.stages().unwrap_or_else(|error| panic!("{design:?}: {error}"));
+                        assert_eq!(stages.kinds.len(), 3);
+                        built += 1;
+                    }
+                }
+            }
+        }
+        assert!(built > 200, "only {built}");
+    }
+
+    #[test]
+    fn layers_are_of_as_few_kinds_as_their_graphs_differ() {
+        let kinds = |kind: &str, change: &dyn Fn(&mut Lora)| {
+            let config = configs().into_iter().find(|config| config["model_type"] == kind).unwrap();
+            let model = Model::read(&config).unwrap();
+            let mut lora = Lora { targets: model.usual_targets().map(str::to_owned).to_vec(), ..Lora::default() };
+            change(&mut lora);
+            let head = Head { task: Task::SequenceClassification, labels: 2, train_pooler: false };
+            Design { model, head, peft: Peft::Lora(lora), frozen: Storage::F32 }.stages().unwrap().kinds
+        };
+        assert_eq!(kinds("bert", &|_| {}), [0, 0, 0]);
+        let other_rank = |lora: &mut Lora| lora.rank_pattern = [("layer.1.attention.self.query".to_owned(), 3)].into();
+        assert_eq!(kinds("bert", &other_rank), [0, 0, 0]);
+        assert_eq!(kinds("bert", &|lora| lora.layers = Some(vec![1])), [0, 1, 0]);
+        assert_eq!(kinds("deberta-v2", &|_| {}), [0, 1, 1], "the convolution is beside the first");
+        assert_eq!(kinds("qwen2", &|_| {}), [0, 1, 1], "the window begins at layer 1");
+        assert_eq!(kinds("mistral", &|_| {}), [0, 0, 0]);
+    }
+}

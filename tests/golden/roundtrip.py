@@ -9,6 +9,8 @@ The packs exported from must hold the case's weights; the logits must then be th
 import os, pathlib, sys, warnings
 import onnx, peft, torch, transformers
 from safetensors.torch import load_file
+
+sys.dont_write_bytecode = True    # the folder holds data; leave nothing beside it
 import make
 
 RELATIVE = 1e-5    # of the largest logit: merged weights are rounded to float32, the logits of both sides are not

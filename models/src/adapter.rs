@@ -159,7 +159,8 @@ impl Adapter {
             found: found.to_string(),
             supported,
         };
-        if let Some((key, found)) = all.iter().find(|(key, value)| MUST_BE_OFF.contains(&key.as_str()) && is_on(value)) {
+        if let Some((key, found)) = all.iter().find(|(key, value)| MUST_BE_OFF.contains(&key.as_str()) && is_on(value))
+        {
             return Err(refuse(key, found, "only where it is off"));
         }
         let keys = Keys::deserialize(Value::Object(all)).map_err(malformed)?;
@@ -181,7 +182,11 @@ impl Adapter {
         };
         let patterns = keys.rank_pattern.keys().chain(keys.alpha_pattern.keys());
         if let Some(pattern) = patterns.into_iter().find(|pattern| !is_plain(pattern)) {
-            return Err(refuse("rank_pattern or alpha_pattern", &json!(pattern), "ends of names, no regular expressions"));
+            return Err(refuse(
+                "rank_pattern or alpha_pattern",
+                &json!(pattern),
+                "ends of names, no regular expressions",
+            ));
         }
         let layers = keys.layers_to_transform.map(|layers| match layers {
             Layers::One(layer) => vec![layer],
@@ -256,8 +261,8 @@ pub fn write(folder: &Path, manifest: &Manifest, weights: &NamedTensors) -> Resu
         let path = folder.join(name);
         fs::write(&path, bytes).map_err(|source| AdapterError::Write { path, source })
     };
-    let bytes = tensors::write(weights)
-        .map_err(|source| AdapterError::Tensor { path: folder.join(TENSORS_FILE), source })?;
+    let bytes =
+        tensors::write(weights).map_err(|source| AdapterError::Tensor { path: folder.join(TENSORS_FILE), source })?;
     put(TENSORS_FILE, &bytes)?;
     let text = serde_json::to_vec_pretty(&config(manifest, lora)).expect("JSON has string keys only");
     put(CONFIG_FILE, &text)

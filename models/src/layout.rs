@@ -29,6 +29,17 @@ pub struct Layout {
     pub relative: Option<RelativePositions>,
 }
 
+impl Layout {
+    /// Token rows that a language model's head takes at a time, so that their scores, one for each word of the vocabulary, stay
+    /// near 32 MiB: at least 16, at most 1024.
+    #[must_use]
+    pub fn head_rows(&self) -> usize {
+        (HEAD_BYTES / (4 * self.classes.max(1))).clamp(16, 1024)
+    }
+}
+
+const HEAD_BYTES: usize = 32 << 20;
+
 /// How DeBERTa (He et al., arXiv 2006.03654 and 2111.09543) numbers the distance of two tokens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,15 +2,22 @@
 //!
 //! It runs no graph, trains nothing and knows no network: the agent does that with the pack it finds here.
 //!
-//! Rooms, in the order a checkpoint travels: [`graph`] (nodes, shapes), [`gradient`] (one rule for each operator),
-//! [`architectures`] (BERT as a formula), [`peft`] (what trains, and its names), [`stage`] (forward, backward and evaluate
-//! cuts), [`onnx`] (the writer), [`pack`] (the directory that devices hold), [`tensors`] (named tensors, their schema).
+//! Rooms, in the order a checkpoint travels:
+//! - [`checkpoint`], [`adapter`]: what Hugging Face's libraries write, read and written
+//! - [`architectures`]: BERT, DeBERTa, Llama and their kin as formulas; [`task`], [`peft`]: what they are tuned for, and how
+//! - [`stage`]: a formula becomes graphs, forward, backward and evaluate; [`design`]: those of a whole model;
+//!   [`layout`]: what a batch has to know of it
+//! - [`graph`] (nodes, shapes), [`gradient`] (one rule for each operator), [`onnx`] (the writer): what stages stand on
+//! - [`pack`]: the directory that devices hold; [`tensors`]: named tensors, their schema; [`memory`]: what a step will take
 
+pub mod adapter;
 pub mod architectures;
-pub mod gradient;
+pub mod checkpoint;
 pub mod design;
+pub mod gradient;
 pub mod graph;
 pub mod layout;
+pub mod memory;
 pub mod onnx;
 pub mod pack;
 pub mod peft;

@@ -65,13 +65,20 @@ pub struct LoraSettings {
 /// The target that stands for every linear layer.
 pub const ALL_LINEAR: &str = "all-linear";
 
+impl Default for Peft {
+    /// LoRA as by default.
+    fn default() -> Self {
+        Self::Lora(Lora::default())
+    }
+}
+
 impl Default for Lora {
-    /// Rank 8, alpha 16, on what the architecture's query and value are called: `query` and `value` here.
+    /// Rank 8, alpha 16; targets yet to be chosen for the architecture.
     fn default() -> Self {
         Self {
             rank: 8,
             alpha: 16.0,
-            targets: vec!["query".to_owned(), "value".to_owned()],
+            targets: Vec::new(),
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             layers: None,

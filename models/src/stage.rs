@@ -292,6 +292,21 @@ pub struct CompiledStage {
     pub frozen: Vec<FrozenTensor>,
     /// In the order of their use.
     pub trainable: Vec<TrainableTensor>,
+    /// The whole stage with its derivative.
+    pub graph: Graph,
+    /// The part of it that each file is.
+    pub cuts: Cuts,
+}
+
+/// The parts of a stage's graph, by file.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Cuts {
+    /// Result and residuals.
+    pub forward: Extract,
+    /// Gradients.
+    pub backward: Option<Extract>,
+    /// The result alone.
+    pub evaluate: Extract,
 }
 
 impl<'a> Stage<'a> {
@@ -358,13 +373,7 @@ impl<'a> Stage<'a> {
     ///
     /// # Errors
     /// A shape of `x` that does not fit.
-    pub fn linear(
-        &mut self,
-        name: &str,
-        x: Id,
-        [inputs, outputs]: [usize; 2],
-        bias: Bias,
-    ) -> Result<Id, GraphError> {
+    pub fn linear(&mut self, name: &str, x: Id, [inputs, outputs]: [usize; 2], bias: Bias) -> Result<Id, GraphError> {
         let weight = self.matrix(&format!("{name}.weight"), &[outputs, inputs])?;
         let mut operands = vec![x, weight];
         if bias == Bias::Yes {
@@ -524,7 +533,8 @@ impl<'a> Stage<'a> {
         let drawn = Initial::Uniform(1.0 / (inputs as f32).sqrt());
         let a_shape = (vec![rank.clone(), inputs.into()], [settings.rank, inputs]);
         let down = if freeze_a {
-            let tensor = self.frozen_tensor(&of("lora_A.weight"), &a_shape.1, Storage::F32, FrozenSource::Initial(drawn));
+            let tensor =
+                self.frozen_tensor(&of("lora_A.weight"), &a_shape.1, Storage::F32, FrozenSource::Initial(drawn));
             self.bind_frozen(&of("lora_A.weight"), DType::F32, a_shape.0, tensor)
         } else {
             self.train_shaped(&of("lora_A.weight"), a_shape.0, &a_shape.1, drawn)
@@ -652,7 +662,8 @@ impl<'a> Stage<'a> {
             evaluate: file("evaluate", &evaluate)?,
         };
         let trainable = self.trainable.into_iter().map(|(_, tensor)| tensor).collect();
-        Ok(CompiledStage { spec, files, frozen: self.frozen, trainable })
+        let cuts = Cuts { forward, backward, evaluate };
+        Ok(CompiledStage { spec, files, frozen: self.frozen, trainable, graph: self.graph, cuts })
     }
 
     fn forward_values(&self) -> BTreeSet<Id> {

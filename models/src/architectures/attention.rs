@@ -17,12 +17,7 @@ pub(super) struct Heads {
 
 impl Heads {
     pub(super) const fn of_queries(count: usize, size: usize) -> Self {
-        Self {
-            count,
-            size,
-            to_heads: (BatchPart::ToHeads, "to_heads"),
-            to_tokens: (BatchPart::ToTokens, "to_tokens"),
-        }
+        Self { count, size, to_heads: (BatchPart::ToHeads, "to_heads"), to_tokens: (BatchPart::ToTokens, "to_tokens") }
     }
 
     /// Key heads, `of_queries` where there are as many.

@@ -176,10 +176,7 @@ impl Bert {
                 return Some(format!("{} heads do not divide hidden_size {}", self.heads, self.hidden));
             }
             (self.first_position >= self.positions).then(|| {
-                format!(
-                    "max_position_embeddings is {}, but positions begin at {}",
-                    self.positions, self.first_position
-                )
+                format!("max_position_embeddings is {}, but positions begin at {}", self.positions, self.first_position)
             })
         })
     }
@@ -218,8 +215,7 @@ impl Bert {
         let x = stage.hidden(shape([&"T", &self.hidden]));
         let heads = Heads::of_queries(self.heads, self.hidden / self.heads);
         let mut project = |name: &str, role| {
-            let rows =
-                stage.linear(&format!("attention.self.{name}"), x, [self.hidden, self.hidden], Bias::Yes)?;
+            let rows = stage.linear(&format!("attention.self.{name}"), x, [self.hidden, self.hidden], Bias::Yes)?;
             heads.split(stage, rows, role)
         };
         let (query, key, value) = (project("query", "queries")?, project("key", "keys")?, project("value", "values")?);
@@ -241,9 +237,8 @@ impl Bert {
     /// training. For tokens: `W_c h + b_c`.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(shape([&"T", &self.hidden]));
-        let classify = |stage: &mut Stage<'_>, name, x| {
-            stage.trained_linear(name, x, [self.hidden, head.labels], Bias::Yes)
-        };
+        let classify =
+            |stage: &mut Stage<'_>, name, x| stage.trained_linear(name, x, [self.hidden, head.labels], Bias::Yes);
         let logits = if head.task == Task::TokenClassification {
             classify(stage, "classifier", hidden)?
         } else {

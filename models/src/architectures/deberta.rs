@@ -157,7 +157,11 @@ impl Deberta {
         let not_hidden = |size: &Option<usize>| size.filter(|&size| size != keys.hidden_size);
         if let Some(size) = not_hidden(&keys.pooler_hidden_size) {
             let found = size.to_string();
-            return Err(ConfigError::Setting { key: "pooler_hidden_size", found, supported: "the same as hidden_size" });
+            return Err(ConfigError::Setting {
+                key: "pooler_hidden_size",
+                found,
+                supported: "the same as hidden_size",
+            });
         }
         if let Some(size) =
             keys.attention_head_size.filter(|&size| size.saturating_mul(keys.num_attention_heads) != keys.hidden_size)
@@ -241,8 +245,7 @@ impl Deberta {
     }
 
     pub(super) fn linears(&self) -> Vec<&'static str> {
-        let mut linears =
-            vec!["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"];
+        let mut linears = vec!["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"];
         if let Some(relative) = self.relative.as_ref().filter(|relative| !relative.shared) {
             linears.extend(relative.content_to_position.then_some("attention.self.pos_key_proj"));
             linears.extend(relative.position_to_content.then_some("attention.self.pos_query_proj"));
@@ -409,8 +412,7 @@ impl Relative {
             Some(Kinds::List(kinds)) => kinds.clone(),
             Some(Kinds::Joined(kinds)) => kinds.split('|').map(|kind| kind.trim().to_owned()).collect(),
         };
-        let kinds: Vec<String> =
-            kinds.iter().map(|kind| kind.to_lowercase()).filter(|kind| !kind.is_empty()).collect();
+        let kinds: Vec<String> = kinds.iter().map(|kind| kind.to_lowercase()).filter(|kind| !kind.is_empty()).collect();
         if let Some(found) = kinds.iter().find(|kind| !["c2p", "p2c"].contains(&kind.as_str())) {
             let found = found.clone();
             return Err(ConfigError::Setting { key: "pos_att_type", found, supported: "c2p, p2c" });

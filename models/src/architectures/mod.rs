@@ -27,8 +27,7 @@ use decoder::Decoder;
 use serde::{Deserialize, Serialize};
 
 /// The values of `model_type` in a checkpoint's `config.json` that can be packed.
-pub const SUPPORTED: [&str; 8] =
-    ["bert", "roberta", "xlm-roberta", "deberta-v2", "llama", "mistral", "qwen2", "qwen3"];
+pub const SUPPORTED: [&str; 8] = ["bert", "roberta", "xlm-roberta", "deberta-v2", "llama", "mistral", "qwen2", "qwen3"];
 
 /// A model: its architecture and sizes.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

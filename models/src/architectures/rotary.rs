@@ -136,14 +136,20 @@ impl Rotary {
             } => vec![*factor, *original_max_position_embeddings, *attention_factor, *beta_fast, *beta_slow],
             Scaling::LongRope { short_factor, attention_factor, original_max_position_embeddings } => {
                 if short_factor.len() != size / 2 {
-                    return Some(format!("rope scaling has {} short factors, expected {}", short_factor.len(), size / 2));
+                    return Some(format!(
+                        "rope scaling has {} short factors, expected {}",
+                        short_factor.len(),
+                        size / 2
+                    ));
                 }
                 [short_factor.as_slice(), &[*attention_factor, *original_max_position_embeddings]].concat()
             }
         };
         let sound = |number: &f64| number.is_finite() && *number > 0.0;
         if self.theta.is_nan() || self.theta <= 1.0 || self.theta.is_infinite() || !numbers.iter().all(sound) {
-            return Some("rope_theta and the numbers of the rope scaling must be positive, rope_theta above 1".to_owned());
+            return Some(
+                "rope_theta and the numbers of the rope scaling must be positive, rope_theta above 1".to_owned(),
+            );
         }
         None
     }

@@ -40,6 +40,12 @@ impl Dim {
         self.factor.is_multiple_of(2).then(|| Self { factor: self.factor / 2, symbols: self.symbols.clone() })
     }
 
+    /// Its size where each symbol has the size that `of` gives it.
+    #[must_use]
+    pub fn size(&self, of: &dyn Fn(&str) -> usize) -> usize {
+        self.symbols.iter().fold(self.factor, |product, symbol| product.saturating_mul(of(symbol)))
+    }
+
     /// Its size, where that is known.
     #[must_use]
     pub fn known(&self) -> Option<usize> {

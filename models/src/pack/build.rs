@@ -1,14 +1,18 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
+use super::storage::{self, Piece, Rounding, Storage, StorageError, Values};
 use super::{FORMAT, FileEntry, Manifest, digest_of_file};
-use crate::architectures::bert::{Bert, LINEARS};
+use crate::adapter::{Adapter, AdapterError};
+use crate::architectures::{ConfigError, Head, Model};
+use crate::checkpoint::{Checkpoint, CheckpointError, read_bounded};
+use crate::design::{Design, Stages};
 use crate::graph::GraphError;
-use crate::peft::{Lora, initial};
-use crate::stage::StageSpecs;
-use crate::tensors::{self, TensorError};
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use crate::peft::{PREFIX, Peft, draw};
+use crate::stage::{FrozenSource, FrozenTensor, Initial};
+use crate::task::Task;
+use crate::tensors::{self, NamedTensors, TensorError};
+use ndarray::ArrayD;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,16 +20,49 @@ use std::path::{Path, PathBuf};
 /// What to make.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// A folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+    /// A folder with `config.json`, `model.safetensors` (or shards and their index) and `tokenizer.json`.
     pub checkpoint: PathBuf,
     /// Where the pack goes; an existing pack there is replaced, anything else is not.
     pub out: PathBuf,
-    /// Class names, in the order of the scores.
-    pub labels: Vec<String>,
-    /// What trains.
-    pub lora: Lora,
+    /// What the model is tuned for.
+    pub task: Task,
+    /// Class names, in the order of the scores, or names of the numbers; those that the checkpoint was tuned for if none are
+    /// given. A language model has none.
+    pub labels: Option<Vec<String>>,
+    /// What trains. LoRA without targets sits where it usually does: on query and value.
+    pub peft: Peft,
+    /// How frozen matrices are stored.
+    pub frozen: Storage,
+    /// A folder with an adapter of Hugging Face PEFT whose settings and values take the place of LoRA's.
+    pub adapter: Option<PathBuf>,
     /// Seed of the first values.
     pub seed: u64,
+}
+
+impl BuildOptions {
+    /// Classifies sequences with LoRA on query and value, weights as they are.
+    #[must_use]
+    pub fn new(checkpoint: &Path, out: &Path, labels: Vec<String>) -> Self {
+        Self {
+            checkpoint: checkpoint.to_owned(),
+            out: out.to_owned(),
+            task: Task::SequenceClassification,
+            labels: Some(labels),
+            peft: Peft::default(),
+            frozen: Storage::F32,
+            adapter: None,
+            seed: 0,
+        }
+    }
+}
+
+/// How far a build is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub doing: &'a str,
+    /// Bytes done of how many, where bytes are written.
+    pub bytes: Option<(u64, u64)>,
 }
 
 /// Why a checkpoint cannot become a pack.
@@ -47,29 +84,27 @@ pub enum BuildError {
         /// Why.
         source: std::io::Error,
     },
-    /// `config.json` lacks something or is malformed.
-    #[error("reading the sizes in {path}", path = path.display())]
-    Config {
+    /// `config.json` is not JSON.
+    #[error("reading {path}", path = path.display())]
+    Json {
         /// The file.
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
     },
-    /// A model this version cannot take.
-    #[error("{path}: model_type {found:?} is not supported; supported: bert", path = path.display())]
-    Architecture {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: String,
-    },
-    /// Sizes that cannot be.
-    #[error("{path}: {what}", path = path.display())]
-    Sizes {
+    /// `config.json` lacks something, is malformed, or describes a model that this version cannot take.
+    #[error("{path}", path = path.display())]
+    Config {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        what: String,
+        source: ConfigError,
+    },
+    /// The tokenizer is missing.
+    #[error("{path} is not there; load the tokenizer with transformers' AutoTokenizer and save it with save_pretrained, which writes it", path = path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
     },
     /// Labels that cannot be.
     #[error("{what}")]
@@ -77,17 +112,26 @@ pub enum BuildError {
         /// What is wrong.
         what: String,
     },
-    /// A tensor is missing, misshaped or of another type.
-    #[error("reading {path}", path = path.display())]
+    /// A tensor of the checkpoint is missing, misshaped or of another type; the checkpoint is malformed.
+    #[error("reading the checkpoint")]
+    Checkpoint(#[from] CheckpointError),
+    /// The frozen tensors cannot be written.
+    #[error("storing the frozen weights")]
+    Storage(#[from] StorageError),
+    /// The adapter cannot be used.
+    #[error("reading the adapter")]
+    Adapter(#[from] AdapterError),
+    /// The first values cannot be written.
+    #[error("writing {path}", path = path.display())]
     Tensors {
         /// The file.
         path: PathBuf,
-        /// Which and why.
+        /// Why.
         source: TensorError,
     },
-    /// A LoRA that cannot be.
+    /// A task or a way of fine-tuning that this model does not have.
     #[error("{what}")]
-    Lora {
+    Design {
         /// What is wrong.
         what: String,
     },
@@ -102,24 +146,19 @@ pub enum BuildError {
     Graph(#[from] GraphError),
 }
 
-/// Makes the pack, telling `progress` what it is at (a short phrase) as it goes. The target appears complete or not at all;
-/// a pack that was there is moved aside first and removed last.
+/// Makes the pack, telling `progress` what it is at as it goes. The target appears complete or not at all; a pack that was
+/// there is moved aside first and removed last.
 ///
 /// # Errors
 /// A checkpoint that cannot be read, is unsupported or incomplete; a target that cannot be written.
-pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(&str)) -> Result<Manifest, BuildError> {
-    check_labels(&options.labels)?;
+pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Manifest, BuildError> {
     if options.out.exists() && !options.out.join("manifest.json").is_file() {
         return Err(BuildError::Occupied { path: options.out.clone() });
     }
-    if let Some(what) = options.lora.problem(&LINEARS) {
-        return Err(BuildError::Lora { what });
-    }
-    let model = read_config(&options.checkpoint.join("config.json"))?;
+    let source = Source::open(options)?;
     let staging = beside(&options.out, "partial");
     let _ = fs::remove_dir_all(&staging);
-    let made = write_files(options, &model, &staging, progress);
-    let made = made.and_then(|manifest| {
+    let made = source.write(options, &staging, progress).and_then(|manifest| {
         let failed = |source| BuildError::Write { path: options.out.clone(), source };
         let replaced = beside(&options.out, "replaced");
         if options.out.exists() {
@@ -144,132 +183,238 @@ fn beside(out: &Path, what: &str) -> PathBuf {
     out.with_file_name(name)
 }
 
-fn check_labels(labels: &[String]) -> Result<(), BuildError> {
-    let mut sorted: Vec<&String> = labels.iter().collect();
-    sorted.sort();
-    let fail = |what: String| Err(BuildError::Labels { what });
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return fail(format!("label {:?} is given twice", pair[0]));
-    }
-    match labels.len() {
-        0 | 1 => fail("a classifier needs at least two labels".to_owned()),
-        2..=65_536 => Ok(()),
-        many => fail(format!("{many} labels are more than 65,536")),
-    }
+/// What a pack is made of.
+struct Source {
+    config: Vec<u8>,
+    base_model: Option<String>,
+    checkpoint: Checkpoint,
+    adapter: Option<Adapter>,
+    design: Design,
+    labels: Vec<String>,
 }
 
-fn read_config(path: &Path) -> Result<Bert, BuildError> {
-    let text = fs::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source })?;
-    let malformed = |source| BuildError::Config { path: path.to_owned(), source };
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(malformed)?;
-    let found = value.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("(none)");
-    if found != "bert" {
-        return Err(BuildError::Architecture { path: path.to_owned(), found: found.to_owned() });
+impl Source {
+    fn open(options: &BuildOptions) -> Result<Self, BuildError> {
+        let path = options.checkpoint.join("config.json");
+        let config = read_bounded(&path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
+        let value: Value =
+            serde_json::from_slice(&config).map_err(|source| BuildError::Json { path: path.clone(), source })?;
+        let model = Model::read(&value).map_err(|source| BuildError::Config { path, source })?;
+        let labels = labels(options, &value)?;
+        let checkpoint = Checkpoint::open(&options.checkpoint)?;
+        let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
+        let lacks_pooler = |name: &str| checkpoint.find(&format!("{name}.weight"), model.base()).is_none();
+        let train_pooler = model.pooler(options.task).is_some_and(lacks_pooler);
+        let peft = peft(options, &model, adapter.as_ref());
+        let head = Head { task: options.task, labels: labels.len(), train_pooler };
+        let design = Design { model, head, peft, frozen: options.frozen };
+        if let Some(what) = design.problem() {
+            return Err(BuildError::Design { what });
+        }
+        let base_model = value.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+        let base_model = base_model.map(str::to_owned);
+        Ok(Self { config, base_model, checkpoint, adapter, design, labels })
     }
-    let model: Bert = serde_json::from_value(value).map_err(malformed)?;
-    match model.problem() {
-        Some(what) => Err(BuildError::Sizes { path: path.to_owned(), what }),
-        None => Ok(model),
+
+    fn write(
+        mut self,
+        options: &BuildOptions,
+        staging: &Path,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Manifest, BuildError> {
+        let graphs = staging.join("graphs");
+        fs::create_dir_all(&graphs).map_err(|source| BuildError::Write { path: graphs, source })?;
+        let mut files = Files { staging, names: Vec::new() };
+
+        progress(Progress { doing: "differentiating the graphs", bytes: None });
+        let stages = self.design.stages()?;
+        for (name, bytes) in stages.files() {
+            files.put(name, bytes)?;
+        }
+        files.put("config.json", &self.config)?;
+        let tokenizer = options.checkpoint.join("tokenizer.json");
+        if !tokenizer.exists() {
+            return Err(BuildError::Tokenizer { path: tokenizer });
+        }
+        let bytes = fs::read(&tokenizer).map_err(|source| BuildError::Read { path: tokenizer, source })?;
+        files.put("tokenizer.json", &bytes)?;
+
+        progress(Progress { doing: "drawing the first values of the trainable tensors", bytes: None });
+        let weights = self.first_weights(&stages, options.seed)?;
+        let path = staging.join("peft.safetensors");
+        files.put(
+            "peft.safetensors",
+            &tensors::write(&weights).map_err(|source| BuildError::Tensors { path, source })?,
+        )?;
+
+        let rounding = self.write_frozen(&stages, options.seed, staging, progress)?;
+        files.names.push("frozen.safetensors".to_owned());
+        if let Some(adapter) = self.adapter.take() {
+            adapter.finish()?;
+        }
+
+        progress(Progress { doing: "computing digests", bytes: None });
+        let manifest = Manifest {
+            format: FORMAT,
+            made_by: format!("skiff-pack {}", env!("CARGO_PKG_VERSION")),
+            base_model: self.base_model,
+            labels: self.labels,
+            layout: self.design.layout(),
+            layers: self.design.model.sizes().layers,
+            schema: stages.schema(),
+            stages: stages.specs(),
+            rounding,
+            files: files.entries()?,
+            design: self.design,
+        };
+        let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only");
+        let path = staging.join("manifest.json");
+        fs::write(&path, text).map_err(|source| BuildError::Write { path, source })?;
+        Ok(manifest)
     }
-}
 
-fn write_files(
-    options: &BuildOptions,
-    model: &Bert,
-    staging: &Path,
-    progress: &mut dyn FnMut(&str),
-) -> Result<Manifest, BuildError> {
-    let mut files = Vec::new();
-    let mut put = |name: &str, bytes: &[u8]| {
-        let path = staging.join(name);
-        files.push(name.to_owned());
-        fs::write(&path, bytes).map_err(|source| BuildError::Write { path, source })
-    };
-    let graphs = staging.join("graphs");
-    fs::create_dir_all(&graphs).map_err(|source| BuildError::Write { path: graphs, source })?;
+    fn first_weights(&mut self, stages: &Stages, seed: u64) -> Result<NamedTensors, BuildError> {
+        let mut weights = NamedTensors::new();
+        for tensor in &stages.trainable {
+            let (name, shape) = (&tensor.spec.name, &tensor.spec.shape);
+            weights.insert(name.clone(), self.first_values(name, shape, &tensor.initial, seed)?);
+        }
+        Ok(weights)
+    }
 
-    progress("differentiating the graphs");
-    let stages = model.stages(&options.lora, options.labels.len())?;
-    for stage in [&stages.embed, &stages.block, &stages.head] {
-        for (name, bytes) in &stage.files {
-            put(name, bytes)?;
+    /// From the adapter where it has the tensor, else as `initial` says.
+    fn first_values(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        initial: &Initial,
+        seed: u64,
+    ) -> Result<ArrayD<f32>, BuildError> {
+        let base = self.design.model.base();
+        if let Some(adapter) = &mut self.adapter {
+            if let Some(values) = adapter.take(&self.design.model, name, shape)? {
+                return Ok(values);
+            }
+            if matches!(initial, Initial::Zeros | Initial::Uniform(_)) {
+                return Err(adapter.missing(name).into());
+            }
+        }
+        match initial {
+            Initial::Zeros => Ok(ArrayD::zeros(shape)),
+            Initial::Uniform(bound) => Ok(draw(name, shape, *bound, seed)),
+            Initial::Checkpoint(source) => {
+                let (file, found) = self.checkpoint.require(source, base)?;
+                Ok(file.read(found, shape)?)
+            }
+            Initial::CheckpointOr(source, bound) => match self.checkpoint.find(source, base) {
+                Some((file, found)) if file.shape(found) == Some(shape) => Ok(file.read(found, shape)?),
+                _ => Ok(draw(name, shape, *bound, seed)),
+            },
         }
     }
 
-    progress("drawing the first values of the trainable tensors");
-    let schema = model.schema(&options.lora, options.labels.len());
-    let peft = staging.join("peft.safetensors");
-    let written = tensors::write(&initial(&schema, options.seed));
-    put("peft.safetensors", &written.map_err(|source| BuildError::Tensors { path: peft, source })?)?;
+    fn write_frozen(
+        &mut self,
+        stages: &Stages,
+        seed: u64,
+        staging: &Path,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Option<Rounding>, BuildError> {
+        let mut drawn = BTreeMap::new();
+        for FrozenTensor { name, shape, source, .. } in &stages.frozen {
+            if let FrozenSource::Initial(initial) = source {
+                let values = self.first_values(&format!("{PREFIX}{name}"), shape, initial, seed)?;
+                drawn.insert(name, values.into_iter().collect::<Vec<f32>>());
+            }
+        }
+        let piece = |tensor: &'_ FrozenTensor| -> Result<Values<'_>, BuildError> {
+            Ok(match &tensor.source {
+                FrozenSource::Values(values) => Values::Given(values.clone()),
+                FrozenSource::Initial(_) => Values::Given(drawn[&tensor.name].clone()),
+                FrozenSource::Checkpoint => {
+                    let (file, name) = self.checkpoint.require(&tensor.name, self.design.model.base())?;
+                    Values::File(file, name)
+                }
+            })
+        };
+        let pieces = stages.frozen.iter().map(|tensor| Ok(Piece { tensor, values: piece(tensor)? }));
+        let pieces = pieces.collect::<Result<Vec<_>, BuildError>>()?;
+        let mut watch =
+            |done, total| progress(Progress { doing: "storing the frozen weights", bytes: Some((done, total)) });
+        Ok(storage::write(&staging.join("frozen.safetensors"), &pieces, &mut watch)?)
+    }
+}
 
-    progress("copying the tokenizer");
-    let tokenizer = options.checkpoint.join("tokenizer.json");
-    let bytes = fs::read(&tokenizer).map_err(|source| BuildError::Read { path: tokenizer, source })?;
-    put("tokenizer.json", &bytes)?;
+/// Files in the folder that becomes the pack.
+struct Files<'a> {
+    staging: &'a Path,
+    names: Vec<String>,
+}
 
-    progress("copying the frozen weights");
-    copy_frozen(model, &options.checkpoint.join("model.safetensors"), &staging.join("frozen.safetensors"))?;
-    files.push("frozen.safetensors".to_owned());
+impl Files<'_> {
+    fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
+        let path = self.staging.join(name);
+        self.names.push(name.to_owned());
+        fs::write(&path, bytes).map_err(|source| BuildError::Write { path, source })
+    }
 
-    progress("computing digests");
-    let manifest = Manifest {
-        format: FORMAT,
-        made_by: format!("skiff-pack {}", env!("CARGO_PKG_VERSION")),
-        architecture: "bert".to_owned(),
-        model: model.clone(),
-        lora: options.lora.clone(),
-        labels: options.labels.clone(),
-        layout: model.layout(options.labels.len()),
-        layers: model.num_hidden_layers,
-        schema,
-        stages: StageSpecs {
-            embed: stages.embed.spec,
-            blocks: vec![stages.block.spec],
-            kinds: vec![0; model.num_hidden_layers],
-            head: stages.head.spec,
+    fn entries(&self) -> Result<BTreeMap<String, FileEntry>, BuildError> {
+        let entry = |name: &String| {
+            let path = self.staging.join(name);
+            let read = |source| BuildError::Read { path: path.clone(), source };
+            let bytes = fs::metadata(&path).map_err(read)?.len();
+            Ok((name.clone(), FileEntry { bytes, blake3: digest_of_file(&path).map_err(read)? }))
+        };
+        self.names.iter().map(entry).collect()
+    }
+}
+
+/// What trains: the options' choice with the usual targets filled in, or the adapter's.
+fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Peft {
+    let mut peft = options.peft.clone();
+    if let Some(adapter) = adapter {
+        let freeze_a = matches!(&peft, Peft::Lora(lora) if lora.freeze_a);
+        peft = Peft::Lora(crate::peft::Lora { freeze_a, ..adapter.lora.clone() });
+    }
+    if let Peft::Lora(lora) = &mut peft
+        && lora.targets.is_empty()
+    {
+        lora.targets = model.usual_targets().map(str::to_owned).to_vec();
+    }
+    peft
+}
+
+/// The options' labels, or those that the checkpoint was tuned for.
+fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildError> {
+    let fail = |what: String| Err(BuildError::Labels { what });
+    let labels = match (&options.labels, options.task) {
+        (None, Task::CausalLm) => return Ok(Vec::new()),
+        (Some(_), Task::CausalLm) => {
+            return fail("a language model has no labels; leave --labels away, or choose another --task".to_owned());
+        }
+        (Some(labels), _) => labels.clone(),
+        (None, _) => match labels_of(config) {
+            Some(labels) => labels,
+            None => return fail("the checkpoint names no labels; give them with --labels".to_owned()),
         },
-        files: file_entries(staging, &files)?,
     };
-    let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only");
-    let path = staging.join("manifest.json");
-    fs::write(&path, text).map_err(|source| BuildError::Write { path, source })?;
-    Ok(manifest)
+    let mut sorted: Vec<&String> = labels.iter().collect();
+    sorted.sort();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return fail(format!("label {:?} is given twice", pair[0]));
+    }
+    let fewest = if options.task == Task::Regression { 1 } else { 2 };
+    match labels.len() {
+        few if few < fewest => fail(format!("{} needs at least {fewest} labels, {few} given", options.task)),
+        many if many > crate::design::MAX_LABELS => {
+            fail(format!("{many} labels are more than {}", crate::design::MAX_LABELS))
+        }
+        _ => Ok(labels),
+    }
 }
 
-fn file_entries(staging: &Path, files: &[String]) -> Result<BTreeMap<String, FileEntry>, BuildError> {
-    let entry = |name: &String| {
-        let path = staging.join(name);
-        let read = |source| BuildError::Read { path: path.clone(), source };
-        let bytes = fs::metadata(&path).map_err(read)?.len();
-        Ok((name.clone(), FileEntry { bytes, blake3: digest_of_file(&path).map_err(read)? }))
-    };
-    files.iter().map(entry).collect()
-}
-
-/// Copies the tensors of `model` from a checkpoint, straight from its mapped pages. Names may carry the prefix `bert.`.
-fn copy_frozen(model: &Bert, from: &Path, to: &Path) -> Result<(), BuildError> {
-    let read = |source| BuildError::Read { path: from.to_owned(), source };
-    let tensors = |source| BuildError::Tensors { path: from.to_owned(), source };
-    let file = fs::File::open(from).map_err(read)?;
-    #[expect(unsafe_code, reason = "a checkpoint that changes while it is packed gives a pack whose digests say so")]
-    let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-    let checkpoint = SafeTensors::deserialize(&map).map_err(|source| tensors(TensorError::Header(source)))?;
-    let views: Result<Vec<(String, TensorView<'_>)>, BuildError> = model
-        .frozen()
-        .into_iter()
-        .map(|(name, shape)| {
-            let found = checkpoint.tensor(&name).or_else(|_| checkpoint.tensor(&format!("bert.{name}")));
-            let view = found.map_err(|_| tensors(TensorError::Missing { name: name.clone() }))?;
-            if view.dtype() != Dtype::F32 {
-                return Err(tensors(TensorError::Type { name, found: format!("{:?}", view.dtype()) }));
-            }
-            if view.shape() != shape {
-                let found = view.shape().to_vec();
-                return Err(tensors(TensorError::Shape { name, expected: shape, found }));
-            }
-            Ok((name, view))
-        })
-        .collect();
-    safetensors::serialize_to_file(views?, None, to)
-        .map_err(|source| BuildError::Tensors { path: to.to_owned(), source: TensorError::Write(source) })
+/// `id2label`, in the order of its numbers, which count up from 0.
+fn labels_of(config: &Value) -> Option<Vec<String>> {
+    let names = config.get("id2label")?.as_object()?;
+    (0..names.len()).map(|number| names.get(&number.to_string())?.as_str().map(str::to_owned)).collect()
 }

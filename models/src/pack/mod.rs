@@ -6,16 +6,19 @@
 //! frozen.safetensors     what does not train, memory-mapped
 //! peft.safetensors       first values of what trains
 //! tokenizer.json         as the checkpoint brought it
+//! config.json            likewise
 //! ```
 //! A pack is opened whole or not at all: every file is read once and compared with its digest.
 
 mod build;
+mod export;
 mod frozen;
 mod storage;
 
-pub use build::{BuildError, BuildOptions, build};
-pub use frozen::{Frozen, FrozenTensor};
-pub use storage::Storage;
+pub use build::{BuildError, BuildOptions, Progress, build};
+pub use export::{ExportError, export_adapter, export_merged};
+pub use frozen::{Frozen, FrozenTensor, check};
+pub use storage::{Rounding, Storage, StorageError};
 
 use crate::design::Design;
 use crate::graph::DType;

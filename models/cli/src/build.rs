@@ -1,0 +1,188 @@
+//! `skiff-pack build`.
+
+use crate::{inspect, screen::Screen};
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use skiff_models::pack::{BuildOptions, Storage, build};
+use skiff_models::peft::{Lora, Peft};
+use skiff_models::task::Task;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Architectures: bert, roberta, xlm-roberta, deberta-v2 (and v3), llama, mistral, qwen2, qwen3.\n\n\
+    Examples:\n  skiff-pack build --checkpoint minilm --labels labels.txt --out minilm.pack\n\
+    \x20 skiff-pack build --checkpoint qwen --task causal-lm --frozen int8 --target all-linear --out qwen.pack\n\
+    \x20 skiff-pack build --checkpoint roberta --labels 2 --adapter tuned-elsewhere --out go-on.pack\n\n\
+    A labels file has one class name a line."
+)]
+pub(crate) struct Arguments {
+    /// Folder with config.json, model.safetensors (or shards and their index) and tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// The pack's folder; an existing pack is replaced.
+    #[arg(long, value_name = "PACK")]
+    out: PathBuf,
+    /// What the model is tuned for.
+    #[arg(long, value_enum, default_value = "sequence-classification")]
+    task: TaskName,
+    /// File with one class name a line, or a number of classes (of numbers, for regression) [default: those in config.json;
+    /// 1 for regression].
+    #[arg(long, value_name = "FILE|N")]
+    labels: Option<String>,
+    /// What trains beside the task's head [default: lora].
+    #[arg(long, value_enum)]
+    peft: Option<PeftName>,
+    /// LoRA's rank, or a Houlsby adapter's width [default: 8, or 64].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    rank: Option<u16>,
+    /// LoRA's alpha; the update is scaled by alpha / rank [default: 16].
+    #[arg(long)]
+    alpha: Option<f32>,
+    /// Linear layers that get LoRA, by the end of their names, or all-linear [default: those of query and value].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', alias = "targets")]
+    target: Vec<String>,
+    /// Other ranks for some layers: END_OF_NAME=RANK.
+    #[arg(long, value_name = "PATTERN=RANK", value_delimiter = ',', value_parser = pattern::<usize>)]
+    rank_pattern: Vec<(String, usize)>,
+    /// Other alphas for some layers: END_OF_NAME=ALPHA.
+    #[arg(long, value_name = "PATTERN=ALPHA", value_delimiter = ',', value_parser = pattern::<f32>)]
+    alpha_pattern: Vec<(String, f32)>,
+    /// Scale LoRA's update by alpha / sqrt(rank) (rsLoRA).
+    #[arg(long)]
+    rslora: bool,
+    /// Leave LoRA's A as it was drawn and train B only (FFA-LoRA): half the bytes to send.
+    #[arg(long)]
+    freeze_a: bool,
+    /// How the frozen matrices are stored.
+    #[arg(long, value_enum, default_value = "f32")]
+    frozen: StorageName,
+    /// Folder with an adapter of Hugging Face PEFT: its settings and values instead of new ones.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["peft", "rank", "alpha", "target", "rank_pattern", "alpha_pattern", "rslora"])]
+    adapter: Option<PathBuf>,
+    /// Seed of the first values.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print the manifest as JSON when done.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TaskName {
+    SequenceClassification,
+    Regression,
+    TokenClassification,
+    CausalLm,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PeftName {
+    Lora,
+    Houlsby,
+    Bitfit,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StorageName {
+    F32,
+    F16,
+    Int8,
+}
+
+impl From<TaskName> for Task {
+    fn from(name: TaskName) -> Self {
+        match name {
+            TaskName::SequenceClassification => Self::SequenceClassification,
+            TaskName::Regression => Self::Regression,
+            TaskName::TokenClassification => Self::TokenClassification,
+            TaskName::CausalLm => Self::CausalLm,
+        }
+    }
+}
+
+impl From<StorageName> for Storage {
+    fn from(name: StorageName) -> Self {
+        match name {
+            StorageName::F32 => Self::F32,
+            StorageName::F16 => Self::F16,
+            StorageName::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// Makes the pack and shows it.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let json = arguments.json;
+    let options = arguments.options()?;
+    let mut screen = Screen::new();
+    let built = build(&options, &mut |progress| screen.show(progress));
+    screen.clear();
+    built.with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
+    inspect::show(&options.out, &inspect::Batch::default(), json)
+}
+
+impl Arguments {
+    fn options(self) -> anyhow::Result<BuildOptions> {
+        let task = Task::from(self.task);
+        let labels = match &self.labels {
+            None if task == Task::Regression => Some(vec!["0".to_owned()]),
+            None => None,
+            Some(labels) => Some(read_labels(labels)?),
+        };
+        let peft = self.peft()?;
+        let Self { checkpoint, out, frozen, adapter, seed, .. } = self;
+        Ok(BuildOptions { checkpoint, out, task, labels, peft, frozen: frozen.into(), adapter, seed })
+    }
+
+    fn peft(&self) -> anyhow::Result<Peft> {
+        let kind = self.peft.unwrap_or(PeftName::Lora);
+        let of_lora = [
+            ("--alpha", self.alpha.is_some()),
+            ("--target", !self.target.is_empty()),
+            ("--rank-pattern", !self.rank_pattern.is_empty()),
+            ("--alpha-pattern", !self.alpha_pattern.is_empty()),
+            ("--rslora", self.rslora),
+            ("--freeze-a", self.freeze_a),
+            ("--rank", self.rank.is_some() && kind == PeftName::Bitfit),
+        ];
+        if let Some((flag, _)) = of_lora.into_iter().find(|(_, given)| *given && kind != PeftName::Lora) {
+            bail!("{flag} is a setting of LoRA; leave it away, or choose --peft lora");
+        }
+        Ok(match kind {
+            PeftName::Bitfit => Peft::BitFit,
+            PeftName::Houlsby => Peft::Houlsby { width: self.rank.map_or(64, usize::from) },
+            PeftName::Lora => {
+                let usual = Lora::default();
+                Peft::Lora(Lora {
+                    rank: self.rank.map_or(usual.rank, usize::from),
+                    alpha: self.alpha.unwrap_or(usual.alpha),
+                    targets: self.target.clone(),
+                    rank_pattern: self.rank_pattern.iter().cloned().collect(),
+                    alpha_pattern: self.alpha_pattern.iter().cloned().collect(),
+                    layers: None,
+                    rslora: self.rslora,
+                    freeze_a: self.freeze_a,
+                })
+            }
+        })
+    }
+}
+
+/// A file of names, or a count that names the classes `0`, `1`, ...
+fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
+    const MOST: u32 = 65_536;
+    if let Ok(count) = argument.parse::<u32>() {
+        if count > MOST {
+            bail!("--labels {count}: at most {MOST} classes");
+        }
+        return Ok((0..count).map(|class| class.to_string()).collect());
+    }
+    let text = std::fs::read_to_string(argument).with_context(|| format!("reading the labels in {argument}"))?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+fn pattern<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let parsed = text.rsplit_once('=').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
+    parsed.ok_or_else(|| "expected END_OF_NAME=NUMBER".to_owned())
+}

@@ -1,0 +1,53 @@
+//! `skiff-pack`: makes packs, shows them, tries them, and turns what was tuned back into what others read.
+
+mod build;
+mod export;
+mod inspect;
+mod screen;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Makes packs: what an agent needs of a model, from a checkpoint to ONNX training graphs.
+#[derive(Parser)]
+#[command(version, after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes a pack from a Hugging Face checkpoint folder.
+    Build(Box<build::Arguments>),
+    /// Checks a pack's digests and shows what is in it, and what a training step will take.
+    Inspect(inspect::Arguments),
+    /// Writes what was tuned as a Hugging Face PEFT adapter, or merged as a plain checkpoint.
+    Export(export::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Build(arguments) => build::run(*arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("skiff-pack: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,414 @@
+//! Reads the tensors of a Hugging Face checkpoint folder: `model.safetensors`, or shards and their index.
+//!
+//! Headers are checked whole and values are read in pieces, at their place in the file: reading a tensor of gigabytes takes
+//! as much memory as one piece of it.
+
+use crate::tensors::TensorError;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use ndarray::ArrayD;
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
+
+/// One `safetensors` file, opened and its header checked.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    index: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Where in the file the values begin.
+    begin: u64,
+}
+
+/// The tensors of a checkpoint folder.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    files: Vec<TensorFile>,
+    /// Which of `files` holds the tensor.
+    index: BTreeMap<String, usize>,
+}
+
+/// Why a checkpoint's tensors cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file cannot be read.
+    #[error("reading {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The folder has no tensors that can be read.
+    #[error("{folder} has neither model.safetensors nor model.safetensors.index.json{hint}", folder = folder.display())]
+    Absent {
+        /// The folder.
+        folder: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The index of the shards is malformed.
+    #[error("reading the index of shards {path}", path = path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The index names a file that is not one of the folder.
+    #[error("{path} names the shard {name:?}, which is not the name of a file beside it", path = path.display())]
+    Foreign {
+        /// The index.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// A tensor is missing, misshaped, of another type, or holds a value that is not finite; or the file is malformed.
+    #[error("{path}", path = path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// Which tensor, and why.
+        source: TensorError,
+    },
+}
+
+/// Values read at a time.
+const PIECE: usize = 1 << 20;
+/// A JSON file of a checkpoint may be this large.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+impl TensorFile {
+    /// Opens the file at `path` and checks its header: sizes that fit the file, no overlap, no holes.
+    ///
+    /// # Errors
+    /// A file that cannot be read or whose header is malformed.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let read = |source| CheckpointError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        #[expect(unsafe_code, reason = "mapped for its header only; a file that shrinks meanwhile is a broken machine")]
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let tensors = SafeTensors::deserialize(&map).map_err(|error| malformed(path, TensorError::Header(error)))?;
+        let start = map.as_ptr().addr();
+        let entry = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+            let begin = (view.data().as_ptr().addr() - start) as u64;
+            (name, Entry { dtype: view.dtype(), shape: view.shape().to_vec(), begin })
+        };
+        let index = tensors.tensors().into_iter().map(entry).collect();
+        Ok(Self { path: path.to_owned(), file, index })
+    }
+
+    /// The names of its tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// Whether it has a tensor of that name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// The dimensions of a tensor.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.index.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A whole tensor as f32.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape, of a type that is no floating point, or not finite; a failing disk.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<ArrayD<f32>, CheckpointError> {
+        let mut values = Vec::new();
+        self.pieces(name, shape, 1, &mut |piece| {
+            values.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(ArrayD::from_shape_vec(shape, values).expect("as many values as the shape says"))
+    }
+
+    /// Gives a tensor's values to `take` as f32, in order, some rows of `row` values at a time. F16 and BF16 are widened,
+    /// which is exact.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`], and those of `take`.
+    pub fn pieces<E: From<CheckpointError>>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        row: usize,
+        take: &mut dyn FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let fail = |source| malformed(&self.path, source);
+        let entry = self.index.get(name).ok_or_else(|| fail(TensorError::Missing { name: name.to_owned() }))?;
+        if entry.shape != shape {
+            let (expected, found) = (shape.to_vec(), entry.shape.clone());
+            return Err(fail(TensorError::Shape { name: name.to_owned(), expected, found }).into());
+        }
+        let width = width(entry.dtype)
+            .ok_or_else(|| fail(TensorError::Type { name: name.to_owned(), found: format!("{:?}", entry.dtype) }))?;
+        let total: usize = shape.iter().product();
+        let step = (PIECE / row.max(1)).max(1) * row.max(1);
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        for begin in (0..total).step_by(step) {
+            let count = step.min(total - begin);
+            bytes.resize(count * width, 0);
+            self.file
+                .read_exact_at(&mut bytes, entry.begin + (begin * width) as u64)
+                .map_err(|source| CheckpointError::Read { path: self.path.clone(), source })?;
+            widen(&bytes, entry.dtype, &mut values);
+            // A sum of products with zero is NaN as soon as one value is not finite, and needs no branch for each.
+            if !values.iter().map(|value| value * 0.0).sum::<f32>().is_finite() {
+                return Err(fail(TensorError::NotFinite { name: name.to_owned() }).into());
+            }
+            take(&values)?;
+        }
+        Ok(())
+    }
+}
+
+impl Checkpoint {
+    /// Opens the tensors in `folder`.
+    ///
+    /// # Errors
+    /// No tensors, an index or a header that is malformed, a shard that is missing or lacks what the index says it has.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let (whole, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
+        if whole.is_file() {
+            let file = TensorFile::open(&whole)?;
+            let index = file.names().map(|name| (name.to_owned(), 0)).collect();
+            return Ok(Self { folder: folder.to_owned(), files: vec![file], index });
+        }
+        if index.is_file() {
+            return Self::open_shards(folder, &index);
+        }
+        let hint = match folder.join("pytorch_model.bin").is_file() {
+            true => {
+                "; it has pytorch_model.bin: load it with transformers and save it with save_pretrained, which writes safetensors"
+            }
+            false => "",
+        };
+        Err(CheckpointError::Absent { folder: folder.to_owned(), hint })
+    }
+
+    fn open_shards(folder: &Path, path: &Path) -> Result<Self, CheckpointError> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = read_bounded(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+        let Index { weight_map } =
+            serde_json::from_slice(&text).map_err(|source| CheckpointError::Index { path: path.to_owned(), source })?;
+        let mut places = BTreeMap::new();
+        let mut files: Vec<TensorFile> = Vec::new();
+        let mut index = BTreeMap::new();
+        for (name, shard) in weight_map {
+            let place = match places.get(&shard) {
+                Some(&place) => place,
+                None => {
+                    let mut parts = Path::new(&shard).components();
+                    if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                        return Err(CheckpointError::Foreign { path: path.to_owned(), name: shard });
+                    }
+                    files.push(TensorFile::open(&folder.join(&shard))?);
+                    places.insert(shard, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            if !files[place].has(&name) {
+                return Err(malformed(&files[place].path, TensorError::Missing { name }));
+            }
+            index.insert(name, place);
+        }
+        Ok(Self { folder: folder.to_owned(), files, index })
+    }
+
+    /// The file that holds the tensor which a model with names beginning with `base` calls `name`, and its name there: the
+    /// checkpoint of a bare model has no `base`, and old ones say `gamma` and `beta` for a layer norm's weight and bias.
+    #[must_use]
+    pub fn find(&self, name: &str, base: &str) -> Option<(&TensorFile, &str)> {
+        let legacy = |name: &str| {
+            let renamed = name.strip_suffix("LayerNorm.weight").map(|stem| format!("{stem}LayerNorm.gamma"));
+            renamed.or_else(|| name.strip_suffix("LayerNorm.bias").map(|stem| format!("{stem}LayerNorm.beta")))
+        };
+        let bare = name.strip_prefix(base).map(str::to_owned);
+        let names = [Some(name.to_owned()), bare.clone(), legacy(name), bare.as_deref().and_then(legacy)];
+        let found = |name: String| self.index.get_key_value(&name);
+        let (name, &place) = names.into_iter().flatten().find_map(found)?;
+        Some((&self.files[place], name))
+    }
+
+    /// As [`Checkpoint::find`], or an error that names the tensor.
+    ///
+    /// # Errors
+    /// The tensor is not there.
+    pub fn require(&self, name: &str, base: &str) -> Result<(&TensorFile, &str), CheckpointError> {
+        self.find(name, base).ok_or_else(|| malformed(&self.folder, TensorError::Missing { name: name.to_owned() }))
+    }
+}
+
+/// Reads a file of settings, up to 64 MiB of it.
+///
+/// # Errors
+/// A file that cannot be read or is longer.
+pub(crate) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut text)?;
+    match text.len() as u64 > MAX_JSON_BYTES {
+        true => Err(std::io::Error::other(format!("more than {MAX_JSON_BYTES} bytes"))),
+        false => Ok(text),
+    }
+}
+
+fn malformed(path: &Path, source: TensorError) -> CheckpointError {
+    CheckpointError::Tensor { path: path.to_owned(), source }
+}
+
+/// Bytes of a value of a type that can be read.
+fn width(dtype: Dtype) -> Option<usize> {
+    let widths = [(Dtype::F32, 4), (Dtype::F16, 2), (Dtype::BF16, 2)];
+    widths.into_iter().find(|(known, _)| *known == dtype).map(|(_, width)| width)
+}
+
+/// Replaces `values` by those of little-endian `bytes`.
+fn widen(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
+    if dtype == Dtype::F32 {
+        values.clear();
+        values.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        return;
+    }
+    let words = bytes.as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes));
+    values.resize(bytes.len() / 2, 0.0);
+    if dtype == Dtype::F16 {
+        words.map(f16::from_bits).collect::<Vec<_>>().convert_to_f32_slice(values);
+    } else {
+        words.map(bf16::from_bits).collect::<Vec<_>>().convert_to_f32_slice(values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use safetensors::tensor::TensorView;
+    use serde_json::json;
+    use std::fs;
+
+    fn file(path: &Path, tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) {
+        let views = tensors
+            .iter()
+            .map(|(name, dtype, shape, bytes)| (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, path).unwrap();
+    }
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn message(error: &CheckpointError) -> String {
+        let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        format!("{error}: {source}")
+    }
+
+    #[test]
+    fn half_precision_is_widened_exactly() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = [1.5f32, -0.25, 3.0e-5, 40_000.0];
+        let halves = values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect();
+        let brains = values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect();
+        let path = folder.path().join("model.safetensors");
+        file(&path, &[("h", Dtype::F16, &[2, 2], halves), ("b", Dtype::BF16, &[4], brains)]);
+        let opened = TensorFile::open(&path).unwrap();
+        let found = opened.read("h", &[2, 2]).unwrap();
+        assert!(found.iter().zip(values).all(|(&found, value)| found == f16::from_f32(value).to_f32()));
+        let found = opened.read("b", &[4]).unwrap();
+        assert!(found.iter().zip(values).all(|(&found, value)| found == bf16::from_f32(value).to_f32()));
+    }
+
+    #[test]
+    fn bare_and_legacy_names_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = || floats(&[1.0]);
+        let tensors =
+            [("bert.a.LayerNorm.gamma", Dtype::F32, [1].as_slice(), one()), ("b.weight", Dtype::F32, &[1], one())];
+        file(&folder.path().join("model.safetensors"), &tensors);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.find("bert.a.LayerNorm.weight", "bert.").unwrap().1, "bert.a.LayerNorm.gamma");
+        assert_eq!(checkpoint.find("bert.b.weight", "bert.").unwrap().1, "b.weight");
+        assert!(message(&checkpoint.require("bert.c", "bert.").unwrap_err()).contains("\"bert.c\" is missing"));
+    }
+
+    #[test]
+    fn a_tensor_of_another_shape_or_type_or_not_finite_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors = [
+            ("i", Dtype::I32, [1].as_slice(), vec![0; 4]),
+            ("n", Dtype::F32, &[2], floats(&[1.0, f32::NAN])),
+            ("s", Dtype::F32, &[2], floats(&[1.0, 2.0])),
+        ];
+        file(&path, &tensors);
+        let opened = TensorFile::open(&path).unwrap();
+        let error = |name, shape: &[usize]| message(&opened.read(name, shape).unwrap_err());
+        assert!(error("i", &[1]).contains("\"i\" has type I32"));
+        assert!(error("n", &[2]).contains("\"n\" holds a value that is not finite"));
+        assert!(error("s", &[2, 1]).contains("\"s\" has shape [2], expected [2, 1]"));
+    }
+
+    #[test]
+    fn every_cut_of_a_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        file(&path, &[("a", Dtype::F32, &[3], floats(&[1.0, 2.0, 3.0]))]);
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(Checkpoint::open(folder.path()).is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn shards_are_found_through_their_index_which_cannot_reach_outside() {
+        let folder = tempfile::tempdir().unwrap();
+        file(&folder.path().join("one.safetensors"), &[("a", Dtype::F32, &[1], floats(&[1.0]))]);
+        file(&folder.path().join("two.safetensors"), &[("b", Dtype::F32, &[1], floats(&[2.0]))]);
+        let index = |map: serde_json::Value| {
+            let text = json!({ "metadata": {}, "weight_map": map }).to_string();
+            fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+            Checkpoint::open(folder.path())
+        };
+        let sound = index(json!({"a": "one.safetensors", "b": "two.safetensors"})).unwrap();
+        let (file, name) = sound.find("b", "").unwrap();
+        assert_eq!(file.read(name, &[1]).unwrap().first(), Some(&2.0));
+        for hostile in ["../one.safetensors", "/etc/passwd", "", ".", "..", "x/one.safetensors"] {
+            let error = index(json!({ "a": hostile })).unwrap_err();
+            assert!(matches!(error, CheckpointError::Foreign { .. }), "{hostile:?}: {error}");
+        }
+        assert!(message(&index(json!({"b": "one.safetensors"})).unwrap_err()).contains("\"b\" is missing"));
+        assert!(matches!(index(json!({"a": "three.safetensors"})), Err(CheckpointError::Read { .. })));
+        assert!(matches!(index(json!([1])), Err(CheckpointError::Index { .. })));
+    }
+
+    #[test]
+    fn a_pickled_checkpoint_is_told_how_to_convert() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(Checkpoint::open(folder.path()), Err(CheckpointError::Absent { .. })));
+        fs::write(folder.path().join("pytorch_model.bin"), "x").unwrap();
+        assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("save_pretrained"));
+    }
+}

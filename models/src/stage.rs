@@ -623,7 +623,7 @@ impl<'a> Stage<'a> {
             Ending::Loss { loss, logits } => {
                 self.graph.rename(loss, "loss");
                 self.graph.rename(logits, "logits");
-                self.bindings.extend([(loss, Binding::Loss), (logits, Binding::Logits)]);
+                self.bindings.insert(loss, Binding::Loss);
                 (loss, vec![logits], vec![loss])
             }
         };
@@ -647,23 +647,40 @@ impl<'a> Stage<'a> {
         let evaluate = self.graph.extract(&evaluated, &uncut);
 
         let mut files = Vec::new();
-        let mut file = |kind: &str, part: &Extract| -> Result<GraphSpec, GraphError> {
-            let stem = format!("{stem}.{kind}");
-            let path = format!("graphs/{stem}.onnx");
-            files.push((path.clone(), onnx::write(&stem, &self.graph, part)?));
-            let ports = |ids: &mut dyn Iterator<Item = Id>| ids.map(|id| self.port(id)).collect();
-            let (inputs, outputs) = (ports(&mut part.inputs.iter().copied()), ports(&mut part.outputs.iter().copied()));
-            Ok(GraphSpec { file: path, inputs, outputs })
-        };
+        let mut file = |stage: &Self, kind: &str, part: &Extract| stage.file(stem, kind, part, &mut files);
+        let forward_file = file(&self, "forward", &forward)?;
+        let backward_file = backward.as_ref().map(|part| file(&self, "backward", part)).transpose()?;
+        let lowest_file = lowest.as_ref().map(|part| file(&self, "backward_lowest", part)).transpose()?;
+        // Scores that the backward graph needs were a residual so far.
+        if let Ending::Loss { logits, .. } = ending {
+            self.bindings.insert(logits, Binding::Logits);
+        }
+        let evaluate_file = file(&self, "evaluate", &evaluate)?;
         let spec = StageSpec {
-            forward: file("forward", &forward)?,
-            backward: backward.as_ref().map(|part| file("backward", part)).transpose()?,
-            backward_lowest: lowest.as_ref().map(|part| file("backward_lowest", part)).transpose()?,
-            evaluate: file("evaluate", &evaluate)?,
+            forward: forward_file,
+            backward: backward_file,
+            backward_lowest: lowest_file,
+            evaluate: evaluate_file,
         };
         let trainable = self.trainable.into_iter().map(|(_, tensor)| tensor).collect();
         let cuts = Cuts { forward, backward, evaluate };
         Ok(CompiledStage { spec, files, frozen: self.frozen, trainable, graph: self.graph, cuts })
+    }
+
+    /// Writes one file of the stage.
+    fn file(
+        &self,
+        stem: &str,
+        kind: &str,
+        part: &Extract,
+        files: &mut Vec<(String, Vec<u8>)>,
+    ) -> Result<GraphSpec, GraphError> {
+        let stem = format!("{stem}.{kind}");
+        let path = format!("graphs/{stem}.onnx");
+        files.push((path.clone(), onnx::write(&stem, &self.graph, part)?));
+        let ports = |ids: &mut dyn Iterator<Item = Id>| ids.map(|id| self.port(id)).collect();
+        let (inputs, outputs) = (ports(&mut part.inputs.iter().copied()), ports(&mut part.outputs.iter().copied()));
+        Ok(GraphSpec { file: path, inputs, outputs })
     }
 
     fn forward_values(&self) -> BTreeSet<Id> {

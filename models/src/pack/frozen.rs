@@ -131,6 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn file(header: &str, data: usize) -> Vec<u8> {
+        let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
         [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), &vec![0; data]].concat()
     }
 

@@ -155,13 +155,7 @@ impl TensorFile {
         take: &mut dyn FnMut(&[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         let fail = |source| malformed(&self.path, source);
-        let entry = self.index.get(name).ok_or_else(|| fail(TensorError::Missing { name: name.to_owned() }))?;
-        if entry.shape != shape {
-            let (expected, found) = (shape.to_vec(), entry.shape.clone());
-            return Err(fail(TensorError::Shape { name: name.to_owned(), expected, found }).into());
-        }
-        let width = width(entry.dtype)
-            .ok_or_else(|| fail(TensorError::Type { name: name.to_owned(), found: format!("{:?}", entry.dtype) }))?;
+        let (entry, width) = self.entry(name, shape)?;
         let total: usize = shape.iter().product();
         let step = (PIECE / row.max(1)).max(1) * row.max(1);
         let (mut bytes, mut values) = (Vec::new(), Vec::new());
@@ -179,6 +173,28 @@ impl TensorFile {
             take(&values)?;
         }
         Ok(())
+    }
+
+    /// Whether the tensor can be read as one of that shape.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape, or of a type that is no floating point.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        self.entry(name, shape).map(drop)
+    }
+
+    /// Where the tensor is, and the bytes of one of its values.
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, usize), CheckpointError> {
+        let fail = |source| Err(malformed(&self.path, source));
+        let Some(entry) = self.index.get(name) else { return fail(TensorError::Missing { name: name.to_owned() }) };
+        if entry.shape != shape {
+            let (expected, found) = (shape.to_vec(), entry.shape.clone());
+            return fail(TensorError::Shape { name: name.to_owned(), expected, found });
+        }
+        match width(entry.dtype) {
+            Some(width) => Ok((entry, width)),
+            None => fail(TensorError::Type { name: name.to_owned(), found: format!("{:?}", entry.dtype) }),
+        }
     }
 }
 

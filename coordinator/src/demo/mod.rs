@@ -28,7 +28,6 @@ use outcome::Outcome;
 use screen::Screen;
 use shares::{Dealing, Shares};
 use skiff_models::pack::{BuildOptions, Manifest, build};
-use skiff_models::peft::Lora;
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -175,14 +174,9 @@ async fn prepare(options: &Options, folder: &RunFolder, bar: &ProgressBar) -> an
             shares::write(&folder.join("test.jsonl"), test)?;
         }
         bar.inc(1);
-        let wanted = BuildOptions {
-            checkpoint: options.checkpoint.clone(),
-            out: path.join("pack"),
-            labels: shares.labels.clone(),
-            lora: Lora::default(),
-            seed: options.seed,
-        };
-        let manifest = build(&wanted, &mut |doing| bar.set_message(format!("making the pack: {doing}")))
+        let mut wanted = BuildOptions::new(&options.checkpoint, &path.join("pack"), shares.labels.clone());
+        wanted.seed = options.seed;
+        let manifest = build(&wanted, &mut |at| bar.set_message(format!("making the pack: {}", at.doing)))
             .with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
         anyhow::Ok((shares, manifest))
     };

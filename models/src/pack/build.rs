@@ -228,6 +228,7 @@ impl Source {
 
         progress(Progress { doing: "differentiating the graphs", bytes: None });
         let stages = self.design.stages()?;
+        self.check_shapes(&stages)?;
         for (name, bytes) in stages.files() {
             files.put(name, bytes)?;
         }
@@ -271,6 +272,16 @@ impl Source {
         let path = staging.join("manifest.json");
         fs::write(&path, text).map_err(|source| BuildError::Write { path, source })?;
         Ok(manifest)
+    }
+
+    /// Before memory is taken by the sizes in `config.json`: the checkpoint has the tensors that they say.
+    fn check_shapes(&self, stages: &Stages) -> Result<(), BuildError> {
+        let base = self.design.model.base();
+        for tensor in stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint) {
+            let (file, name) = self.checkpoint.require(&tensor.name, base)?;
+            file.check(name, &tensor.shape)?;
+        }
+        Ok(())
     }
 
     fn first_weights(&mut self, stages: &Stages, seed: u64) -> Result<NamedTensors, BuildError> {

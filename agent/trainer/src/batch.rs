@@ -6,7 +6,7 @@
 //! gradients by the same indices backwards is exact. In shapes, `T` counts it.
 
 use crate::examples::{Sequence, Target};
-use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView1, Axis, Dimension, IxDyn};
+use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView1, Axis, Dimension};
 use skiff_models::layout::Layout;
 use skiff_models::pack::Manifest;
 use skiff_models::stage::{BatchPart, Binding, StageSpec, StageSpecs};

@@ -7,11 +7,12 @@ use crate::runtime::Runtime;
 use ndarray::{ArrayD, IxDyn};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session, SessionInputValue};
-use ort::value::{DynValue, TensorRef};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorRef};
 use skiff_models::stage::{BatchPart, Binding, GraphSpec, Port};
 use skiff_models::tensors::{NamedTensors, Schema};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -110,7 +111,7 @@ impl Graph {
         layers: &[usize],
         scope: &Scope<'_>,
     ) -> Result<Self, TrainerError> {
-        let table = |&layer: &usize| Ok((layer, scope.table(spec, layer)?));
+        let table = |&layer: &usize| Ok::<_, TrainerError>((layer, scope.table(spec, layer)?));
         let tables = layers.iter().map(table).collect::<Result<_, _>>()?;
         let session = Session::builder(runtime.environment())
             .and_then(|builder| Ok(builder.with_env_allocators()?))
@@ -284,7 +285,7 @@ impl<'a> Given<'a> {
 }
 
 /// Some of the first dimension's indices.
-fn rows_of<T: ort::value::PrimitiveTensorElementType + std::fmt::Debug>(
+fn rows_of<T: PrimitiveTensorElementType + Clone + Debug + 'static>(
     array: &ArrayD<T>,
     rows: Range<usize>,
 ) -> ort::Result<SessionInputValue<'_>> {

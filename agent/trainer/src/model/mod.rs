@@ -12,7 +12,7 @@ mod graph;
 #[cfg(test)]
 mod tests;
 
-use crate::batch::{Batch, Form, Part, Truth};
+use crate::batch::{Batch, Form, Truth};
 use crate::dropout::LayerMask;
 use crate::error::TrainerError;
 use crate::examples::{Sequence, Target};
@@ -226,7 +226,7 @@ impl Model {
             return show(0..batch.truths.len(), &Given { hidden: Some(Rows::Value(&hidden)), ..given });
         }
         for rows in chunks(batch.tokens, self.chunk_rows) {
-            if counted && batch.truths[rows.clone()].iter().all(|truth| *truth == Truth::None) {
+            if counted && !any_counts(batch, &rows) {
                 continue;
             }
             let slice = Rows::Slice(width, &values[rows.start * width..rows.end * width]);
@@ -358,10 +358,13 @@ impl Stage {
         let width = shape.get(1).copied().unwrap_or(0);
         let mut buffer = if flows { vec![0.0; values.len()] } else { Vec::new() };
         let mut loss = 0.0;
-        for rows in chunks(given.batch.tokens, rows) {
-            if !any_counts(given.batch, &rows) {
-                continue;
-            }
+        let all = || chunks(given.batch.tokens, rows);
+        let mut counting: Vec<_> = all().filter(|rows| any_counts(given.batch, rows)).collect();
+        if counting.is_empty() {
+            // Where nothing counts, the gradients are zeros all the same.
+            counting.extend(all().next());
+        }
+        for rows in counting {
             let span = rows.start * width..rows.end * width;
             let hidden = Some(Rows::Slice(width, &values[span.clone()]));
             let given = Given { hidden, rows: Some((rows.start, rows.end)), ..*given };

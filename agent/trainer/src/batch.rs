@@ -300,9 +300,7 @@ impl Drawing<'_> {
                 integers(rows.firsts.iter().zip(&rows.lengths).map(last).collect::<Array1<i64>>())
             }
             BatchPart::Targets => numbers(self.targets()),
-            BatchPart::ExampleWeights => {
-                numbers(self.weights(rows.lengths.len(), layout.classes).insert_axis(Axis(1)))
-            }
+            BatchPart::ExampleWeights => numbers(self.weights(rows.lengths.len(), layout.classes).insert_axis(Axis(1))),
             BatchPart::NextTokens => {
                 let id = |truth: &Truth| if let Truth::Class(id) = truth { *id as i64 } else { 0 };
                 let mut next = Array1::zeros(rows.all);
@@ -326,9 +324,8 @@ impl Drawing<'_> {
     /// `[2 S]`: the relative embedding's row for each distance; all of them zero where the model has none.
     fn distances(&self, distance: impl Fn(i64, i64) -> i64) -> Part {
         let last = self.rows.width as i64 - 1;
-        let row = |column: usize| {
-            self.layout.relative.map_or(0, |relative| relative.row(distance(column as i64, last)))
-        };
+        let row =
+            |column: usize| self.layout.relative.map_or(0, |relative| relative.row(distance(column as i64, last)));
         integers(Array1::from_shape_fn(2 * self.rows.width, row))
     }
 

@@ -33,7 +33,9 @@ pub enum TrainerError {
         source: ort::Error,
     },
     /// A graph's input or output is tied to something that is not there.
-    #[error("{graph} has the port {port:?}, which is tied to {binding}: there is none; make the pack again with `skiff-pack build`")]
+    #[error(
+        "{graph} has the port {port:?}, which is tied to {binding}: there is none; make the pack again with `skiff-pack build`"
+    )]
     Unbound {
         /// The graph file.
         graph: String,

@@ -73,9 +73,9 @@ pub(crate) fn of_lengths(layout: &Layout, lengths: &[usize]) -> Vec<Sequence> {
             Task::TokenClassification => {
                 Target::Tokens((0..length).map(|token| (token % 3 != 1).then_some((at + token) % classes)).collect())
             }
-            Task::CausalLm => Target::Next(
-                ids.iter().enumerate().map(|(token, &id)| (token % 4 != 2).then_some(id)).collect(),
-            ),
+            Task::CausalLm => {
+                Target::Next(ids.iter().enumerate().map(|(token, &id)| (token % 4 != 2).then_some(id)).collect())
+            }
         };
         Sequence { ids, types, target }
     };

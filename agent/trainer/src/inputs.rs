@@ -97,14 +97,20 @@ pub fn read_batch(bytes: &[u8], layout: &Layout) -> Result<Vec<Sequence>, InputE
     let file = SafeTensors::deserialize(bytes).map_err(InputError::Header)?;
     let padded = Padded::read(&file, layout)?;
     let labels = labels(&file, &padded, layout)?;
-    padded.lengths.iter().enumerate().zip(labels).map(|((row, &length), target)| {
-        let ids = padded.bounded("input_ids", &padded.ids, row, length, layout.vocabulary)?;
-        let types = match layout.segments {
-            0 => vec![0; length],
-            segments => padded.bounded("token_type_ids", &padded.types, row, length, segments)?,
-        };
-        Ok(Sequence { ids, types, target })
-    }).collect()
+    padded
+        .lengths
+        .iter()
+        .enumerate()
+        .zip(labels)
+        .map(|((row, &length), target)| {
+            let ids = padded.bounded("input_ids", &padded.ids, row, length, layout.vocabulary)?;
+            let types = match layout.segments {
+                0 => vec![0; length],
+                segments => padded.bounded("token_type_ids", &padded.types, row, length, segments)?,
+            };
+            Ok(Sequence { ids, types, target })
+        })
+        .collect()
 }
 
 /// The tensors that every task has.

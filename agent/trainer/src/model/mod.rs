@@ -305,8 +305,7 @@ impl Stage {
             _ => None,
         });
         let back = Scope { residuals: &residuals, hidden_gradient, ..*scope };
-        let graph =
-            |spec: &GraphSpec, scope: &Scope<'_>| Graph::open(runtime, file(&spec.file), spec, layers, scope);
+        let graph = |spec: &GraphSpec, scope: &Scope<'_>| Graph::open(runtime, file(&spec.file), spec, layers, scope);
         let back = |spec: &Option<GraphSpec>| spec.as_ref().map(|spec| graph(spec, &back)).transpose();
         Ok(Self {
             forward: graph(&spec.forward, scope)?,

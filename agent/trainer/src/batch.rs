@@ -364,3 +364,264 @@ fn integers<D: Dimension>(array: ndarray::Array<i64, D>) -> Part {
 fn numbers<D: Dimension>(array: ndarray::Array<f32, D>) -> Part {
     Part::Numbers(array.into_dyn())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::examples::of_lengths;
+    use proptest::prelude::*;
+    use skiff_models::layout::RelativePositions;
+
+    const HEADS: usize = 4;
+    const KEY_HEADS: usize = 2;
+    const FIRST: usize = 2;
+    const WINDOW: usize = 2;
+    const RELATIVE: RelativePositions = RelativePositions { span: 8, buckets: Some(4), max_distance: 16 };
+
+    fn form(task: Task) -> Form {
+        let layout = Layout {
+            task,
+            classes: if task == Task::CausalLm { 50 } else { 3 },
+            heads: HEADS,
+            key_heads: KEY_HEADS,
+            vocabulary: 50,
+            segments: 2,
+            first_position: FIRST,
+            max_tokens: 16,
+            window: Some(WINDOW),
+            relative: Some(RELATIVE),
+        };
+        let parts = [
+            BatchPart::InputIds,
+            BatchPart::TokenTypeIds,
+            BatchPart::PositionIds,
+            BatchPart::ToHeads,
+            BatchPart::ToTokens,
+            BatchPart::ToKeyHeads,
+            BatchPart::ToKeyTokens,
+            BatchPart::ToSlots,
+            BatchPart::FromSlots,
+            BatchPart::SlotMask,
+            BatchPart::KeyBias,
+            BatchPart::CausalBias,
+            BatchPart::WindowBias,
+            BatchPart::KeyDistances,
+            BatchPart::QueryDistances,
+            BatchPart::FirstTokens,
+            BatchPart::LastTokens,
+            BatchPart::Targets,
+            BatchPart::ExampleWeights,
+            BatchPart::NextTokens,
+            BatchPart::TokenWeights,
+        ];
+        Form { layout, parts: BTreeSet::from(parts) }
+    }
+
+    fn laid_out(task: Task, lengths: &[usize]) -> (Vec<Sequence>, Batch) {
+        let form = form(task);
+        let sequences = of_lengths(&form.layout, lengths);
+        let batch = Batch::new(&sequences, &form).unwrap();
+        (sequences, batch)
+    }
+
+    fn whole(batch: &Batch, part: BatchPart) -> &ArrayD<i64> {
+        match &batch.parts[&part] {
+            Part::Integers(array) => array,
+            Part::Numbers(_) => panic!("{part:?} is not of integers"),
+        }
+    }
+
+    fn real(batch: &Batch, part: BatchPart) -> &ArrayD<f32> {
+        match &batch.parts[&part] {
+            Part::Numbers(array) => array,
+            Part::Integers(_) => panic!("{part:?} is not of numbers"),
+        }
+    }
+
+    fn lengths() -> impl Strategy<Value = Vec<usize>> {
+        prop::collection::vec(1..7usize, 1..6)
+    }
+
+    proptest! {
+        #[test]
+        fn every_token_finds_its_way_to_the_heads_and_back(lengths in lengths()) {
+            let (_, batch) = laid_out(Task::SequenceClassification, &lengths);
+            let ways = [
+                (BatchPart::ToHeads, BatchPart::ToTokens, HEADS),
+                (BatchPart::ToKeyHeads, BatchPart::ToKeyTokens, KEY_HEADS),
+                (BatchPart::ToSlots, BatchPart::FromSlots, 1),
+            ];
+            for (there, back, heads) in ways {
+                let slots: Vec<i64> = whole(&batch, there).iter().copied().collect();
+                prop_assert_eq!(slots.len(), lengths.len() * heads * lengths.iter().max().unwrap());
+                for (place, &slot) in whole(&batch, back).iter().enumerate() {
+                    prop_assert_eq!(slots[slot as usize], place as i64);
+                }
+                prop_assert!(slots.iter().all(|&slot| slot < (batch.rows * heads) as i64));
+            }
+        }
+
+        #[test]
+        fn padding_is_masked_and_text_is_not(lengths in lengths()) {
+            let (_, batch) = laid_out(Task::SequenceClassification, &lengths);
+            let (bias, mask) = (real(&batch, BatchPart::KeyBias), real(&batch, BatchPart::SlotMask));
+            for ((&bias, &mask), &shown) in bias.iter().zip(mask).zip(whole(&batch, BatchPart::ToSlots)) {
+                let padding = shown as usize == batch.tokens;
+                prop_assert_eq!((bias < 0.0, mask < 0.5), (padding, padding));
+            }
+            prop_assert_eq!(batch.tokens, lengths.iter().sum::<usize>());
+        }
+
+        #[test]
+        fn examples_begin_and_end_where_their_tokens_do(lengths in lengths()) {
+            let (sequences, batch) = laid_out(Task::SequenceClassification, &lengths);
+            let (ids, positions) = (whole(&batch, BatchPart::InputIds), whole(&batch, BatchPart::PositionIds));
+            for (example, sequence) in sequences.iter().enumerate() {
+                let first = whole(&batch, BatchPart::FirstTokens)[example] as usize;
+                let last = whole(&batch, BatchPart::LastTokens)[example] as usize;
+                prop_assert_eq!(last + 1 - first, sequence.ids.len());
+                prop_assert_eq!(ids[first], i64::from(sequence.ids[0]));
+                prop_assert_eq!(ids[last], i64::from(*sequence.ids.last().unwrap()));
+                prop_assert_eq!(positions[first], FIRST as i64);
+                prop_assert_eq!(positions[last], (FIRST + sequence.ids.len() - 1) as i64);
+            }
+            prop_assert!(positions.iter().all(|&position| (FIRST as i64..(FIRST + 16) as i64).contains(&position)));
+        }
+
+        #[test]
+        fn a_query_sees_itself_and_what_is_before_it_as_far_as_the_window_goes(lengths in lengths()) {
+            let (_, batch) = laid_out(Task::CausalLm, &lengths);
+            let (causal, window) = (real(&batch, BatchPart::CausalBias), real(&batch, BatchPart::WindowBias));
+            for query in 0..causal.shape()[0] {
+                for key in 0..causal.shape()[1] {
+                    prop_assert_eq!(causal[[query, key]] < 0.0, key > query);
+                    prop_assert_eq!(window[[query, key]] < 0.0, key > query || key + WINDOW <= query);
+                }
+            }
+        }
+
+        #[test]
+        fn distances_are_numbered_from_both_ends(lengths in lengths()) {
+            let (_, batch) = laid_out(Task::SequenceClassification, &lengths);
+            let (keys, queries) = (whole(&batch, BatchPart::KeyDistances), whole(&batch, BatchPart::QueryDistances));
+            let width = *lengths.iter().max().unwrap();
+            prop_assert_eq!((keys.len(), queries.len()), (2 * width, 2 * width));
+            for query in 0..width {
+                for key in 0..width {
+                    // Where a skew of [S, 2 S] finds the pair.
+                    let row = RELATIVE.row(query as i64 - key as i64);
+                    prop_assert_eq!(keys[key + width - 1 - query], row);
+                    prop_assert_eq!(queries[query + width - 1 - key], row);
+                }
+            }
+        }
+
+        #[test]
+        fn every_weight_of_a_class_is_at_its_label_and_all_of_them_make_one(lengths in lengths()) {
+            for task in [Task::SequenceClassification, Task::TokenClassification] {
+                let (_, batch) = laid_out(task, &lengths);
+                let targets = real(&batch, BatchPart::Targets);
+                prop_assert!((targets.sum() - 1.0).abs() < 1e-6);
+                for (row, targets) in targets.axis_iter(Axis(0)).enumerate() {
+                    let class = targets.iter().position(|&weight| weight > 0.0);
+                    let truth = class.map_or(Truth::None, Truth::Class);
+                    prop_assert_eq!(batch.truths.get(row).unwrap_or(&Truth::None), &truth);
+                }
+            }
+        }
+
+        #[test]
+        fn a_token_foretells_the_label_after_it_in_its_own_example(lengths in lengths()) {
+            let (sequences, batch) = laid_out(Task::CausalLm, &lengths);
+            let (next, weights) = (whole(&batch, BatchPart::NextTokens), real(&batch, BatchPart::TokenWeights));
+            let shifted = sequences.iter().flat_map(|sequence| {
+                let Target::Next(labels) = &sequence.target else { panic!("a language model's target") };
+                labels[1..].iter().copied().chain([None])
+            });
+            let shifted: Vec<Option<u32>> = shifted.chain([None]).take(batch.rows).collect();
+            let valid = shifted.iter().flatten().count();
+            for (row, label) in shifted.iter().enumerate() {
+                prop_assert_eq!(next[row], label.map_or(0, i64::from));
+                let weight = if label.is_some() { 1.0 / valid as f32 } else { 0.0 };
+                prop_assert!((weights[[row, 0]] - weight).abs() < 1e-9);
+            }
+        }
+
+        #[test]
+        fn numbers_stand_as_they_are_and_all_errors_weigh_the_same(lengths in lengths()) {
+            let (sequences, batch) = laid_out(Task::Regression, &lengths);
+            let (targets, weights) = (real(&batch, BatchPart::Targets), real(&batch, BatchPart::ExampleWeights));
+            for (row, sequence) in sequences.iter().enumerate() {
+                let Target::Numbers(numbers) = &sequence.target else { panic!("numbers") };
+                prop_assert_eq!(&targets.index_axis(Axis(0), row).to_vec_of(), numbers);
+                prop_assert!((weights[[row, 0]] * (3 * lengths.len()) as f32 - 1.0).abs() < 1e-6);
+            }
+        }
+    }
+
+    trait ToVec {
+        fn to_vec_of(&self) -> Vec<f32>;
+    }
+
+    impl ToVec for ndarray::ArrayViewD<'_, f32> {
+        fn to_vec_of(&self) -> Vec<f32> {
+            self.iter().copied().collect()
+        }
+    }
+
+    #[test]
+    fn equal_lengths_need_no_extra_token() {
+        let (_, batch) = laid_out(Task::SequenceClassification, &[3, 3]);
+        assert_eq!((batch.tokens, batch.rows), (6, 6));
+        let values = |part| whole(&batch, part).iter().copied().collect::<Vec<_>>();
+        assert_eq!(values(BatchPart::FirstTokens), [0, 3]);
+        assert_eq!(values(BatchPart::PositionIds), [2, 3, 4, 2, 3, 4]);
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_made() {
+        let parts = BTreeSet::from([BatchPart::InputIds, BatchPart::KeyBias]);
+        let form = Form { parts: parts.clone(), ..form(Task::SequenceClassification) };
+        let batch = Batch::new(&of_lengths(&form.layout, &[2, 4]), &form).unwrap();
+        assert!(batch.parts.keys().eq(&parts));
+    }
+
+    #[test]
+    fn an_example_without_a_target_weighs_nothing() {
+        let form = form(Task::SequenceClassification);
+        let mut sequences = of_lengths(&form.layout, &[2, 4, 3]);
+        sequences[1].target = Target::None;
+        let batch = Batch::new(&sequences, &form).unwrap();
+        let weights = real(&batch, BatchPart::Targets).sum_axis(Axis(1));
+        assert_eq!(weights.iter().copied().collect::<Vec<_>>(), [0.5, 0.0, 0.5]);
+    }
+
+    #[test]
+    fn a_model_of_one_segment_is_not_told_of_a_second() {
+        let mut form = form(Task::SequenceClassification);
+        let sequences = of_lengths(&form.layout, &[4]);
+        assert!(whole(&Batch::new(&sequences, &form).unwrap(), BatchPart::TokenTypeIds).sum() > 0);
+        form.layout.segments = 1;
+        assert_eq!(whole(&Batch::new(&sequences, &form).unwrap(), BatchPart::TokenTypeIds).sum(), 0);
+    }
+
+    #[test]
+    fn what_the_model_does_not_have_is_named() {
+        let sound = |task| (form(task), of_lengths(&form(task).layout, &[3]).remove(0));
+        let refused = |task, change: fn(&mut Sequence)| {
+            let (form, mut sequence) = sound(task);
+            change(&mut sequence);
+            Batch::new(&[sequence], &form).unwrap_err().to_string()
+        };
+        let by_class = |change| refused(Task::SequenceClassification, change);
+        assert!(by_class(|sequence| sequence.ids[1] = 50).contains("the token 50"));
+        assert!(by_class(|sequence| sequence.types[1] = 2).contains("the segment 2"));
+        assert!(by_class(|sequence| sequence.target = Target::Class(3)).contains("the class 3"));
+        assert!(by_class(|sequence| sequence.ids.clear()).contains("0 tokens"));
+        assert!(by_class(|sequence| sequence.target = Target::Numbers(vec![1.0])).contains("sequence-classification"));
+        assert!(refused(Task::Regression, |sequence| sequence.target = Target::Numbers(vec![1.0])).contains("1 numbers"));
+        assert!(refused(Task::CausalLm, |sequence| sequence.target = Target::Next(vec![Some(50); 3])).contains("50"));
+        assert!(refused(Task::TokenClassification, |sequence| sequence.target = Target::Tokens(vec![])).contains("0 token"));
+    }
+}

@@ -620,8 +620,12 @@ mod tests {
         assert!(by_class(|sequence| sequence.target = Target::Class(3)).contains("the class 3"));
         assert!(by_class(|sequence| sequence.ids.clear()).contains("0 tokens"));
         assert!(by_class(|sequence| sequence.target = Target::Numbers(vec![1.0])).contains("sequence-classification"));
-        assert!(refused(Task::Regression, |sequence| sequence.target = Target::Numbers(vec![1.0])).contains("1 numbers"));
+        assert!(
+            refused(Task::Regression, |sequence| sequence.target = Target::Numbers(vec![1.0])).contains("1 numbers")
+        );
         assert!(refused(Task::CausalLm, |sequence| sequence.target = Target::Next(vec![Some(50); 3])).contains("50"));
-        assert!(refused(Task::TokenClassification, |sequence| sequence.target = Target::Tokens(vec![])).contains("0 token"));
+        assert!(
+            refused(Task::TokenClassification, |sequence| sequence.target = Target::Tokens(vec![])).contains("0 token")
+        );
     }
 }

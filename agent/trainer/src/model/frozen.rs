@@ -56,3 +56,24 @@ fn typed<T: PrimitiveTensorElementType + Debug>(tensor: &FrozenTensor<'_>) -> or
     let view = unsafe { TensorRefMut::<T>::from_raw(memory, address, shape) }?;
     Ok(view.into_dyn())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::runtime::Runtime;
+    use ort::value::TensorElementType;
+    use skiff_models::graph::DType;
+
+    #[test]
+    fn tensors_are_taken_in_the_type_that_they_are_stored_in() {
+        let _runtime = Runtime::load(None, 1).unwrap();
+        let bytes = [0; 24];
+        for (width, expected) in
+            [(4, TensorElementType::Float32), (2, TensorElementType::Float16), (1, TensorElementType::Int8)]
+        {
+            let tensor = FrozenTensor { shape: &[2, 3], dtype: DType::F32, bytes: &bytes[..6 * width] };
+            assert_eq!(view(&tensor).unwrap().dtype().tensor_type(), Some(expected));
+        }
+    }
+}

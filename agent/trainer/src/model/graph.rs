@@ -23,11 +23,11 @@ pub(super) struct Graph {
     inputs: Vec<String>,
     outputs: Vec<String>,
     /// By layer.
-    tables: BTreeMap<usize, Table>,
+    pub(super) tables: BTreeMap<usize, Table>,
 }
 
 /// What the ports of a graph are tied to in one layer, in their order.
-struct Table {
+pub(super) struct Table {
     feeds: Vec<Feed>,
     yields: Vec<Yield>,
 }

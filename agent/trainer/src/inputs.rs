@@ -247,3 +247,153 @@ fn numbers(file: &SafeTensors<'_>, name: &'static str) -> Result<(Vec<usize>, Ve
     };
     Ok((view.shape().to_vec(), values))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use proptest::prelude::*;
+    use safetensors::tensor::TensorView;
+
+    fn layout(task: Task) -> Layout {
+        Layout {
+            task,
+            classes: 3,
+            heads: 1,
+            key_heads: 1,
+            vocabulary: 20,
+            segments: 2,
+            first_position: 0,
+            max_tokens: 4,
+            window: None,
+            relative: None,
+        }
+    }
+
+    /// A file of tensors, which a test changes before it is read.
+    struct Draft(Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>);
+
+    impl Draft {
+        /// Two rows, of three tokens and of one.
+        fn sound() -> Self {
+            let mut draft = Self(Vec::new());
+            draft.integers("input_ids", &[2, 3], &[5, 6, 7, 8, 0, 0]);
+            draft.integers("attention_mask", &[2, 3], &[1, 1, 1, 1, 0, 0]);
+            draft
+        }
+
+        fn with_labels(shape: &[usize], labels: &[i64]) -> Self {
+            let mut draft = Self::sound();
+            draft.integers("labels", shape, labels);
+            draft
+        }
+
+        fn integers(&mut self, name: &'static str, shape: &[usize], values: &[i64]) {
+            self.put(name, Dtype::I64, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        }
+
+        fn numbers(&mut self, name: &'static str, shape: &[usize], values: &[f32]) {
+            self.put(name, Dtype::F32, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        }
+
+        fn put(&mut self, name: &'static str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
+            self.0.retain(|(known, ..)| *known != name);
+            self.0.push((name, dtype, shape.to_vec(), bytes));
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            let view = |(name, dtype, shape, bytes)| (name, TensorView::new(dtype, shape, bytes).unwrap());
+            let views = self.0.iter().map(|(name, dtype, shape, bytes)| view((*name, *dtype, shape.clone(), &**bytes)));
+            safetensors::serialize(views, None).unwrap()
+        }
+
+        fn read(&self, task: Task) -> Result<Vec<Sequence>, InputError> {
+            read_batch(&self.bytes(), &layout(task))
+        }
+
+        fn targets(&self, task: Task) -> Vec<Target> {
+            self.read(task).unwrap().into_iter().map(|sequence| sequence.target).collect()
+        }
+
+        fn refusal(&self, task: Task) -> String {
+            self.read(task).unwrap_err().to_string()
+        }
+    }
+
+    #[test]
+    fn padding_is_cut_off_and_segments_may_be_absent() {
+        let mut draft = Draft::with_labels(&[2], &[2, 0]);
+        let read = draft.read(Task::SequenceClassification).unwrap();
+        let expected = [(vec![5, 6, 7], vec![0; 3], 2), (vec![8], vec![0], 0)];
+        let expected = expected.map(|(ids, types, class)| Sequence { ids, types, target: Target::Class(class) });
+        assert_eq!(read, expected);
+        draft.integers("token_type_ids", &[2, 3], &[0, 1, 1, 0, 0, 0]);
+        assert_eq!(draft.read(Task::SequenceClassification).unwrap()[0].types, [0, 1, 1]);
+    }
+
+    #[test]
+    fn every_task_has_its_labels() {
+        let tokens = Draft::with_labels(&[2, 3], &[-100, 2, 0, 1, -100, -100]);
+        let expected = [vec![None, Some(2), Some(0)], vec![Some(1)]].map(Target::Tokens);
+        assert_eq!(tokens.targets(Task::TokenClassification), expected);
+        let expected = [vec![None, Some(2), Some(0)], vec![Some(1)]].map(Target::Next);
+        assert_eq!(tokens.targets(Task::CausalLm), expected);
+        let expected = [vec![Some(5), Some(6), Some(7)], vec![Some(8)]].map(Target::Next);
+        assert_eq!(Draft::sound().targets(Task::CausalLm), expected);
+        let mut numbers = Draft::sound();
+        numbers.numbers("labels", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let expected = [vec![1.0, 2.0, 3.0], vec![4.0, 5.0, 6.0]].map(Target::Numbers);
+        assert_eq!(numbers.targets(Task::Regression), expected);
+    }
+
+    #[test]
+    fn one_number_for_each_example_needs_no_second_dimension() {
+        let mut draft = Draft::sound();
+        draft.numbers("labels", &[2], &[1.5, -1.0]);
+        let read = read_batch(&draft.bytes(), &Layout { classes: 1, ..layout(Task::Regression) }).unwrap();
+        assert_eq!(read[1].target, Target::Numbers(vec![-1.0]));
+        assert!(draft.refusal(Task::Regression).contains("[2, 3]"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let task = Task::SequenceClassification;
+        let refused = |change: fn(&mut Draft)| {
+            let mut draft = Draft::with_labels(&[2], &[0, 1]);
+            change(&mut draft);
+            draft.refusal(task)
+        };
+        assert!(refused(|d| d.integers("input_ids", &[2, 3], &[5, 6, 20, 8, 0, 0])).contains("input_ids[0, 2] is 20"));
+        assert!(refused(|d| d.integers("labels", &[2], &[0, -1])).contains("labels[1] is -1, expected 0 to 2"));
+        assert!(refused(|d| d.integers("labels", &[2, 1], &[0, 1])).contains("[2, 1]"));
+        assert!(refused(|d| d.numbers("labels", &[2], &[0.0, 1.0])).contains("expected I64 or I32"));
+        assert!(
+            refused(|d| d.integers("attention_mask", &[2, 3], &[1, 0, 1, 1, 0, 0])).contains("attention_mask, row 0")
+        );
+        assert!(refused(|d| d.integers("attention_mask", &[2, 3], &[1, 1, 1, 0, 0, 0])).contains("row 1"));
+        assert!(refused(|d| d.integers("token_type_ids", &[2, 3], &[2; 6])).contains("token_type_ids[0, 0] is 2"));
+        assert!(refused(|d| d.integers("input_ids", &[2, 5], &[1; 10])).contains("5 tokens"));
+        assert!(refused(|d| d.integers("input_ids", &[0, 3], &[])).contains("something in it"));
+        assert!(refused(|d| d.0.retain(|(name, ..)| *name != "labels")).contains("\"labels\" is missing"));
+    }
+
+    #[test]
+    fn numbers_are_finite() {
+        let mut draft = Draft::sound();
+        draft.numbers("labels", &[2, 3], &[0.0, 0.0, 0.0, 0.0, f32::NAN, 0.0]);
+        assert!(draft.refusal(Task::Regression).contains("labels[1, 1] is NaN"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_panic(at in 0usize..2000, byte: u8, cut in 0usize..2000) {
+            let mut bytes = Draft::with_labels(&[2], &[0, 1]).bytes();
+            let length = bytes.len();
+            bytes[at % length] = byte;
+            for task in Task::ALL {
+                let _ = read_batch(&bytes, &layout(task));
+                let _ = read_batch(&bytes[..cut % length], &layout(task));
+            }
+        }
+    }
+}

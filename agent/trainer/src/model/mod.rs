@@ -114,10 +114,11 @@ impl Model {
         let Parts { layout, stages, schema, frozen, file, mapping } = parts;
         check(stages, layout)?;
         let frozen = Views::of(frozen)?;
-        let contexts = names(&stages.embed.evaluate.outputs, |binding| match binding {
-            Binding::Context(name) => Some(name),
-            _ => None,
-        });
+        let contexts =
+            names(
+                &stages.embed.evaluate.outputs,
+                |binding| if let Binding::Context(name) = binding { Some(name) } else { None },
+            );
         let bare =
             Scope { frozen: &frozen, schema, contexts: &[], residuals: &[], hidden: false, hidden_gradient: false };
         let inner = Scope { contexts: &contexts, hidden: true, ..bare };
@@ -300,10 +301,11 @@ impl Stage {
         scope: &Scope<'_>,
         hidden_gradient: bool,
     ) -> Result<Self, TrainerError> {
-        let residuals = names(&spec.forward.outputs, |binding| match binding {
-            Binding::Residual(name) => Some(name),
-            _ => None,
-        });
+        let residuals =
+            names(
+                &spec.forward.outputs,
+                |binding| if let Binding::Residual(name) = binding { Some(name) } else { None },
+            );
         let back = Scope { residuals: &residuals, hidden_gradient, ..*scope };
         let graph = |spec: &GraphSpec, scope: &Scope<'_>| Graph::open(runtime, file(&spec.file), spec, layers, scope);
         let back = |spec: &Option<GraphSpec>| spec.as_ref().map(|spec| graph(spec, &back)).transpose();

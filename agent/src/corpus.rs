@@ -2,10 +2,11 @@
 //!
 //! Texts are kept as text and tokenised as a batch needs them: a thousandth of a step's time, and nothing to hold.
 
-use crate::trainer::batch::Sequence;
 use skiff_data::DataError;
 use skiff_models::Pack;
+use skiff_trainer::{Examples, Sequence, Target};
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use tokenizers::{Tokenizer, TruncationParams};
 
@@ -41,14 +42,6 @@ pub enum CorpusError {
         /// Why.
         source: tokenizers::Error,
     },
-    /// A text cannot be tokenised.
-    #[error("tokenising example {example}")]
-    Encode {
-        /// Which, from 1.
-        example: usize,
-        /// Why.
-        source: tokenizers::Error,
-    },
 }
 
 impl Corpus {
@@ -69,38 +62,21 @@ impl Corpus {
         }
         Ok(Self { texts, labels, tokenizer })
     }
+}
 
-    /// How many examples.
-    #[must_use]
-    pub fn len(&self) -> usize {
+impl Examples for Corpus {
+    fn len(&self) -> usize {
         self.texts.len()
     }
 
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.texts.is_empty()
+    fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>> {
+        let encoding = self.tokenizer.encode_fast(self.texts[at].as_str(), true)?;
+        let target = Target::Class(self.labels[at]);
+        Ok(Sequence { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec(), target })
     }
 
-    /// The tokens of example `at`.
-    ///
-    /// # Errors
-    /// A text that the tokenizer refuses.
-    pub fn encode(&self, at: usize) -> Result<Sequence, CorpusError> {
-        let failed = |source| CorpusError::Encode { example: at + 1, source };
-        let encoding = self.tokenizer.encode_fast(self.texts[at].as_str(), true).map_err(failed)?;
-        Ok(Sequence {
-            ids: encoding.get_ids().to_vec(),
-            types: encoding.get_type_ids().to_vec(),
-            label: self.labels[at],
-        })
-    }
-
-    /// `chosen`, the shorter texts first.
-    #[must_use]
-    pub fn by_length(&self, mut chosen: Vec<usize>) -> Vec<usize> {
-        chosen.sort_by_key(|&at| (self.texts[at].len(), at));
-        chosen
+    fn length_hint(&self, at: usize) -> usize {
+        self.texts[at].len()
     }
 }
 

@@ -3,11 +3,11 @@
 //! It decides nothing for the fleet, and the texts it trains on never leave it.
 //!
 //! Rooms, in the order that a command travels: [`mqtt`] (bytes to messages), [`participant`] (the engine: what to do about
-//! them), [`worker`] (the thread that works), [`workshop`] (an order becomes an update), [`trainer`] and [`corpus`] (steps
-//! on the device's own texts), [`store`] (what survives a restart), [`telemetry`] (the device's resources). [`config`] is
-//! what an operator can set, [`device`] what the device has for a fleet; [`commands`] are the verbs of `skiff-agent`.
+//! them), [`worker`] (the thread that works), [`workshop`] (an order becomes an update, by `skiff-trainer`), [`corpus`] (the
+//! device's own texts as it takes them), [`store`] (what survives a restart), [`telemetry`] (the device's resources).
+//! [`config`] is what an operator can set, [`device`] what the device has for a fleet; [`commands`] are the verbs of
+//! `skiff-agent`.
 
-pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod corpus;
@@ -16,6 +16,5 @@ pub mod mqtt;
 pub mod participant;
 pub mod store;
 pub mod telemetry;
-pub mod trainer;
 pub mod worker;
 pub mod workshop;

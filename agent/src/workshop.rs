@@ -8,7 +8,6 @@ use crate::corpus::Corpus;
 use crate::participant::sharing::shared_layers;
 use crate::participant::{Job, Personal, Trained, Work};
 use crate::telemetry::own_memory;
-use crate::trainer::{EvaluatePlan, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
 use crate::worker::{Product, Workshop};
 use anyhow::{Context, bail};
 use skiff_blobs::Blobs;
@@ -16,6 +15,7 @@ use skiff_models::pack::Pack;
 use skiff_models::tensors::{NamedTensors, Schema, write};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, TrainReport, WorkSample};
+use skiff_trainer::{EvaluatePlan, Examples, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -89,7 +89,7 @@ impl PackWorkshop {
         let plan = EvaluatePlan { examples, batch: order.batch as usize };
         let summary = trainer.evaluate(corpus, &plan, &mut |_| step(None)).context("evaluating")?;
         Ok(EvaluationReport {
-            examples: summary.examples,
+            examples: summary.counted,
             correct: summary.correct,
             loss_sum: summary.loss_sum,
             evaluate_ms: millis(summary.elapsed),

@@ -2,14 +2,12 @@
 //! own path: pack, mapped weights, ONNX Runtime.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_agent::commands::step::read_batch;
-use skiff_agent::trainer::Trainer;
-use skiff_agent::trainer::batch::Batch;
-use skiff_agent::trainer::dropout::LayerMask;
-use skiff_agent::trainer::optimizer::AdamW;
 use skiff_models::tensors::NamedTensors;
 use skiff_tests::compare::{CLOSE, DIFFERENCES, FED_BACK, FED_BACK_WEIGHTS, Tensors, assert_close, read};
 use skiff_tests::{packs, places};
+use skiff_trainer::inputs::read_batch;
+use skiff_trainer::optimizer::AdamW;
+use skiff_trainer::{Batch, LayerMask, Trainer};
 use std::sync::Arc;
 
 /// A trainer of a golden case with its weights, its batch, and how many layers it has.
@@ -18,12 +16,13 @@ fn open(case: &str) -> (Trainer, Batch, usize) {
     let pack = packs::golden(case, folder.path());
     let manifest = pack.manifest().clone();
     let golden = packs::golden_case(case);
-    let sequences = read_batch(&golden.join("batch.safetensors"), &manifest).unwrap();
+    let bytes = std::fs::read(golden.join("batch.safetensors")).unwrap();
+    let sequences = read_batch(&bytes, &manifest.layout).unwrap();
     let weights = pack.schema().read(&std::fs::read(golden.join("weights.safetensors")).unwrap()).unwrap();
-    let batch = Batch::new(&sequences, manifest.model.num_attention_heads, manifest.labels.len());
     // Sessions and mapping stay valid when the folder goes.
     let mut trainer = Trainer::open(&places::runtime(), Arc::new(pack)).unwrap();
     trainer.set_weights(weights).unwrap();
+    let batch = Batch::new(&sequences, trainer.form()).unwrap();
     (trainer, batch, manifest.layers)
 }
 
@@ -36,7 +35,7 @@ fn outcome(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask) -> Tensors {
     let mut tensors =
         widen(outcome.gradients).into_iter().map(|(name, value)| (format!("grad.{name}"), value)).collect::<Tensors>();
     tensors.insert("loss".to_owned(), ndarray::arr0(f64::from(outcome.loss)).into_dyn());
-    tensors.insert("logits".to_owned(), outcome.logits.mapv(f64::from));
+    tensors.insert("logits".to_owned(), trainer.logits(batch, mask).unwrap().mapv(f64::from).into_dyn());
     tensors
 }
 

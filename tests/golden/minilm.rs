@@ -3,10 +3,8 @@
 
 use ndarray::{Array1, Axis};
 use skiff_agent::corpus::tokenizer;
-use skiff_agent::trainer::Trainer;
-use skiff_agent::trainer::batch::{Batch, Sequence};
-use skiff_agent::trainer::dropout::LayerMask;
 use skiff_tests::{packs, places};
+use skiff_trainer::{Batch, LayerMask, Sequence, Target, Trainer};
 use std::sync::Arc;
 
 const ANCHOR: &str = "That is a happy person";
@@ -16,7 +14,8 @@ const FOUR_DIGITS: f32 = 6e-5;
 
 /// Mean over the tokens, scaled to length 1: what sentence-transformers does after the last layer.
 fn embed(trainer: &mut Trainer, sequence: Sequence, mask: &LayerMask) -> Array1<f32> {
-    let hidden = trainer.hidden(&Batch::new(&[sequence], 12, 2), mask).unwrap();
+    let batch = Batch::new(&[sequence], trainer.form()).unwrap();
+    let hidden = trainer.hidden(&batch, mask).unwrap();
     let mean: Array1<f32> = hidden.mean_axis(Axis(0)).unwrap().into_dimensionality().unwrap();
     let length = mean.dot(&mean).sqrt();
     mean / length
@@ -29,7 +28,7 @@ fn sentences_are_as_alike_as_the_reference_says_with_all_layers_and_with_two_ski
     let tokenizer = tokenizer(&pack, 128).unwrap();
     let sequence = |text: &str| {
         let encoding = tokenizer.encode_fast(text, true).unwrap();
-        Sequence { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec(), label: 0 }
+        Sequence { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec(), target: Target::Class(0) }
     };
     assert_eq!(sequence(ANCHOR).ids, [101, 2008, 2003, 1037, 3407, 2711, 102]);
     let mut trainer = Trainer::open(&places::runtime(), pack).unwrap();

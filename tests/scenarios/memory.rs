@@ -3,20 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_agent::telemetry::own_memory;
-use skiff_agent::trainer::Trainer;
-use skiff_agent::trainer::batch::{Batch, Sequence};
-use skiff_agent::trainer::dropout::LayerMask;
 use skiff_data::random::Random;
 use skiff_tests::{packs, places};
+use skiff_trainer::{Batch, Form, LayerMask, Sequence, Target, Trainer};
 use std::path::Path;
 use std::sync::Arc;
 
-fn batch(random: &mut Random, examples: usize, longest: usize) -> Batch {
+fn batch(random: &mut Random, form: &Form, examples: usize, longest: usize) -> Batch {
     let mut sequence = || {
         let length = 1 + random.below(longest);
-        Sequence { ids: (0..length).map(|_| random.below(30_000) as u32).collect(), types: vec![0; length], label: 0 }
+        Sequence {
+            ids: (0..length).map(|_| random.below(30_000) as u32).collect(),
+            types: vec![0; length],
+            target: Target::Class(0),
+        }
     };
-    Batch::new(&(0..examples).map(|_| sequence()).collect::<Vec<_>>(), 12, 2)
+    Batch::new(&(0..examples).map(|_| sequence()).collect::<Vec<_>>(), form).unwrap()
 }
 
 #[test]
@@ -28,7 +30,8 @@ fn memory_stays_flat_over_steps_of_changing_length_and_is_given_back() {
     let (mask, mut random) = (LayerMask::all(6), Random::new(1));
     let mut steps = |trainer: &mut Trainer, count| {
         for _ in 0..count {
-            trainer.step(&batch(&mut random, 8, 64), &mask).unwrap();
+            let batch = batch(&mut random, trainer.form(), 8, 64);
+            trainer.step(&batch, &mask).unwrap();
         }
         resident()
     };

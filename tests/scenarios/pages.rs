@@ -1,10 +1,8 @@
 //! Which pages of the mapped weights a step touches: those of the active layers, and no others.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_agent::trainer::Trainer;
-use skiff_agent::trainer::batch::{Batch, Sequence};
-use skiff_agent::trainer::dropout::LayerMask;
 use skiff_tests::{packs, places};
+use skiff_trainer::{Batch, LayerMask, Sequence, Target, Trainer};
 use std::sync::Arc;
 
 /// A MiniLM layer: 12 matrices' worth of 384 x 384 f32 values, and its vectors.
@@ -34,8 +32,8 @@ fn a_step_touches_the_weights_of_its_active_layers_only() {
     let mut trainer = Trainer::open(&places::runtime(), pack).unwrap();
     let opened = resident();
     assert!(opened < BESIDE, "opening and verifying leaves {opened} bytes resident");
-    let sequence = Sequence { ids: (1000..1032).collect(), types: vec![0; 32], label: 0 };
-    let batch = Batch::new(&[sequence], 12, 2);
+    let sequence = Sequence { ids: (1000..1032).collect(), types: vec![0; 32], target: Target::Class(0) };
+    let batch = Batch::new(&[sequence], trainer.form()).unwrap();
     let mut known = 0;
     for active in [vec![2], vec![2, 5], vec![0, 2, 5]] {
         let layers = active.len() as u64;

@@ -2,9 +2,9 @@
 
 use crate::brokers::{Broker, COORDINATOR, password};
 use crate::{packs, places};
-use skiff_agent::clock::monotonic;
 use skiff_coordinator::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
+use skiff_trainer::clock::monotonic;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};

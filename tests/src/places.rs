@@ -1,6 +1,6 @@
 //! Where things are.
 
-use skiff_agent::trainer::Runtime;
+use skiff_trainer::Runtime;
 use std::path::{Path, PathBuf};
 
 /// The source tree.

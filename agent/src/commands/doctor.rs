@@ -5,12 +5,14 @@ use crate::device::{count_examples, new_boot};
 use crate::mqtt::{Desk, link_config};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
-use crate::trainer::Runtime;
 use anyhow::Context;
 use rustix::fs::{Access, access, statvfs};
 use skiff_link::{Link, LinkConfig, LinkEvent};
 use skiff_models::Pack;
+use skiff_models::layout::Layout;
+use skiff_models::task::Task;
 use skiff_protocol::Timestamp;
+use skiff_trainer::Runtime;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
@@ -88,14 +90,24 @@ fn check_pack(pack: &Result<Pack, skiff_models::pack::PackError>, path: &Path) -
         Ok(pack) => {
             let (manifest, digest) = (pack.manifest(), skiff_protocol::Digest(pack.digest()));
             Finding::Fine(format!(
-                "{} is intact: {}, {} layers, {} labels, digest {digest:?}",
+                "{} is intact: {} for {}, {} layers, {}, digest {digest:?}",
                 path.display(),
                 manifest.architecture,
+                manifest.layout.task,
                 manifest.layers,
-                manifest.labels.len()
+                scored(&manifest.layout),
             ))
         }
         Err(error) => Finding::Broken(causes(error)),
+    }
+}
+
+/// What the pack's scores are of.
+fn scored(layout: &Layout) -> String {
+    match layout.task {
+        Task::SequenceClassification | Task::TokenClassification => format!("{} labels", layout.classes),
+        Task::Regression => format!("{} numbers", layout.classes),
+        Task::CausalLm => format!("{} tokens", layout.vocabulary),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use crate::corpus::Corpus;
 use crate::telemetry::own_memory;
-use crate::trainer::{EvaluatePlan, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
 use anyhow::Context;
 use serde::Serialize;
+use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
+use skiff_trainer::{EvaluatePlan, EvaluateSummary, Examples, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -84,10 +85,22 @@ struct Outcome {
     /// Mean over the last 20 steps.
     loss_last_20: f32,
     /// Absent with `--evaluate 0`.
-    accuracy: Option<f64>,
+    #[serde(flatten)]
+    found: Found,
     evaluate_examples_per_second: Option<f64>,
     train_seconds: f64,
     peak_rss_bytes: u64,
+}
+
+/// What the evaluation found, as the task measures it.
+#[derive(Serialize, Default)]
+struct Found {
+    /// Of examples or, where the task is one of tokens, of tokens.
+    accuracy: Option<f64>,
+    perplexity: Option<f64>,
+    rmse: Option<f64>,
+    /// Pearson's.
+    correlation: Option<f64>,
 }
 
 /// Runs the command.
@@ -101,7 +114,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = arguments.threads.map_or_else(cores, usize::from);
     let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
-    let layers = pack.manifest().layers;
+    let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
     let mut trainer = Trainer::open(&runtime, pack)?;
 
     let plan = TrainPlan {
@@ -138,7 +151,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     progress.clear();
     let last = &losses[losses.len().saturating_sub(20)..];
     let outcome = Outcome {
-        accuracy: evaluated.as_ref().map(|found| found.correct as f64 / found.examples.max(1) as f64),
+        found: evaluated.as_ref().map(|summary| Found::of(task, summary)).unwrap_or_default(),
         evaluate_examples_per_second: evaluated
             .as_ref()
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
@@ -147,6 +160,29 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         ..Outcome::of(&summary, arguments.batch.into())
     };
     outcome.print(arguments.json)
+}
+
+impl Found {
+    fn of(task: Task, summary: &EvaluateSummary) -> Self {
+        let accuracy = Some(summary.accuracy());
+        match task {
+            Task::SequenceClassification | Task::TokenClassification => Self { accuracy, ..Self::default() },
+            Task::CausalLm => Self { accuracy, perplexity: Some(summary.perplexity()), ..Self::default() },
+            Task::Regression => {
+                Self { rmse: Some(summary.rmse()), correlation: summary.agreement.correlation(), ..Self::default() }
+            }
+        }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let named = [
+            ("accuracy", self.accuracy),
+            ("perplexity", self.perplexity),
+            ("RMSE", self.rmse),
+            ("correlation", self.correlation),
+        ];
+        named.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
 }
 
 impl Outcome {
@@ -161,7 +197,7 @@ impl Outcome {
             mean_active_layers: summary.mean_active_layers,
             mean_loss: summary.mean_loss,
             loss_last_20: 0.0,
-            accuracy: None,
+            found: Found::default(),
             evaluate_examples_per_second: None,
             train_seconds: seconds,
             peak_rss_bytes: 0,
@@ -187,8 +223,9 @@ impl Outcome {
             self.mean_active_layers
         )?;
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
-        if let (Some(accuracy), Some(speed)) = (self.accuracy, self.evaluate_examples_per_second) {
-            writeln!(out, "accuracy         {accuracy:.4} (evaluated at {speed:.0} examples/s)")?;
+        let speed = self.evaluate_examples_per_second.unwrap_or_default();
+        for (name, value) in self.found.lines() {
+            writeln!(out, "{name:<17}{value:.4} (evaluated at {speed:.0} examples/s)")?;
         }
         writeln!(out, "peak memory      {:.0} MB resident", self.peak_rss_bytes as f64 / 1e6)?;
         Ok(())

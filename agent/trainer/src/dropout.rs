@@ -45,7 +45,7 @@ impl LayerMask {
 }
 
 /// Seeded numbers for one `purpose` at one step of one device.
-pub(super) fn stream(purpose: &str, seed: u64, device: &str, round: u32, step: u32) -> Random {
+pub(crate) fn stream(purpose: &str, seed: u64, device: &str, round: u32, step: u32) -> Random {
     let mut hasher = blake3::Hasher::new_derive_key("skiff 2026-11-23 numbers of a training step");
     for part in [purpose.as_bytes(), device.as_bytes()] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part);

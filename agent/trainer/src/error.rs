@@ -1,0 +1,97 @@
+//! Why training cannot go on.
+
+use crate::batch::BatchError;
+use skiff_models::pack::PackError;
+use std::error::Error;
+use std::path::PathBuf;
+
+/// Why training cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainerError {
+    /// ONNX Runtime refuses a graph.
+    #[error("loading the graph {path}; make the pack again with `skiff-pack build`", path = path.display())]
+    Session {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ort::Error,
+    },
+    /// A graph failed.
+    #[error("running {graph}")]
+    Run {
+        /// Which.
+        graph: String,
+        /// Why.
+        source: ort::Error,
+    },
+    /// A frozen tensor that ONNX Runtime does not take.
+    #[error("mapping the frozen tensor {name:?}; make the pack again with `skiff-pack build`")]
+    Frozen {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: ort::Error,
+    },
+    /// A graph's input or output is tied to something that is not there.
+    #[error(
+        "{graph} has the port {port:?}, which is tied to {binding}: there is none; make the pack again with `skiff-pack build`"
+    )]
+    Unbound {
+        /// The graph file.
+        graph: String,
+        /// The port's name.
+        port: String,
+        /// What it is tied to.
+        binding: String,
+    },
+    /// A graph lacks an output.
+    #[error("{graph} has no output tied to {binding}; make the pack again with `skiff-pack build`")]
+    NoOutput {
+        /// The graph file.
+        graph: String,
+        /// To what.
+        binding: &'static str,
+    },
+    /// The stages of a pack do not fit together.
+    #[error("the pack's stages do not fit together: {what}; make the pack again with `skiff-pack build`")]
+    Stages {
+        /// What does not fit.
+        what: String,
+    },
+    /// Weights that are not this pack's.
+    #[error("the weights do not follow the pack's schema: tensor {name:?}")]
+    Weights {
+        /// The first that does not fit.
+        name: String,
+    },
+    /// The plan does not fit the pack or the data.
+    #[error("{what}")]
+    Plan {
+        /// What does not fit.
+        what: String,
+    },
+    /// A loss or gradient that is NaN or infinite.
+    #[error("step {step} gave a loss of {loss} and a gradient norm of {norm}; lower the learning rate")]
+    NotFinite {
+        /// The step, from 1.
+        step: u32,
+        /// Its loss.
+        loss: f32,
+        /// Its gradient norm.
+        norm: f64,
+    },
+    /// An example cannot be brought.
+    #[error("reading example {example}")]
+    Example {
+        /// Which, from 1.
+        example: usize,
+        /// Why.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Examples do not fit the pack.
+    #[error("laying out a batch")]
+    Batch(#[from] BatchError),
+    /// The pack failed.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+}

@@ -1,0 +1,83 @@
+//! What is trained on: examples as tokens with their targets, brought by whoever has them.
+
+use skiff_models::layout::Layout;
+use skiff_models::pack::Manifest;
+use skiff_models::task::Task;
+use std::error::Error;
+
+/// One example's tokens.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Sequence {
+    /// Vocabulary indices, at least one.
+    pub ids: Vec<u32>,
+    /// Segments, as many.
+    pub types: Vec<u32>,
+    /// What is to be learnt of it.
+    pub target: Target,
+}
+
+/// What is to be learnt of an example.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Target {
+    /// Nothing: it counts in no loss.
+    None,
+    /// Its class.
+    Class(usize),
+    /// Its `C` numbers.
+    Numbers(Vec<f32>),
+    /// For each token its class, if it has one.
+    Tokens(Vec<Option<usize>>),
+    /// For each token its own vocabulary index, if it is to be foretold by the token before it. Not shifted: the same that
+    /// `transformers` takes as `labels`; the first token's is never used.
+    Next(Vec<Option<u32>>),
+}
+
+/// Examples that can be trained and evaluated on.
+pub trait Examples {
+    /// How many.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tokens of example `at`, which is below [`Examples::len`].
+    ///
+    /// # Errors
+    /// An example that cannot be brought, named.
+    fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>>;
+
+    /// A number that is larger for longer examples, at no cost: it orders an evaluation, where like lengths side by side leave
+    /// less padding inside attention.
+    fn length_hint(&self, at: usize) -> usize;
+}
+
+/// Two short examples of unequal length that fit the pack: always the same, and of no meaning. For trying whether its graphs run.
+#[must_use]
+pub fn tiny(manifest: &Manifest) -> Vec<Sequence> {
+    of_lengths(&manifest.layout, &[5, 3])
+}
+
+/// Examples of these lengths (cut to what `layout` takes), with every kind of target that its task knows.
+pub(crate) fn of_lengths(layout: &Layout, lengths: &[usize]) -> Vec<Sequence> {
+    let (classes, vocabulary) = (layout.classes.max(1), layout.vocabulary.max(1));
+    let sequence = |(at, &length): (usize, &usize)| {
+        let length = length.min(layout.max_tokens).max(1);
+        let ids: Vec<u32> = (0..length).map(|token| ((3 + 11 * at + 7 * token) % vocabulary) as u32).collect();
+        let last_segment = u32::from(layout.segments > 1);
+        let types = (0..length).map(|token| if 2 * token < length { 0 } else { last_segment }).collect();
+        let target = match layout.task {
+            Task::SequenceClassification => Target::Class(at % classes),
+            Task::Regression => Target::Numbers((0..classes).map(|c| (at + c) as f32 - 0.5).collect()),
+            Task::TokenClassification => {
+                Target::Tokens((0..length).map(|token| (token % 3 != 1).then_some((at + token) % classes)).collect())
+            }
+            Task::CausalLm => {
+                Target::Next(ids.iter().enumerate().map(|(token, &id)| (token % 4 != 2).then_some(id)).collect())
+            }
+        };
+        Sequence { ids, types, target }
+    };
+    lengths.iter().enumerate().map(sequence).collect()
+}

@@ -1,0 +1,32 @@
+//! Trains and evaluates a pack: layer masks, batches, the step, the optimizer.
+//!
+//! It is synchronous; it knows no network, no coordinator, no file format of texts and no tokenizer.
+//!
+//! Rooms, in the order that an example travels: [`examples`] (what is trained on, as the caller brings it), [`inputs`] (the
+//! same from a file of tensors), [`batch`] (the tokens of many in one row, and all that the graphs ask about them),
+//! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime), [`trainer`] (a
+//! pack in training), [`training`] and [`evaluation`] (many steps, and what came of them), [`optimizer`]. [`clock`] measures
+//! durations.
+
+pub mod batch;
+pub mod clock;
+pub mod dropout;
+mod error;
+pub mod evaluation;
+pub mod examples;
+pub mod inputs;
+mod model;
+pub mod optimizer;
+pub mod runtime;
+pub mod trainer;
+pub mod training;
+
+pub use batch::{Batch, BatchError, Form, Part};
+pub use dropout::LayerMask;
+pub use error::TrainerError;
+pub use evaluation::{EvaluatePlan, EvaluateSummary};
+pub use examples::{Examples, Sequence, Target, tiny};
+pub use model::StepOutcome;
+pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
+pub use trainer::Trainer;
+pub use training::{StepReport, TrainPlan, TrainSummary};

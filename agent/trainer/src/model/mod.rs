@@ -1,0 +1,456 @@
+//! Runs a pack's graphs: the one place that knows ONNX Runtime's values.
+//!
+//! A step keeps, for each active layer that is differentiated, its input and the residuals of its forward graph, and drops
+//! them as the backward pass has used them. Layers below the lowest one that trains are not differentiated. Nothing of a
+//! skipped layer is bound or run.
+//!
+//! A language model's scores are the largest tensor of all, `[T, V]`. Its head is therefore run over a few rows at a time;
+//! that number depends on the vocabulary alone, so a step gives the same bits everywhere.
+
+mod frozen;
+mod graph;
+#[cfg(test)]
+mod tests;
+
+use crate::batch::{Batch, Form, Truth};
+use crate::dropout::LayerMask;
+use crate::error::TrainerError;
+use crate::examples::{Sequence, Target};
+use crate::runtime::Runtime;
+use frozen::Views;
+use graph::{Given, Graph, Rows, Scope, array, contents};
+use ndarray::{ArrayD, IxDyn};
+use ort::session::RunOptions;
+use ort::value::DynValue;
+use skiff_models::Pack;
+use skiff_models::layout::Layout;
+use skiff_models::pack::Frozen;
+use skiff_models::stage::{BatchPart, Binding, GraphSpec, Port, StageSpec, StageSpecs};
+use skiff_models::task::Task;
+use skiff_models::tensors::{NamedTensors, Schema};
+use std::any::Any;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Scores of a language model that are held at once.
+const CHUNK_BYTES: usize = 32 << 20;
+/// The key under which the embedding's and the head's tables are: they belong to no layer.
+const WHOLE: usize = 0;
+
+/// What a training step computed.
+#[derive(Debug)]
+pub struct StepOutcome {
+    /// The task's loss over the batch.
+    pub loss: f32,
+    /// The gradient of every trainable tensor of the active layers and the head.
+    pub gradients: NamedTensors,
+}
+
+/// The sessions of a pack and its frozen weights, which stay in the mapped file.
+pub(super) struct Model {
+    form: Form,
+    embed: Graph,
+    blocks: Vec<Stage>,
+    kinds: Vec<usize>,
+    head: Stage,
+    chunk_rows: usize,
+    // Dropped before what owns the mapping that they point into.
+    frozen: Views,
+    _mapping: Arc<dyn Any + Send + Sync>,
+}
+
+/// What a model is opened from.
+pub(super) struct Parts<'a> {
+    layout: &'a Layout,
+    stages: &'a StageSpecs,
+    schema: &'a Schema,
+    frozen: &'a Frozen,
+    file: &'a dyn Fn(&str) -> PathBuf,
+    /// The owner of `frozen`.
+    mapping: Arc<dyn Any + Send + Sync>,
+}
+
+struct Stage {
+    forward: Graph,
+    backward: Option<Graph>,
+    backward_lowest: Option<Graph>,
+    evaluate: Graph,
+    /// Whether it has something to train.
+    trains: bool,
+}
+
+/// What the head gave: the loss, and the gradient of the activations where it was asked for.
+struct Headed {
+    loss: f32,
+    flowing: Option<Flow>,
+}
+
+/// The gradient of activations on its way down.
+enum Flow {
+    Value(DynValue),
+    /// `D`, and the values.
+    Buffer(usize, Vec<f32>),
+}
+
+impl Model {
+    pub(super) fn open(runtime: &Runtime, pack: &Arc<Pack>) -> Result<Self, TrainerError> {
+        let manifest = pack.manifest();
+        let mapping = Arc::clone(pack) as Arc<dyn Any + Send + Sync>;
+        Self::of(
+            runtime,
+            Parts {
+                layout: &manifest.layout,
+                stages: &manifest.stages,
+                schema: &manifest.schema,
+                frozen: pack.frozen(),
+                file: &|name| pack.file(name),
+                mapping,
+            },
+        )
+    }
+
+    fn of(runtime: &Runtime, parts: Parts<'_>) -> Result<Self, TrainerError> {
+        let Parts { layout, stages, schema, frozen, file, mapping } = parts;
+        check(stages, layout)?;
+        let frozen = Views::of(frozen)?;
+        let contexts =
+            names(
+                &stages.embed.evaluate.outputs,
+                |binding| if let Binding::Context(name) = binding { Some(name) } else { None },
+            );
+        let bare =
+            Scope { frozen: &frozen, schema, contexts: &[], residuals: &[], hidden: false, hidden_gradient: false };
+        let inner = Scope { contexts: &contexts, hidden: true, ..bare };
+        let embed = &stages.embed.evaluate;
+        let embed = Graph::open(runtime, file(&embed.file), embed, &[WHOLE], &bare)?;
+        let block = |(kind, spec): (usize, &StageSpec)| {
+            let layers: Vec<usize> = (0..stages.kinds.len()).filter(|&layer| stages.kinds[layer] == kind).collect();
+            Stage::open(runtime, file, spec, &layers, &inner, true)
+        };
+        let blocks = stages.blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?;
+        // What a language model's head reads is cut into rows, which a context is not made of.
+        let above = if layout.task == Task::CausalLm { Scope { contexts: &[], ..inner } } else { inner };
+        let head = Stage::open(runtime, file, &stages.head, &[WHOLE], &above, false)?;
+        let form = Form::new(layout.clone(), stages);
+        let chunk_rows = chunk_rows(layout);
+        let kinds = stages.kinds.clone();
+        Ok(Self { form, embed, blocks, kinds, head, chunk_rows, frozen, _mapping: mapping })
+    }
+
+    /// What it asks of a batch.
+    pub(super) fn form(&self) -> &Form {
+        &self.form
+    }
+
+    /// Rows of scores that a language model's head computes at once.
+    pub(super) fn set_chunk_rows(&mut self, rows: usize) {
+        self.chunk_rows = rows.max(1);
+    }
+
+    /// Forward and backward through the layers of `mask`.
+    pub(super) fn step(
+        &mut self,
+        weights: &NamedTensors,
+        batch: &Batch,
+        mask: &LayerMask,
+    ) -> Result<StepOutcome, TrainerError> {
+        self.check_mask(mask)?;
+        let Self { embed, blocks, kinds, frozen, .. } = self;
+        let given = Given::new(batch, frozen, weights);
+        let embedded = embed.run(WHOLE, &given)?;
+        let given = Given { contexts: &embedded.contexts, ..given };
+        let mut hidden = embed.required(embedded.hidden, "activations")?;
+        let lowest = mask.active().iter().position(|&layer| blocks[kinds[layer]].trains);
+        let mut kept = Vec::with_capacity(mask.active().len());
+        for (at, &layer) in mask.active().iter().enumerate() {
+            let stage = &mut blocks[kinds[layer]];
+            let differentiated = lowest.is_some_and(|lowest| at >= lowest);
+            let graph = if differentiated { &mut stage.forward } else { &mut stage.evaluate };
+            let results = graph.run(layer, &Given { hidden: Some(Rows::Value(&hidden)), ..given })?;
+            let output = graph.required(results.hidden, "activations")?;
+            let input = std::mem::replace(&mut hidden, output);
+            if differentiated {
+                kept.push((layer, input, results.residuals));
+            }
+        }
+        let mut gradients = NamedTensors::new();
+        let given = Given { contexts: &embedded.contexts, ..Given::new(batch, &self.frozen, weights) };
+        let chunks = (self.form.layout.task == Task::CausalLm).then_some(self.chunk_rows);
+        let headed = match chunks {
+            None => self.head.step(&given, &hidden, lowest.is_some(), &mut gradients)?,
+            Some(rows) => self.head.step_in_chunks(&given, &hidden, rows, lowest.is_some(), &mut gradients)?,
+        };
+        drop(hidden);
+        let mut flowing = headed.flowing;
+        while let Some((layer, input, residuals)) = kept.pop() {
+            let graph = self.blocks[self.kinds[layer]].backward(kept.is_empty())?;
+            let mut results = graph.run(
+                layer,
+                &Given {
+                    hidden: Some(Rows::Value(&input)),
+                    hidden_gradient: flowing.as_ref().map(Flow::rows),
+                    residuals: &residuals,
+                    ..given
+                },
+            )?;
+            add_gradients(&mut gradients, results.gradients.drain(..))?;
+            flowing = results.hidden_gradient.map(Flow::Value);
+        }
+        Ok(StepOutcome { loss: headed.loss, gradients })
+    }
+
+    /// The scores with the layers of `mask`, nothing kept: each row of text (of examples, where the task scores those) is
+    /// shown to `visit` with its number. Where `counted` is set, rows that have no truth may be left out.
+    pub(super) fn scores(
+        &mut self,
+        weights: &NamedTensors,
+        batch: &Batch,
+        mask: &LayerMask,
+        counted: bool,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), TrainerError> {
+        let (hidden, contexts) = self.flow(weights, batch, mask)?;
+        let (shape, values) = contents(&hidden)?;
+        let width = shape.get(1).copied().unwrap_or(0);
+        let given = Given { contexts: &contexts, ..Given::new(batch, &self.frozen, weights) };
+        let graph = &mut self.head.evaluate;
+        let mut show = |rows: Range<usize>, given: &Given<'_>| {
+            let logits = graph.run(WHOLE, given)?.logits;
+            let logits = graph.required(logits, "scores")?;
+            let (shape, scores) = contents(&logits)?;
+            let classes = shape.get(1).copied().unwrap_or(1).max(1);
+            rows.zip(scores.chunks_exact(classes)).for_each(|(row, scores)| visit(row, scores));
+            Ok::<_, TrainerError>(())
+        };
+        if self.form.layout.task != Task::CausalLm {
+            return show(0..batch.truths.len(), &Given { hidden: Some(Rows::Value(&hidden)), ..given });
+        }
+        for rows in chunks(batch.tokens, self.chunk_rows) {
+            if counted && !any_counts(batch, &rows) {
+                continue;
+            }
+            let slice = Rows::Slice(width, &values[rows.start * width..rows.end * width]);
+            show(rows.clone(), &Given { hidden: Some(slice), rows: Some((rows.start, rows.end)), ..given })?;
+        }
+        Ok(())
+    }
+
+    /// The activations after the layers of `mask`: `[T, D]`, without the extra token.
+    pub(super) fn hidden(
+        &mut self,
+        weights: &NamedTensors,
+        batch: &Batch,
+        mask: &LayerMask,
+    ) -> Result<ArrayD<f32>, TrainerError> {
+        let (hidden, _) = self.flow(weights, batch, mask)?;
+        let (shape, values) = contents(&hidden)?;
+        let width = shape.get(1).copied().unwrap_or(0);
+        let values = values[..batch.tokens * width].to_vec();
+        Ok(ArrayD::from_shape_vec(IxDyn(&[batch.tokens, width]), values).expect("so many rows were taken"))
+    }
+
+    /// Gives what the arena holds and does not use back to the system. It only does so after a run, so one token is embedded.
+    pub(super) fn shrink(&mut self, weights: &NamedTensors) -> Result<(), TrainerError> {
+        let batch = Batch::new(&[Sequence { ids: vec![0], types: vec![0], target: Target::None }], &self.form)?;
+        let options = RunOptions::new().and_then(|mut options| {
+            options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+            Ok(options)
+        });
+        let options =
+            options.map_err(|source| TrainerError::Run { graph: "shrinking the arena".to_owned(), source })?;
+        let given = Given { options: Some(&options), ..Given::new(&batch, &self.frozen, weights) };
+        self.embed.run(WHOLE, &given).map(drop)
+    }
+
+    /// The activations after the layers of `mask`, and the contexts.
+    fn flow(
+        &mut self,
+        weights: &NamedTensors,
+        batch: &Batch,
+        mask: &LayerMask,
+    ) -> Result<(DynValue, Vec<DynValue>), TrainerError> {
+        self.check_mask(mask)?;
+        let given = Given::new(batch, &self.frozen, weights);
+        let embedded = self.embed.run(WHOLE, &given)?;
+        let mut hidden = self.embed.required(embedded.hidden, "activations")?;
+        for &layer in mask.active() {
+            let graph = &mut self.blocks[self.kinds[layer]].evaluate;
+            let given = Given { hidden: Some(Rows::Value(&hidden)), contexts: &embedded.contexts, ..given };
+            let results = graph.run(layer, &given)?;
+            hidden = graph.required(results.hidden, "activations")?;
+        }
+        Ok((hidden, embedded.contexts))
+    }
+
+    fn check_mask(&self, mask: &LayerMask) -> Result<(), TrainerError> {
+        let layers = self.kinds.len();
+        match mask.active().iter().find(|&&layer| layer >= layers) {
+            Some(layer) => Err(TrainerError::Plan { what: format!("layer {layer} of a model of {layers}") }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Stage {
+    fn open(
+        runtime: &Runtime,
+        file: &dyn Fn(&str) -> PathBuf,
+        spec: &StageSpec,
+        layers: &[usize],
+        scope: &Scope<'_>,
+        hidden_gradient: bool,
+    ) -> Result<Self, TrainerError> {
+        let residuals =
+            names(
+                &spec.forward.outputs,
+                |binding| if let Binding::Residual(name) = binding { Some(name) } else { None },
+            );
+        let back = Scope { residuals: &residuals, hidden_gradient, ..*scope };
+        let graph = |spec: &GraphSpec, scope: &Scope<'_>| Graph::open(runtime, file(&spec.file), spec, layers, scope);
+        let back = |spec: &Option<GraphSpec>| spec.as_ref().map(|spec| graph(spec, &back)).transpose();
+        Ok(Self {
+            forward: graph(&spec.forward, scope)?,
+            backward: back(&spec.backward)?,
+            backward_lowest: back(&spec.backward_lowest)?,
+            evaluate: graph(&spec.evaluate, scope)?,
+            trains: trains(spec),
+        })
+    }
+
+    /// The backward graph, without the gradient of the stage's input where nobody needs it.
+    fn backward(&mut self, lowest: bool) -> Result<&mut Graph, TrainerError> {
+        let shorter = if lowest { self.backward_lowest.as_mut() } else { None };
+        let missing = || TrainerError::Stages { what: "a stage below which something trains has no derivative".into() };
+        shorter.or(self.backward.as_mut()).ok_or_else(missing)
+    }
+
+    /// The head over all rows at once.
+    fn step(
+        &mut self,
+        given: &Given<'_>,
+        hidden: &DynValue,
+        flows: bool,
+        gradients: &mut NamedTensors,
+    ) -> Result<Headed, TrainerError> {
+        let given = Given { hidden: Some(Rows::Value(hidden)), ..*given };
+        let scored = self.forward.run(WHOLE, &given)?;
+        let loss = first(&self.forward.required(scored.loss, "the loss")?)?;
+        if !(flows || self.trains) {
+            return Ok(Headed { loss, flowing: None });
+        }
+        let graph = self.backward(!flows)?;
+        let mut results = graph.run(WHOLE, &Given { residuals: &scored.residuals, ..given })?;
+        add_gradients(gradients, results.gradients.drain(..))?;
+        Ok(Headed { loss, flowing: results.hidden_gradient.map(Flow::Value) })
+    }
+
+    /// The head over `rows` rows at a time: losses and gradients add up, for the weights of the tokens are those of the whole
+    /// batch. Rows that do not count are left out, and their gradient is zero.
+    fn step_in_chunks(
+        &mut self,
+        given: &Given<'_>,
+        hidden: &DynValue,
+        rows: usize,
+        flows: bool,
+        gradients: &mut NamedTensors,
+    ) -> Result<Headed, TrainerError> {
+        let (shape, values) = contents(hidden)?;
+        let width = shape.get(1).copied().unwrap_or(0);
+        let mut buffer = if flows { vec![0.0; values.len()] } else { Vec::new() };
+        let mut loss = 0.0;
+        let all = || chunks(given.batch.tokens, rows);
+        let mut counting: Vec<_> = all().filter(|rows| any_counts(given.batch, rows)).collect();
+        if counting.is_empty() {
+            // Where nothing counts, the gradients are zeros all the same.
+            counting.extend(all().next());
+        }
+        for rows in counting {
+            let span = rows.start * width..rows.end * width;
+            let hidden = Some(Rows::Slice(width, &values[span.clone()]));
+            let given = Given { hidden, rows: Some((rows.start, rows.end)), ..*given };
+            let scored = self.forward.run(WHOLE, &given)?;
+            loss += f64::from(first(&self.forward.required(scored.loss, "the loss")?)?);
+            if !(flows || self.trains) {
+                continue;
+            }
+            let graph = self.backward(!flows)?;
+            let mut results = graph.run(WHOLE, &Given { residuals: &scored.residuals, ..given })?;
+            add_gradients(gradients, results.gradients.drain(..))?;
+            if flows {
+                let gradient = graph.required(results.hidden_gradient, "the gradient of activations")?;
+                buffer[span].copy_from_slice(contents(&gradient)?.1);
+            }
+        }
+        Ok(Headed { loss: loss as f32, flowing: flows.then_some(Flow::Buffer(width, buffer)) })
+    }
+}
+
+impl Flow {
+    fn rows(&self) -> Rows<'_> {
+        match self {
+            Self::Value(value) => Rows::Value(value),
+            Self::Buffer(width, values) => Rows::Slice(*width, values),
+        }
+    }
+}
+
+/// What cannot be seen port by port.
+fn check(stages: &StageSpecs, layout: &Layout) -> Result<(), TrainerError> {
+    let fail = |what: String| Err(TrainerError::Stages { what });
+    if let Some((layer, kind)) = stages.kinds.iter().enumerate().find(|(_, kind)| **kind >= stages.blocks.len()) {
+        return fail(format!("layer {layer} is of kind {kind}, but there are {}", stages.blocks.len()));
+    }
+    if trains(&stages.embed) {
+        return fail("the embedding cannot train".to_owned());
+    }
+    let by_rows = |part| matches!(part, BatchPart::NextTokens | BatchPart::TokenWeights);
+    let whole = |port: &&Port| matches!(port.binding, Binding::Batch(part) if !by_rows(part));
+    let mut head = stages.head.graphs().flat_map(|graph| &graph.inputs);
+    match head.find(whole).filter(|_| layout.task == Task::CausalLm) {
+        Some(port) => fail(format!("a language model's head cannot read {:?} row by row", port.name)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a stage has something to train.
+fn trains(spec: &StageSpec) -> bool {
+    let outputs = spec.backward.iter().flat_map(|graph| &graph.outputs);
+    outputs.into_iter().any(|port| matches!(port.binding, Binding::Gradient(_)))
+}
+
+/// `clamp(32 MiB / (4 V), 16, 1024)`.
+fn chunk_rows(layout: &Layout) -> usize {
+    (CHUNK_BYTES / (size_of::<f32>() * layout.vocabulary.max(1))).clamp(16, 1024)
+}
+
+fn chunks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
+}
+
+fn any_counts(batch: &Batch, rows: &Range<usize>) -> bool {
+    batch.truths[rows.clone()].iter().any(|truth| *truth != Truth::None)
+}
+
+fn names(ports: &[Port], name: impl Fn(&Binding) -> Option<&String>) -> Vec<String> {
+    ports.iter().filter_map(|port| name(&port.binding)).cloned().collect()
+}
+
+fn add_gradients(
+    into: &mut NamedTensors,
+    gradients: impl Iterator<Item = (String, DynValue)>,
+) -> Result<(), TrainerError> {
+    for (name, value) in gradients {
+        let gradient = array(&value)?;
+        match into.get_mut(&name) {
+            Some(sum) => *sum += &gradient,
+            None => drop(into.insert(name, gradient)),
+        }
+    }
+    Ok(())
+}
+
+fn first(value: &DynValue) -> Result<f32, TrainerError> {
+    let (_, values) = contents(value)?;
+    values.first().copied().ok_or_else(|| TrainerError::Stages { what: "the loss is empty".to_owned() })
+}

@@ -1,0 +1,201 @@
+//! A pack in training.
+
+use crate::batch::{Batch, Form, Truth};
+use crate::clock::monotonic;
+use crate::dropout::LayerMask;
+use crate::error::TrainerError;
+use crate::evaluation::{EvaluatePlan, EvaluateSummary};
+use crate::examples::Examples;
+use crate::model::{Model, StepOutcome};
+use crate::optimizer::{AdamW, clip, global_norm};
+use crate::runtime::Runtime;
+use crate::training::{StepReport, Tally, TrainPlan, TrainSummary, check, examples_of_step};
+use ndarray::{Array2, ArrayD};
+use skiff_models::Pack;
+use skiff_models::tensors::NamedTensors;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// A model in training: its sessions, and the present values of what trains.
+pub struct Trainer {
+    model: Model,
+    pack: Arc<Pack>,
+    weights: NamedTensors,
+}
+
+impl Trainer {
+    /// Opens the pack's sessions and takes its first weights.
+    ///
+    /// # Errors
+    /// A graph that ONNX Runtime refuses, weights that cannot be read.
+    pub fn open(runtime: &Runtime, pack: Arc<Pack>) -> Result<Self, TrainerError> {
+        let weights = pack.initial_weights()?;
+        Ok(Self { model: Model::open(runtime, &pack)?, pack, weights })
+    }
+
+    /// The present values of the trainable tensors.
+    #[must_use]
+    pub fn weights(&self) -> &NamedTensors {
+        &self.weights
+    }
+
+    /// Replaces them all.
+    ///
+    /// # Errors
+    /// Tensors that are not the schema's.
+    pub fn set_weights(&mut self, weights: NamedTensors) -> Result<(), TrainerError> {
+        let schema = self.pack.schema();
+        let fits =
+            |name: &String, tensor: &ArrayD<f32>| schema.find(name).is_some_and(|spec| spec.shape == tensor.shape());
+        if let Some((name, _)) = weights.iter().find(|(name, tensor)| !fits(name, tensor)) {
+            return Err(TrainerError::Weights { name: name.clone() });
+        }
+        if let Some(spec) = schema.tensors.iter().find(|spec| !weights.contains_key(&spec.name)) {
+            return Err(TrainerError::Weights { name: spec.name.clone() });
+        }
+        self.weights = weights;
+        Ok(())
+    }
+
+    /// Forward and backward of one batch through the layers of `mask`; weights stay as they are.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn step(&mut self, batch: &Batch, mask: &LayerMask) -> Result<StepOutcome, TrainerError> {
+        self.model.step(&self.weights, batch, mask)
+    }
+
+    /// The scores with the layers of `mask`: `[B, C]`, or `[T, C]` of the tokens of text where the task is one of tokens.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn logits(&mut self, batch: &Batch, mask: &LayerMask) -> Result<Array2<f32>, TrainerError> {
+        let classes = self.model.form().layout.classes;
+        let mut logits = Array2::zeros((batch.truths.len(), classes));
+        let mut fits = true;
+        self.model.scores(&self.weights, batch, mask, false, &mut |row, scores| {
+            fits &= scores.len() == classes;
+            logits.row_mut(row).iter_mut().zip(scores).for_each(|(to, from)| *to = *from);
+        })?;
+        if !fits {
+            return Err(TrainerError::Stages { what: format!("the head does not score {classes} classes") });
+        }
+        Ok(logits)
+    }
+
+    /// The activations `[T, D]` of the tokens of text after the layers of `mask`.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn hidden(&mut self, batch: &Batch, mask: &LayerMask) -> Result<ArrayD<f32>, TrainerError> {
+        self.model.hidden(&self.weights, batch, mask)
+    }
+
+    /// Has a language model's head compute the scores of so many tokens at once, instead of a number that its vocabulary
+    /// determines. Losses and gradients differ in rounding only.
+    pub fn set_chunk_rows(&mut self, rows: usize) {
+        self.model.set_chunk_rows(rows);
+    }
+
+    /// Gives memory that no tensor uses at the moment back to the system.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn shrink(&mut self) -> Result<(), TrainerError> {
+        self.model.shrink(&self.weights)
+    }
+
+    /// Trains as planned, with a fresh optimizer, reporting each step to `watch`, which may stop it.
+    ///
+    /// Which examples a step takes: the examples are run through again and again, each time in another seeded order.
+    ///
+    /// # Errors
+    /// A plan that does not fit, a graph that fails, a loss that is not finite. The weights then are those of the last
+    /// good step.
+    pub fn train(
+        &mut self,
+        plan: &TrainPlan,
+        examples: &dyn Examples,
+        watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<TrainSummary, TrainerError> {
+        let layers = self.pack.manifest().layers;
+        check(plan, layers, examples.len())?;
+        let started = monotonic();
+        let mut optimizer = AdamW::default();
+        let mut tally = Tally::new(layers);
+        for step in 1..=plan.steps {
+            let begun = monotonic();
+            let mask = LayerMask::draw(&plan.rates, plan.seed, &plan.device, plan.round, step);
+            let batch = self.batch(examples, &examples_of_step(plan, examples.len(), step))?;
+            let mut outcome = self.step(&batch, &mask)?;
+            let norm = global_norm(&outcome.gradients);
+            if !(outcome.loss.is_finite() && norm.is_finite()) {
+                return Err(TrainerError::NotFinite { step, loss: outcome.loss, norm });
+            }
+            tally.add_importance(self.pack.schema(), &mask, &outcome.gradients);
+            clip(&mut outcome.gradients, plan.clip_norm);
+            optimizer.step(&mut self.weights, &outcome.gradients, plan.learning_rate);
+            let report = StepReport {
+                step,
+                steps: plan.steps,
+                loss: outcome.loss,
+                active_layers: mask.active().len(),
+                tokens: batch.tokens,
+                elapsed: monotonic().saturating_sub(begun),
+            };
+            tally.add(&report, batch.examples);
+            if watch(&report).is_break() {
+                break;
+            }
+        }
+        Ok(tally.summary(monotonic().saturating_sub(started)))
+    }
+
+    /// Evaluates the first of `examples` with every layer active, telling `watch` how many are done.
+    ///
+    /// # Errors
+    /// A graph that fails, an example that cannot be brought.
+    pub fn evaluate(
+        &mut self,
+        examples: &dyn Examples,
+        plan: &EvaluatePlan,
+        watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<EvaluateSummary, TrainerError> {
+        let started = monotonic();
+        let mask = LayerMask::all(self.pack.manifest().layers);
+        let mut summary = EvaluateSummary::default();
+        let mut chosen: Vec<usize> = (0..examples.len().min(plan.examples)).collect();
+        // Like lengths side by side leave less padding inside attention; the sums do not mind the order.
+        chosen.sort_by_key(|&at| (examples.length_hint(at), at));
+        for chosen in chosen.chunks(plan.batch.max(1)) {
+            let batch = self.batch(examples, chosen)?;
+            self.model.scores(&self.weights, &batch, &mask, true, &mut |row, scores| {
+                summary.add(batch.truths.get(row).unwrap_or(&Truth::None), scores);
+            })?;
+            summary.examples += batch.examples as u64;
+            if watch(summary.examples as usize).is_break() {
+                break;
+            }
+        }
+        summary.elapsed = monotonic().saturating_sub(started);
+        Ok(summary)
+    }
+
+    /// What a batch of this pack is laid out by.
+    #[must_use]
+    pub fn form(&self) -> &Form {
+        self.model.form()
+    }
+
+    /// Lays out the examples at `chosen`.
+    fn batch(&self, examples: &dyn Examples, chosen: &[usize]) -> Result<Batch, TrainerError> {
+        let brought = |&at: &usize| {
+            let failed = |source| TrainerError::Example { example: at + 1, source };
+            let sequence = examples.encode(at).map_err(failed)?;
+            self.form().check(&sequence).map_err(|source| failed(source.into()))?;
+            Ok(sequence)
+        };
+        let sequences = chosen.iter().map(brought).collect::<Result<Vec<_>, TrainerError>>()?;
+        Ok(Batch::new(&sequences, self.form())?)
+    }
+}

@@ -167,16 +167,16 @@ impl<'a> Row<'a> {
 
     /// One finite number or several: JSON's, or text that says the same.
     pub(crate) fn numbers(&mut self, at: usize) -> Result<Vec<f32>, DataError> {
-        let value = match self.take(at)? {
-            Value::String(text) if text.trim().is_empty() => return Err(self.missing_label_at(at)),
-            Value::String(text) => serde_json::from_str(text.trim()).unwrap_or(Value::String(text)),
-            other => other,
-        };
-        let values = match value {
-            Value::Array(values) if values.is_empty() => return Err(self.missing_label_at(at)),
-            Value::Array(values) => values,
-            other => vec![other],
-        };
+        let mut value = self.take(at)?;
+        if let Some(text) = value.as_str()
+            && let Ok(said) = serde_json::from_str(text.trim())
+        {
+            value = said;
+        }
+        let values = if let Value::Array(values) = &value { values } else { std::slice::from_ref(&value) };
+        if values.is_empty() || value.as_str().is_some_and(|text| text.trim().is_empty()) {
+            return Err(self.missing_label_at(at));
+        }
         values.iter().map(|value| number(value).ok_or_else(|| self.not_a_number(at, value))).collect()
     }
 
@@ -217,31 +217,26 @@ impl<'a> Row<'a> {
     }
 
     fn array(&mut self, at: usize, expected: &'static str) -> Result<Vec<Value>, DataError> {
-        match self.take(at)? {
-            Value::Array(values) => Ok(values),
-            other => Err(self.wrong_type(at, expected, type_name(&other))),
-        }
+        let value = self.take(at)?;
+        let found = type_name(&value);
+        if let Value::Array(values) = value { Ok(values) } else { Err(self.wrong_type(at, expected, found)) }
     }
 
     fn string(&self, at: usize, value: Value, expected: &'static str) -> Result<String, DataError> {
-        match value {
-            Value::String(text) => {
-                field_text(text.as_bytes(), &self.place_of(at))?;
-                Ok(text)
-            }
-            other => Err(self.wrong_type(at, expected, type_name(&other))),
-        }
+        let found = type_name(&value);
+        let Value::String(text) = value else { return Err(self.wrong_type(at, expected, found)) };
+        if text.contains('\0') { Err(DataError::Nul { place: self.place_of(at) }) } else { Ok(text) }
     }
 
     /// The name of a class.
     fn name(&self, at: usize, value: Value, expected: &'static str) -> Result<String, DataError> {
-        match value {
-            Value::Number(number) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
-            Value::Number(_) => Err(self.wrong_type(at, expected, "a fraction")),
-            other => match self.string(at, other, expected)?.trim() {
-                "" => Err(self.missing_label_at(at)),
-                name => Ok(name.to_owned()),
-            },
+        if let Some(number) = value.as_number() {
+            let whole = number.is_i64() || number.is_u64();
+            return if whole { Ok(number.to_string()) } else { Err(self.wrong_type(at, expected, "a fraction")) };
+        }
+        match self.string(at, value, expected)?.trim() {
+            "" => Err(self.missing_label_at(at)),
+            name => Ok(name.to_owned()),
         }
     }
 
@@ -263,11 +258,9 @@ pub(crate) fn at_field(place: &Place, at: usize) -> Place {
 }
 
 fn number(value: &Value) -> Option<f32> {
-    let number = match value {
-        Value::String(text) => text.trim().parse().ok()?,
-        other => other.as_f64()? as f32,
-    };
-    number.is_finite().then_some(number)
+    let number =
+        value.as_str().map_or_else(|| value.as_f64().map(|number| number as f32), |text| text.trim().parse().ok());
+    number.filter(|number| number.is_finite())
 }
 
 fn type_name(value: &Value) -> &'static str {

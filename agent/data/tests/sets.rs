@@ -87,7 +87,7 @@ fn mrpc_is_read_as_pairs_with_their_quotes() {
         )
     );
     let rated: Vec<Rated> = read(&folder.join("train.tsv")).unwrap();
-    assert_eq!(rated.iter().map(|rated| rated.numbers[0]).sum::<f32>(), 2_473.0);
+    assert_eq!(rated.iter().filter(|rated| rated.numbers[0] > 0.5).count(), 2_473);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! What the device has for a fleet: its pack and its examples, looked at once when the agent starts.
 
 use crate::config::Training;
+use crate::corpus::count;
 use crate::participant::Profile;
 use crate::telemetry::machine;
 use anyhow::{Context, bail};
 use skiff_models::pack::Pack;
 use skiff_protocol::messages::Birth;
 use skiff_protocol::{BootId, Digest};
-use std::path::Path;
 
 /// Opens the pack (which checks every file of it) and counts the examples; keeps neither in memory.
 ///
@@ -19,7 +19,7 @@ pub fn profile(training: &Training, boot: BootId) -> anyhow::Result<Profile> {
     if let Some(layer) = training.protected.iter().find(|layer| **layer as usize >= layers) {
         bail!("protected names layer {layer}, but the pack has layers 0 to {}", layers.saturating_sub(1));
     }
-    let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count_examples(path, &pack));
+    let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count(path, &pack));
     Ok(Profile {
         birth: Birth {
             boot,
@@ -33,31 +33,6 @@ pub fn profile(training: &Training, boot: BootId) -> anyhow::Result<Profile> {
         layers,
         protected: training.protected.clone(),
     })
-}
-
-/// Reads the examples one by one and checks that the pack knows their labels.
-///
-/// # Errors
-/// What the file's reader says, with line and column; a label that is not the pack's.
-pub fn count_examples(path: &Path, pack: &Pack) -> anyhow::Result<u64> {
-    let labels = &pack.manifest().labels;
-    let mut count = 0;
-    for example in skiff_data::open(path)? {
-        let example = example?;
-        count += 1;
-        if !labels.contains(&example.label) {
-            bail!(
-                "{}: example {count} has the label {:?}, which the pack in use was not built for; its labels are {}",
-                path.display(),
-                example.label,
-                labels.join(", ")
-            );
-        }
-    }
-    if count == 0 {
-        bail!("{} holds no examples", path.display());
-    }
-    Ok(count)
 }
 
 /// 64 random bits for a new life of the agent.

@@ -1,8 +1,9 @@
 //! Records of fields between commas (with quotes) or tabs (without).
 
-use crate::error::{DataError, LABEL_COLUMNS, Place, TEXT_COLUMNS};
-use crate::example::Example;
+use crate::error::{DataError, Place};
+use crate::example::Record;
 use crate::reader::{MAX_RECORD_BYTES, field_text};
+use crate::row::{Cells, Row, at_field};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use std::io::{self, Read};
 
@@ -11,6 +12,9 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// What stands in for the end of a file: the first line end closes a last line without one, and only an unclosed quote
 /// makes a record reach the second.
 const END: &[u8] = b"\n\n";
+
+/// The columns of a file without a header, whose first field is a number.
+const AG_NEWS: [&str; 3] = ["class index", "title", "description"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
@@ -22,20 +26,7 @@ pub(crate) struct Delimited {
     form: Form,
     records: csv::Reader<Rationed>,
     record: ByteRecord,
-    columns: Option<Columns>,
-}
-
-/// Where the fields of an example are.
-struct Columns {
-    count: usize,
-    label: usize,
-    text: TextColumns,
-}
-
-#[derive(Clone, Copy)]
-enum TextColumns {
-    One(usize),
-    TitleAndDescription(usize, usize),
+    names: Vec<String>,
 }
 
 impl Delimited {
@@ -49,24 +40,41 @@ impl Delimited {
             .terminator(Terminator::Any(b'\n'))
             .buffer_capacity(BUFFER_BYTES)
             .from_reader(Rationed::new(source));
-        Self { form, records, record: ByteRecord::new(), columns: None }
+        Self { form, records, record: ByteRecord::new(), names: Vec::new() }
     }
 
-    /// The next example, and in `place` where it is; `None` at the end.
-    pub(crate) fn next_example(&mut self, place: &mut Place) -> Result<Option<Example>, DataError> {
-        while self.next_record(place)? {
-            match &self.columns {
-                Some(columns) => return columns.example(&self.record, place).map(Some),
-                None if self.form == Form::Csv && is_headless(&self.record) => {
-                    let columns = Columns::of_ag_news();
-                    let example = columns.example(&self.record, place)?;
-                    self.columns = Some(columns);
-                    return Ok(Some(example));
-                }
-                None => self.columns = Some(Columns::of_header(&self.record, place)?),
+    /// Goes to the next record after the header, which must name what an `R` needs; false at the end.
+    pub(crate) fn advance<R: Record>(&mut self, place: &mut Place) -> Result<bool, DataError> {
+        if self.names.is_empty() {
+            if !self.next_record(place)? {
+                return Ok(false);
+            }
+            let headless = self.form == Form::Csv && is_headless(&self.record);
+            self.names = if headless { AG_NEWS.map(str::to_owned).into() } else { header(&self.record, place)? };
+            if !R::fits(&self.names) {
+                let found = self.names.clone();
+                return Err(DataError::UnknownColumns { place: place.clone(), found, wanted: R::COLUMNS });
+            }
+            if headless {
+                return self.check_width(place).map(|()| true);
             }
         }
-        Ok(None)
+        if !self.next_record(place)? {
+            return Ok(false);
+        }
+        self.check_width(place).map(|()| true)
+    }
+
+    pub(crate) fn row<'a>(&'a self, place: &'a Place) -> Row<'a> {
+        Row::new(place, &self.names, Cells::Bytes(&self.record))
+    }
+
+    fn check_width(&self, place: &Place) -> Result<(), DataError> {
+        let (expected, found) = (self.names.len(), self.record.len());
+        if found == expected {
+            return Ok(());
+        }
+        Err(DataError::FieldCount { place: at_field(place, found.min(expected)), expected, found })
     }
 
     /// Reads the next record that is not a blank line.
@@ -112,74 +120,15 @@ impl Delimited {
     }
 }
 
-impl Columns {
-    /// `class,title,description`, the class a number.
-    fn of_ag_news() -> Self {
-        Self { count: 3, label: 0, text: TextColumns::TitleAndDescription(1, 2) }
-    }
-
-    fn of_header(header: &ByteRecord, place: &Place) -> Result<Self, DataError> {
-        let names: Vec<String> = header
-            .iter()
-            .enumerate()
-            .map(|(at, name)| Ok(field_text(name, &at_field(place, at))?.trim().to_owned()))
-            .collect::<Result<_, DataError>>()?;
-        let pair: Vec<String> = names.iter().filter(|name| is_half_of_a_pair(name)).cloned().collect();
-        if pair.len() > 1 {
-            return Err(DataError::SentencePair { place: place.clone(), columns: pair });
-        }
-        let column = |wanted: &str| names.iter().position(|name| name.eq_ignore_ascii_case(wanted));
-        let label = LABEL_COLUMNS.into_iter().find_map(column);
-        let text = TEXT_COLUMNS.into_iter().find_map(column).map(TextColumns::One);
-        let title = column("title").zip(column("description")).map(|(t, d)| TextColumns::TitleAndDescription(t, d));
-        match (label, text.or(title)) {
-            (Some(label), Some(text)) => Ok(Self { count: names.len(), label, text }),
-            _ => Err(DataError::UnknownColumns { place: place.clone(), found: names }),
-        }
-    }
-
-    fn example(&self, record: &ByteRecord, place: &Place) -> Result<Example, DataError> {
-        if record.len() != self.count {
-            return Err(DataError::FieldCount {
-                place: at_field(place, record.len().min(self.count)),
-                expected: self.count,
-                found: record.len(),
-            });
-        }
-        let field = |at| field_text(&record[at], &at_field(place, at));
-        let label = field(self.label)?.trim();
-        if label.is_empty() {
-            return Err(DataError::MissingLabel { place: at_field(place, self.label) });
-        }
-        let (first, text) = match self.text {
-            TextColumns::One(text) => (text, field(text)?.to_owned()),
-            TextColumns::TitleAndDescription(title, description) => {
-                let (heading, body) = (field(title)?, field(description)?);
-                let blank = heading.trim().is_empty() && body.trim().is_empty();
-                (title, if blank { String::new() } else { format!("{heading}. {body}") })
-            }
-        };
-        if text.trim().is_empty() {
-            return Err(DataError::MissingText { place: at_field(place, first) });
-        }
-        Ok(Example { label: label.to_owned(), text })
-    }
-}
-
-fn at_field(place: &Place, at: usize) -> Place {
-    Place { column: at + 1, ..place.clone() }
+/// The names in a header.
+fn header(record: &ByteRecord, place: &Place) -> Result<Vec<String>, DataError> {
+    let name = |(at, name)| Ok(field_text(name, &at_field(place, at))?.trim().to_owned());
+    record.iter().enumerate().map(name).collect()
 }
 
 /// Three fields or more, the first a whole number: data, not a header.
 fn is_headless(record: &ByteRecord) -> bool {
     record.len() > 2 && record.get(0).is_some_and(|class| !class.is_empty() && class.iter().all(u8::is_ascii_digit))
-}
-
-fn is_half_of_a_pair(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let half = name.trim_start_matches(['#', '1', '2', ' ']).trim_end_matches(['1', '2', '_', ' ']);
-    (half != name && ["string", "sentence", "question", "text"].contains(&half))
-        || ["premise", "hypothesis"].contains(&half)
 }
 
 /// Of a CRLF, the CR is left at the end of the last field.

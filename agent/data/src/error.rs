@@ -11,7 +11,7 @@ pub struct Place {
     pub path: PathBuf,
     /// Where the record begins.
     pub line: u64,
-    /// In CSV and TSV the number of the field, in JSON Lines the byte in the line; 0 for the whole record.
+    /// In CSV and TSV the number of the field, elsewhere the byte in the line; 0 for the whole record.
     pub column: usize,
 }
 
@@ -44,10 +44,12 @@ pub enum DataError {
         source: io::Error,
     },
     /// Another extension than those with a reader.
-    #[error("{} is of no supported format: use a .csv, .tsv or .jsonl file", path.display())]
+    #[error("{} is of no supported format: use a file that ends in {supported}", path.display())]
     UnsupportedFormat {
         /// The file.
         path: PathBuf,
+        /// The extensions that have one.
+        supported: String,
     },
     /// Not one example.
     #[error("{} holds no examples: is it the right file, and was it written completely?", path.display())]
@@ -56,24 +58,14 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The header does not say where text and label are.
-    #[error(
-        "{place}: found the columns {found:?}; name one column {LABEL_COLUMNS:?} and one {TEXT_COLUMNS:?} (or title and description)"
-    )]
+    #[error("{place}: found the columns {found:?}; name {wanted}")]
     UnknownColumns {
         /// The header.
         place: Place,
         /// What the columns are called.
         found: Vec<String>,
-    },
-    /// Two texts in one example.
-    #[error(
-        "{place}: columns {columns:?} are a pair of sentences, which is not supported: join them into one column \"text\""
-    )]
-    SentencePair {
-        /// The header.
-        place: Place,
-        /// The two columns.
-        columns: Vec<String>,
+        /// What they may be called.
+        wanted: &'static str,
     },
     /// A record of another width than the header, or than the first record.
     #[error("{place}: found {found} fields, expected {expected}: quote fields that hold the separator")]
@@ -103,13 +95,45 @@ pub enum DataError {
         /// The record.
         place: Place,
     },
-    /// A label or text of a JSON type that cannot be one.
+    /// A record without words, or without labels for them.
+    #[error("{place}: no words with a label each: write them such as {WORDS_LINE}")]
+    MissingWords {
+        /// The record.
+        place: Place,
+    },
+    /// A word of spaces only.
+    #[error("{place}: a word is blank: delete it and its label")]
+    BlankWord {
+        /// The record.
+        place: Place,
+    },
+    /// Not one label for each word.
+    #[error("{place}: {words} words have {labels} labels: give every word one")]
+    UnevenLabels {
+        /// The record.
+        place: Place,
+        /// How many words.
+        words: usize,
+        /// How many labels.
+        labels: usize,
+    },
+    /// A label that should be a number.
+    #[error("{place}: {key:?} is {found:?}, expected a finite number such as 3.5, or an array such as [1, 0.5]")]
+    NotANumber {
+        /// The record.
+        place: Place,
+        /// What the field is called.
+        key: String,
+        /// The start of what it holds.
+        found: String,
+    },
+    /// A field of a JSON type that it cannot be.
     #[error("{place}: {key:?} is {found}, expected {expected}")]
     WrongType {
         /// The record.
         place: Place,
-        /// `label` or `text`.
-        key: &'static str,
+        /// What the field is called.
+        key: String,
         /// What it may be.
         expected: &'static str,
         /// What it is.
@@ -159,10 +183,6 @@ pub enum DataError {
     },
 }
 
-/// What a column with the label may be called.
-pub(crate) const LABEL_COLUMNS: [&str; 6] = ["label", "class", "class index", "category", "intent", "quality"];
-
-/// What a column with the text may be called.
-pub(crate) const TEXT_COLUMNS: [&str; 5] = ["text", "sentence", "utterance", "content", "review"];
-
 const EXAMPLE_LINE: &str = r#"{"label": "greeting", "text": "good morning"}"#;
+
+const WORDS_LINE: &str = r#"{"tokens": ["Oslo", "is", "cold"], "labels": ["B-LOC", "O", "O"]}"#;

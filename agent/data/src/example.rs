@@ -1,15 +1,151 @@
-//! One labelled text, and the order of labels.
+//! What a file may hold: one kind of example for each kind of task.
+//!
+//! Each kind takes what it needs from a [`Row`] and checks it there, so that an example that was read is whole.
 
+use crate::error::DataError;
+use crate::reader::Format;
+use crate::row::{self, Row, Texts};
+use serde::Serialize;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-/// A text and what it is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A text, or a pair of texts, and what it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Example {
     /// Never blank; kept as it stands in the file, spaces included.
     pub text: String,
+    /// The second text of a pair, likewise.
+    #[serde(rename = "text_pair", skip_serializing_if = "Option::is_none")]
+    pub pair: Option<String>,
     /// Never blank; without surrounding spaces.
     pub label: String,
+}
+
+/// A text, or a pair of texts, and the numbers that are to be told from it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Rated {
+    /// Never blank; kept as it stands in the file, spaces included.
+    pub text: String,
+    /// The second text of a pair, likewise.
+    pub pair: Option<String>,
+    /// Finite, at least one.
+    pub numbers: Vec<f32>,
+}
+
+/// Words, each with what it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tagged {
+    /// At least one; none is blank.
+    pub words: Vec<String>,
+    /// One for each word; never blank, without surrounding spaces.
+    pub labels: Vec<String>,
+}
+
+/// A text whose next words are to be told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Passage {
+    /// What stands before the text and is given; empty where nothing does.
+    pub prompt: String,
+    /// Never blank; kept as it stands in the file, spaces included.
+    pub text: String,
+}
+
+/// A kind of example.
+pub trait Record: Sized {
+    /// The extensions of files that may hold it, and what is in them.
+    const FORMATS: &'static [(&'static str, Format)];
+    /// What the columns may be called, for a reader of error messages.
+    const COLUMNS: &'static str;
+
+    /// Whether columns of these names hold all that it needs.
+    #[must_use]
+    fn fits(names: &[String]) -> bool;
+
+    /// Takes it from a record.
+    ///
+    /// # Errors
+    /// What is missing, blank, or not of the type it should be.
+    fn of_row(row: &mut Row<'_>) -> Result<Self, DataError>;
+}
+
+const TEXT_FILES: &[(&str, Format)] =
+    &[("csv", Format::Csv), ("tsv", Format::Tsv), ("jsonl", Format::JsonLines), ("txt", Format::Tsv)];
+
+impl Record for Example {
+    const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
+    const COLUMNS: &'static str = row::LABELLED;
+
+    fn fits(names: &[String]) -> bool {
+        row::label(names).is_some() && row::texts(names).is_some()
+    }
+
+    fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
+        let label = row::label(row.names()).ok_or_else(|| row.missing_label())?;
+        let label = row.label(label)?;
+        let (text, pair) = one_or_two(row)?;
+        Ok(Self { text, pair, label })
+    }
+}
+
+impl Record for Rated {
+    const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
+    const COLUMNS: &'static str = row::LABELLED;
+
+    fn fits(names: &[String]) -> bool {
+        Example::fits(names)
+    }
+
+    fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
+        let label = row::label(row.names()).ok_or_else(|| row.missing_label())?;
+        let numbers = row.numbers(label)?;
+        let (text, pair) = one_or_two(row)?;
+        Ok(Self { text, pair, numbers })
+    }
+}
+
+impl Record for Tagged {
+    const FORMATS: &'static [(&'static str, Format)] =
+        &[("jsonl", Format::JsonLines), ("conll", Format::Conll), ("txt", Format::Conll)];
+    const COLUMNS: &'static str = "none: a table has no room for words with a label each; use a .jsonl or .conll file";
+
+    fn fits(_: &[String]) -> bool {
+        false
+    }
+
+    fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
+        let (words, labels) = row::tagged(row.names()).ok_or_else(|| row.missing_words())?;
+        let (words, labels) = (row.words(words)?, row.labels(labels)?);
+        match (words.len(), labels.len()) {
+            (0, 0) => Err(row.missing_words()),
+            (words, labels) if words != labels => Err(row.uneven(words, labels)),
+            _ => Ok(Self { words, labels }),
+        }
+    }
+}
+
+impl Record for Passage {
+    const FORMATS: &'static [(&'static str, Format)] =
+        &[("txt", Format::Lines), ("csv", Format::Csv), ("tsv", Format::Tsv), ("jsonl", Format::JsonLines)];
+    const COLUMNS: &'static str = row::PLAIN;
+
+    fn fits(names: &[String]) -> bool {
+        row::completion(names).is_some() || row::single_text(names).is_some()
+    }
+
+    fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
+        if let Some((prompt, completion)) = row::completion(row.names()) {
+            return Ok(Self { prompt: row.any_text(prompt)?, text: row.text(completion)? });
+        }
+        let text = row::single_text(row.names()).ok_or_else(|| row.missing_text())?;
+        Ok(Self { prompt: String::new(), text: row.single(text)? })
+    }
+}
+
+fn one_or_two(row: &mut Row<'_>) -> Result<(String, Option<String>), DataError> {
+    match row::texts(row.names()).ok_or_else(|| row.missing_text())? {
+        Texts::Pair(first, second) => Ok((row.text(first)?, Some(row.text(second)?))),
+        Texts::Single(text) => Ok((row.single(text)?, None)),
+    }
 }
 
 /// The distinct labels of `examples` in natural order: runs of digits compare as numbers, so `10` follows `9`.
@@ -62,7 +198,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn labelled(label: &str) -> Example {
-        Example { text: "text".to_owned(), label: label.to_owned() }
+        Example { text: "text".to_owned(), pair: None, label: label.to_owned() }
     }
 
     #[test]

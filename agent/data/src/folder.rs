@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 const TRAINING_NAMES: [&str; 2] = ["train", "kfold1_train"];
 const TEST_NAMES: [&str; 5] = ["test", "dev", "validation", "valid", "kfold1_test"];
 const EXTENSIONS: [&str; 3] = ["csv", "tsv", "jsonl"];
+/// An extension that says little: looked at only where no name has one of the others.
+const LAST_EXTENSION: &str = "txt";
 
 /// A data set in a folder.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,7 +21,7 @@ pub struct DataSet {
 }
 
 /// Finds the parts of the data set in `folder`: `train` and `test` (or `dev`, `validation`, `valid`), also
-/// `kfold1_train` and `kfold1_test`, each as `.csv`, `.tsv` or `.jsonl`.
+/// `kfold1_train` and `kfold1_test`, each as `.csv`, `.tsv` or `.jsonl`, and where there is none of them as `.txt`.
 ///
 /// # Errors
 /// [`DataError::Open`] where `folder` is not there, [`DataError::MissingPart`] with the names that were looked for.
@@ -32,7 +34,10 @@ pub fn dataset(folder: &Path) -> Result<DataSet, DataError> {
 }
 
 fn find(folder: &Path, part: &'static str, names: &[&str]) -> Result<PathBuf, DataError> {
-    let candidates = || names.iter().flat_map(|name| EXTENSIONS.iter().map(move |ending| format!("{name}.{ending}")));
+    let candidates = || {
+        let usual = names.iter().flat_map(|name| EXTENSIONS.iter().map(move |ending| format!("{name}.{ending}")));
+        usual.chain(names.iter().map(|name| format!("{name}.{LAST_EXTENSION}")))
+    };
     candidates().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| DataError::MissingPart {
         folder: folder.to_owned(),
         part,
@@ -60,6 +65,7 @@ mod tests {
             (["kfold1_train.jsonl", "kfold1_test.jsonl", "x"], "kfold1_train.jsonl", "kfold1_test.jsonl"),
             (["train.tsv", "dev.tsv", "test.txt"], "train.tsv", "dev.tsv"),
             (["train.jsonl", "dev.jsonl", "test.jsonl"], "train.jsonl", "test.jsonl"),
+            (["train.tsv", "test.txt", "README.txt"], "train.tsv", "test.txt"),
         ] {
             let folder = folder_with(&names);
             let set = dataset(folder.path()).unwrap();
@@ -70,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_missing_part_is_named_with_what_was_looked_for() {
-        let folder = folder_with(&["train.tsv", "test.txt"]);
+        let folder = folder_with(&["train.tsv", "classes.txt"]);
         let message = dataset(folder.path()).unwrap_err().to_string();
         assert!(message.contains("holds no test part") && message.contains("\"dev.tsv\""), "{message}");
     }

@@ -1,8 +1,9 @@
-//! Labelled text for fine-tuning: reads it, shares it out among devices, and writes the demo's own.
+//! Text for fine-tuning: reads it, shares it out among devices, and writes the demo's own.
 //!
 //! It does not tokenise and does not train; a label is text here, and its number is the place that [`labels`] gives it.
 //!
-//! - [`reader`]: CSV, TSV and JSON Lines, one bounded record at a time
+//! - [`Record`]: the kinds of examples, one for each kind of task: [`Example`], [`Rated`], [`Tagged`], [`Passage`]
+//! - [`reader`]: CSV, TSV, JSON Lines, CoNLL and plain text, one bounded record at a time
 //! - [`folder`]: which files of a folder are its training and its test part
 //! - [`split`]: Dirichlet and even shares
 //! - [`corpus`]: commands to a home assistant, written from a grammar
@@ -14,11 +15,13 @@ mod error;
 mod example;
 pub mod folder;
 mod json_lines;
+mod lines;
 pub mod random;
 pub mod reader;
+mod row;
 pub mod split;
 
 pub use error::{DataError, Place};
-pub use example::{Example, labels};
+pub use example::{Example, Passage, Rated, Record, Tagged, labels};
 pub use folder::{DataSet, dataset};
 pub use reader::{Reader, open, read};

@@ -1,20 +1,30 @@
-//! Reads labelled text, one record at a time.
+//! Reads examples of one kind, one record at a time.
 //!
-//! | extension | form |
+//! | extension | record |
 //! |---|---|
-//! | `.csv` | a header that names a label and a text column, or no header and `class,title,description` as AG News has it |
-//! | `.tsv` | a header that names a label and a text column; quotes are text, as in SST-2 |
-//! | `.jsonl` | one object on each line with `label` and `text`, as in HWU64; other keys are ignored |
+//! | `.csv` | between commas, with quotes; under a header, or without one `class,title,description` as AG News has it |
+//! | `.tsv` | between tabs, under a header; quotes are text, as in SST-2 and MRPC |
+//! | `.jsonl` | an object on each line; keys without a meaning are ignored |
+//! | `.conll` | a word on each line with its label last, a blank line after each sentence |
+//! | `.txt` | what it usually is for that kind: a [`Passage`](crate::Passage) on each line, as `.conll` for [`Tagged`](crate::Tagged), as `.tsv` for the others |
 //!
-//! UTF-8, with or without a byte order mark; lines end in LF or CRLF; blank lines are skipped. A record holds at most
-//! [`MAX_RECORD_BYTES`]. Where there are `title` and `description`, the text is `title. description`.
+//! | kind | columns or keys |
+//! |---|---|
+//! | [`Example`](crate::Example), [`Rated`](crate::Rated) | a label (`label`, `class`, `class index`, `category`, `intent`, `quality`, `score`) and a text (`text`, `sentence`, `utterance`, `content`, `review`, or `title` and `description`, which become `title. description`) or a pair (`text` and `text_pair`, `text1` and `text2`, `sentence1` and `sentence2`, `question1` and `question2`, `question` and `sentence`, `premise` and `hypothesis`, `#1 String` and `#2 String`) |
+//! | [`Tagged`](crate::Tagged) | arrays of equal length: `tokens` or `words`, and `labels`, `ner_tags` or `tags` |
+//! | [`Passage`](crate::Passage) | a text as above, or `prompt` and `completion` |
+//!
+//! UTF-8, with or without a byte order mark; lines end in LF or CRLF; blank lines are skipped. Names count in capitals or
+//! not. A record holds at most [`MAX_RECORD_BYTES`].
 
 use crate::delimited::{Delimited, Form};
 use crate::error::{DataError, Place};
-use crate::example::Example;
+use crate::example::Record;
 use crate::json_lines::JsonLines;
+use crate::lines::{Conll, PlainText};
 use std::fs::File;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// The longest record that is read; a longer one is an error, so memory stays bounded whatever the file holds.
@@ -24,7 +34,7 @@ pub const MAX_RECORD_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// The first thing that is wrong with the file; also where it holds no examples.
-pub fn read(path: &Path) -> Result<Vec<Example>, DataError> {
+pub fn read<R: Record>(path: &Path) -> Result<Vec<R>, DataError> {
     open(path)?.collect()
 }
 
@@ -32,10 +42,17 @@ pub fn read(path: &Path) -> Result<Vec<Example>, DataError> {
 ///
 /// # Errors
 /// [`DataError::Open`] and [`DataError::UnsupportedFormat`]; what is wrong with the content, the iterator says.
-pub fn open(path: &Path) -> Result<Reader, DataError> {
-    let format = Format::of(path).ok_or_else(|| DataError::UnsupportedFormat { path: path.to_owned() })?;
+pub fn open<R: Record>(path: &Path) -> Result<Reader<R>, DataError> {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let known = R::FORMATS.iter().find(|(known, _)| extension.eq_ignore_ascii_case(known));
+    let (_, format) = known.ok_or_else(|| unsupported::<R>(path))?;
     let file = File::open(path).map_err(|source| DataError::Open { path: path.to_owned(), source })?;
-    Ok(Reader::new(path, format, Box::new(file)))
+    Ok(Reader::new(path, *format, Box::new(file)))
+}
+
+fn unsupported<R: Record>(path: &Path) -> DataError {
+    let extensions: Vec<String> = R::FORMATS.iter().map(|(extension, _)| format!(".{extension}")).collect();
+    DataError::UnsupportedFormat { path: path.to_owned(), supported: extensions.join(", ") }
 }
 
 /// How records are written.
@@ -47,31 +64,25 @@ pub enum Format {
     Tsv,
     /// An object on each line.
     JsonLines,
-}
-
-impl Format {
-    /// By the file's extension, in capitals or not.
-    #[must_use]
-    pub fn of(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-            "csv" => Some(Self::Csv),
-            "tsv" => Some(Self::Tsv),
-            "jsonl" => Some(Self::JsonLines),
-            _ => None,
-        }
-    }
+    /// A word and its label on each line.
+    Conll,
+    /// A text on each line.
+    Lines,
 }
 
 /// The examples of a file, in its order. Ends after the first error, and says [`DataError::Empty`] where there were none.
-pub struct Reader {
+pub struct Reader<R> {
     place: Place,
     records: Records,
     state: State,
+    kind: PhantomData<R>,
 }
 
 enum Records {
     Delimited(Box<Delimited>),
     JsonLines(JsonLines),
+    Conll(Conll),
+    Lines(PlainText),
 }
 
 #[derive(Clone, Copy)]
@@ -81,7 +92,7 @@ enum State {
     Ended,
 }
 
-impl Reader {
+impl<R: Record> Reader<R> {
     /// Reads `source`; errors call it `path`.
     #[must_use]
     pub fn new(path: &Path, format: Format, source: Box<dyn Read + Send>) -> Self {
@@ -89,20 +100,42 @@ impl Reader {
             Format::Csv => Records::Delimited(Box::new(Delimited::new(Form::Csv, source))),
             Format::Tsv => Records::Delimited(Box::new(Delimited::new(Form::Tsv, source))),
             Format::JsonLines => Records::JsonLines(JsonLines::new(source)),
+            Format::Conll => Records::Conll(Conll::new(source)),
+            Format::Lines => Records::Lines(PlainText::new(source)),
         };
-        Self { place: Place { path: path.to_owned(), line: 1, column: 0 }, records, state: State::NothingYet }
+        let place = Place { path: path.to_owned(), line: 1, column: 0 };
+        Self { place, records, state: State::NothingYet, kind: PhantomData }
     }
 
-    fn next_example(&mut self) -> Result<Option<Example>, DataError> {
-        match &mut self.records {
-            Records::Delimited(records) => records.next_example(&mut self.place),
-            Records::JsonLines(records) => records.next_example(&mut self.place),
+    /// Where the example that came last begins.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn next_example(&mut self) -> Result<Option<R>, DataError> {
+        let place = &mut self.place;
+        let found = match &mut self.records {
+            Records::Delimited(records) => records.advance::<R>(place),
+            Records::JsonLines(records) => records.advance(place),
+            Records::Conll(records) => records.advance(place),
+            Records::Lines(records) => records.advance(place),
+        };
+        if !found? {
+            return Ok(None);
         }
+        let mut row = match &mut self.records {
+            Records::Delimited(records) => records.row(place),
+            Records::JsonLines(records) => records.row(place),
+            Records::Conll(records) => records.row(place),
+            Records::Lines(records) => records.row(place),
+        };
+        R::of_row(&mut row).map(Some)
     }
 }
 
-impl Iterator for Reader {
-    type Item = Result<Example, DataError>;
+impl<R: Record> Iterator for Reader<R> {
+    type Item = Result<R, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let nothing_yet = match self.state {
@@ -119,7 +152,7 @@ impl Iterator for Reader {
     }
 }
 
-impl std::iter::FusedIterator for Reader {}
+impl<R: Record> std::iter::FusedIterator for Reader<R> {}
 
 /// `bytes` as the text of a field: UTF-8 without NUL.
 pub(crate) fn field_text<'a>(bytes: &'a [u8], place: &Place) -> Result<&'a str, DataError> {
@@ -131,23 +164,45 @@ pub(crate) fn field_text<'a>(bytes: &'a [u8], place: &Place) -> Result<&'a str, 
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
+    use crate::example::{Example, Passage, Rated, Tagged};
     use proptest::prelude::*;
     use std::io::Cursor;
 
-    fn parse(format: Format, bytes: &[u8]) -> Result<Vec<Example>, DataError> {
+    fn parse_as<R: Record>(format: Format, bytes: &[u8]) -> Result<Vec<R>, DataError> {
         Reader::new(Path::new("file"), format, Box::new(Cursor::new(bytes.to_vec()))).collect()
     }
 
-    fn error(format: Format, bytes: &[u8]) -> (String, DataError) {
-        let error = parse(format, bytes).unwrap_err();
+    fn parse(format: Format, bytes: &[u8]) -> Result<Vec<Example>, DataError> {
+        parse_as(format, bytes)
+    }
+
+    fn error_as<R: Record + std::fmt::Debug>(format: Format, bytes: &[u8]) -> (String, DataError) {
+        let error = parse_as::<R>(format, bytes).unwrap_err();
         (error.to_string(), error)
     }
 
-    fn example(label: &str, text: &str) -> Example {
-        Example { label: label.to_owned(), text: text.to_owned() }
+    fn error(format: Format, bytes: &[u8]) -> (String, DataError) {
+        error_as::<Example>(format, bytes)
     }
 
-    const ALL: [Format; 3] = [Format::Csv, Format::Tsv, Format::JsonLines];
+    fn example(label: &str, text: &str) -> Example {
+        Example { label: label.to_owned(), text: text.to_owned(), pair: None }
+    }
+
+    fn pair(label: &str, first: &str, second: &str) -> Example {
+        Example { pair: Some(second.to_owned()), ..example(label, first) }
+    }
+
+    fn tagged(words: &[&str], labels: &[&str]) -> Tagged {
+        let owned = |texts: &[&str]| texts.iter().copied().map(str::to_owned).collect();
+        Tagged { words: owned(words), labels: owned(labels) }
+    }
+
+    fn passage(prompt: &str, text: &str) -> Passage {
+        Passage { prompt: prompt.to_owned(), text: text.to_owned() }
+    }
+
+    const ALL: [Format; 5] = [Format::Csv, Format::Tsv, Format::JsonLines, Format::Conll, Format::Lines];
 
     #[test]
     fn ag_news_joins_title_and_description() {
@@ -224,11 +279,134 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_of_sentences_is_refused() {
-        let (message, error) =
-            error(Format::Tsv, "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\ta\tb\n".as_bytes());
-        assert!(matches!(error, DataError::SentencePair { .. }), "{message}");
-        assert!(message.contains("[\"#1 String\", \"#2 String\"]"), "{message}");
+    fn a_pair_of_texts_is_read_under_its_usual_names() {
+        let mrpc = "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\ta \"b\tc\n".as_bytes();
+        assert_eq!(parse(Format::Tsv, mrpc).unwrap(), [pair("1", "a \"b", "c")]);
+        for (first, second) in [
+            ("text", "text_pair"),
+            ("text1", "text2"),
+            ("sentence1", "sentence2"),
+            ("question1", "question2"),
+            ("question", "sentence"),
+            ("premise", "hypothesis"),
+        ] {
+            let csv = format!("{second},label,{first}\nb,1,a\n");
+            assert_eq!(parse(Format::Csv, csv.as_bytes()).unwrap(), [pair("1", "a", "b")]);
+            let json = format!("{{\"{second}\":\"b\",\"{first}\":\"a\",\"label\":1}}");
+            assert_eq!(parse(Format::JsonLines, json.as_bytes()).unwrap(), [pair("1", "a", "b")]);
+        }
+    }
+
+    #[test]
+    fn half_a_pair_is_no_pair_and_a_blank_half_is_refused() {
+        let row = b"{\"sentence\": \"a\", \"sentence2\": \"b\", \"label\": 1}";
+        assert_eq!(parse(Format::JsonLines, row).unwrap(), [example("1", "a")]);
+        let row = b"{\"text\": \"a\", \"text_pair\": null, \"label\": 1}";
+        assert_eq!(parse(Format::JsonLines, row).unwrap(), [example("1", "a")]);
+        let (message, _) = error(Format::Csv, b"label,premise,hypothesis\n1,a,b\n1,a, \n");
+        assert!(message.starts_with("file, line 3, column 3: the text is missing"), "{message}");
+        let (message, error) = error(Format::Csv, b"label,premise\n1,a\n");
+        assert!(matches!(error, DataError::UnknownColumns { .. }) && message.contains("premise and hyp"), "{message}");
+    }
+
+    #[test]
+    fn numbers_are_read_from_json_and_from_text() {
+        let numbers = |format, bytes| -> Vec<Vec<f32>> {
+            let rated: Vec<Rated> = parse_as(format, bytes).unwrap();
+            rated.into_iter().map(|rated| rated.numbers).collect()
+        };
+        let csv = b"score,text,text_pair\n-2.5,a,b\n 1e2 ,a,b\n\"[1, 0.5]\",a,b\n";
+        assert_eq!(numbers(Format::Csv, csv), [vec![-2.5], vec![100.0], vec![1.0, 0.5]]);
+        let json =
+            b"{\"label\":3,\"text\":\"a\"}\n{\"label\":[0.25,1],\"text\":\"a\"}\n{\"label\":\"7\",\"text\":\"a\"}";
+        assert_eq!(numbers(Format::JsonLines, json), [vec![3.0], vec![0.25, 1.0], vec![7.0]]);
+    }
+
+    #[test]
+    fn what_is_no_finite_number_is_refused_where_it_stands() {
+        for label in ["great", "1,5", "NaN", "inf", "1e39", "[1, \"\"]", "[1", "[[1]]", "true", "null", "{}"] {
+            let (message, error) = error_as::<Rated>(Format::Tsv, format!("text\tlabel\na\t{label}").as_bytes());
+            assert!(matches!(error, DataError::NotANumber { .. }), "{label}: {message}");
+            assert!(message.starts_with("file, line 2, column 2: \"label\" is "), "{message}");
+        }
+        for label in ["", " ", "[]"] {
+            let (message, error) = error_as::<Rated>(Format::Tsv, format!("text\tlabel\na\t{label}").as_bytes());
+            assert!(matches!(error, DataError::MissingLabel { .. }), "{label}: {message}");
+        }
+        let (message, _) = error_as::<Rated>(Format::JsonLines, b"{\"text\": \"a\", \"label\": true}");
+        assert!(message.contains("\"label\" is \"true\", expected a finite number"), "{message}");
+        let long = "x".repeat(1000);
+        let (message, _) = error_as::<Rated>(Format::Tsv, format!("text\tlabel\na\t{long}").as_bytes());
+        assert!(message.len() < 200, "{message}");
+    }
+
+    #[test]
+    fn words_are_read_with_a_label_each() {
+        let rows = b"{\"tokens\": [\"In\", \"Oslo\"], \"ner_tags\": [0, \" B-LOC \"]}\n{\"words\":[\"a\"],\"tags\":[\"x\"],\"pos\":1}";
+        let expected = [tagged(&["In", "Oslo"], &["0", "B-LOC"]), tagged(&["a"], &["x"])];
+        assert_eq!(parse_as::<Tagged>(Format::JsonLines, rows).unwrap(), expected);
+    }
+
+    #[test]
+    fn conll_takes_the_first_field_and_the_last() {
+        let rows =
+            "\u{feff}-DOCSTART- -X- -X- O\r\n\r\nIn IN B-PP O\r\nOslo NNP B-NP B-LOC\r\n \t\r\n\r\n#\tO\r\nend\tO";
+        let expected = [tagged(&["In", "Oslo"], &["O", "B-LOC"]), tagged(&["#", "end"], &["O", "O"])];
+        assert_eq!(parse_as::<Tagged>(Format::Conll, rows.as_bytes()).unwrap(), expected);
+        let (message, error) = error_as::<Tagged>(Format::Conll, b"a O\n\nb O\nOslo \n");
+        assert!(matches!(error, DataError::MissingLabel { .. }), "{message}");
+        assert!(message.starts_with("file, line 4, column 5: the label is missing"), "{message}");
+    }
+
+    #[test]
+    fn a_sentence_is_placed_at_its_first_line_and_bounded() {
+        let file = b"\n-DOCSTART- O\n\na O\nb O\n\n\nc O\n".to_vec();
+        let mut reader = Reader::<Tagged>::new(Path::new("file"), Format::Conll, Box::new(Cursor::new(file)));
+        reader.next().unwrap().unwrap();
+        assert_eq!(reader.place().line, 4);
+        reader.next().unwrap().unwrap();
+        assert_eq!(reader.place().line, 8);
+        let endless = "a O\n".repeat(MAX_RECORD_BYTES / 4 + 1);
+        let (message, error) = error_as::<Tagged>(Format::Conll, format!("b O\n\n{endless}").as_bytes());
+        assert!(matches!(error, DataError::RecordTooLong { place, .. } if place.line == 3), "{message}");
+    }
+
+    #[test]
+    fn words_without_a_label_each_are_refused() {
+        for (row, start) in [
+            ("{\"tokens\":[\"a\",\"b\"],\"labels\":[\"x\"]}", "2 words have 1 labels"),
+            ("{\"tokens\":[\"a\"]}", "no words with a label each"),
+            ("{\"text\":\"a\",\"label\":\"x\"}", "no words with a label each"),
+            ("{\"tokens\":[],\"labels\":[]}", "no words with a label each"),
+            ("{\"tokens\":[\"a\",\" \"],\"labels\":[1,2]}", "a word is blank"),
+            ("{\"tokens\":[\"a\"],\"labels\":[\" \"]}", "the label is missing"),
+            ("{\"tokens\":\"a\",\"labels\":[1]}", "\"tokens\" is a string, expected an array of strings"),
+            ("{\"tokens\":[1],\"labels\":[1]}", "\"tokens\" is a number"),
+            ("{\"tokens\":[\"a\"],\"tags\":[0.5]}", "\"tags\" is a fraction"),
+            ("{\"tokens\":[\"a\\u0000\"],\"tags\":[1]}", "holds a NUL character"),
+        ] {
+            let (message, _) = error_as::<Tagged>(Format::JsonLines, format!("\n{row}").as_bytes());
+            assert!(message.starts_with(&format!("file, line 2, column 1: {start}")), "{row}: {message}");
+        }
+        let (message, _) = error_as::<Tagged>(Format::Csv, b"tokens,labels\na,x\n");
+        assert!(message.contains("a .jsonl or .conll file"), "{message}");
+    }
+
+    #[test]
+    fn texts_need_no_label() {
+        let lines = "\u{feff}one  \r\n\r\n  two\nthree";
+        let expected = [passage("", "one  "), passage("", "  two"), passage("", "three")];
+        assert_eq!(parse_as::<Passage>(Format::Lines, lines.as_bytes()).unwrap(), expected);
+        let json = b"{\"text\": \"a\\nb\", \"label\": 3}\n{\"prompt\": \"2+2=\", \"completion\": \"4\"}\n{\"prompt\":\"\",\"completion\":\"x\"}";
+        let expected = [passage("", "a\nb"), passage("2+2=", "4"), passage("", "x")];
+        assert_eq!(parse_as::<Passage>(Format::JsonLines, json).unwrap(), expected);
+        assert_eq!(parse_as::<Passage>(Format::Csv, b"text\na\n").unwrap(), [passage("", "a")]);
+        assert_eq!(parse_as::<Passage>(Format::Csv, b"2,a,b\n").unwrap(), [passage("", "a. b")]);
+        let tsv = b"completion\tprompt\nb\ta\n \ta\n";
+        let (message, _) = error_as::<Passage>(Format::Tsv, tsv);
+        assert_eq!(message, "file, line 3, column 1: the text is missing: give the record one, or delete it");
+        let (message, _) = error_as::<Passage>(Format::Csv, b"premise,hypothesis\na,b\n");
+        assert!(message.contains("prompt and completion"), "{message}");
     }
 
     #[test]
@@ -272,7 +450,7 @@ mod tests {
             (Format::JsonLines, "{\"label\":1,\"text\":\"fine\"}\n\n{\"text\":\"".to_owned()),
         ] {
             let endless = Box::new(Cursor::new(start.into_bytes()).chain(std::io::repeat(b'x')));
-            let mut reader = Reader::new(Path::new("file"), format, endless);
+            let mut reader = Reader::<Example>::new(Path::new("file"), format, endless);
             reader.next().unwrap().unwrap();
             let error = reader.next().unwrap().unwrap_err();
             assert!(matches!(&error, DataError::RecordTooLong { place, .. } if place.line == 3), "{error}");
@@ -337,10 +515,14 @@ mod tests {
 
     #[test]
     fn a_file_that_is_away_or_of_another_kind_is_refused_by_name() {
-        let message = read(Path::new("no/such.csv")).unwrap_err().to_string();
+        let message = read::<Example>(Path::new("no/such.csv")).unwrap_err().to_string();
         assert!(message.starts_with("opening no/such.csv"), "{message}");
-        let message = read(Path::new("mrpc/test.txt")).unwrap_err().to_string();
-        assert_eq!(message, "mrpc/test.txt is of no supported format: use a .csv, .tsv or .jsonl file");
+        let supported = |message: String| message.split_once("use a file that ends in ").unwrap().1.to_owned();
+        let message = read::<Example>(Path::new("a/b.xlsx")).unwrap_err().to_string();
+        assert!(message.starts_with("a/b.xlsx is of no supported format"), "{message}");
+        assert_eq!(supported(message), ".csv, .tsv, .jsonl, .txt");
+        let message = read::<Tagged>(Path::new("a.csv")).unwrap_err().to_string();
+        assert_eq!(supported(message), ".jsonl, .conll, .txt");
     }
 
     #[test]
@@ -352,7 +534,8 @@ mod tests {
             }
         }
         for format in ALL {
-            let error = Reader::new(Path::new("file"), format, Box::new(Failing)).next().unwrap().unwrap_err();
+            let mut reader = Reader::<Example>::new(Path::new("file"), format, Box::new(Failing));
+            let error = reader.next().unwrap().unwrap_err();
             let cause = std::error::Error::source(&error).unwrap().to_string();
             assert!(matches!(error, DataError::Read { .. }) && cause == "disk on fire", "{error}: {cause}");
         }
@@ -360,8 +543,17 @@ mod tests {
 
     fn examples() -> impl Strategy<Value = Vec<Example>> {
         let example =
-            ("[a-z0-9é\"]{1,5}", "[ -~é\u{1f600}]{0,20}[a-z\"]").prop_map(|(label, text)| Example { text, label });
+            ("[a-z0-9é\"]{1,5}", "[ -~é\u{1f600}]{0,20}[a-z\"]").prop_map(|(label, text)| example(&label, &text));
         proptest::collection::vec(example, 1..12)
+    }
+
+    fn sentences() -> impl Strategy<Value = Vec<Tagged>> {
+        let words = proptest::collection::vec(("[a-z0-9é\"#]{1,5}", "[A-Z-]{1,5}"), 1..6);
+        let sentence = words.prop_map(|words| {
+            let (words, labels) = words.into_iter().unzip();
+            Tagged { words, labels }
+        });
+        proptest::collection::vec(sentence, 1..6)
     }
 
     proptest! {
@@ -382,19 +574,58 @@ mod tests {
         }
 
         #[test]
-        fn json_lines_read_what_was_written(examples in examples()) {
-            let rows: String = examples
-                .iter()
-                .map(|example| format!("{}\n", serde_json::json!({"label": example.label, "text": example.text})))
-                .collect();
+        fn json_lines_read_what_was_written(mut examples in examples(), pairs in any::<bool>()) {
+            examples.iter_mut().filter(|_| pairs).for_each(|example| example.pair = Some(example.text.clone()));
+            let rows: String =
+                examples.iter().map(|example| format!("{}\n", serde_json::to_string(example).unwrap())).collect();
             prop_assert_eq!(parse(Format::JsonLines, rows.as_bytes()).unwrap(), examples);
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(start in 0_usize..4, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let start: &[u8] = [b"".as_slice(), b"label,text\n", b"sentence\tlabel\n", b"{\"label\":1,\"text\":"][start];
+        fn sentences_are_read_as_they_were_written(sentences in sentences()) {
+            let json: String = sentences
+                .iter()
+                .map(|Tagged { words, labels }| format!("{}\n", serde_json::json!({"tokens": words, "labels": labels})))
+                .collect();
+            prop_assert_eq!(&parse_as::<Tagged>(Format::JsonLines, json.as_bytes()).unwrap(), &sentences);
+            let line = |(word, label): (&String, &String)| format!("{word}\t{label}\n");
+            let lines = |Tagged { words, labels }: &Tagged| words.iter().zip(labels).map(line).collect::<String>() + "\n";
+            let conll: String = sentences.iter().map(lines).collect();
+            prop_assert_eq!(parse_as::<Tagged>(Format::Conll, conll.as_bytes()).unwrap(), sentences);
+        }
+
+        #[test]
+        fn lines_are_read_as_they_were_written(examples in examples()) {
+            let passages: Vec<Passage> = examples.iter().map(|example| passage("", &example.text)).collect();
+            let lines: String = passages.iter().map(|passage| format!("{}\n", passage.text)).collect();
+            prop_assert_eq!(parse_as::<Passage>(Format::Lines, lines.as_bytes()).unwrap(), passages);
+        }
+
+        #[test]
+        fn any_finite_number_is_read_as_it_was_written(number in any::<f32>().prop_filter("finite", |number| number.is_finite())) {
+            let csv = format!("label,text\n{number},a\n");
+            prop_assert_eq!(&parse_as::<Rated>(Format::Csv, csv.as_bytes()).unwrap()[0].numbers, &[number]);
+            let json = serde_json::json!({"label": [number, number], "text": "a"}).to_string();
+            prop_assert_eq!(&parse_as::<Rated>(Format::JsonLines, json.as_bytes()).unwrap()[0].numbers, &[number; 2]);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(start in 0_usize..7, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let start: &[u8] = [
+                b"".as_slice(),
+                b"label,text\n",
+                b"sentence\tlabel\n",
+                b"{\"label\":1,\"text\":",
+                b"{\"tokens\":[\"a\"],\"labels\":[",
+                b"{\"prompt\":\"a\",\"completion\":",
+                b"label\tpremise\thypothesis\n",
+            ][start];
+            let bytes = [start, &bytes].concat();
             for format in ALL {
-                let _ = parse(format, &[start, &bytes].concat());
+                let _ = parse_as::<Example>(format, &bytes);
+                let _ = parse_as::<Rated>(format, &bytes);
+                let _ = parse_as::<Tagged>(format, &bytes);
+                let _ = parse_as::<Passage>(format, &bytes);
             }
         }
 

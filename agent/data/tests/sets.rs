@@ -3,7 +3,7 @@
 
 use skiff_data::corpus::{GenerateOptions, generate};
 use skiff_data::split::{LEAST_EXAMPLES, dirichlet};
-use skiff_data::{DataError, Example, dataset, labels, open, read};
+use skiff_data::{Example, Passage, Rated, dataset, labels, open, read};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ fn real_set(name: &str) -> Option<PathBuf> {
 /// Reads both parts and shares the training part out as a fleet does.
 fn check(folder: &Path, train: usize, test: usize, classes: usize) -> (Vec<Example>, Vec<Example>) {
     let set = dataset(folder).unwrap();
-    let parts = (read(&set.train).unwrap(), read(&set.test).unwrap());
+    let parts: (Vec<Example>, Vec<Example>) = (read(&set.train).unwrap(), read(&set.test).unwrap());
     assert_eq!((parts.0.len(), parts.1.len()), (train, test));
     let names = labels(&parts.0);
     assert_eq!(names.len(), classes);
@@ -74,11 +74,28 @@ fn sst2_is_read_with_its_quotes_and_spaces() {
 }
 
 #[test]
-fn mrpc_is_refused_as_pairs_of_sentences() {
+fn mrpc_is_read_as_pairs_with_their_quotes() {
     let Some(folder) = real_set("mrpc") else { return };
-    let error = open(&folder.join("train.tsv")).unwrap().next().unwrap().unwrap_err();
-    assert!(matches!(error, DataError::SentencePair { .. }), "{error}");
-    let error = read(&folder.join("test.txt")).unwrap_err();
-    assert!(matches!(error, DataError::UnsupportedFormat { .. }), "{error}");
-    assert!(matches!(dataset(&folder).unwrap_err(), DataError::MissingPart { part: "test", .. }));
+    let (train, test) = check(&folder, 3_667, 1_725, 2);
+    assert!(train.iter().chain(&test).all(|example| example.pair.is_some()));
+    assert_eq!(train[0].label, "1");
+    assert_eq!(
+        (train[0].text.as_str(), train[0].pair.as_deref().unwrap()),
+        (
+            "Amrozi accused his brother , whom he called \" the witness \" , of deliberately distorting his evidence .",
+            "Referring to him as only \" the witness \" , Amrozi accused his brother of deliberately distorting his evidence ."
+        )
+    );
+    let rated: Vec<Rated> = read(&folder.join("train.tsv")).unwrap();
+    assert_eq!(rated.iter().filter(|rated| rated.numbers[0] > 0.5).count(), 2_473);
+}
+
+#[test]
+fn a_real_set_is_also_texts_for_a_language_model() {
+    let Some(folder) = real_set("sst2") else { return };
+    let passages: Vec<Passage> = read(&folder.join("dev.tsv")).unwrap();
+    assert_eq!(passages.len(), 872);
+    let lines: Vec<Passage> =
+        open(&real_set("mrpc").unwrap().join("test.txt")).unwrap().collect::<Result<_, _>>().unwrap();
+    assert_eq!(lines.len(), 1_726, "a .txt file is a text on each line, whatever they say");
 }

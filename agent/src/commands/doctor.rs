@@ -1,7 +1,8 @@
 //! `skiff-agent doctor`: whether this device can take part, one line for each thing it needs. It changes nothing.
 
 use crate::config::Config;
-use crate::device::{count_examples, new_boot};
+use crate::corpus::count;
+use crate::device::new_boot;
 use crate::mqtt::{Desk, link_config};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
@@ -92,7 +93,7 @@ fn check_pack(pack: &Result<Pack, skiff_models::pack::PackError>, path: &Path) -
             Finding::Fine(format!(
                 "{} is intact: {} for {}, {} layers, {}, digest {digest:?}",
                 path.display(),
-                manifest.architecture,
+                manifest.design.model.name(),
                 manifest.layout.task,
                 manifest.layers,
                 scored(&manifest.layout),
@@ -120,9 +121,9 @@ fn examples(file: Option<&Path>, pack: &Result<Pack, skiff_models::pack::PackErr
     match (file, pack) {
         (None, _) => Finding::Doubtful(format!("no file is set: orders of {purpose} will be refused")),
         (Some(path), Err(_)) => Finding::Doubtful(format!("{} is not read before the pack is intact", path.display())),
-        (Some(path), Ok(pack)) => match count_examples(path, pack) {
+        (Some(path), Ok(pack)) => match count(path, pack) {
             Ok(count) => Finding::Fine(format!("{count} examples in {}", path.display())),
-            Err(error) => Finding::Broken(format!("{error:#}")),
+            Err(error) => Finding::Broken(causes(&error)),
         },
     }
 }

@@ -30,9 +30,10 @@ impl Shares {
         self.test.iter().map(Vec::len).sum::<usize>() as u64
     }
 
-    /// Mean length of a training text.
+    /// Mean length of a training text, or of both of a pair.
     pub(super) fn mean_text_bytes(&self) -> usize {
-        let lengths = self.train.iter().flatten().map(|example| example.text.len());
+        let pair = |example: &Example| example.pair.as_ref().map_or(0, String::len);
+        let lengths = self.train.iter().flatten().map(|example| example.text.len() + pair(example));
         lengths.clone().sum::<usize>() / lengths.count().max(1)
     }
 }
@@ -92,10 +93,13 @@ fn classes_of(examples: &[Example], order: &[usize], labels: &[String]) -> Vec<u
     order.iter().map(|&at| numbers[examples[at].label.as_str()]).collect()
 }
 
-/// One JSON object a line, with `label` and `text`.
+/// One JSON object a line, with `text`, `text_pair` where there is one, and `label`.
 pub(super) fn write(path: &Path, examples: &[Example]) -> anyhow::Result<()> {
-    let line = |Example { text, label }: &Example| format!("{}\n", serde_json::json!({"label": label, "text": text}));
-    let lines: String = examples.iter().map(line).collect();
+    let mut lines = String::new();
+    for example in examples {
+        lines += &serde_json::to_string(example).expect("an example is strings only");
+        lines.push('\n');
+    }
     std::fs::write(path, lines).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -108,7 +112,8 @@ mod tests {
     const DEALING: Dealing = Dealing { devices: 4, alpha: 1.0, seed: 1 };
 
     fn examples(count: usize) -> Vec<Example> {
-        (0..count).map(|at| Example { text: format!("text {at}"), label: format!("{}", at % 3) }).collect()
+        let example = |at| Example { text: format!("text {at}"), pair: None, label: format!("{}", at % 3) };
+        (0..count).map(example).collect()
     }
 
     fn texts(parts: &[Vec<Example>]) -> BTreeSet<&str> {
@@ -153,8 +158,9 @@ mod tests {
     fn what_is_written_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("train.jsonl");
-        let odd = vec![Example { text: "a \"quoted\"\tline\\ é".to_owned(), label: "x".to_owned() }];
-        write(&path, &odd).unwrap();
-        assert_eq!(read(&path).unwrap(), odd);
+        let odd = Example { text: "a \"quoted\"\tline\\ é".to_owned(), pair: None, label: "x".to_owned() };
+        let examples = vec![Example { pair: Some(" second".to_owned()), ..odd.clone() }, odd];
+        write(&path, &examples).unwrap();
+        assert_eq!(read::<Example>(&path).unwrap(), examples);
     }
 }

@@ -4,6 +4,7 @@ mod build;
 mod export;
 mod inspect;
 mod screen;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ enum Command {
     Build(Box<build::Arguments>),
     /// Checks a pack's digests and shows what is in it, and what a training step will take.
     Inspect(inspect::Arguments),
+    /// Checks a pack as `inspect` does, loads its graphs and runs a tiny training step.
+    Verify(verify::Arguments),
     /// Writes what was tuned as a Hugging Face PEFT adapter, or merged as a plain checkpoint.
     Export(export::Arguments),
 }
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Build(arguments) => build::run(*arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
     };
     match done {

@@ -1,18 +1,44 @@
-//! Any bytes are read or refused; what is read is neither blank nor longer than the limit.
+//! Any bytes are read or refused as examples of any kind; what is read is whole, and no longer than the limit.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use skiff_data::Reader;
 use skiff_data::reader::{Format, MAX_RECORD_BYTES};
+use skiff_data::{Example, Passage, Rated, Reader, Record, Tagged};
 use std::io::Cursor;
 use std::path::Path;
 
-fuzz_target!(|input: (u8, Vec<u8>)| {
-    let (choice, bytes) = input;
-    let format = [Format::Csv, Format::Tsv, Format::JsonLines][usize::from(choice) % 3];
-    let reader = Reader::new(Path::new("fuzz"), format, Box::new(Cursor::new(bytes)));
-    for example in reader.filter_map(Result::ok) {
-        assert!(!example.text.trim().is_empty() && !example.label.trim().is_empty());
-        assert!(!example.text.contains('\0') && example.text.len() <= MAX_RECORD_BYTES + 2);
+fuzz_target!(|input: (u8, u8, Vec<u8>)| {
+    let (format, kind, bytes) = input;
+    let formats = [Format::Csv, Format::Tsv, Format::JsonLines, Format::Conll, Format::Lines];
+    let format = formats[usize::from(format) % formats.len()];
+    match kind % 4 {
+        0 => check(format, bytes, |Example { text, pair, label }| {
+            check_text(&text);
+            pair.as_deref().map_or((), check_text);
+            check_text(&label);
+        }),
+        1 => check(format, bytes, |Rated { text, pair, numbers }| {
+            check_text(&text);
+            pair.as_deref().map_or((), check_text);
+            assert!(!numbers.is_empty() && numbers.iter().all(|number| number.is_finite()));
+        }),
+        2 => check(format, bytes, |Tagged { words, labels }| {
+            assert!(!words.is_empty() && words.len() == labels.len());
+            words.iter().chain(&labels).for_each(|text| check_text(text));
+        }),
+        _ => check(format, bytes, |Passage { prompt, text }| {
+            assert!(!prompt.contains('\0'));
+            check_text(&text);
+        }),
     }
 });
+
+fn check<R: Record>(format: Format, bytes: Vec<u8>, example: fn(R)) {
+    let reader = Reader::<R>::new(Path::new("fuzz"), format, Box::new(Cursor::new(bytes)));
+    reader.filter_map(Result::ok).for_each(example);
+}
+
+/// A title and a description are joined by two characters.
+fn check_text(text: &str) {
+    assert!(!text.trim().is_empty() && !text.contains('\0') && text.len() <= MAX_RECORD_BYTES + 2);
+}

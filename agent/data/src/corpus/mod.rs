@@ -96,7 +96,7 @@ fn write_part(path: &Path, examples: &[Example]) -> Result<(), CorpusError> {
     let lines: String = examples
         .iter()
         .enumerate()
-        .map(|(at, Example { text, label })| {
+        .map(|(at, Example { text, label, pair: _ })| {
             format!("{}\n", serde_json::json!({"id": (at + 1).to_string(), "label": label, "text": text}))
         })
         .collect();
@@ -146,7 +146,7 @@ fn draw_new(
         let parsed = Template::parse(template);
         let words = parsed.draw(random);
         let text = noise::add(&words, parsed.is_order, random);
-        let example = Example { text, label: intent.name.to_owned() };
+        let example = Example { text, pair: None, label: intent.name.to_owned() };
         known.insert(essence(&example.text)).then_some(Utterance { example, template })
     })
 }

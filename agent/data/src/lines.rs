@@ -1,0 +1,125 @@
+//! Bounded lines of UTF-8, and the two formats that are nothing more: texts, and CoNLL's sentences.
+
+use crate::error::{DataError, Place};
+use crate::reader::MAX_RECORD_BYTES;
+use crate::row::{Cells, Row};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+
+/// What CoNLL's files put between documents, in the place of a word.
+const DOCUMENT: &str = "-DOCSTART-";
+
+/// The lines of a file, one at a time.
+pub(crate) struct Lines {
+    source: BufReader<Box<dyn Read + Send>>,
+    line: Vec<u8>,
+    read: u64,
+}
+
+impl Lines {
+    pub(crate) fn new(source: Box<dyn Read + Send>) -> Self {
+        Self { source: BufReader::new(source), line: Vec::new(), read: 0 }
+    }
+
+    /// The next line with its end, and in `place` where it is; `None` at the end.
+    pub(crate) fn next(&mut self, place: &mut Place) -> Result<Option<&str>, DataError> {
+        self.line.clear();
+        (place.line, place.column) = (self.read + 1, 1);
+        let limit = MAX_RECORD_BYTES as u64 + 1;
+        let length = (&mut self.source)
+            .take(limit)
+            .read_until(b'\n', &mut self.line)
+            .map_err(|source| DataError::Read { place: place.clone(), source })?;
+        if length > MAX_RECORD_BYTES {
+            return Err(DataError::RecordTooLong { place: place.clone(), limit_bytes: MAX_RECORD_BYTES });
+        }
+        if self.read == 0 && self.line.starts_with(b"\xef\xbb\xbf") {
+            self.line.drain(..3);
+        }
+        self.read += 1;
+        if length == 0 {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(&self.line).map_err(|source| {
+            place.column = source.valid_up_to() + 1;
+            DataError::Encoding { place: place.clone(), source }
+        })?;
+        Ok(Some(text))
+    }
+}
+
+/// A text on each line.
+pub(crate) struct PlainText {
+    lines: Lines,
+    names: [String; 1],
+    values: [Value; 1],
+}
+
+impl PlainText {
+    pub(crate) fn new(source: Box<dyn Read + Send>) -> Self {
+        Self { lines: Lines::new(source), names: ["text".to_owned()], values: [Value::Null] }
+    }
+
+    /// Goes to the next line that is not blank; false at the end.
+    pub(crate) fn advance(&mut self, place: &mut Place) -> Result<bool, DataError> {
+        while let Some(line) = self.lines.next(place)? {
+            if !line.trim().is_empty() {
+                let line = line.strip_suffix('\n').unwrap_or(line);
+                self.values = [line.strip_suffix('\r').unwrap_or(line).into()];
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {
+        Row::new(place, &self.names, Cells::Values(&mut self.values))
+    }
+}
+
+/// A word on each line with its label last, and a blank line between sentences.
+pub(crate) struct Conll {
+    lines: Lines,
+    names: [String; 2],
+    values: [Value; 2],
+}
+
+impl Conll {
+    pub(crate) fn new(source: Box<dyn Read + Send>) -> Self {
+        let names = ["tokens".to_owned(), "labels".to_owned()];
+        Self { lines: Lines::new(source), names, values: [Value::Null, Value::Null] }
+    }
+
+    /// Goes to the next sentence; false at the end.
+    pub(crate) fn advance(&mut self, place: &mut Place) -> Result<bool, DataError> {
+        let (mut words, mut labels) = (Vec::new(), Vec::new());
+        let (mut start, mut bytes) = (place.clone(), 0);
+        while let Some(line) = self.lines.next(place)? {
+            let mut fields = line.split_ascii_whitespace();
+            let Some(word) = fields.next().filter(|&word| word != DOCUMENT) else {
+                if words.is_empty() { continue } else { break }
+            };
+            let Some(label) = fields.next_back() else {
+                place.column = line.trim_end().len() + 1;
+                return Err(DataError::MissingLabel { place: place.clone() });
+            };
+            if words.is_empty() {
+                start = place.clone();
+            }
+            bytes += line.len();
+            if bytes > MAX_RECORD_BYTES {
+                return Err(DataError::RecordTooLong { place: start, limit_bytes: MAX_RECORD_BYTES });
+            }
+            words.push(Value::from(word));
+            labels.push(Value::from(label));
+        }
+        let found = !words.is_empty();
+        *place = Place { column: 0, ..start };
+        self.values = [words.into(), labels.into()];
+        Ok(found)
+    }
+
+    pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {
+        Row::new(place, &self.names, Cells::Values(&mut self.values))
+    }
+}

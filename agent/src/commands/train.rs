@@ -223,9 +223,11 @@ impl Outcome {
             self.mean_active_layers
         )?;
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
-        let speed = self.evaluate_examples_per_second.unwrap_or_default();
         for (name, value) in self.found.lines() {
-            writeln!(out, "{name:<17}{value:.4} (evaluated at {speed:.0} examples/s)")?;
+            writeln!(out, "{name:<17}{value:.4}")?;
+        }
+        if let Some(speed) = self.evaluate_examples_per_second {
+            writeln!(out, "evaluation       {speed:.0} examples/s")?;
         }
         writeln!(out, "peak memory      {:.0} MB resident", self.peak_rss_bytes as f64 / 1e6)?;
         Ok(())

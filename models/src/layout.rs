@@ -53,7 +53,7 @@ pub struct RelativePositions {
 }
 
 impl RelativePositions {
-    /// The row of the table of relative embeddings for a query `distance` tokens behind its key (negative: before it).
+    /// The row of the table of relative embeddings for a query `distance` tokens after its key (negative: before it).
     ///
     /// Formula: `clamp(k + b(distance), 0, 2k - 1)` with `b(d) = d` for `|d| <= m`, and
     /// `sign(d) * (ceil(ln(|d| / m) / ln((M - 1) / m) * (m - 1)) + m)` beyond, where `m` is half the buckets and `M` the
@@ -71,5 +71,38 @@ impl RelativePositions {
         };
         let span = self.span as i64;
         (span + bucket).clamp(0, 2 * span - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_rows_at_once_the_larger_the_vocabulary() {
+        let layout = |classes| Layout {
+            task: Task::CausalLm,
+            classes,
+            heads: 1,
+            key_heads: 1,
+            vocabulary: classes,
+            segments: 0,
+            first_position: 0,
+            max_tokens: 8,
+            window: None,
+            relative: None,
+        };
+        assert_eq!([11, 32_000, 151_936, 1 << 24].map(|words| layout(words).head_rows()), [1024, 262, 55, 16]);
+    }
+
+    #[test]
+    fn near_distances_are_exact_and_far_ones_share_rows() {
+        let near = RelativePositions { span: 4, buckets: None, max_distance: 4 };
+        assert_eq!([-9, -4, -1, 0, 3, 9].map(|distance| near.row(distance)), [0, 0, 3, 4, 7, 7]);
+        // 256 buckets up to 512 tokens, as the published models have: exact to 128, the last bucket at the largest distance.
+        let far = RelativePositions { span: 256, buckets: Some(256), max_distance: 512 };
+        assert_eq!([-128, -1, 0, 1, 128].map(|distance| far.row(distance)), [128, 255, 256, 257, 384]);
+        assert_eq!([far.row(511), far.row(-511)], [511, 1]);
+        assert!((0..511).all(|distance| far.row(distance) <= far.row(distance + 1)));
     }
 }

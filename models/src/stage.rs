@@ -77,9 +77,9 @@ pub enum BatchPart {
     CausalBias,
     /// `[S, S]` f32: the same, and the large negative number too where the key is before the layout's window.
     WindowBias,
-    /// `[2*S]` i64: in place `c` the relative embedding's row for a query `S - 1 - c` tokens behind its key.
+    /// `[2*S]` i64: in place `c` the relative embedding's row for a query `S - 1 - c` tokens after its key.
     KeyDistances,
-    /// `[2*S]` i64: in place `c` the row for a query `c - (S - 1)` tokens behind its key.
+    /// `[2*S]` i64: in place `c` the row for a query `c - (S - 1)` tokens after its key.
     QueryDistances,
     /// `[B]` i64: the first token of each example.
     FirstTokens,

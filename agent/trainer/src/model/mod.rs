@@ -33,8 +33,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Scores of a language model that are held at once.
-const CHUNK_BYTES: usize = 32 << 20;
 /// The key under which the embedding's and the head's tables are: they belong to no layer.
 const WHOLE: usize = 0;
 
@@ -133,7 +131,7 @@ impl Model {
         let above = if layout.task == Task::CausalLm { Scope { contexts: &[], ..inner } } else { inner };
         let head = Stage::open(runtime, file, &stages.head, &[WHOLE], &above, false)?;
         let form = Form::new(layout.clone(), stages);
-        let chunk_rows = chunk_rows(layout);
+        let chunk_rows = layout.head_rows();
         let kinds = stages.kinds.clone();
         Ok(Self { form, embed, blocks, kinds, head, chunk_rows, frozen, _mapping: mapping })
     }
@@ -417,11 +415,6 @@ fn check(stages: &StageSpecs, layout: &Layout) -> Result<(), TrainerError> {
 fn trains(spec: &StageSpec) -> bool {
     let outputs = spec.backward.iter().flat_map(|graph| &graph.outputs);
     outputs.into_iter().any(|port| matches!(port.binding, Binding::Gradient(_)))
-}
-
-/// `clamp(32 MiB / (4 V), 16, 1024)`.
-fn chunk_rows(layout: &Layout) -> usize {
-    (CHUNK_BYTES / (size_of::<f32>() * layout.vocabulary.max(1))).clamp(16, 1024)
 }
 
 fn chunks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {

@@ -9,14 +9,15 @@ use safetensors::tensor::{Dtype, TensorView};
 use skiff_data::random::Random;
 use skiff_models::graph::{DType, Dim, Graph as Formula, Id, Op, Shape};
 use skiff_models::onnx;
-use skiff_models::stage::{CompiledStage, Ending, Stage as Draft};
+use skiff_models::pack::Storage;
+use skiff_models::peft::Peft;
+use skiff_models::stage::{Bias, CompiledStage, Ending, Stage as Draft};
 use skiff_models::tensors::TensorSpec;
 use std::collections::BTreeSet;
 
 const FEATURES: usize = 4;
 const VOCABULARY: usize = 11;
 const POSITIONS: usize = 8;
-const LINEAR: Op = Op::Gemm { alpha: 1.0, trans_a: false, trans_b: true };
 
 fn shape(dims: &[Dim]) -> Shape {
     dims.to_vec()
@@ -24,10 +25,6 @@ fn shape(dims: &[Dim]) -> Shape {
 
 fn tokens_by(width: usize) -> Shape {
     shape(&["T".into(), width.into()])
-}
-
-fn square() -> Shape {
-    shape(&[FEATURES.into(), FEATURES.into()])
 }
 
 /// Rows of `words` by the tokens; the context: rows of `places` by their positions.
@@ -64,44 +61,34 @@ fn embed() -> (StageSpec, Vec<(String, Vec<u8>)>) {
 
 /// `x + context * tanh(x W^T)`.
 fn block(trains: bool) -> CompiledStage {
-    let mut stage = Draft::default();
+    let peft = Peft::BitFit;
+    let mut stage = Draft::new(&peft, Storage::F32, "layer.{layer}.", Some(usize::from(!trains)));
     let x = stage.hidden(tokens_by(FEATURES));
-    // A stage is not asked for contexts here; the port is tied to one below.
-    let context = stage.frozen("", "context", tokens_by(FEATURES));
-    let weight = match trains {
-        true => stage.trainable("adapter.{layer}.", "weight", square()),
-        false => stage.frozen("plain.{layer}.", "weight", square()),
+    let context = stage.context("context", tokens_by(FEATURES));
+    let product = match trains {
+        true => stage.trained_linear("w", x, [FEATURES, FEATURES], Bias::No).unwrap(),
+        false => stage.linear("w", x, [FEATURES, FEATURES], Bias::No).unwrap(),
     };
     let g = &mut stage.graph;
-    let product = g.op(LINEAR, &[x, weight]).unwrap();
     let bent = g.op(Op::Tanh, &[product]).unwrap();
     let scaled = g.mul(context, bent).unwrap();
     let y = g.add(x, scaled).unwrap();
-    g.rename(y, "hidden_out");
-    let mut compiled = stage.compile(if trains { "trained" } else { "plain" }, Ending::Hidden(y)).unwrap();
-    let spec = &mut compiled.spec;
-    let graphs =
-        [Some(&mut spec.forward), spec.backward.as_mut(), spec.backward_lowest.as_mut(), Some(&mut spec.evaluate)];
-    for port in graphs.into_iter().flatten().flat_map(|graph| &mut graph.inputs) {
-        if port.binding == Binding::Frozen("context".to_owned()) {
-            port.binding = Binding::Context("context".to_owned());
-        }
-    }
-    compiled
+    stage.compile(if trains { "trained" } else { "plain" }, Ending::Hidden(y)).unwrap()
 }
 
-/// `x W^T`, with a trainable bias where `trains`; the loss of the next token.
+/// `x W^T`, with a bias and in training where `trains`; the loss of the next token.
 fn head(trains: bool) -> CompiledStage {
-    let mut stage = Draft::default();
+    let peft = Peft::BitFit;
+    let mut stage = Draft::new(&peft, Storage::F32, "", None);
     let x = stage.hidden(tokens_by(FEATURES));
     let next = stage.batch(BatchPart::NextTokens, "next", shape(&["T".into()]));
     let weights = stage.batch(BatchPart::TokenWeights, "weights", tokens_by(1));
-    let weight = stage.frozen("", "scores", shape(&[VOCABULARY.into(), FEATURES.into()]));
-    let unit = stage.frozen("", "unit", shape(&[VOCABULARY.into(), VOCABULARY.into()]));
-    let bias = trains.then(|| stage.trainable("", "bias", shape(&[VOCABULARY.into()])));
+    let unit = stage.matrix("unit", &[VOCABULARY, VOCABULARY]).unwrap();
+    let logits = match trains {
+        true => stage.trained_linear("scores", x, [FEATURES, VOCABULARY], Bias::Yes).unwrap(),
+        false => stage.linear("scores", x, [FEATURES, VOCABULARY], Bias::No).unwrap(),
+    };
     let g = &mut stage.graph;
-    let logits = g.op(LINEAR, &[Some(x), Some(weight), bias].into_iter().flatten().collect::<Vec<_>>()).unwrap();
-    g.rename(logits, "logits");
     let chosen = g.op(Op::Gather, &[unit, next]).unwrap();
     let chosen = g.mul(chosen, weights).unwrap();
     let likely = g.op(Op::LogSoftmax, &[logits]).unwrap();
@@ -151,8 +138,8 @@ fn open(head_trains: bool, change: impl FnOnce(&mut StageSpecs)) -> Result<(Mode
     let frozen = [
         ("words", drawn(&mut random, &[VOCABULARY, FEATURES])),
         ("places", drawn(&mut random, &[POSITIONS, FEATURES])),
-        ("plain.1.weight", drawn(&mut random, &[FEATURES, FEATURES])),
-        ("scores", drawn(&mut random, &[VOCABULARY, FEATURES])),
+        ("layer.1.w.weight", drawn(&mut random, &[FEATURES, FEATURES])),
+        ("scores.weight", drawn(&mut random, &[VOCABULARY, FEATURES])),
         ("unit", Array2::eye(VOCABULARY).into_dyn()),
     ];
     let bytes = frozen.each_ref().map(|(_, tensor)| tensor.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
@@ -164,10 +151,13 @@ fn open(head_trains: bool, change: impl FnOnce(&mut StageSpecs)) -> Result<(Mode
     let frozen = Arc::new(Frozen::open(&path).unwrap());
     let spec = |name: &str, shape: &[usize], layer| TensorSpec { name: name.to_owned(), shape: shape.to_vec(), layer };
     let mut tensors = vec![
-        spec("adapter.0.weight", &[FEATURES, FEATURES], Some(0)),
-        spec("adapter.2.weight", &[FEATURES, FEATURES], Some(2)),
+        spec("base_model.model.layer.0.w.weight", &[FEATURES, FEATURES], Some(0)),
+        spec("base_model.model.layer.2.w.weight", &[FEATURES, FEATURES], Some(2)),
     ];
-    tensors.extend(head_trains.then(|| spec("bias", &[VOCABULARY], None)));
+    if head_trains {
+        tensors.push(spec("base_model.model.scores.bias", &[VOCABULARY], None));
+        tensors.push(spec("base_model.model.scores.weight", &[VOCABULARY, FEATURES], None));
+    }
     let weights = tensors.iter().map(|spec| (spec.name.clone(), drawn(&mut random, &spec.shape))).collect();
     let model = Model::of(
         &Runtime::load(None, 1).unwrap(),
@@ -218,8 +208,9 @@ fn gradients_of_every_mask_agree_with_differences_of_the_loss() {
                     "{active:?} {name}: {norm}, difference {slope}"
                 );
             }
-            let layers = active.iter().filter(|&&layer| layer != 1).map(|layer| format!("adapter.{layer}.weight"));
-            let expected: Vec<String> = layers.chain(head_trains.then(|| "bias".to_owned())).collect();
+            let layers = active.iter().filter(|&&layer| layer != 1).map(|layer| format!("base_model.model.layer.{layer}.w.weight"));
+            let of_head = ["bias", "weight"].map(|part| format!("base_model.model.scores.{part}"));
+            let expected: Vec<String> = layers.chain(of_head.into_iter().filter(|_| head_trains)).collect();
             assert_eq!(names(&gradients), expected, "{active:?}");
         }
     }
@@ -277,7 +268,7 @@ fn where_no_token_counts_the_gradients_are_zeros() {
     sequences.iter_mut().for_each(|sequence| sequence.target = Target::None);
     let batch = Batch::new(&sequences, model.form()).unwrap();
     let outcome = model.step(&weights, &batch, &mask(&[0, 2])).unwrap();
-    assert_eq!(names(&outcome.gradients), ["adapter.0.weight", "adapter.2.weight", "bias"]);
+    assert_eq!(outcome.gradients.len(), 4);
     assert!(outcome.loss.abs() < 1e-12 && outcome.gradients.values().flatten().all(|value| value.abs() < 1e-12));
 }
 
@@ -295,7 +286,7 @@ fn layers_below_the_lowest_that_trains_keep_nothing() {
 fn ports_that_are_tied_to_nothing_are_named_when_the_pack_is_opened() {
     let refused = |change: fn(&mut StageSpecs)| open(false, change).map(drop).unwrap_err().to_string();
     let error = refused(|specs| specs.kinds[2] = 1);
-    assert!(error.contains("plain.2.weight"), "{error}");
+    assert!(error.contains("layer.2.w.weight"), "{error}");
     let error = refused(|specs| specs.kinds[1] = 2);
     assert!(error.contains("layer 1 is of kind 2"), "{error}");
     let error = refused(|specs| specs.embed.evaluate.outputs.truncate(1));
@@ -312,10 +303,4 @@ fn a_layer_that_is_not_there_is_refused() {
     let (mut model, weights, batch) = sound(false);
     let beyond = LayerMask::of(vec![3], 4).unwrap();
     assert!(matches!(model.step(&weights, &batch, &beyond), Err(TrainerError::Plan { .. })));
-}
-
-#[test]
-fn fewer_rows_at_once_the_larger_the_vocabulary() {
-    let rows = |vocabulary| chunk_rows(&Layout { vocabulary, ..layout() });
-    assert_eq!([rows(11), rows(32_000), rows(151_936), rows(1 << 24)], [1024, 262, 55, 16]);
 }

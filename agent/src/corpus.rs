@@ -27,7 +27,9 @@ const SHOWN: usize = 40;
 /// A file's examples.
 #[derive(Debug)]
 pub struct Corpus {
-    entries: Vec<Entry>,
+    path: PathBuf,
+    /// Each with the line that it begins at.
+    entries: Vec<(u64, Entry)>,
     tokenizer: Tokenizer,
     /// Rows of the model's segment embedding.
     segments: usize,
@@ -48,7 +50,9 @@ pub enum CorpusError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// A label the pack does not have.
-    #[error("{place}: the pack does not know the label {label:?}, only {known}; make the pack with all labels of the data")]
+    #[error(
+        "{place}: the pack does not know the label {label:?}, only {known}; make the pack with all labels of the data"
+    )]
     UnknownLabel {
         /// The example.
         place: Place,
@@ -58,7 +62,9 @@ pub enum CorpusError {
         known: String,
     },
     /// More or fewer numbers than the pack has.
-    #[error("{place}: the label has {found} numbers, the pack was made for {expected}; give every example {expected}, or make the pack again")]
+    #[error(
+        "{place}: the label has {found} numbers, the pack was made for {expected}; give every example {expected}, or make the pack again"
+    )]
     NumberCount {
         /// The example.
         place: Place,
@@ -76,7 +82,9 @@ pub enum CorpusError {
         source: tokenizers::Error,
     },
     /// The tokenizer fills an example before there is any text in it.
-    #[error("the tokenizer adds {added} tokens to every example, and the pack takes {limit} at most; make the pack again with the model's own tokenizer")]
+    #[error(
+        "the tokenizer adds {added} tokens to every example, and the pack takes {limit} at most; make the pack again with the model's own tokenizer"
+    )]
     NoRoom {
         /// How many it adds.
         added: usize,
@@ -84,26 +92,29 @@ pub enum CorpusError {
         limit: usize,
     },
     /// A text cannot be tokenised.
-    #[error("tokenising example {example}")]
+    #[error(
+        "{place}: the pack's tokenizer refuses the example; make the pack with the model's own tokenizer, or delete the example"
+    )]
     Encode {
-        /// Which, from 1.
-        example: usize,
+        /// The example.
+        place: Place,
         /// Why.
         source: tokenizers::Error,
     },
     /// A text of which nothing is left.
-    #[error("example {example} has no tokens: the tokenizer drops every character of it; delete it")]
+    #[error("{place}: the example has no tokens, for the tokenizer drops every character of it; delete it")]
     NoTokens {
-        /// Which, from 1.
-        example: usize,
+        /// The example.
+        place: Place,
     },
 }
 
 impl Corpus {
-    /// Reads the file at `path` for `pack`; examples are cut to `max_tokens` tokens, or what the pack takes at most.
+    /// Reads the file at `path` for `pack`; examples are cut to `max_tokens` tokens, or what the pack takes at most. The
+    /// tokenizer's own and one of each text always stay.
     ///
     /// # Errors
-    /// A malformed file, a label that is not the pack's, a tokenizer that cannot be read.
+    /// A malformed file, labels or numbers that are not the pack's, a tokenizer that cannot be read.
     pub fn load(path: &Path, pack: &Pack, max_tokens: usize) -> Result<Self, CorpusError> {
         let manifest = pack.manifest();
         Self::read(path, &manifest.layout, &manifest.labels, tokenizer(pack, max_tokens)?)
@@ -111,8 +122,23 @@ impl Corpus {
 
     fn read(path: &Path, layout: &Layout, labels: &[String], tokenizer: Tokenizer) -> Result<Self, CorpusError> {
         let mut entries = Vec::new();
-        for_each(path, layout, labels, &mut |entry| entries.push(entry))?;
-        Ok(Self { entries, tokenizer, segments: layout.segments })
+        for_each(path, layout, labels, &mut |place, entry| entries.push((place.line, entry)))?;
+        Ok(Self { path: path.to_owned(), entries, tokenizer, segments: layout.segments })
+    }
+
+    fn sequence(&self, at: usize) -> Result<Sequence, CorpusError> {
+        let (line, entry) = &self.entries[at];
+        let place = || Place { path: self.path.clone(), line: *line, column: 0 };
+        let (encoding, target) =
+            encode(&self.tokenizer, entry).map_err(|source| CorpusError::Encode { place: place(), source })?;
+        if encoding.is_empty() {
+            return Err(CorpusError::NoTokens { place: place() });
+        }
+        let types = match self.segments {
+            0 | 1 => vec![0; encoding.len()],
+            _ => encoding.get_type_ids().to_vec(),
+        };
+        Ok(Sequence { ids: encoding.get_ids().to_vec(), types, target })
     }
 }
 
@@ -122,21 +148,11 @@ impl Examples for Corpus {
     }
 
     fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>> {
-        let example = at + 1;
-        let (encoding, target) = encode(&self.tokenizer, &self.entries[at])
-            .map_err(|source| CorpusError::Encode { example, source })?;
-        if encoding.is_empty() {
-            return Err(CorpusError::NoTokens { example }.into());
-        }
-        let types = match self.segments {
-            0 | 1 => vec![0; encoding.len()],
-            _ => encoding.get_type_ids().to_vec(),
-        };
-        Ok(Sequence { ids: encoding.get_ids().to_vec(), types, target })
+        Ok(self.sequence(at)?)
     }
 
     fn length_hint(&self, at: usize) -> usize {
-        match &self.entries[at] {
+        match &self.entries[at].1 {
             Entry::Whole { text, pair, .. } => text.len() + pair.as_ref().map_or(0, String::len),
             Entry::Words { words, .. } => words.iter().map(|word| word.len() + 1).sum(),
             Entry::Passage(Passage { prompt, text }) => prompt.len() + text.len(),
@@ -150,7 +166,7 @@ impl Examples for Corpus {
 /// As [`Corpus::load`], but for the tokenizer.
 pub fn count(path: &Path, pack: &Pack) -> Result<u64, CorpusError> {
     let mut count = 0;
-    for_each(path, &pack.manifest().layout, &pack.manifest().labels, &mut |_| count += 1)?;
+    for_each(path, &pack.manifest().layout, &pack.manifest().labels, &mut |_, _| count += 1)?;
     Ok(count)
 }
 
@@ -159,7 +175,7 @@ fn for_each(
     path: &Path,
     layout: &Layout,
     labels: &[String],
-    take: &mut dyn FnMut(Entry),
+    take: &mut dyn FnMut(&Place, Entry),
 ) -> Result<(), CorpusError> {
     let classes = Classes::new(labels);
     match layout.task {
@@ -183,12 +199,13 @@ fn for_each(
 
 fn each<R: Record>(
     path: &Path,
-    take: &mut dyn FnMut(Entry),
+    take: &mut dyn FnMut(&Place, Entry),
     entry: impl Fn(R, &Place) -> Result<Entry, CorpusError>,
 ) -> Result<(), CorpusError> {
     let mut reader = skiff_data::open::<R>(path)?;
     while let Some(record) = reader.next() {
-        take(entry(record?, reader.place())?);
+        let place = reader.place();
+        take(place, entry(record?, place)?);
     }
     Ok(())
 }
@@ -265,22 +282,18 @@ fn after(encoding: &Encoding, prompt_bytes: usize) -> Vec<Option<u32>> {
 /// A file that cannot be read, or that adds more tokens of its own than the model can take.
 pub fn tokenizer(pack: &Pack, max_tokens: usize) -> Result<Tokenizer, CorpusError> {
     let path = pack.tokenizer_path();
-    let failed = |source| CorpusError::Tokenizer { path: path.clone(), source };
-    let tokenizer = Tokenizer::from_file(&path).map_err(failed)?;
-    prepared(tokenizer, &pack.manifest().layout, max_tokens)?.map_err(failed)
+    let tokenizer = Tokenizer::from_file(&path).map_err(|source| CorpusError::Tokenizer { path, source })?;
+    prepared(tokenizer, &pack.manifest().layout, max_tokens)
 }
 
 /// Its own tokens and one of each text fit in always, or there would be nothing to learn from.
-fn prepared(
-    mut tokenizer: Tokenizer,
-    layout: &Layout,
-    max_tokens: usize,
-) -> Result<tokenizers::Result<Tokenizer>, CorpusError> {
+fn prepared(mut tokenizer: Tokenizer, layout: &Layout, max_tokens: usize) -> Result<Tokenizer, CorpusError> {
     let texts = match layout.task {
         Task::SequenceClassification | Task::Regression => 2,
         Task::TokenClassification | Task::CausalLm => 1,
     };
-    let added = tokenizer.get_post_processor().map_or(0, |own| own.added_tokens(texts == 2));
+    let own = tokenizer.get_post_processor();
+    let added = own.map_or(0, |own| own.added_tokens(false).max(own.added_tokens(texts == 2)));
     let limit = layout.max_tokens;
     if limit < added.saturating_add(texts) {
         return Err(CorpusError::NoRoom { added, limit });
@@ -291,7 +304,8 @@ fn prepared(
     }
     tokenizer.with_padding(None);
     let cut = TruncationParams { max_length, ..TruncationParams::default() };
-    Ok(tokenizer.with_truncation(Some(cut)).map(|_| ()).map(|()| tokenizer))
+    tokenizer.with_truncation(Some(cut)).expect("without a stride, every length that holds the added tokens will do");
+    Ok(tokenizer)
 }
 
 /// Given word by word, a byte-level vocabulary (RoBERTa's) would take each for the start of a text, and most of its

@@ -316,3 +316,372 @@ fn space_before_words(tokenizer: &mut Tokenizer) {
         tokenizer.with_pre_tokenizer(Some(spaced));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use std::io::Write;
+
+    const LONG: usize = 64;
+
+    fn layout(task: Task) -> Layout {
+        Layout {
+            task,
+            classes: 2,
+            heads: 1,
+            key_heads: 1,
+            vocabulary: 100,
+            segments: 2,
+            first_position: 0,
+            max_tokens: LONG,
+            window: None,
+            relative: None,
+        }
+    }
+
+    fn tokenizer_of(parts: &Value) -> Tokenizer {
+        let mut whole = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": null,
+        });
+        for (name, part) in parts.as_object().unwrap() {
+            whole[name] = part.clone();
+        }
+        whole.to_string().parse().unwrap()
+    }
+
+    /// BERT's: letters are tokens, a word's later ones with `##`; `[CLS]` 1, `[SEP]` 2, `a` 3, `##a` 4, `b` 5, ...
+    fn bert() -> Tokenizer {
+        let mut vocabulary = json!({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2});
+        for (at, letter) in ('a'..='z').enumerate() {
+            vocabulary[letter.to_string()] = (3 + 2 * at).into();
+            vocabulary[format!("##{letter}")] = (4 + 2 * at).into();
+        }
+        let special = |name: &str, segment: u32| json!({"SpecialToken": {"id": name, "type_id": segment}});
+        let text = |name: &str, segment: u32| json!({"Sequence": {"id": name, "type_id": segment}});
+        tokenizer_of(&json!({
+            "normalizer": {
+                "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+                "lowercase": true,
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [special("[CLS]", 0), text("A", 0), special("[SEP]", 0)],
+                "pair": [special("[CLS]", 0), text("A", 0), special("[SEP]", 0), text("B", 1), special("[SEP]", 1)],
+                "special_tokens": {
+                    "[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]},
+                    "[SEP]": {"id": "[SEP]", "ids": [2], "tokens": ["[SEP]"]},
+                },
+            },
+            "model": {
+                "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": vocabulary,
+            },
+        }))
+    }
+
+    /// A decoder's: bytes, among them `a` 1, `b` 2 and the space 3, which joins a letter after it (` a` 4, ` b` 5); `<s>` 0.
+    fn bytes() -> Tokenizer {
+        tokenizer_of(&json!({
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+            },
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": {"<s>": 0, "a": 1, "b": 2, "Ġ": 3, "Ġa": 4, "Ġb": 5},
+                "merges": ["Ġ a", "Ġ b"],
+            },
+        }))
+    }
+
+    /// The examples of a file with these bytes.
+    fn corpus_with(
+        tokenizer: Tokenizer,
+        layout: &Layout,
+        max_tokens: usize,
+        extension: &str,
+        content: &str,
+    ) -> Result<Corpus, CorpusError> {
+        let mut file = tempfile::Builder::new().suffix(extension).tempfile().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        let labels = ["O".to_owned(), "LOC".to_owned()];
+        Corpus::read(file.path(), layout, &labels, prepared(tokenizer, layout, max_tokens)?)
+    }
+
+    fn corpus(task: Task, max_tokens: usize, content: &str) -> Result<Corpus, CorpusError> {
+        let tokenizer = if task == Task::CausalLm { bytes() } else { bert() };
+        corpus_with(tokenizer, &layout(task), max_tokens, ".jsonl", content)
+    }
+
+    fn only(task: Task, max_tokens: usize, content: &Value) -> Sequence {
+        corpus(task, max_tokens, &content.to_string()).unwrap().sequence(0).unwrap()
+    }
+
+    fn refusal(task: Task, content: &str) -> String {
+        corpus(task, LONG, content).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_text_has_its_labels_number() {
+        let sequence = only(Task::SequenceClassification, LONG, &json!({"text": "ab a", "label": "LOC"}));
+        assert_eq!(sequence, Sequence { ids: vec![1, 3, 6, 3, 2], types: vec![0; 5], target: Target::Class(1) });
+    }
+
+    #[test]
+    fn the_second_text_of_a_pair_is_the_second_segment() {
+        let pair = json!({"text": "ab", "text_pair": "b", "label": "O"});
+        let sequence = only(Task::SequenceClassification, LONG, &pair);
+        let expected =
+            Sequence { ids: vec![1, 3, 6, 2, 5, 2], types: vec![0, 0, 0, 0, 1, 1], target: Target::Class(0) };
+        assert_eq!(sequence, expected);
+    }
+
+    #[test]
+    fn a_model_without_two_segments_sees_none() {
+        let pair = json!({"text": "a", "text_pair": "b", "label": "O"}).to_string();
+        for segments in [0, 1] {
+            let layout = Layout { segments, ..layout(Task::SequenceClassification) };
+            let sequence = corpus_with(bert(), &layout, LONG, ".jsonl", &pair).unwrap().sequence(0).unwrap();
+            assert_eq!(sequence.types, [0; 5]);
+        }
+    }
+
+    #[test]
+    fn numbers_are_taken_as_they_are() {
+        let sequence = only(Task::Regression, LONG, &json!({"text": "a", "text_pair": "b", "label": [0.5, -2]}));
+        assert_eq!((sequence.ids.len(), sequence.target), (5, Target::Numbers(vec![0.5, -2.0])));
+    }
+
+    #[test]
+    fn the_label_of_a_word_is_at_its_first_token() {
+        let words = json!({"tokens": ["abc", "B", "a-b"], "labels": ["O", "LOC", "LOC"]});
+        let sequence = only(Task::TokenClassification, LONG, &words);
+        assert_eq!(sequence.ids, [1, 3, 6, 8, 5, 3, 0, 5, 2]);
+        let target = [None, Some(0), None, None, Some(1), Some(1), None, None, None];
+        assert_eq!(sequence.target, Target::Tokens(target.into()));
+    }
+
+    #[test]
+    fn a_word_that_is_dropped_takes_its_label_along() {
+        let words = json!({"tokens": ["a", "\u{1}", "b"], "labels": ["O", "LOC", "O"]});
+        let sequence = only(Task::TokenClassification, LONG, &words);
+        assert_eq!(sequence.target, Target::Tokens(vec![None, Some(0), Some(0), None]));
+    }
+
+    #[test]
+    fn words_of_a_byte_vocabulary_stand_after_a_space() {
+        let layout = layout(Task::TokenClassification);
+        let words = "a\tLOC\nab\tO\n";
+        let sequence = corpus_with(bytes(), &layout, LONG, ".conll", words).unwrap().sequence(0).unwrap();
+        assert_eq!(sequence.ids, [0, 4, 4, 2]);
+        assert_eq!(sequence.target, Target::Tokens(vec![None, Some(1), Some(0), None]));
+    }
+
+    #[test]
+    fn every_token_of_a_plain_text_is_to_be_told() {
+        let sequence = only(Task::CausalLm, LONG, &json!({"text": "ab a"}));
+        assert_eq!(sequence.ids, [0, 1, 2, 4]);
+        assert_eq!(sequence.target, Target::Next(vec![Some(0), Some(1), Some(2), Some(4)]));
+    }
+
+    #[test]
+    fn nothing_of_a_prompt_is_to_be_told() {
+        for (prompt, completion, target) in [
+            ("ab", " ab", vec![None, None, None, Some(4), Some(2)]),
+            ("ab ", "ab", vec![None, None, None, Some(4), Some(2)]),
+            ("a", "b", vec![None, None, Some(2)]),
+            ("", "ab", vec![Some(0), Some(1), Some(2)]),
+        ] {
+            let sequence = only(Task::CausalLm, LONG, &json!({"prompt": prompt, "completion": completion}));
+            assert_eq!(sequence.target, Target::Next(target), "{prompt:?} {completion:?}");
+        }
+    }
+
+    #[test]
+    fn a_completion_beyond_the_limit_leaves_nothing_to_tell() {
+        let sequence = only(Task::CausalLm, 3, &json!({"prompt": "abab", "completion": "ab"}));
+        assert_eq!(sequence.target, Target::Next(vec![None; 3]));
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_and_keeps_its_added_tokens() {
+        let sequence = only(Task::SequenceClassification, 6, &json!({"text": "a b c d e f", "label": "O"}));
+        assert_eq!(sequence.ids, [1, 3, 5, 7, 9, 2]);
+        let pair = json!({"text": "a", "text_pair": "b c d e f", "label": "O"});
+        assert_eq!(only(Task::SequenceClassification, 6, &pair).ids, [1, 3, 2, 5, 7, 2]);
+        assert_eq!(only(Task::SequenceClassification, 0, &pair).ids, [1, 3, 2, 5, 2]);
+        let words = json!({"tokens": ["ab", "ab"], "labels": ["O", "LOC"]});
+        let sequence = only(Task::TokenClassification, 4, &words);
+        assert_eq!(sequence.target, Target::Tokens(vec![None, Some(0), None, None]));
+    }
+
+    #[test]
+    fn the_packs_limit_holds_whatever_is_asked_for() {
+        let long = json!({"text": "a ".repeat(3 * LONG), "label": "O"});
+        assert_eq!(only(Task::SequenceClassification, usize::MAX, &long).ids.len(), LONG);
+    }
+
+    #[test]
+    fn a_tokenizer_that_leaves_no_room_for_text_is_refused() {
+        let four = |task| Layout { max_tokens: 4, ..layout(task) };
+        let error = prepared(bert(), &four(Task::SequenceClassification), 4).unwrap_err();
+        assert!(matches!(error, CorpusError::NoRoom { added: 3, limit: 4 }), "{error}");
+        prepared(bert(), &four(Task::TokenClassification), 4).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_label_is_named_with_its_line_and_the_known_ones() {
+        let message = refusal(
+            Task::SequenceClassification,
+            "{\"text\": \"a\", \"label\": \"O\"}\n\n{\"text\": \"a\", \"label\": \"PER\"}",
+        );
+        assert!(message.contains(".jsonl, line 3") && message.contains("label \"PER\", only O, LOC"), "{message}");
+        let message = refusal(Task::TokenClassification, r#"{"tokens": ["a", "b"], "labels": ["O", "PER"]}"#);
+        assert!(message.contains(".jsonl, line 1") && message.contains("\"PER\""), "{message}");
+    }
+
+    #[test]
+    fn another_number_of_numbers_is_named_with_its_line() {
+        let message =
+            refusal(Task::Regression, "{\"text\": \"a\", \"label\": [1, 2]}\n{\"text\": \"a\", \"label\": 1}");
+        assert!(message.contains(".jsonl, line 2") && message.contains("has 1 numbers"), "{message}");
+        assert!(message.contains("give every example 2"), "{message}");
+    }
+
+    #[test]
+    fn a_text_without_tokens_is_named_with_its_line() {
+        let bare = tokenizer_of(&json!({
+            "normalizer": {
+                "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+                "lowercase": true,
+            },
+            "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+        }));
+        let lines = "{\"text\": \"a\"}\n{\"text\": \"\\u0001\"}";
+        let corpus = corpus_with(bare, &layout(Task::CausalLm), LONG, ".jsonl", lines).unwrap();
+        corpus.sequence(0).unwrap();
+        let message = corpus.sequence(1).unwrap_err().to_string();
+        assert!(message.contains(".jsonl, line 2: the example has no tokens"), "{message}");
+    }
+
+    #[test]
+    fn a_text_that_the_tokenizer_refuses_is_named_with_its_line() {
+        let no_unknown = tokenizer_of(&json!({
+            "pre_tokenizer": {"type": "Whitespace"},
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"},
+        }));
+        let corpus = corpus_with(no_unknown, &layout(Task::CausalLm), LONG, ".txt", "a\n\nb\n").unwrap();
+        let message = corpus.sequence(1).unwrap_err().to_string();
+        assert!(message.contains(".txt, line 3: the pack's tokenizer refuses"), "{message}");
+    }
+
+    #[test]
+    fn a_file_of_another_task_is_refused() {
+        let words = r#"{"tokens": ["a"], "labels": ["O"]}"#;
+        let text = r#"{"text": "a", "label": "O"}"#;
+        assert!(refusal(Task::SequenceClassification, words).contains("the label is missing"));
+        assert!(refusal(Task::Regression, text).contains("expected a finite number"));
+        assert!(refusal(Task::TokenClassification, text).contains("no words with a label each"));
+        assert!(refusal(Task::CausalLm, words).contains("the text is missing"));
+        for task in Task::ALL {
+            assert!(refusal(task, "").contains("holds no examples"));
+        }
+    }
+
+    #[test]
+    fn the_real_pairs_are_encoded_whole() {
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let (file, tokenizer) = (tree.join("../shared/data/mrpc/test.txt"), tree.join(".cache/minilm/tokenizer.json"));
+        if !(file.is_file() && tokenizer.is_file()) {
+            // Straight to the stream: the test runner keeps what macros print of a test that passes.
+            let _ = writeln!(std::io::stderr(), "{} or MiniLM is absent: real pairs are NOT tested", file.display());
+            return;
+        }
+        let layout = Layout { max_tokens: 128, ..layout(Task::SequenceClassification) };
+        let labels = ["0".to_owned(), "1".to_owned()];
+        let tokenizer = prepared(Tokenizer::from_file(tokenizer).unwrap(), &layout, 128).unwrap();
+        let corpus = Corpus::read(&file, &layout, &labels, tokenizer).unwrap();
+        assert_eq!(corpus.len(), 1_725);
+        let mut paraphrases = 0;
+        for at in 0..corpus.len() {
+            let Sequence { ids, types, target } = corpus.sequence(at).unwrap();
+            assert_eq!((ids[0], ids.iter().filter(|&&id| id == 102).count()), (101, 2), "example {at}");
+            let second = types.iter().position(|&segment| segment == 1).unwrap();
+            assert_eq!(ids[second - 1], 102, "example {at}");
+            assert!(types[second..].iter().all(|&segment| segment == 1) && ids.len() <= 128, "example {at}");
+            paraphrases += usize::from(target == Target::Class(1));
+        }
+        assert_eq!(paraphrases, 1_147);
+    }
+
+    fn words() -> impl Strategy<Value = Vec<String>> {
+        proptest::collection::vec("[a-z]{1,5}", 1..12)
+    }
+
+    /// One token for each.
+    fn letters() -> impl Strategy<Value = Vec<String>> {
+        proptest::collection::vec("[a-z]", 1..40)
+    }
+
+    proptest! {
+        #[test]
+        fn the_labels_at_tokens_are_a_start_of_those_of_the_words(words in words(), max_tokens in 0_usize..LONG) {
+            let numbers: Vec<usize> = words.iter().map(|word| word.len() % 2).collect();
+            let labels: Vec<&str> = numbers.iter().map(|&number| ["O", "LOC"][number]).collect();
+            let example = json!({"tokens": words, "labels": labels});
+            let Sequence { ids, types, target } = only(Task::TokenClassification, max_tokens, &example);
+            let Target::Tokens(target) = target else { panic!("{target:?}") };
+            prop_assert_eq!((types.len(), target.len()), (ids.len(), ids.len()));
+            let found: Vec<usize> = target.into_iter().flatten().collect();
+            prop_assert_eq!(&found, &numbers[..found.len()]);
+            let all = words.iter().map(String::len).sum::<usize>() + 2;
+            prop_assert_eq!(ids.len(), all.min(max_tokens.max(3)));
+            prop_assert!(all > max_tokens || found.len() == numbers.len());
+        }
+
+        #[test]
+        fn of_a_pair_the_longer_is_cut(first in letters(), second in letters(), max_tokens in 0_usize..LONG) {
+            let pair = json!({"text": first.join(" "), "text_pair": second.join(" "), "label": "O"});
+            let types = only(Task::SequenceClassification, max_tokens, &pair).types;
+            let kept_second = types.iter().filter(|&&segment| segment == 1).count() - 1;
+            let kept_first = types.len() - kept_second - 3;
+            let room = max_tokens.max(5) - 3;
+            prop_assert_eq!(kept_first + kept_second, room.min(first.len() + second.len()));
+            for (kept, length) in [(kept_first, first.len()), (kept_second, second.len())] {
+                prop_assert!(kept >= length.min(room / 2), "{} of {} in {}", kept, length, room);
+            }
+        }
+
+        #[test]
+        fn a_completion_is_told_from_its_first_token_to_the_last(prompt in "[ab ]{1,20}", text in "[ab]{1,20}") {
+            let Sequence { ids, target, .. } = only(Task::CausalLm, LONG, &json!({"prompt": prompt, "completion": text}));
+            let Target::Next(labels) = target else { panic!("{target:?}") };
+            let told: Vec<u32> = labels.iter().copied().flatten().collect();
+            prop_assert_eq!(told.len(), text.len());
+            prop_assert_eq!(&told, &ids[ids.len() - told.len()..]);
+            prop_assert!(labels[..ids.len() - told.len()].iter().all(Option::is_none));
+        }
+
+        #[test]
+        fn as_many_numbers_as_the_pack_has_and_no_others(numbers in proptest::collection::vec(-1e6_f32..1e6, 1..5)) {
+            let found = corpus(Task::Regression, LONG, &json!({"text": "a", "label": numbers}).to_string());
+            match found {
+                Ok(corpus) => prop_assert_eq!(corpus.sequence(0).unwrap().target, Target::Numbers(numbers)),
+                Err(CorpusError::NumberCount { found, .. }) => prop_assert!(found == numbers.len() && found != 2),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}

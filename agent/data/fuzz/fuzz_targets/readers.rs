@@ -14,12 +14,12 @@ fuzz_target!(|input: (u8, u8, Vec<u8>)| {
     match kind % 4 {
         0 => check(format, bytes, |Example { text, pair, label }| {
             check_text(&text);
-            pair.as_deref().map_or((), check_text);
+            pair.iter().for_each(|pair| check_text(pair));
             check_text(&label);
         }),
         1 => check(format, bytes, |Rated { text, pair, numbers }| {
             check_text(&text);
-            pair.as_deref().map_or((), check_text);
+            pair.iter().for_each(|pair| check_text(pair));
             assert!(!numbers.is_empty() && numbers.iter().all(|number| number.is_finite()));
         }),
         2 => check(format, bytes, |Tagged { words, labels }| {

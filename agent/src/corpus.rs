@@ -48,7 +48,9 @@ pub enum CorpusError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// A label the pack does not have.
-    #[error("{place}: the pack does not know the label {label:?}, only {known}; make the pack with all labels of the data")]
+    #[error(
+        "{place}: the pack does not know the label {label:?}, only {known}; make the pack with all labels of the data"
+    )]
     UnknownLabel {
         /// The example.
         place: Place,
@@ -58,7 +60,9 @@ pub enum CorpusError {
         known: String,
     },
     /// More or fewer numbers than the pack has.
-    #[error("{place}: the label has {found} numbers, the pack was made for {expected}; give every example {expected}, or make the pack again")]
+    #[error(
+        "{place}: the label has {found} numbers, the pack was made for {expected}; give every example {expected}, or make the pack again"
+    )]
     NumberCount {
         /// The example.
         place: Place,
@@ -76,7 +80,9 @@ pub enum CorpusError {
         source: tokenizers::Error,
     },
     /// The tokenizer fills an example before there is any text in it.
-    #[error("the tokenizer adds {added} tokens to every example, and the pack takes {limit} at most; make the pack again with the model's own tokenizer")]
+    #[error(
+        "the tokenizer adds {added} tokens to every example, and the pack takes {limit} at most; make the pack again with the model's own tokenizer"
+    )]
     NoRoom {
         /// How many it adds.
         added: usize,
@@ -123,8 +129,8 @@ impl Examples for Corpus {
 
     fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>> {
         let example = at + 1;
-        let (encoding, target) = encode(&self.tokenizer, &self.entries[at])
-            .map_err(|source| CorpusError::Encode { example, source })?;
+        let (encoding, target) =
+            encode(&self.tokenizer, &self.entries[at]).map_err(|source| CorpusError::Encode { example, source })?;
         if encoding.is_empty() {
             return Err(CorpusError::NoTokens { example }.into());
         }
@@ -155,12 +161,7 @@ pub fn count(path: &Path, pack: &Pack) -> Result<u64, CorpusError> {
 }
 
 /// Hands each example of the file to `take`, as the task needs it.
-fn for_each(
-    path: &Path,
-    layout: &Layout,
-    labels: &[String],
-    take: &mut dyn FnMut(Entry),
-) -> Result<(), CorpusError> {
+fn for_each(path: &Path, layout: &Layout, labels: &[String], take: &mut dyn FnMut(Entry)) -> Result<(), CorpusError> {
     let classes = Classes::new(labels);
     match layout.task {
         Task::SequenceClassification => each(path, take, |Example { text, pair, label }, place| {

@@ -41,6 +41,20 @@ pub enum Binding {
     Loss,
 }
 
+impl Binding {
+    /// The name of the frozen tensor, where it is one.
+    #[must_use]
+    pub fn frozen(&self) -> Option<&str> {
+        if let Self::Frozen(name) = self { Some(name) } else { None }
+    }
+
+    /// The name of the trainable tensor that it is, or is the gradient of.
+    #[must_use]
+    pub fn trained(&self) -> Option<&str> {
+        if let Self::Trainable(name) | Self::Gradient(name) = self { Some(name) } else { None }
+    }
+}
+
 /// A tensor's name for `layer`.
 #[must_use]
 pub fn of_layer(template: &str, layer: usize) -> String {

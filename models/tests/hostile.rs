@@ -52,7 +52,8 @@ fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
         any::<prop::sample::Index>().prop_map(Damage::Cut),
         (any::<prop::sample::Index>(), 1..=255u8).prop_map(|(at, bits)| Damage::Flip(at, bits)),
-        (any::<prop::sample::Index>(), prop::sample::select(&WORDS[..])).prop_map(|(at, text)| Damage::Swap(at, text.to_owned())),
+        (any::<prop::sample::Index>(), prop::sample::select(&WORDS[..]))
+            .prop_map(|(at, text)| Damage::Swap(at, text.to_owned())),
     ]
 }
 

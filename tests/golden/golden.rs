@@ -2,23 +2,24 @@
 //! own path: pack, mapped weights, ONNX Runtime.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+use skiff_models::peft::Peft;
 use skiff_models::tensors::NamedTensors;
 use skiff_tests::compare::{CLOSE, DIFFERENCES, FED_BACK, FED_BACK_WEIGHTS, Tensors, assert_close, read};
-use skiff_tests::{packs, places};
+use skiff_tests::packs::{self, Case};
+use skiff_tests::places;
 use skiff_trainer::inputs::read_batch;
 use skiff_trainer::optimizer::AdamW;
 use skiff_trainer::{Batch, LayerMask, Trainer};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A trainer of a golden case with its weights, its batch, and how many layers it has.
-fn open(case: &str) -> (Trainer, Batch, usize) {
+fn open(case: &Case) -> (Trainer, Batch, usize) {
     let folder = tempfile::tempdir().unwrap();
-    let pack = packs::golden(case, folder.path());
+    let pack = case.pack(folder.path());
     let manifest = pack.manifest().clone();
-    let golden = packs::golden_case(case);
-    let bytes = std::fs::read(golden.join("batch.safetensors")).unwrap();
-    let sequences = read_batch(&bytes, &manifest.layout).unwrap();
-    let weights = pack.schema().read(&std::fs::read(golden.join("weights.safetensors")).unwrap()).unwrap();
+    let sequences = read_batch(&case.read("batch.safetensors"), &manifest.layout).unwrap();
+    let weights = pack.schema().read(&case.read("weights.safetensors")).unwrap();
     // Sessions and mapping stay valid when the folder goes.
     let mut trainer = Trainer::open(&places::runtime(), Arc::new(pack)).unwrap();
     trainer.set_weights(weights).unwrap();
@@ -39,28 +40,83 @@ fn outcome(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask) -> Tensors {
     tensors
 }
 
-#[test]
-fn loss_logits_and_every_gradient_equal_pytorch_for_every_mask() {
-    for case in ["small", "odd"] {
-        let (mut trainer, batch, layers) = open(case);
-        let mut compared = 0;
-        for entry in std::fs::read_dir(packs::golden_case(case)).unwrap() {
-            let path = entry.unwrap().path();
-            let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
-            let Ok(active) = stem.split('-').map(str::parse).collect::<Result<Vec<usize>, _>>() else { continue };
-            let mask = LayerMask::of(active, layers).unwrap();
-            let expected = read(&std::fs::read(&path).unwrap());
-            assert_close(&format!("{case} {stem}"), &outcome(&mut trainer, &batch, &mask), &expected, CLOSE);
-            compared += 1;
+/// Compares every case of a variant with PyTorch: loss, scores and the gradient of every trainable tensor, for every mask.
+fn agrees_with_pytorch(variant: &str) {
+    for (name, case) in Case::all_of(variant) {
+        let (mut trainer, batch, layers) = open(&case);
+        let all = read(&case.read("expected.safetensors"));
+        assert!(case.settings.masks.len() >= 3, "{name}: masks");
+        for (label, active) in &case.settings.masks {
+            let mask = LayerMask::of(active.clone(), layers).unwrap();
+            let of_mask = all.iter().filter_map(|(key, tensor)| {
+                key.strip_prefix(&format!("{label}/")).map(|key| (key.to_owned(), tensor.clone()))
+            });
+            assert_close(
+                &format!("{name} {active:?}"),
+                &outcome(&mut trainer, &batch, &mask),
+                &of_mask.collect(),
+                CLOSE,
+            );
         }
-        assert!(compared >= 3, "{case}: only {compared} masks were there to compare");
     }
+}
+
+/// A test for each variant, so that they run side by side.
+const VARIANTS: [&str; 13] = [
+    "bert",
+    "bert-odd",
+    "deberta-v2-conv",
+    "deberta-v2-plain",
+    "deberta-v3",
+    "llama",
+    "llama-plain",
+    "llama-yarn",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "xlm-roberta",
+];
+
+#[test]
+fn every_variant_has_a_test() {
+    let folders = std::fs::read_dir(packs::golden("")).unwrap().map(|entry| entry.unwrap());
+    let there: BTreeSet<String> = folders
+        .filter(|entry| entry.path().join("checkpoint").is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(there, VARIANTS.map(str::to_owned).into());
+}
+
+#[test]
+fn bert_agrees_with_pytorch() {
+    VARIANTS[..2].iter().for_each(|variant| agrees_with_pytorch(variant));
+}
+
+#[test]
+fn deberta_agrees_with_pytorch() {
+    VARIANTS[2..5].iter().for_each(|variant| agrees_with_pytorch(variant));
+}
+
+#[test]
+fn llama_agrees_with_pytorch() {
+    VARIANTS[5..8].iter().for_each(|variant| agrees_with_pytorch(variant));
+}
+
+#[test]
+fn mistral_and_qwen_agree_with_pytorch() {
+    VARIANTS[8..11].iter().for_each(|variant| agrees_with_pytorch(variant));
+}
+
+#[test]
+fn roberta_and_xlm_r_agree_with_pytorch() {
+    VARIANTS[11..].iter().for_each(|variant| agrees_with_pytorch(variant));
 }
 
 #[test]
 fn fifty_steps_of_adamw_follow_pytorch() {
-    let (mut trainer, batch, layers) = open("small");
-    let mut expected = read(&std::fs::read(packs::golden_case("training.safetensors")).unwrap());
+    let (mut trainer, batch, layers) = open(&Case::open("bert/sequence-lora"));
+    let mut expected = read(&std::fs::read(packs::golden("training.safetensors")).unwrap());
     let losses = expected.remove("losses").unwrap();
     let cycle = [vec![0, 1, 2], vec![0, 2], vec![1]].map(|active| LayerMask::of(active, layers).unwrap());
     let mut optimizer = AdamW::default();
@@ -77,7 +133,7 @@ fn fifty_steps_of_adamw_follow_pytorch() {
 
 #[test]
 fn gradients_agree_with_differences_of_the_loss_that_the_device_computes() {
-    let (mut trainer, batch, layers) = open("odd");
+    let (mut trainer, batch, layers) = open(&Case::open("bert-odd/sequence-lora"));
     let mask = LayerMask::all(layers);
     let weights = trainer.weights().clone();
     let gradients = trainer.step(&batch, &mask).unwrap().gradients;
@@ -100,7 +156,7 @@ fn gradients_agree_with_differences_of_the_loss_that_the_device_computes() {
 
 #[test]
 fn the_same_step_twice_gives_the_same_bits() {
-    let (mut trainer, batch, layers) = open("odd");
+    let (mut trainer, batch, layers) = open(&Case::open("bert-odd/sequence-lora"));
     let mask = LayerMask::all(layers);
     let first = trainer.step(&batch, &mask).unwrap();
     let second = trainer.step(&batch, &mask).unwrap();
@@ -110,7 +166,7 @@ fn the_same_step_twice_gives_the_same_bits() {
 
 #[test]
 fn a_skipped_layer_has_no_gradient_and_does_not_change_the_result() {
-    let (mut trainer, batch, layers) = open("small");
+    let (mut trainer, batch, layers) = open(&Case::open("bert/sequence-lora"));
     let mask = LayerMask::of(vec![0, 2], layers).unwrap();
     let before = trainer.step(&batch, &mask).unwrap();
     assert!(before.gradients.keys().all(|name| !name.contains("layer.1.")));
@@ -118,4 +174,24 @@ fn a_skipped_layer_has_no_gradient_and_does_not_change_the_result() {
     weights.iter_mut().filter(|(name, _)| name.contains("layer.1.")).for_each(|(_, tensor)| tensor.fill(1e3));
     trainer.set_weights(weights).unwrap();
     assert_eq!(trainer.step(&batch, &mask).unwrap().loss.to_bits(), before.loss.to_bits());
+}
+
+#[test]
+fn a_language_models_head_gives_the_same_in_pieces_of_any_size() {
+    let (mut trainer, batch, layers) = open(&Case::open("qwen2/causal-lora"));
+    let mask = LayerMask::all(layers);
+    let whole = outcome(&mut trainer, &batch, &mask);
+    for rows in [1, 7, 16] {
+        trainer.set_chunk_rows(rows);
+        assert_close(&format!("{rows} rows at a time"), &outcome(&mut trainer, &batch, &mask), &whole, CLOSE);
+    }
+}
+
+#[test]
+fn a_frozen_a_is_no_part_of_what_trains() {
+    let case = Case::open("bert/sequence-lora-ffa");
+    assert!(matches!(&case.settings.peft, Peft::Lora(lora) if lora.freeze_a));
+    let (trainer, ..) = open(&case);
+    assert!(trainer.weights().keys().all(|name| !name.contains("lora_A")));
+    assert!(trainer.weights().keys().any(|name| name.contains("lora_B")));
 }

@@ -2,16 +2,18 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_models::Pack;
+use skiff_models::architectures::ConfigError;
 use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
-use skiff_models::peft::Lora;
-use skiff_tests::packs;
+use skiff_models::peft::{Lora, Peft};
+use skiff_models::task::Task;
+use skiff_tests::packs::{self, Case};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 fn pack() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    drop(packs::golden("odd", folder.path()));
-    let path = folder.path().join("odd");
+    drop(Case::open("bert-odd/sequence-lora").pack(folder.path()));
+    let path = folder.path().join("pack");
     (folder, path)
 }
 
@@ -74,13 +76,56 @@ fn a_manifest_cannot_reach_outside_its_folder() {
 
 #[test]
 fn absurd_sizes_are_refused_before_memory_is_taken() {
-    for (field, value) in [("hidden_size", u64::MAX >> 12), ("num_hidden_layers", 1 << 40), ("num_attention_heads", 0)]
-    {
+    for (field, value) in [("hidden", u64::MAX >> 12), ("layers", 1 << 40), ("heads", 0)] {
         let (_folder, pack) = pack();
-        rewrite_manifest(&pack, |manifest| manifest["model"][field] = value.into());
+        rewrite_manifest(&pack, |manifest| manifest["design"]["model"][field] = value.into());
         let error = Pack::open(&pack).unwrap_err();
         assert!(matches!(error, PackError::Inconsistent { .. }), "{field}: {error}");
     }
+}
+
+#[test]
+fn a_port_that_fits_no_tensor_is_named() {
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(&str, Change); 4] = [
+        ("is missing", |port| port["binding"]["frozen"] = "nowhere".into()),
+        ("has type", |port| port["dtype"] = "i8".into()),
+        ("has shape", |port| port["shape"][0] = "5".into()),
+        ("has shape", |port| port["shape"] = serde_json::json!([])),
+    ];
+    for (what, change) in changes {
+        let (_folder, pack) = pack();
+        rewrite_manifest(&pack, |manifest| {
+            let inputs = manifest["stages"]["blocks"][0]["forward"]["inputs"].as_array_mut().unwrap();
+            change(inputs.iter_mut().find(|port| port["binding"].get("frozen").is_some()).unwrap());
+        });
+        let error = Pack::open(&pack).unwrap_err();
+        let PackError::Tensors { source, .. } = &error else { panic!("{what}: {error}") };
+        assert!(source.to_string().contains(what), "{what}: {source}");
+    }
+}
+
+#[test]
+fn a_checkpoint_without_tokenizer_is_told_how_to_get_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("checkpoint");
+    fs::create_dir(&checkpoint).unwrap();
+    for file in ["model.safetensors", "config.json"] {
+        fs::copy(packs::golden("bert-odd/checkpoint").join(file), checkpoint.join(file)).unwrap();
+    }
+    let error = build(&options(checkpoint, folder.path().join("out")), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("AutoTokenizer"), "{error}");
+}
+
+#[test]
+fn a_task_that_a_model_does_not_have_is_told_which_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = options(packs::golden("bert-odd/checkpoint"), folder.path().join("out"));
+    let error = build(&BuildOptions { task: Task::CausalLm, labels: None, ..encoder }, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("sequence-classification, regression, token-classification"), "{error}");
+    let decoder = options(packs::golden("llama/checkpoint"), folder.path().join("out"));
+    let error = build(&BuildOptions { peft: Peft::BitFit, ..decoder }, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("biases"), "{error}");
 }
 
 #[test]
@@ -92,8 +137,7 @@ fn a_missing_file_is_named() {
 }
 
 fn options(checkpoint: PathBuf, out: PathBuf) -> BuildOptions {
-    let labels = vec!["no".to_owned(), "yes".to_owned()];
-    BuildOptions { checkpoint, out, labels, lora: Lora::default(), seed: 0 }
+    BuildOptions::new(&checkpoint, &out, vec!["no".to_owned(), "yes".to_owned()])
 }
 
 #[test]
@@ -101,8 +145,9 @@ fn a_checkpoint_of_an_unknown_kind_is_told_which_are_known() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), r#"{"model_type": "t5"}"#).unwrap();
     let error = build(&options(folder.path().to_owned(), folder.path().join("out")), &mut |_| {}).unwrap_err();
-    assert!(matches!(&error, BuildError::Architecture { found, .. } if found == "t5"), "{error}");
-    assert!(error.to_string().contains("supported: bert"));
+    let BuildError::Config { source, .. } = &error else { panic!("{error}") };
+    assert!(matches!(source, ConfigError::Architecture { found } if found == "t5"), "{source}");
+    assert!(source.to_string().contains("supported: bert, roberta, xlm-roberta, deberta-v2, llama"), "{source}");
 }
 
 #[test]
@@ -111,7 +156,7 @@ fn a_checkpoint_that_lacks_a_tensor_is_told_which_and_leaves_nothing_behind() {
     let checkpoint = folder.path().join("checkpoint");
     fs::create_dir(&checkpoint).unwrap();
     for file in ["tokenizer.json", "model.safetensors", "config.json"] {
-        fs::copy(packs::golden_case("odd").join("checkpoint").join(file), checkpoint.join(file)).unwrap();
+        fs::copy(packs::golden("bert-odd/checkpoint").join(file), checkpoint.join(file)).unwrap();
     }
     let config = fs::read_to_string(checkpoint.join("config.json")).unwrap();
     fs::write(checkpoint.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"))
@@ -126,7 +171,7 @@ fn a_checkpoint_that_lacks_a_tensor_is_told_which_and_leaves_nothing_behind() {
 fn a_folder_that_is_not_a_pack_is_never_replaced() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("precious"), "text").unwrap();
-    let error = build(&options(packs::golden_case("odd").join("checkpoint"), folder.path().to_owned()), &mut |_| {});
+    let error = build(&options(packs::golden("bert-odd/checkpoint"), folder.path().to_owned()), &mut |_| {});
     assert!(matches!(error, Err(BuildError::Occupied { .. })));
     assert!(folder.path().join("precious").is_file());
 }
@@ -137,10 +182,10 @@ fn a_lora_that_cannot_be_is_refused_before_anything_is_written() {
     let sound = Lora::default();
     let unknown = Lora { targets: vec!["qurey".to_owned()], ..sound.clone() };
     for lora in [unknown, Lora { alpha: f32::NAN, ..sound.clone() }, Lora { rank: 0, ..sound }] {
-        let checkpoint = packs::golden_case("odd").join("checkpoint");
-        let options = BuildOptions { lora, ..options(checkpoint, folder.path().join("out")) };
+        let checkpoint = packs::golden("bert-odd/checkpoint");
+        let options = BuildOptions { peft: Peft::Lora(lora), ..options(checkpoint, folder.path().join("out")) };
         let error = build(&options, &mut |_| {}).unwrap_err();
-        assert!(matches!(error, BuildError::Lora { .. }), "{error}");
+        assert!(matches!(error, BuildError::Design { .. }), "{error}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -8,7 +8,7 @@ use skiff_models::graph::DType;
 use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::pack::Manifest;
 use skiff_models::peft::Peft;
-use skiff_models::stage::StageSpec;
+use skiff_models::stage::{Binding, StageSpec};
 use skiff_models::task::Task;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -152,14 +152,13 @@ fn write_stages(out: &mut dyn Write, manifest: &Manifest) -> anyhow::Result<()> 
     let stages = &manifest.stages;
     writeln!(out, "\n{:<16}{:>8}{:>10}{:>10}{:>10}{:>12}", "stage", "layers", "graphs", "frozen", "trained", "bytes")?;
     let mut row = |name: &str, stage: &StageSpec, layers: String| {
-        let named = |prefix: &str| {
+        let named = |of: fn(&Binding) -> Option<&str>| {
             let ports = stage.graphs().flat_map(|graph| &graph.inputs);
-            let of = |port: &&skiff_models::stage::Port| format!("{:?}", port.binding).starts_with(prefix);
-            ports.filter(of).map(|port| &port.name).collect::<BTreeSet<_>>().len()
+            ports.filter(|port| of(&port.binding).is_some()).map(|port| &port.name).collect::<BTreeSet<_>>().len()
         };
         let files: Vec<&str> = stage.graphs().map(|graph| graph.file.as_str()).collect();
         let size: u64 = files.iter().filter_map(|file| manifest.files.get(*file)).map(|entry| entry.bytes).sum();
-        let (frozen, trained) = (named("Frozen"), named("Trainable"));
+        let (frozen, trained) = (named(Binding::frozen), named(Binding::trained));
         writeln!(out, "{name:<16}{layers:>8}{:>10}{frozen:>10}{trained:>10}{:>12}", files.len(), bytes(size))
     };
     row("embed", &stages.embed, String::new())?;
@@ -189,10 +188,8 @@ fn task(manifest: &Manifest) -> String {
     let labels = &manifest.labels;
     let shown = labels.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
     let more = if labels.len() > 8 { ", ..." } else { "" };
-    match manifest.design.head.task {
-        Task::CausalLm => Task::CausalLm.to_string(),
-        task => format!("{task}, {} labels: {shown}{more}", labels.len()),
-    }
+    let task = manifest.design.head.task;
+    if task == Task::CausalLm { task.to_string() } else { format!("{task}, {} labels: {shown}{more}", labels.len()) }
 }
 
 fn peft(peft: &Peft) -> String {

@@ -157,11 +157,10 @@ impl Rotary {
     /// The longest text whose angles are those of the model, of the `positions` that it takes.
     #[must_use]
     pub fn max_tokens(&self, positions: usize) -> usize {
-        match &self.scaling {
-            Scaling::LongRope { original_max_position_embeddings, .. } => {
-                positions.min(*original_max_position_embeddings as usize)
-            }
-            _ => positions,
+        if let Scaling::LongRope { original_max_position_embeddings, .. } = &self.scaling {
+            positions.min(*original_max_position_embeddings as usize)
+        } else {
+            positions
         }
     }
 

@@ -5,8 +5,7 @@ use crate::adapter::{self, AdapterError};
 use crate::architectures::Model;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::peft::{PREFIX, Peft};
-use crate::stage::of_layer;
-use crate::stage::{Binding, StageSpec};
+use crate::stage::{StageSpec, of_layer};
 use crate::task::Task;
 use crate::tensors::NamedTensors;
 use ndarray::{Array2, ArrayD, Ix2};
@@ -194,10 +193,7 @@ impl<'a> Merge<'a> {
         let all = [(&stages.embed, 0), (&stages.head, 0)].into_iter().chain(blocks);
         let names = all.flat_map(|(stage, layer)| {
             let ports = StageSpec::graphs(stage).flat_map(|graph| &graph.inputs);
-            ports.filter_map(move |port| match &port.binding {
-                Binding::Frozen(name) => Some(of_layer(name, layer)),
-                _ => None,
-            })
+            ports.filter_map(move |port| port.binding.frozen().map(|name| of_layer(name, layer)))
         });
         let own = |name: &String| !name.ends_with(".scale") && !name.contains(".lora_") && !name.starts_with(ROTARY);
         names.filter(|name| own(&name.replace(self.pack.manifest().design.model.base(), ""))).collect()

@@ -23,7 +23,7 @@ pub use storage::{Rounding, Storage, StorageError};
 use crate::design::Design;
 use crate::graph::DType;
 use crate::layout::Layout;
-use crate::stage::{Binding, Port, StageSpec, StageSpecs, of_layer};
+use crate::stage::{Port, StageSpec, StageSpecs, of_layer};
 use crate::task::Task;
 use crate::tensors::{NamedTensors, Schema, TensorError};
 use serde::{Deserialize, Serialize};
@@ -236,19 +236,19 @@ impl Pack {
     }
 
     fn check_port(&self, port: &Port, layer: usize, letters: &mut BTreeMap<String, usize>) -> Result<(), PackError> {
-        let (template, file) = match &port.binding {
-            Binding::Frozen(name) => (name, "frozen.safetensors"),
-            Binding::Trainable(name) | Binding::Gradient(name) => (name, "peft.safetensors"),
-            _ => return Ok(()),
+        let (name, file, found) = if let Some(template) = port.binding.frozen() {
+            let name = of_layer(template, layer);
+            let found = self.frozen.tensor(&name).map(|tensor| (tensor.shape, tensor.dtype));
+            (name, "frozen.safetensors", found)
+        } else if let Some(template) = port.binding.trained() {
+            let name = of_layer(template, layer);
+            let found = self.schema().find(&name).map(|spec| (spec.shape.as_slice(), DType::F32));
+            (name, "peft.safetensors", found)
+        } else {
+            return Ok(());
         };
-        let name = of_layer(template, layer);
         let path = self.directory.join(file);
         let fail = |source| Err(PackError::Tensors { path: path.clone(), source });
-        let trained = self.schema().find(&name).map(|spec| (spec.shape.as_slice(), DType::F32));
-        let found = match &port.binding {
-            Binding::Frozen(_) => self.frozen.tensor(&name).map(|tensor| (tensor.shape, tensor.dtype)),
-            _ => trained,
-        };
         let Some((shape, dtype)) = found else { return fail(TensorError::Missing { name }) };
         if dtype != port.dtype {
             return fail(TensorError::Type { name, found: format!("{dtype:?}") });

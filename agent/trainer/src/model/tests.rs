@@ -208,7 +208,10 @@ fn gradients_of_every_mask_agree_with_differences_of_the_loss() {
                     "{active:?} {name}: {norm}, difference {slope}"
                 );
             }
-            let layers = active.iter().filter(|&&layer| layer != 1).map(|layer| format!("base_model.model.layer.{layer}.w.weight"));
+            let layers = active
+                .iter()
+                .filter(|&&layer| layer != 1)
+                .map(|layer| format!("base_model.model.layer.{layer}.w.weight"));
             let of_head = ["bias", "weight"].map(|part| format!("base_model.model.scores.{part}"));
             let expected: Vec<String> = layers.chain(of_head.into_iter().filter(|_| head_trains)).collect();
             assert_eq!(names(&gradients), expected, "{active:?}");

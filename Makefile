@@ -10,7 +10,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
 
 target := $(or $(CARGO_TARGET_DIR),target)
 onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)
-binaries := -p skiff-models -p skiff-agent -p skiff-coordinator --bins
+binaries := -p skiff-pack -p skiff-agent -p skiff-coordinator --bins
 demo_options := $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
     $(if $(AGENTS),--agents '$(AGENTS)') $(if $(ALPHA),--alpha '$(ALPHA)') $(if $(DROPOUT),--dropout '$(DROPOUT)') \
     $(if $(SHARE),--share '$(SHARE)') $(if $(STEPS),--steps '$(STEPS)') $(if $(BATCH),--batch '$(BATCH)') \
@@ -23,7 +23,8 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make test     the whole test suite; installs the Mosquitto broker if it is missing
   make check    formatting, lints, and (with cargo-deny installed) licences and advisories
   make bench    what a round costs beyond the training, with 2, 4 and 8 agents (BENCH_JSON=FILE for programs)
-  make golden   computes the golden numbers anew with PyTorch (a gigabyte of Python packages; tests only read them)
+  make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
+                writes (gigabytes of Python packages; the tests only read the numbers)
 
 The demo writes its own data, commands to a home assistant. To change what it does:
 
@@ -65,8 +66,10 @@ bench: tools
 
 golden: tools
 	@python3 -m venv .cache/golden
-	@.cache/golden/bin/pip install --quiet torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors
-	@.cache/golden/bin/python tests/golden/make.py tests/golden/bert
+	@.cache/golden/bin/pip install --quiet torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors onnx
+	@.cache/golden/bin/python tests/golden/make.py tests/golden
+	@cargo build --release --locked -p skiff-pack
+	@tests/golden/roundtrip '$(target)/release/skiff-pack' .cache/golden/bin/python
 
 tools:
 	@command -v cargo >/dev/null || { echo "error: Rust is missing (no cargo in PATH)." >&2; \

@@ -5,7 +5,7 @@
 use serde_json::Value;
 use skiff_models::Pack;
 use skiff_models::pack::{BuildOptions, ExportError, Storage, export_adapter, export_merged};
-use skiff_models::peft::Peft;
+use skiff_models::peft::{Lora, Peft};
 use skiff_tests::compare::{CLOSE, Tensors, assert_close, read};
 use skiff_tests::packs::{Case, made};
 use skiff_tests::places;
@@ -54,12 +54,7 @@ fn an_adapter_that_peft_wrote_gives_its_scores_and_goes_out_as_it_came_in() {
         let adapter_options = |out: &str, adapter: &Path| BuildOptions {
             adapter: Some(adapter.to_owned()),
             // All that is kept of this is whether A is frozen; the rest is the adapter's.
-            peft: match &case.settings.peft {
-                Peft::Lora(lora) => {
-                    Peft::Lora(skiff_models::peft::Lora { freeze_a: lora.freeze_a, ..Default::default() })
-                }
-                other => other.clone(),
-            },
+            peft: Peft::Lora(Lora { freeze_a: name.ends_with("-ffa"), ..Lora::default() }),
             ..case.options(&folder.path().join(out))
         };
         let pack = made(&adapter_options("pack", &adapter));

@@ -15,18 +15,23 @@ use std::sync::Arc;
 /// Trains on local files and says how fast and how well.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 \
-                        --batch 8 --lr 1e-3 --dropout 0.5\n\nData: .csv (AG News: class, title, description, or with a header), \
-                        .jsonl (label, text), .tsv (header sentence, label)."
+    after_help = "Examples:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 --lr 1e-3 --dropout 0.5\n  \
+                  skiff-agent train --pack qwen.pack --train notes.txt --test other.txt --batch 2 --max-tokens 256\n\n\
+                  What a file holds, by the pack's task:\n  \
+                  classification  texts or pairs with a label: .csv (AG News' three columns, or a header), .tsv, .jsonl\n  \
+                  regression      the same with a number, or numbers in a JSON array, for the label\n  \
+                  tokens          words with a label each: .jsonl (tokens, labels or ner_tags), .conll\n  \
+                  causal-lm       plain texts: .txt (one a line), .csv, .tsv, .jsonl (text, or prompt and completion)\n\
+                  Pairs: columns text and text_pair, sentence1 and sentence2, premise and hypothesis, question and sentence."
 )]
 pub struct Arguments {
     /// The pack's folder, made by `skiff-pack build`.
     #[arg(long)]
     pack: PathBuf,
-    /// Labelled texts to train on.
+    /// Examples to train on.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
-    /// Labelled texts to evaluate on.
+    /// Examples to evaluate on.
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
     /// Optimizer steps.

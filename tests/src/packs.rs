@@ -129,7 +129,9 @@ pub fn made(options: &BuildOptions) -> Pack {
     Pack::open(&options.out).unwrap_or_else(|error| panic!("{}: {}", options.out.display(), chain(&error)))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -1,0 +1,390 @@
+//! Attention over rows of tokens, one head of one example at a time, and its gradient.
+//!
+//! What is multiplied fits the processor's caches: the matrix of probabilities is made for [`QUERIES`] queries at a time and
+//! never stored. The gradient makes it again from the logarithms of its sums (Dao et al., arXiv 2205.14135).
+
+use crate::product::{Rows, Sizes, Strided, product};
+use crate::vectors::{COMMON_FMA, exp, largest, sum, vectorised};
+
+/// Queries whose probabilities are in memory at once.
+const QUERIES: usize = 32;
+/// Rows of keys are padded to a multiple of this, so that no product has a ragged edge.
+const PADDING: usize = 32;
+
+/// What all heads of all examples have in common.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Form {
+    /// Query heads, `h`.
+    pub heads: usize,
+    /// Key heads, `k`; divides `h`. Query head `i` looks at key head `i / (h / k)`.
+    pub key_heads: usize,
+    /// Features of a head, `d`.
+    pub size: usize,
+    /// The factor of `Q K^T`.
+    pub scale: f32,
+    /// Whether no query sees a later key.
+    pub causal: bool,
+    /// How many keys up to its own a query sees; `usize::MAX` for all. Only where it is causal.
+    pub window: usize,
+}
+
+/// One example of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Its first row of keys.
+    pub first: usize,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Its first row of queries.
+    pub query: usize,
+    /// How many queries it has: all its tokens, or one.
+    pub queries: usize,
+    /// The token that the first query is at.
+    pub position: usize,
+}
+
+/// Rows of tokens: `query` `[Q, h d]`, `key` and `value` `[T, k d]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Queries.
+    pub query: &'a [f32],
+    /// Keys.
+    pub key: &'a [f32],
+    /// Values.
+    pub value: &'a [f32],
+}
+
+/// What [`attend`] computes for one key head of one example: for each of its query heads a block.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Attended {
+    /// `[h / k, queries, d]`.
+    pub context: Vec<f32>,
+    /// `[h / k, queries]`: `log sum exp` of each query's scores.
+    pub log_sums: Vec<f32>,
+}
+
+/// The gradients that [`attend_back`] computes for one key head of one example.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Gradients {
+    /// `[h / k, queries, d]`.
+    pub query: Vec<f32>,
+    /// `[tokens, d]`.
+    pub key: Vec<f32>,
+    /// `[tokens, d]`.
+    pub value: Vec<f32>,
+}
+
+vectorised! {
+    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the key head `head` of the example `span`.
+    pub fn attend(form: Form, span: Span, head: usize, inputs: Inputs<'_>, out: &mut Attended)
+        = attend_of::<true, 8, 32>, attend_of::<true, 4, 16>, attend_of::<COMMON_FMA, 4, 8>
+}
+
+vectorised! {
+    /// The gradients of [`attend`], given that of its result, rows `[Q, h d]`, and its `log_sums` as rows `[Q, h]`:
+    /// with `P = exp(scale Q K^T - log sum)` and `dS = P (dO V^T - sum(P dO V^T))`: `dQ = scale dS K`, `dK = scale dS^T Q`,
+    /// `dV = P^T dO`.
+    pub fn attend_back(
+        form: Form, span: Span, head: usize, inputs: Inputs<'_>, log_sums: &[f32], gradient: &[f32], out: &mut Gradients,
+    ) = back_of::<true, 8, 32>, back_of::<true, 4, 16>, back_of::<COMMON_FMA, 4, 8>
+}
+
+/// The keys that a query at `position` sees.
+fn seen(form: Form, span: Span, position: usize) -> std::ops::Range<usize> {
+    if form.causal { (position + 1).saturating_sub(form.window)..position + 1 } else { 0..span.tokens }
+}
+
+/// One head's columns of the rows `first..first + count`, side by side.
+#[inline(always)]
+fn columns(rows: &[f32], [heads, size]: [usize; 2], head: usize, first: usize, count: usize, into: &mut Vec<f32>) {
+    into.clear();
+    for row in first..first + count {
+        into.extend_from_slice(&rows[(row * heads + head) * size..][..size]);
+    }
+}
+
+/// `[tokens, size]` as `[size, padded]`, zeros at the end of each row.
+#[inline(always)]
+fn transpose(rows: &[f32], size: usize, padded: usize, into: &mut Vec<f32>) {
+    into.clear();
+    into.resize(size * padded, 0.0);
+    for (token, row) in rows.chunks_exact(size).enumerate() {
+        for (feature, &value) in row.iter().enumerate() {
+            into[feature * padded + token] = value;
+        }
+    }
+}
+
+#[inline(always)]
+fn attend_of<const FMA: bool, const MR: usize, const NR: usize>(
+    form: Form,
+    span: Span,
+    head: usize,
+    inputs: Inputs<'_>,
+    out: &mut Attended,
+) {
+    let Form { heads, key_heads, size, scale, .. } = form;
+    let (group, padded) = (heads / key_heads, span.tokens.next_multiple_of(PADDING));
+    let (mut keys, mut values, mut queries, mut turned) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    columns(inputs.key, [key_heads, size], head, span.first, span.tokens, &mut keys);
+    columns(inputs.value, [key_heads, size], head, span.first, span.tokens, &mut values);
+    transpose(&keys, size, padded, &mut turned);
+    out.context.clear();
+    out.context.resize(group * span.queries * size, 0.0);
+    out.log_sums.clear();
+    out.log_sums.resize(group * span.queries, 0.0);
+    let mut scores = vec![0.0; QUERIES.min(span.queries) * padded];
+    for member in 0..group {
+        columns(inputs.query, [heads, size], head * group + member, span.query, span.queries, &mut queries);
+        for first in (0..span.queries).step_by(QUERIES) {
+            let count = QUERIES.min(span.queries - first);
+            let sizes = Sizes { m: count, n: padded, k: size };
+            let left = Strided { data: &queries[first * size..], rows: size, columns: 1 };
+            product::<FMA, MR, NR>(
+                sizes,
+                left,
+                &Rows { data: &turned[..], stride: padded },
+                &mut Rows { data: &mut scores[..], stride: padded },
+                false,
+            );
+            for (query, row) in scores.chunks_exact_mut(padded).take(count).enumerate() {
+                let seen = seen(form, span, span.position + first + query);
+                let most = scale * largest(&row[seen.clone()]);
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                let row = &mut row[seen];
+                for value in row.iter_mut() {
+                    *value = exp::<FMA>(scale * *value - most);
+                }
+                let total = sum(row.len(), |at| row[at]);
+                let share = 1.0 / total;
+                row.iter_mut().for_each(|value| *value *= share);
+                out.log_sums[member * span.queries + first + query] = most + total.ln();
+            }
+            let sizes = Sizes { m: count, n: size, k: span.tokens };
+            let left = Strided { data: &scores, rows: padded, columns: 1 };
+            let context = &mut out.context[(member * span.queries + first) * size..];
+            product::<FMA, MR, NR>(
+                sizes,
+                left,
+                &Rows { data: &values[..], stride: size },
+                &mut Rows { data: context, stride: size },
+                false,
+            );
+        }
+    }
+}
+
+#[inline(always)]
+fn back_of<const FMA: bool, const MR: usize, const NR: usize>(
+    form: Form,
+    span: Span,
+    head: usize,
+    inputs: Inputs<'_>,
+    log_sums: &[f32],
+    gradient: &[f32],
+    out: &mut Gradients,
+) {
+    let Form { heads, key_heads, size, scale, .. } = form;
+    let (group, padded) = (heads / key_heads, span.tokens.next_multiple_of(PADDING));
+    let (mut keys, mut values, mut queries, mut flowing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut turned_keys, mut turned_values) = (Vec::new(), Vec::new());
+    columns(inputs.key, [key_heads, size], head, span.first, span.tokens, &mut keys);
+    columns(inputs.value, [key_heads, size], head, span.first, span.tokens, &mut values);
+    transpose(&keys, size, padded, &mut turned_keys);
+    transpose(&values, size, padded, &mut turned_values);
+    out.query.clear();
+    out.query.resize(group * span.queries * size, 0.0);
+    for side in [&mut out.key, &mut out.value] {
+        side.clear();
+        side.resize(span.tokens * size, 0.0);
+    }
+    let block = QUERIES.min(span.queries) * padded;
+    let (mut probabilities, mut slopes) = (vec![0.0; block], vec![0.0; block]);
+    for member in 0..group {
+        let query_head = head * group + member;
+        columns(inputs.query, [heads, size], query_head, span.query, span.queries, &mut queries);
+        columns(gradient, [heads, size], query_head, span.query, span.queries, &mut flowing);
+        for first in (0..span.queries).step_by(QUERIES) {
+            let count = QUERIES.min(span.queries - first);
+            let to_keys = Sizes { m: count, n: padded, k: size };
+            let rows = |data| Strided { data, rows: size, columns: 1 };
+            let (left, above) = (&queries[first * size..], &flowing[first * size..]);
+            for (data, right, to) in [(left, &turned_keys, &mut probabilities), (above, &turned_values, &mut slopes)] {
+                let right = Rows { data: &right[..], stride: padded };
+                product::<FMA, MR, NR>(
+                    to_keys,
+                    rows(data),
+                    &right,
+                    &mut Rows { data: &mut to[..], stride: padded },
+                    false,
+                );
+            }
+            let both = probabilities.chunks_exact_mut(padded).zip(slopes.chunks_exact_mut(padded));
+            for (query, (probability, slope)) in both.take(count).enumerate() {
+                let log_sum = log_sums[(span.query + first + query) * heads + query_head];
+                let seen = seen(form, span, span.position + first + query);
+                for row in [&mut *probability, &mut *slope] {
+                    row[..seen.start].fill(0.0);
+                    row[seen.end..].fill(0.0);
+                }
+                let (probability, slope) = (&mut probability[seen.clone()], &mut slope[seen]);
+                for value in probability.iter_mut() {
+                    *value = exp::<FMA>(scale * *value - log_sum);
+                }
+                let mean = sum(slope.len(), |at| probability[at] * slope[at]);
+                for (slope, &probability) in slope.iter_mut().zip(&*probability) {
+                    *slope = scale * probability * (*slope - mean);
+                }
+            }
+            let sizes = Sizes { m: count, n: size, k: span.tokens };
+            let left_rows = Strided { data: &slopes, rows: padded, columns: 1 };
+            let to = &mut out.query[(member * span.queries + first) * size..];
+            let right = Rows { data: &keys[..], stride: size };
+            product::<FMA, MR, NR>(sizes, left_rows, &right, &mut Rows { data: to, stride: size }, false);
+            let sizes = Sizes { m: span.tokens, n: size, k: count };
+            for (data, right, to) in [(&slopes, left, &mut out.key), (&probabilities, above, &mut out.value)] {
+                let turned = Strided { data, rows: 1, columns: padded };
+                let right = Rows { data: right, stride: size };
+                product::<FMA, MR, NR>(sizes, turned, &right, &mut Rows { data: &mut to[..], stride: size }, true);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEADS: usize = 4;
+
+    #[derive(Debug)]
+    struct Case {
+        form: Form,
+        span: Span,
+        query: Vec<f32>,
+        key: Vec<f32>,
+        value: Vec<f32>,
+        gradient: Vec<f32>,
+    }
+
+    fn noise(count: usize, salt: u64) -> Vec<f32> {
+        let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let draw = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        std::iter::repeat_with(draw).take(count).collect()
+    }
+
+    fn cases() -> impl Strategy<Value = Case> {
+        let shape = (1..90usize, prop_oneof![Just(1), Just(2), Just(4)], 1..19usize, 0..5usize);
+        (shape, any::<bool>(), prop_oneof![Just(usize::MAX), 1..9usize], any::<bool>(), any::<u64>()).prop_map(
+            |((tokens, key_heads, size, first), causal, window, one, salt)| {
+                let position = if one { salt as usize % tokens } else { 0 };
+                let queries = if one { 1 } else { tokens };
+                let span = Span { first, tokens, query: 2, queries, position };
+                let form = Form { heads: HEADS, key_heads, size, scale: 0.7, causal, window };
+                let (above, below) = ((2 + queries) * HEADS * size, (first + tokens) * key_heads * size);
+                let [query, gradient] = [1, 2].map(|at| noise(above, salt.wrapping_add(at)));
+                let [key, value] = [3, 4].map(|at| noise(below, salt.wrapping_add(at)));
+                Case { form, span, query, key, value, gradient }
+            },
+        )
+    }
+
+    impl Case {
+        fn inputs(&self) -> Inputs<'_> {
+            Inputs { query: &self.query, key: &self.key, value: &self.value }
+        }
+
+        /// The probabilities of query `at` of a query head, in f64, by the formula.
+        fn probabilities(&self, at: usize, query_head: usize) -> (Vec<f64>, f64) {
+            let Form { heads, key_heads, size, scale, .. } = self.form;
+            let head = query_head / (heads / key_heads);
+            let score = |key: usize| {
+                let q = &self.query[((self.span.query + at) * heads + query_head) * size..][..size];
+                let k = &self.key[((self.span.first + key) * key_heads + head) * size..][..size];
+                f64::from(scale) * q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>()
+            };
+            let seen = seen(self.form, self.span, self.span.position + at);
+            let weight = |key| if seen.contains(&key) { score(key).exp() } else { 0.0 };
+            let weights: Vec<f64> = (0..self.span.tokens).map(weight).collect();
+            let total: f64 = weights.iter().sum();
+            (weights.into_iter().map(|weight| weight / total).collect(), total.ln())
+        }
+
+        /// `value` or its like, of a token and a feature.
+        fn of_key(&self, rows: &[f32], token: usize, head: usize, feature: usize) -> f64 {
+            f64::from(rows[((self.span.first + token) * self.form.key_heads + head) * self.form.size + feature])
+        }
+
+        fn above(&self, at: usize, query_head: usize, feature: usize) -> f64 {
+            f64::from(self.gradient[((self.span.query + at) * HEADS + query_head) * self.form.size + feature])
+        }
+    }
+
+    fn close(found: f32, expected: f64) -> bool {
+        (f64::from(found) - expected).abs() < 3e-5 * (1.0 + expected.abs())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn attention_is_what_its_formula_says(case in cases()) {
+            let (group, size, queries) = (HEADS / case.form.key_heads, case.form.size, case.span.queries);
+            for head in 0..case.form.key_heads {
+                let mut out = Attended::default();
+                attend(case.form, case.span, head, case.inputs(), &mut out);
+                for (member, at) in (0..group).flat_map(|member| (0..queries).map(move |at| (member, at))) {
+                    let (weights, log_sum) = case.probabilities(at, head * group + member);
+                    prop_assert!(close(out.log_sums[member * queries + at], log_sum));
+                    for feature in 0..size {
+                        let weighted = weights.iter().enumerate().map(|(token, w)| w * case.of_key(&case.value, token, head, feature));
+                        prop_assert!(close(out.context[(member * queries + at) * size + feature], weighted.sum()));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn its_gradient_is_what_its_formula_says(case in cases()) {
+            let Form { key_heads, size, scale, .. } = case.form;
+            let (group, queries, tokens) = (HEADS / key_heads, case.span.queries, case.span.tokens);
+            let mut log_sums = vec![0.0; (2 + queries) * HEADS];
+            for (at, head) in (0..queries).flat_map(|at| (0..HEADS).map(move |head| (at, head))) {
+                log_sums[(2 + at) * HEADS + head] = case.probabilities(at, head).1 as f32;
+            }
+            for head in 0..key_heads {
+                let mut out = Gradients::default();
+                attend_back(case.form, case.span, head, case.inputs(), &log_sums, &case.gradient, &mut out);
+                let (mut of_key, mut of_value) = (vec![0.0; tokens * size], vec![0.0; tokens * size]);
+                for (member, at) in (0..group).flat_map(|member| (0..queries).map(move |at| (member, at))) {
+                    let query_head = head * group + member;
+                    let (weights, _) = case.probabilities(at, query_head);
+                    let slope = |token| (0..size).map(|f| case.above(at, query_head, f) * case.of_key(&case.value, token, head, f)).sum::<f64>();
+                    let slopes: Vec<f64> = (0..tokens).map(slope).collect();
+                    let mean: f64 = slopes.iter().zip(&weights).map(|(slope, weight)| slope * weight).sum();
+                    let slopes: Vec<f64> = slopes.iter().zip(&weights).map(|(s, w)| f64::from(scale) * w * (s - mean)).collect();
+                    for feature in 0..size {
+                        let query = f64::from(case.query[((2 + at) * HEADS + query_head) * size + feature]);
+                        let expected: f64 = slopes.iter().enumerate().map(|(token, s)| s * case.of_key(&case.key, token, head, feature)).sum();
+                        prop_assert!(close(out.query[(member * queries + at) * size + feature], expected));
+                        for token in 0..tokens {
+                            of_key[token * size + feature] += slopes[token] * query;
+                            of_value[token * size + feature] += weights[token] * case.above(at, query_head, feature);
+                        }
+                    }
+                }
+                let pairs = out.key.iter().zip(&of_key).chain(out.value.iter().zip(&of_value));
+                for (&found, &expected) in pairs {
+                    prop_assert!(close(found, expected), "{found}, {expected}");
+                }
+            }
+        }
+    }
+}

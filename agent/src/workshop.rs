@@ -144,8 +144,8 @@ fn opened<'a>(
             let pack = Arc::new(Pack::open(&training.pack)?);
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
             let threads = if training.threads == 0 { cores() } else { training.threads };
-            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?;
-            tracing::info!(onnxruntime = runtime.version(), "trainer opened");
+            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
+            tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
             (pack, trainer)
         }

@@ -4,7 +4,7 @@
 //!
 //! Rooms, in the order that an example travels: [`examples`] (what is trained on, as the caller brings it), [`inputs`] (the
 //! same from a file of tensors), `ahead` (brings them while a step runs), [`batch`] (the tokens of many in one row, and all that the graphs ask about them),
-//! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime), [`trainer`] (a
+//! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime, and [`provider`], what it computes on), [`trainer`] (a
 //! pack in training), [`training`] and [`evaluation`] (many steps, and what came of them), [`optimizer`]. [`clock`] measures
 //! durations.
 
@@ -18,6 +18,7 @@ pub mod examples;
 pub mod inputs;
 mod model;
 pub mod optimizer;
+pub mod provider;
 pub mod runtime;
 pub mod trainer;
 pub mod training;
@@ -28,6 +29,7 @@ pub use error::TrainerError;
 pub use evaluation::{EvaluatePlan, EvaluateSummary};
 pub use examples::{Examples, Sequence, Target, tiny};
 pub use model::StepOutcome;
+pub use provider::{Provider, UnknownProvider};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
 pub use trainer::Trainer;
 pub use training::{StepReport, TrainPlan, TrainSummary};

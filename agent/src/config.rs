@@ -16,6 +16,7 @@
 
 use serde::Deserialize;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
+use skiff_trainer::Provider;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -78,6 +79,9 @@ pub struct Settings {
     /// Threads of the training; 0 takes one for each core [default: 0]
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
+    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack [default: cpu]
+    #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", help_heading = "Training")]
+    pub provider: Option<String>,
     /// ONNX Runtime's shared library [default: beside the executable, then in the system's library folders]
     #[arg(long, env = "SKIFF_ONNXRUNTIME", value_name = "FILE", help_heading = "Training")]
     pub onnxruntime: Option<PathBuf>,
@@ -187,6 +191,8 @@ pub struct Training {
     pub test: Option<PathBuf>,
     /// Threads; 0 takes one for each core.
     pub threads: usize,
+    /// What computes.
+    pub provider: Provider,
     /// ONNX Runtime's library, where it is not the system's.
     pub onnxruntime: Option<PathBuf>,
     /// Layers that are never skipped, ascending.
@@ -277,6 +283,7 @@ impl Settings {
             train: self.train.or(others.train),
             test: self.test.or(others.test),
             threads: self.threads.or(others.threads),
+            provider: self.provider.or(others.provider),
             onnxruntime: self.onnxruntime.or(others.onnxruntime),
             protected: self.protected.or(others.protected),
             state: self.state.or(others.state),
@@ -354,6 +361,10 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
     let mut protected = settings.protected.clone().unwrap_or_default();
     protected.sort_unstable();
     protected.dedup();
+    let provider = match settings.provider.as_deref() {
+        Some(name) => name.parse().map_err(|_| invalid("provider", name, "cpu, cuda or xnnpack"))?,
+        None => Provider::default(),
+    };
     Ok(Training {
         pack: settings.pack.clone().ok_or(ConfigError::Missing {
             setting: "pack",
@@ -362,6 +373,7 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         train: settings.train.clone(),
         test: settings.test.clone(),
         threads: settings.threads.unwrap_or(0),
+        provider,
         onnxruntime: settings.onnxruntime.clone(),
         protected,
     })
@@ -427,6 +439,13 @@ mod tests {
         assert_eq!(config.telemetry_interval, Duration::from_secs(5));
         assert!(matches!(&config.trust, Trust::Key(key) if key.to_string() == super::tests::key()));
         assert_eq!(config.broker.user, None);
+        assert_eq!(config.training.provider, Provider::Cpu);
+    }
+
+    #[test]
+    fn what_computes_is_a_setting() {
+        let config = checked("pack = '/p'\nallow_unsigned = true\nprovider = 'xnnpack'").unwrap();
+        assert_eq!(config.training.provider, Provider::Xnnpack);
     }
 
     #[test]
@@ -462,6 +481,7 @@ mod tests {
             ("fleet = 'a/b'", "fleet = \"a/b\": 1 to 64"),
             ("device = ''", "device = \"\": 1 to 64"),
             ("telemetry_seconds = 0", "telemetry_seconds = \"0\": 1 to 3600"),
+            ("provider = 'tpu'", "provider = \"tpu\": cpu, cuda or xnnpack"),
             ("coordinator_key = 'abc'", "coordinator_key = \"abc\": 64"),
         ] {
             let text = complaint(&format!("{base}{line}"));

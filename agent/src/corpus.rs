@@ -7,10 +7,11 @@
 //! | token classification | [`Tagged`]: words with a label each | a word's first token has its label's number, no other has one |
 //! | causal language model | [`Passage`]: a text, perhaps after a prompt | every token of the text |
 //!
-//! Texts are kept as text and tokenised as a batch needs them: a thousandth of a step's time, and nothing to hold. What is
-//! longer than the limit is cut at its end; of a pair, the longer text is.
+//! Every example is read and checked when the file is loaded; then its text stays in the file, and is read again and
+//! tokenised when a batch needs it: a thousandth of a step's time, and only its place to hold. What is longer than the
+//! limit is cut at its end; of a pair, the longer text is.
 
-use skiff_data::{DataError, Example, Passage, Place, Rated, Record, Tagged};
+use skiff_data::{DataError, Example, Index, Passage, Place, Rated, Record, Tagged};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::task::Task;
@@ -27,9 +28,8 @@ const SHOWN: usize = 40;
 /// A file's examples.
 #[derive(Debug)]
 pub struct Corpus {
-    path: PathBuf,
-    /// Each with the line that it begins at.
-    entries: Vec<(u64, Entry)>,
+    index: Index,
+    known: Known,
     tokenizer: Tokenizer,
     /// Rows of the model's segment embedding.
     segments: usize,
@@ -46,7 +46,7 @@ enum Entry {
 /// Why a file cannot be trained on.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
-    /// The file is malformed.
+    /// The file is malformed, or changed since it was loaded.
     #[error(transparent)]
     Data(#[from] DataError),
     /// A label the pack does not have.
@@ -121,18 +121,22 @@ impl Corpus {
     }
 
     fn read(path: &Path, layout: &Layout, labels: &[String], tokenizer: Tokenizer) -> Result<Self, CorpusError> {
-        let mut entries = Vec::new();
-        for_each(path, layout, labels, &mut |place, entry| entries.push((place.line, entry)))?;
-        Ok(Self { path: path.to_owned(), entries, tokenizer, segments: layout.segments })
+        let known = Known::new(layout, labels);
+        Ok(Self { index: index(path, &known)?, known, tokenizer, segments: layout.segments })
+    }
+
+    /// Whether the file is still the one that was loaded, and as it was.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.index.is_current()
     }
 
     fn sequence(&self, at: usize) -> Result<Sequence, CorpusError> {
-        let (line, entry) = &self.entries[at];
-        let place = || Place { path: self.path.clone(), line: *line, column: 0 };
-        let (encoding, target) =
-            encode(&self.tokenizer, entry).map_err(|source| CorpusError::Encode { place: place(), source })?;
+        let entry = self.entry(at)?;
+        let refused = |source| CorpusError::Encode { place: self.index.place(at), source };
+        let (encoding, target) = encode(&self.tokenizer, entry).map_err(refused)?;
         if encoding.is_empty() {
-            return Err(CorpusError::NoTokens { place: place() });
+            return Err(CorpusError::NoTokens { place: self.index.place(at) });
         }
         let types = match self.segments {
             0 | 1 => vec![0; encoding.len()],
@@ -140,11 +144,24 @@ impl Corpus {
         };
         Ok(Sequence { ids: encoding.get_ids().to_vec(), types, target })
     }
+
+    fn entry(&self, at: usize) -> Result<Entry, CorpusError> {
+        match self.known.task {
+            Task::SequenceClassification => self.entry_of::<Example>(at),
+            Task::Regression => self.entry_of::<Rated>(at),
+            Task::TokenClassification => self.entry_of::<Tagged>(at),
+            Task::CausalLm => self.entry_of::<Passage>(at),
+        }
+    }
+
+    fn entry_of<R: Learnable>(&self, at: usize) -> Result<Entry, CorpusError> {
+        self.index.read::<R>(at)?.entry(&self.index.place(at), &self.known)
+    }
 }
 
 impl Examples for Corpus {
     fn len(&self) -> usize {
-        self.entries.len()
+        self.index.len()
     }
 
     fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>> {
@@ -152,11 +169,7 @@ impl Examples for Corpus {
     }
 
     fn length_hint(&self, at: usize) -> usize {
-        match &self.entries[at].1 {
-            Entry::Whole { text, pair, .. } => text.len() + pair.as_ref().map_or(0, String::len),
-            Entry::Words { words, .. } => words.iter().map(|word| word.len() + 1).sum(),
-            Entry::Passage(Passage { prompt, text }) => prompt.len() + text.len(),
-        }
+        self.index.record_bytes(at)
     }
 }
 
@@ -165,71 +178,49 @@ impl Examples for Corpus {
 /// # Errors
 /// As [`Corpus::load`], but for the tokenizer.
 pub fn count(path: &Path, pack: &Pack) -> Result<u64, CorpusError> {
-    let mut count = 0;
-    for_each(path, &pack.manifest().layout, &pack.manifest().labels, &mut |_, _| count += 1)?;
-    Ok(count)
+    let manifest = pack.manifest();
+    Ok(index(path, &Known::new(&manifest.layout, &manifest.labels))?.len() as u64)
 }
 
-/// Hands each example of the file to `take`, as the task needs it.
-fn for_each(
-    path: &Path,
-    layout: &Layout,
-    labels: &[String],
-    take: &mut dyn FnMut(&Place, Entry),
-) -> Result<(), CorpusError> {
-    let classes = Classes::new(labels);
-    match layout.task {
-        Task::SequenceClassification => each(path, take, |Example { text, pair, label }, place| {
-            Ok(Entry::Whole { text, pair, target: Target::Class(classes.number(&label, place)?) })
-        }),
-        Task::Regression => each(path, take, |Rated { text, pair, numbers }, place| {
-            let (found, expected) = (numbers.len(), layout.classes);
-            if found != expected {
-                return Err(CorpusError::NumberCount { place: place.clone(), found, expected });
-            }
-            Ok(Entry::Whole { text, pair, target: Target::Numbers(numbers) })
-        }),
-        Task::TokenClassification => each(path, take, |Tagged { words, labels }, place| {
-            let labels = labels.iter().map(|label| classes.number(label, place)).collect::<Result<_, _>>()?;
-            Ok(Entry::Words { words, labels })
-        }),
-        Task::CausalLm => each(path, take, |passage, _| Ok(Entry::Passage(passage))),
+/// Where the examples of the file at `path` stand; each was looked at.
+fn index(path: &Path, known: &Known) -> Result<Index, CorpusError> {
+    match known.task {
+        Task::SequenceClassification => index_of::<Example>(path, known),
+        Task::Regression => index_of::<Rated>(path, known),
+        Task::TokenClassification => index_of::<Tagged>(path, known),
+        Task::CausalLm => index_of::<Passage>(path, known),
     }
 }
 
-fn each<R: Record>(
-    path: &Path,
-    take: &mut dyn FnMut(&Place, Entry),
-    entry: impl Fn(R, &Place) -> Result<Entry, CorpusError>,
-) -> Result<(), CorpusError> {
-    let mut reader = skiff_data::open::<R>(path)?;
-    while let Some(record) = reader.next() {
-        let place = reader.place();
-        take(place, entry(record?, place)?);
-    }
-    Ok(())
+fn index_of<R: Learnable>(path: &Path, known: &Known) -> Result<Index, CorpusError> {
+    Index::build(path, &mut |record: R, place| record.entry(place, known).map(drop))
 }
 
-/// The pack's labels and their numbers.
-struct Classes<'a> {
-    labels: &'a [String],
-    numbers: BTreeMap<&'a str, usize>,
+/// What a pack knows that its examples must not exceed.
+#[derive(Debug)]
+struct Known {
+    task: Task,
+    /// Numbers of an example, where the task is one of numbers.
+    numbers: usize,
+    labels: Vec<String>,
+    classes: BTreeMap<String, usize>,
 }
 
-impl<'a> Classes<'a> {
-    fn new(labels: &'a [String]) -> Self {
-        Self { labels, numbers: labels.iter().enumerate().map(|(number, label)| (label.as_str(), number)).collect() }
+impl Known {
+    fn new(layout: &Layout, labels: &[String]) -> Self {
+        let classes = labels.iter().cloned().zip(0..).collect();
+        Self { task: layout.task, numbers: layout.classes, labels: labels.to_vec(), classes }
     }
 
-    fn number(&self, label: &str, place: &Place) -> Result<usize, CorpusError> {
-        self.numbers.get(label).copied().ok_or_else(|| CorpusError::UnknownLabel {
+    fn class(&self, label: &str, place: &Place) -> Result<usize, CorpusError> {
+        self.classes.get(label).copied().ok_or_else(|| CorpusError::UnknownLabel {
             place: place.clone(),
             label: label.chars().take(SHOWN).collect(),
-            known: self.known(),
+            known: self.shown_labels(),
         })
     }
 
-    fn known(&self) -> String {
+    fn shown_labels(&self) -> String {
         let shown = self.labels.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
         match self.labels.len().saturating_sub(SHOWN) {
             0 => shown,
@@ -238,18 +229,53 @@ impl<'a> Classes<'a> {
     }
 }
 
-fn encode(tokenizer: &Tokenizer, entry: &Entry) -> tokenizers::Result<(Encoding, Target)> {
+/// A kind of example that a task takes.
+trait Learnable: Record {
+    fn entry(self, place: &Place, known: &Known) -> Result<Entry, CorpusError>;
+}
+
+impl Learnable for Example {
+    fn entry(self, place: &Place, known: &Known) -> Result<Entry, CorpusError> {
+        let target = Target::Class(known.class(&self.label, place)?);
+        Ok(Entry::Whole { text: self.text, pair: self.pair, target })
+    }
+}
+
+impl Learnable for Rated {
+    fn entry(self, place: &Place, known: &Known) -> Result<Entry, CorpusError> {
+        let (found, expected) = (self.numbers.len(), known.numbers);
+        if found != expected {
+            return Err(CorpusError::NumberCount { place: place.clone(), found, expected });
+        }
+        Ok(Entry::Whole { text: self.text, pair: self.pair, target: Target::Numbers(self.numbers) })
+    }
+}
+
+impl Learnable for Tagged {
+    fn entry(self, place: &Place, known: &Known) -> Result<Entry, CorpusError> {
+        let labels = self.labels.iter().map(|label| known.class(label, place)).collect::<Result<_, _>>()?;
+        Ok(Entry::Words { words: self.words, labels })
+    }
+}
+
+impl Learnable for Passage {
+    fn entry(self, _: &Place, _: &Known) -> Result<Entry, CorpusError> {
+        Ok(Entry::Passage(self))
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, entry: Entry) -> tokenizers::Result<(Encoding, Target)> {
     match entry {
         Entry::Whole { text, pair, target } => {
             let encoding = match pair {
-                Some(pair) => tokenizer.encode_fast((text.as_str(), pair.as_str()), true),
-                None => tokenizer.encode_fast(text.as_str(), true),
+                Some(pair) => tokenizer.encode_fast((text, pair), true),
+                None => tokenizer.encode_fast(text, true),
             }?;
-            Ok((encoding, target.clone()))
+            Ok((encoding, target))
         }
         Entry::Words { words, labels } => {
-            let encoding = tokenizer.encode(words.as_slice(), true)?;
-            let target = Target::Tokens(first_tokens(encoding.get_word_ids(), labels));
+            let encoding = tokenizer.encode(words, true)?;
+            let target = Target::Tokens(first_tokens(encoding.get_word_ids(), &labels));
             Ok((encoding, target))
         }
         Entry::Passage(Passage { prompt, text }) => {
@@ -431,6 +457,25 @@ mod tests {
 
     fn refusal(task: Task, content: &str) -> String {
         corpus(task, LONG, content).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn texts_stay_in_the_file_and_a_file_that_changed_is_named() {
+        let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
+        let long = "ab ".repeat(10_000);
+        let rows: String = (0..100).map(|row| format!("LOC,{row} {long}\n")).collect();
+        write!(file, "label,text\n{rows}").unwrap();
+        let layout = layout(Task::SequenceClassification);
+        let labels = ["O".to_owned(), "LOC".to_owned()];
+        let tokenizer = prepared(bert(), &layout, LONG).unwrap();
+        let corpus = Corpus::read(file.path(), &layout, &labels, tokenizer).unwrap();
+        assert!(corpus.index.memory_bytes() <= 3_200 && corpus.is_current());
+        assert_eq!(corpus.length_hint(99), "LOC,99 \n".len() + long.len());
+        assert_eq!(corpus.sequence(99).unwrap().target, Target::Class(1));
+        file.as_file().set_len(1_000).unwrap();
+        let message = corpus.encode(99).unwrap_err().to_string();
+        assert!(message.contains(".csv, line 101: the file changed"), "{message}");
+        assert!(!corpus.is_current());
     }
 
     #[test]

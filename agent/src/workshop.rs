@@ -1,6 +1,6 @@
 //! Where an order becomes an update: weights from the store, through the trainer, into tensors to hand in and to keep.
 //!
-//! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no example in memory.
+//! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no file of examples open.
 //! What was opened stays for the next round, and goes when the worker gives its workshop up.
 
 use crate::config::Training;
@@ -59,7 +59,7 @@ impl PackWorkshop {
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<Trained> {
         let (pack, trainer) = opened(&mut self.open, &self.training)?;
-        let corpus = self.train.tokens(&pack, order.max_tokens)?;
+        let corpus = self.train.corpus(&pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
         let plan = TrainPlan {
             seed: order.seed,
@@ -83,7 +83,7 @@ impl PackWorkshop {
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<EvaluationReport> {
         let (pack, trainer) = opened(&mut self.open, &self.training)?;
-        let corpus = self.test.tokens(&pack, order.max_tokens)?;
+        let corpus = self.test.corpus(&pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
         let examples = usize::try_from(order.examples).unwrap_or(usize::MAX);
         let plan = EvaluatePlan { examples, batch: order.batch as usize };
@@ -111,26 +111,26 @@ impl Workshop for PackWorkshop {
     }
 }
 
-/// A file of examples, tokenised when it is first needed.
+/// A file of examples, opened when it is first needed and again when it changed.
 struct Texts {
     path: Option<PathBuf>,
-    /// With the longest text it was cut to.
-    tokens: Option<(u32, Corpus)>,
+    /// With the length that its texts are cut to.
+    corpus: Option<(u32, Corpus)>,
 }
 
 impl Texts {
     const fn new(path: Option<PathBuf>) -> Self {
-        Self { path, tokens: None }
+        Self { path, corpus: None }
     }
 
-    fn tokens(&mut self, pack: &Pack, max_tokens: u32) -> anyhow::Result<&Corpus> {
+    fn corpus(&mut self, pack: &Pack, max_tokens: u32) -> anyhow::Result<&Corpus> {
         let path = self.path.as_ref().context("this device has no examples for that")?;
-        let known = self.tokens.take_if(|(cut_to, _)| *cut_to == max_tokens);
-        let tokens = match known {
-            Some(tokens) => tokens,
+        let known = self.corpus.take_if(|(cut_to, corpus)| *cut_to == max_tokens && corpus.is_current());
+        let corpus = match known {
+            Some(corpus) => corpus,
             None => (max_tokens, Corpus::load(path, pack, max_tokens as usize)?),
         };
-        Ok(&self.tokens.insert(tokens).1)
+        Ok(&self.corpus.insert(corpus).1)
     }
 }
 
@@ -144,8 +144,8 @@ fn opened<'a>(
             let pack = Arc::new(Pack::open(&training.pack)?);
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
             let threads = if training.threads == 0 { cores() } else { training.threads };
-            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?;
-            tracing::info!(onnxruntime = runtime.version(), "trainer opened");
+            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
+            tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
             (pack, trainer)
         }

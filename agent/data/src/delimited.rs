@@ -2,10 +2,11 @@
 
 use crate::error::{DataError, Place};
 use crate::example::Record;
-use crate::reader::{MAX_RECORD_BYTES, field_text};
+use crate::reader::{BYTE_ORDER_MARK, MAX_RECORD_BYTES, field_text};
 use crate::row::{Cells, Row, at_field};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use std::io::{self, Read};
+use std::ops::Range;
 
 const BUFFER_BYTES: usize = 16 * 1024;
 
@@ -26,11 +27,15 @@ pub(crate) struct Delimited {
     form: Form,
     records: csv::Reader<Rationed>,
     record: ByteRecord,
+    /// Empty until the header was read.
     names: Vec<String>,
+    /// Of the record, in the source.
+    bytes: Range<u64>,
 }
 
 impl Delimited {
-    pub(crate) fn new(form: Form, source: Box<dyn Read + Send>) -> Self {
+    /// Without `names`, the source begins with them.
+    pub(crate) fn new(form: Form, names: Vec<String>, source: Box<dyn Read + Send>) -> Self {
         // Only LF ends a record here: the parser counts lines by LF, and would count one late in a file with CRLF.
         let records = ReaderBuilder::new()
             .has_headers(false)
@@ -40,7 +45,7 @@ impl Delimited {
             .terminator(Terminator::Any(b'\n'))
             .buffer_capacity(BUFFER_BYTES)
             .from_reader(Rationed::new(source));
-        Self { form, records, record: ByteRecord::new(), names: Vec::new() }
+        Self { form, records, record: ByteRecord::new(), names, bytes: 0..0 }
     }
 
     /// Goes to the next record after the header, which must name what an `R` needs; false at the end.
@@ -65,6 +70,16 @@ impl Delimited {
         self.check_width(place).map(|()| true)
     }
 
+    /// The columns, once the header was read.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Where the record that came last stands in the source, perhaps after blank lines.
+    pub(crate) fn span(&self) -> Range<u64> {
+        self.bytes.clone()
+    }
+
     pub(crate) fn row<'a>(&'a self, place: &'a Place) -> Row<'a> {
         Row::new(place, &self.names, Cells::Bytes(&self.record))
     }
@@ -81,11 +96,13 @@ impl Delimited {
     fn next_record(&mut self, place: &mut Place) -> Result<bool, DataError> {
         loop {
             (place.line, place.column) = (self.records.position().line(), 0);
+            let start = self.records.position().byte();
             self.records.get_mut().ration = MAX_RECORD_BYTES + BUFFER_BYTES;
             let found = self.records.read_byte_record(&mut self.record).map_err(|error| self.failure(error, place))?;
             if !found {
                 return Ok(false);
             }
+            self.bytes = self.records.get_ref().real(start..self.records.position().byte());
             let unclosed = self.records.get_ref().is_at_end(self.records.position().byte());
             place.line = self.first_line(unclosed);
             if unclosed {
@@ -146,17 +163,25 @@ struct Rationed {
     source: Box<dyn Read + Send>,
     ration: usize,
     handed_out: u64,
+    /// The length of the byte order mark that the parser skips.
+    mark: u64,
     end: &'static [u8],
 }
 
 impl Rationed {
     fn new(source: Box<dyn Read + Send>) -> Self {
-        Self { source, ration: 0, handed_out: 0, end: END }
+        Self { source, ration: 0, handed_out: 0, mark: 0, end: END }
     }
 
     /// Whether a record that ends before `byte` has swallowed the end of the file.
     fn is_at_end(&self, byte: u64) -> bool {
         self.end.is_empty() && byte == self.handed_out
+    }
+
+    /// `bytes` without the byte order mark and what stands in for the end of the file.
+    fn real(&self, bytes: Range<u64>) -> Range<u64> {
+        let length = self.handed_out - (END.len() - self.end.len()) as u64;
+        bytes.start.max(self.mark)..bytes.end.min(length)
     }
 }
 
@@ -170,6 +195,9 @@ impl Read for Rationed {
             0 => self.end.read(&mut buffer[..most])?,
             length => length,
         };
+        if self.handed_out == 0 && buffer[..length].starts_with(BYTE_ORDER_MARK) {
+            self.mark = BYTE_ORDER_MARK.len() as u64;
+        }
         self.ration -= length;
         self.handed_out += length as u64;
         Ok(length)

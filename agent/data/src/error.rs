@@ -171,6 +171,14 @@ pub enum DataError {
         /// The most that is read.
         limit_bytes: usize,
     },
+    /// Not what was there when the file was opened.
+    #[error(
+        "{place}: the file changed since it was opened; start again, and replace a file as a whole, by renaming a new one"
+    )]
+    Changed {
+        /// The record that is another now.
+        place: Place,
+    },
     /// A folder without a part of the data set.
     #[error("{} holds no {part} part: looked for {looked_for:?}", folder.display())]
     MissingPart {

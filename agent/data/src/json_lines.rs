@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor
 use serde_json::Value;
 use std::fmt;
 use std::io::Read;
+use std::ops::Range;
 
 pub(crate) struct JsonLines {
     lines: Lines,
@@ -37,6 +38,10 @@ impl JsonLines {
             }
         }
         Ok(false)
+    }
+
+    pub(crate) fn span(&self) -> Range<u64> {
+        self.lines.span()
     }
 
     pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {

@@ -4,6 +4,7 @@
 //!
 //! - [`Record`]: the kinds of examples, one for each kind of task: [`Example`], [`Rated`], [`Tagged`], [`Passage`]
 //! - [`reader`]: CSV, TSV, JSON Lines, CoNLL and plain text, one bounded record at a time
+//! - [`index`]: the same file again in any order, one record at a time, where it is larger than memory
 //! - [`folder`]: which files of a folder are its training and its test part
 //! - [`split`]: Dirichlet and even shares
 //! - [`corpus`]: commands to a home assistant, written from a grammar
@@ -14,6 +15,7 @@ mod delimited;
 mod error;
 mod example;
 pub mod folder;
+pub mod index;
 mod json_lines;
 mod lines;
 pub mod random;
@@ -24,4 +26,5 @@ pub mod split;
 pub use error::{DataError, Place};
 pub use example::{Example, Passage, Rated, Record, Tagged, labels};
 pub use folder::{DataSet, dataset};
+pub use index::Index;
 pub use reader::{Reader, open, read};

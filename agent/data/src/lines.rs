@@ -1,10 +1,11 @@
 //! Bounded lines of UTF-8, and the two formats that are nothing more: texts, and CoNLL's sentences.
 
 use crate::error::{DataError, Place};
-use crate::reader::MAX_RECORD_BYTES;
+use crate::reader::{BYTE_ORDER_MARK, MAX_RECORD_BYTES};
 use crate::row::{Cells, Row};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
 
 /// What CoNLL's files put between documents, in the place of a word.
 const DOCUMENT: &str = "-DOCSTART-";
@@ -14,11 +15,13 @@ pub(crate) struct Lines {
     source: BufReader<Box<dyn Read + Send>>,
     line: Vec<u8>,
     read: u64,
+    /// Of the line, in the source.
+    bytes: Range<u64>,
 }
 
 impl Lines {
     pub(crate) fn new(source: Box<dyn Read + Send>) -> Self {
-        Self { source: BufReader::new(source), line: Vec::new(), read: 0 }
+        Self { source: BufReader::new(source), line: Vec::new(), read: 0, bytes: 0..0 }
     }
 
     /// The next line with its end, and in `place` where it is; `None` at the end.
@@ -33,8 +36,10 @@ impl Lines {
         if length > MAX_RECORD_BYTES {
             return Err(DataError::RecordTooLong { place: place.clone(), limit_bytes: MAX_RECORD_BYTES });
         }
-        if self.read == 0 && self.line.starts_with(b"\xef\xbb\xbf") {
-            self.line.drain(..3);
+        self.bytes = self.bytes.end..self.bytes.end + length as u64;
+        if self.read == 0 && self.line.starts_with(BYTE_ORDER_MARK) {
+            self.line.drain(..BYTE_ORDER_MARK.len());
+            self.bytes.start += BYTE_ORDER_MARK.len() as u64;
         }
         self.read += 1;
         if length == 0 {
@@ -45,6 +50,11 @@ impl Lines {
             DataError::Encoding { place: place.clone(), source }
         })?;
         Ok(Some(text))
+    }
+
+    /// Where the line that came last stands in the source.
+    pub(crate) fn span(&self) -> Range<u64> {
+        self.bytes.clone()
     }
 }
 
@@ -72,6 +82,10 @@ impl PlainText {
         Ok(false)
     }
 
+    pub(crate) fn span(&self) -> Range<u64> {
+        self.lines.span()
+    }
+
     pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {
         Row::new(place, &self.names, Cells::Values(&mut self.values))
     }
@@ -82,18 +96,19 @@ pub(crate) struct Conll {
     lines: Lines,
     names: [String; 2],
     values: [Value; 2],
+    bytes: Range<u64>,
 }
 
 impl Conll {
     pub(crate) fn new(source: Box<dyn Read + Send>) -> Self {
         let names = ["tokens".to_owned(), "labels".to_owned()];
-        Self { lines: Lines::new(source), names, values: [Value::Null, Value::Null] }
+        Self { lines: Lines::new(source), names, values: [Value::Null, Value::Null], bytes: 0..0 }
     }
 
     /// Goes to the next sentence; false at the end.
     pub(crate) fn advance(&mut self, place: &mut Place) -> Result<bool, DataError> {
         let (mut words, mut labels) = (Vec::new(), Vec::new());
-        let (mut start, mut bytes) = (place.clone(), 0);
+        let (mut start, mut span, mut bytes) = (place.clone(), 0..0, 0);
         while let Some(line) = self.lines.next(place)? {
             let mut fields = line.split_ascii_whitespace();
             let Some(word) = fields.next().filter(|&word| word != DOCUMENT) else {
@@ -112,11 +127,18 @@ impl Conll {
             }
             words.push(Value::from(word));
             labels.push(Value::from(label));
+            let line = self.lines.span();
+            span = if words.len() == 1 { line } else { span.start..line.end };
         }
         let found = !words.is_empty();
         *place = Place { column: 0, ..start };
         self.values = [words.into(), labels.into()];
+        self.bytes = span;
         Ok(found)
+    }
+
+    pub(crate) fn span(&self) -> Range<u64> {
+        self.bytes.clone()
     }
 
     pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {

@@ -25,10 +25,14 @@ use crate::lines::{Conll, PlainText};
 use std::fs::File;
 use std::io::Read;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::Path;
 
 /// The longest record that is read; a longer one is an error, so memory stays bounded whatever the file holds.
 pub const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// What a file of UTF-8 may begin with.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads all examples of a file.
 ///
@@ -43,11 +47,16 @@ pub fn read<R: Record>(path: &Path) -> Result<Vec<R>, DataError> {
 /// # Errors
 /// [`DataError::Open`] and [`DataError::UnsupportedFormat`]; what is wrong with the content, the iterator says.
 pub fn open<R: Record>(path: &Path) -> Result<Reader<R>, DataError> {
+    let (format, file) = open_file::<R>(path)?;
+    Ok(Reader::new(path, format, Box::new(file)))
+}
+
+pub(crate) fn open_file<R: Record>(path: &Path) -> Result<(Format, File), DataError> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let known = R::FORMATS.iter().find(|(known, _)| extension.eq_ignore_ascii_case(known));
     let (_, format) = known.ok_or_else(|| unsupported::<R>(path))?;
     let file = File::open(path).map_err(|source| DataError::Open { path: path.to_owned(), source })?;
-    Ok(Reader::new(path, *format, Box::new(file)))
+    Ok((*format, file))
 }
 
 fn unsupported<R: Record>(path: &Path) -> DataError {
@@ -96,9 +105,14 @@ impl<R: Record> Reader<R> {
     /// Reads `source`; errors call it `path`.
     #[must_use]
     pub fn new(path: &Path, format: Format, source: Box<dyn Read + Send>) -> Self {
+        Self::resumed(path, format, &[], source)
+    }
+
+    /// Reads `source`, which begins after the header with these columns, where the format has one.
+    pub(crate) fn resumed(path: &Path, format: Format, columns: &[String], source: Box<dyn Read + Send>) -> Self {
         let records = match format {
-            Format::Csv => Records::Delimited(Box::new(Delimited::new(Form::Csv, source))),
-            Format::Tsv => Records::Delimited(Box::new(Delimited::new(Form::Tsv, source))),
+            Format::Csv => Records::Delimited(Box::new(Delimited::new(Form::Csv, columns.into(), source))),
+            Format::Tsv => Records::Delimited(Box::new(Delimited::new(Form::Tsv, columns.into(), source))),
             Format::JsonLines => Records::JsonLines(JsonLines::new(source)),
             Format::Conll => Records::Conll(Conll::new(source)),
             Format::Lines => Records::Lines(PlainText::new(source)),
@@ -111,6 +125,25 @@ impl<R: Record> Reader<R> {
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Where its bytes are in the source.
+    #[must_use]
+    pub fn span(&self) -> Range<u64> {
+        match &self.records {
+            Records::Delimited(records) => records.span(),
+            Records::JsonLines(records) => records.span(),
+            Records::Conll(records) => records.span(),
+            Records::Lines(records) => records.span(),
+        }
+    }
+
+    /// What the columns are called; none before the first example, or where the format has no header.
+    pub(crate) fn columns(&self) -> &[String] {
+        match &self.records {
+            Records::Delimited(records) => records.names(),
+            Records::JsonLines(_) | Records::Conll(_) | Records::Lines(_) => &[],
+        }
     }
 
     fn next_example(&mut self) -> Result<Option<R>, DataError> {

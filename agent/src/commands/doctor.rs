@@ -80,8 +80,9 @@ fn broken(error: impl Into<anyhow::Error>) -> Finding {
 }
 
 fn onnxruntime(config: &Config) -> Finding {
-    match Runtime::load(config.training.onnxruntime.as_deref(), 1) {
-        Ok(runtime) => Finding::Fine(runtime.version().to_owned()),
+    let training = &config.training;
+    match Runtime::load(training.onnxruntime.as_deref(), 1).and_then(|runtime| runtime.on(training.provider)) {
+        Ok(runtime) => Finding::Fine(format!("{}, computes on {}", runtime.version(), runtime.provider())),
         Err(error) => broken(error),
     }
 }

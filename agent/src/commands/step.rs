@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayD, IxDyn};
 use skiff_models::Pack;
 use skiff_models::tensors::{self, NamedTensors};
 use skiff_trainer::inputs::read_batch;
-use skiff_trainer::{Batch, LayerMask, Runtime, StepOutcome, Trainer};
+use skiff_trainer::{Batch, LayerMask, Provider, Runtime, StepOutcome, Trainer};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,6 +40,9 @@ pub struct Arguments {
     /// Threads of the computation.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
+    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack.
+    #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", default_value_t = Provider::Cpu)]
+    provider: Provider,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
@@ -60,7 +63,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(active) => LayerMask::of(active.clone(), manifest.layers)
             .with_context(|| format!("--active {active:?}: expected layers from 0 to {}", manifest.layers - 1))?,
     };
-    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), arguments.threads.into())?;
+    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), arguments.threads.into())?.on(arguments.provider)?;
     let mut trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
     if let Some(path) = &arguments.weights {
         let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;

@@ -6,7 +6,9 @@ use anyhow::Context;
 use serde::Serialize;
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
-use skiff_trainer::{EvaluatePlan, EvaluateSummary, Examples, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
+use skiff_trainer::{
+    EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, StepReport, TrainPlan, TrainSummary, Trainer,
+};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,9 @@ pub struct Arguments {
     /// Threads of the computation [default: all processors].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack.
+    #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", default_value_t = Provider::Cpu)]
+    provider: Provider,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
@@ -118,7 +123,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (train, test) = (load(&arguments.train)?, load(&arguments.test)?);
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = arguments.threads.map_or_else(cores, usize::from);
-    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?.on(arguments.provider)?;
     let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
     let mut trainer = Trainer::open(&runtime, pack)?;
 

@@ -3,6 +3,7 @@
 use crate::batch::BatchError;
 use skiff_models::pack::PackError;
 use std::error::Error;
+use std::io;
 use std::path::PathBuf;
 
 /// Why training cannot go on.
@@ -88,6 +89,9 @@ pub enum TrainerError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The system has no thread to give.
+    #[error("starting the thread that brings the examples")]
+    Thread(#[source] io::Error),
     /// Examples do not fit the pack.
     #[error("laying out a batch")]
     Batch(#[from] BatchError),

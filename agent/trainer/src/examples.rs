@@ -32,8 +32,8 @@ pub enum Target {
     Next(Vec<Option<u32>>),
 }
 
-/// Examples that can be trained and evaluated on.
-pub trait Examples {
+/// Examples that can be trained and evaluated on. A thread brings those of the next steps while a step runs.
+pub trait Examples: Sync {
     /// How many.
     fn len(&self) -> usize;
 

@@ -3,11 +3,12 @@
 //! It is synchronous; it knows no network, no coordinator, no file format of texts and no tokenizer.
 //!
 //! Rooms, in the order that an example travels: [`examples`] (what is trained on, as the caller brings it), [`inputs`] (the
-//! same from a file of tensors), [`batch`] (the tokens of many in one row, and all that the graphs ask about them),
-//! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime), [`trainer`] (a
+//! same from a file of tensors), `ahead` (brings them while a step runs), [`batch`] (the tokens of many in one row, and all that the graphs ask about them),
+//! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime, and [`provider`], what it computes on), [`trainer`] (a
 //! pack in training), [`training`] and [`evaluation`] (many steps, and what came of them), [`optimizer`]. [`clock`] measures
 //! durations.
 
+mod ahead;
 pub mod batch;
 pub mod clock;
 pub mod dropout;
@@ -17,6 +18,7 @@ pub mod examples;
 pub mod inputs;
 mod model;
 pub mod optimizer;
+pub mod provider;
 pub mod runtime;
 pub mod trainer;
 pub mod training;
@@ -27,6 +29,7 @@ pub use error::TrainerError;
 pub use evaluation::{EvaluatePlan, EvaluateSummary};
 pub use examples::{Examples, Sequence, Target, tiny};
 pub use model::StepOutcome;
+pub use provider::{Provider, UnknownProvider};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
 pub use trainer::Trainer;
 pub use training::{StepReport, TrainPlan, TrainSummary};

@@ -1,5 +1,6 @@
 //! Finds and loads ONNX Runtime, once in a process.
 
+use crate::provider::Provider;
 use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -16,6 +17,8 @@ const LIBRARY_NAME: &str = "libonnxruntime.so";
 pub struct Runtime {
     environment: Environment,
     version: String,
+    pub(crate) threads: usize,
+    pub(crate) provider: Provider,
 }
 
 /// Why there is no ONNX Runtime.
@@ -40,6 +43,26 @@ pub enum RuntimeError {
     /// Loaded, but does not start.
     #[error("starting ONNX Runtime")]
     Start(#[source] ort::Error),
+    /// Built without what is to compute.
+    #[error(
+        "ONNX Runtime {library} has no {provider}, only {there}; choose one of these, or name a library that has it in {LIBRARY_VARIABLE}"
+    )]
+    NoProvider {
+        /// What it has not.
+        provider: Provider,
+        /// Its version and where it is.
+        library: String,
+        /// What it has.
+        there: String,
+    },
+    /// What is to compute does not start.
+    #[error("starting {provider}; are its driver and its libraries installed?")]
+    Provider {
+        /// What.
+        provider: Provider,
+        /// Why.
+        source: ort::Error,
+    },
 }
 
 static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
@@ -58,7 +81,7 @@ impl Runtime {
         let path = find(library)?;
         let builder = ort::init_from(&path).map_err(|source| RuntimeError::Load { path: path.clone(), source })?;
         let environment = start(builder, threads).map_err(RuntimeError::Start)?;
-        let runtime = Self { environment, version: version(&path) };
+        let runtime = Self { environment, version: version(&path), threads, provider: Provider::default() };
         *loaded = Some(runtime.clone());
         Ok(runtime)
     }

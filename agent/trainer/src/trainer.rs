@@ -1,11 +1,12 @@
 //! A pack in training.
 
+use crate::ahead::ahead;
 use crate::batch::{Batch, Form, Truth};
 use crate::clock::monotonic;
 use crate::dropout::LayerMask;
 use crate::error::TrainerError;
 use crate::evaluation::{EvaluatePlan, EvaluateSummary};
-use crate::examples::Examples;
+use crate::examples::{Examples, Sequence};
 use crate::model::{Model, StepOutcome};
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::runtime::Runtime;
@@ -120,13 +121,27 @@ impl Trainer {
     ) -> Result<TrainSummary, TrainerError> {
         let layers = self.pack.manifest().layers;
         check(plan, layers, examples.len())?;
+        let form = self.form().clone();
+        let order = (1..=plan.steps).flat_map(|step| examples_of_step(plan, examples.len(), step));
+        let bring = |at| bring(examples, &form, at);
+        ahead(order, plan.batch, bring, |brought| self.train_on(plan, brought, watch))
+    }
+
+    /// Trains on what is brought, step after step.
+    fn train_on(
+        &mut self,
+        plan: &TrainPlan,
+        brought: &mut Brought<'_>,
+        watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<TrainSummary, TrainerError> {
+        let layers = self.pack.manifest().layers;
         let started = monotonic();
         let mut optimizer = AdamW::default();
         let mut tally = Tally::new(layers);
         for step in 1..=plan.steps {
             let begun = monotonic();
             let mask = LayerMask::draw(&plan.rates, plan.seed, &plan.device, plan.round, step);
-            let batch = self.batch(examples, &examples_of_step(plan, examples.len(), step))?;
+            let batch = self.batch(brought, plan.batch)?;
             let mut outcome = self.step(&batch, &mask)?;
             let norm = global_norm(&outcome.gradients);
             if !(outcome.loss.is_finite() && norm.is_finite()) {
@@ -162,13 +177,31 @@ impl Trainer {
         watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<EvaluateSummary, TrainerError> {
         let started = monotonic();
-        let mask = LayerMask::all(self.pack.manifest().layers);
-        let mut summary = EvaluateSummary::default();
         let mut chosen: Vec<usize> = (0..examples.len().min(plan.examples)).collect();
         // Like lengths side by side leave less padding inside attention; the sums do not mind the order.
         chosen.sort_by_key(|&at| (examples.length_hint(at), at));
-        for chosen in chosen.chunks(plan.batch.max(1)) {
-            let batch = self.batch(examples, chosen)?;
+        let total = chosen.len();
+        let form = self.form().clone();
+        let bring = |at| bring(examples, &form, at);
+        let mut summary = ahead(chosen.into_iter(), plan.batch, bring, |brought| {
+            self.evaluate_on(total, plan.batch.max(1), brought, watch)
+        })?;
+        summary.elapsed = monotonic().saturating_sub(started);
+        Ok(summary)
+    }
+
+    /// Evaluates `total` examples as they are brought.
+    fn evaluate_on(
+        &mut self,
+        total: usize,
+        batch: usize,
+        brought: &mut Brought<'_>,
+        watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<EvaluateSummary, TrainerError> {
+        let mask = LayerMask::all(self.pack.manifest().layers);
+        let mut summary = EvaluateSummary::default();
+        for first in (0..total).step_by(batch) {
+            let batch = self.batch(brought, batch.min(total - first))?;
             self.model.scores(&self.weights, &batch, &mask, true, &mut |row, scores| {
                 summary.add(batch.truths.get(row).unwrap_or(&Truth::None), scores);
             })?;
@@ -177,7 +210,6 @@ impl Trainer {
                 break;
             }
         }
-        summary.elapsed = monotonic().saturating_sub(started);
         Ok(summary)
     }
 
@@ -187,15 +219,20 @@ impl Trainer {
         self.model.form()
     }
 
-    /// Lays out the examples at `chosen`.
-    fn batch(&self, examples: &dyn Examples, chosen: &[usize]) -> Result<Batch, TrainerError> {
-        let brought = |&at: &usize| {
-            let failed = |source| TrainerError::Example { example: at + 1, source };
-            let sequence = examples.encode(at).map_err(failed)?;
-            self.form().check(&sequence).map_err(|source| failed(source.into()))?;
-            Ok(sequence)
-        };
-        let sequences = chosen.iter().map(brought).collect::<Result<Vec<_>, TrainerError>>()?;
+    /// Lays out the next `size` examples.
+    fn batch(&self, brought: &mut Brought<'_>, size: usize) -> Result<Batch, TrainerError> {
+        let sequences = brought.take(size).collect::<Result<Vec<_>, TrainerError>>()?;
         Ok(Batch::new(&sequences, self.form())?)
     }
+}
+
+/// Examples in the order in which they are needed.
+type Brought<'a> = dyn Iterator<Item = Result<Sequence, TrainerError>> + 'a;
+
+/// The tokens of example `at`, which can be laid out.
+fn bring(examples: &dyn Examples, form: &Form, at: usize) -> Result<Sequence, TrainerError> {
+    let failed = |source| TrainerError::Example { example: at + 1, source };
+    let sequence = examples.encode(at).map_err(failed)?;
+    form.check(&sequence).map_err(|source| failed(source.into()))?;
+    Ok(sequence)
 }

@@ -116,6 +116,7 @@ impl Graph {
         let session = Session::builder(runtime.environment())
             .and_then(|builder| Ok(builder.with_env_allocators()?))
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
+            .and_then(|builder| Ok(builder.with_execution_providers(runtime.providers())?))
             .and_then(|mut builder| builder.commit_from_file(&path))
             .map_err(|source| TrainerError::Session { path, source })?;
         let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();

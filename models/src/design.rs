@@ -5,7 +5,7 @@ use crate::graph::GraphError;
 use crate::layout::Layout;
 use crate::pack::Storage;
 use crate::peft::Peft;
-use crate::stage::{CompiledStage, FrozenTensor, Stage, StageSpecs, TrainableTensor};
+use crate::stage::{BatchPart, CompiledStage, FrozenTensor, Stage, StageSpecs, TrainableTensor};
 use crate::tensors::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct Stages {
     pub kinds: Vec<usize>,
     /// Activations to scores and loss.
     pub head: CompiledStage,
+    /// As `blocks`, for the highest layer that runs; see [`StageSpecs::last_blocks`].
+    pub last_blocks: Vec<CompiledStage>,
     /// Every frozen tensor once: those of `embed`, of each layer in turn, of the head.
     pub frozen: Vec<FrozenTensor>,
     /// Every trainable tensor, ordered by name.
@@ -62,21 +64,40 @@ impl Design {
         self.model.layout(self.head.task, self.head.labels)
     }
 
-    /// Builds, differentiates and writes all graphs. Layers whose graphs are equal are of one kind.
+    /// Builds, differentiates and writes all graphs, of plain operators. Layers whose graphs are equal are of one kind.
     ///
     /// # Errors
     /// Sizes that do not fit together.
     pub fn stages(&self) -> Result<Stages, GraphError> {
-        let stage = |prefix: &str, layer| Stage::new(&self.peft, self.frozen, prefix, layer);
+        self.compiled("", &|prefix, layer| Stage::new(&self.peft, self.frozen, prefix, layer), None)
+    }
+
+    /// The same numbers with fused operators. They read the same tensors.
+    ///
+    /// # Errors
+    /// Sizes that do not fit together.
+    pub fn fused_stages(&self) -> Result<Stages, GraphError> {
+        let stage = |prefix: &str, layer| Stage::new(&self.peft, self.frozen, prefix, layer).with_fused_operators();
+        self.compiled("fused.", &stage, self.model.read_row(self.head.task))
+    }
+
+    /// `stem`: what the files' names begin with. `row`: which one the head reads of each example, where that is all that the
+    /// highest layer has to compute.
+    fn compiled<'a>(
+        &'a self,
+        stem: &str,
+        stage: &dyn Fn(&str, Option<usize>) -> Stage<'a>,
+        row: Option<BatchPart>,
+    ) -> Result<Stages, GraphError> {
         let mut embed = stage(self.model.base(), None);
         let ending = self.model.embed(&mut embed)?;
-        let embed = embed.compile("embed", ending)?;
+        let embed = embed.compile(&format!("{stem}embed"), ending)?;
 
-        let block = |layer: usize, stem: &str| {
-            let mut block = stage(&self.model.block_prefix(), Some(layer));
+        let compile = |mut block: Stage<'a>, layer: usize, name: &str| {
             let ending = self.model.block(&mut block, layer)?;
-            block.compile(stem, ending)
+            block.compile(&format!("{stem}{name}"), ending)
         };
+        let block = |layer: usize, name: &str| compile(stage(&self.model.block_prefix(), Some(layer)), layer, name);
         let (mut blocks, mut kinds) = (Vec::new(), Vec::new());
         let (mut frozen, mut trainable) = (embed.frozen.clone(), Vec::new());
         for layer in 0..self.model.sizes().layers {
@@ -89,15 +110,22 @@ impl Design {
                 blocks.push((candidate, layer));
             }
         }
+        let mut last_blocks = Vec::new();
+        for (at, (_, layer)) in blocks.iter().enumerate() {
+            if let Some(row) = row {
+                let last = stage(&self.model.block_prefix(), Some(*layer)).for_rows(row);
+                last_blocks.push(compile(last, *layer, &named("last_block", at))?);
+            }
+        }
         let named = |(at, (compiled, layer))| match at {
             0 => Ok(compiled),
-            _ => block(layer, &format!("block_{at}")),
+            _ => block(layer, &named("block", at)),
         };
         let blocks = blocks.into_iter().enumerate().map(named).collect::<Result<Vec<_>, GraphError>>()?;
 
         let mut head = stage("", None);
         let ending = self.model.head(&mut head, self.head)?;
-        let head = head.compile("head", ending)?;
+        let head = head.compile(&format!("{stem}head"), ending)?;
         trainable.extend(head.trainable.clone());
         trainable.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         for tensor in &head.frozen {
@@ -106,7 +134,7 @@ impl Design {
                 frozen.push(tensor.clone());
             }
         }
-        Ok(Stages { embed, blocks, kinds, head, frozen, trainable })
+        Ok(Stages { embed, blocks, kinds, head, last_blocks, frozen, trainable })
     }
 }
 
@@ -123,6 +151,7 @@ impl Stages {
         StageSpecs {
             embed: self.embed.spec.clone(),
             blocks: self.blocks.iter().map(|block| block.spec.clone()).collect(),
+            last_blocks: self.last_blocks.iter().map(|block| block.spec.clone()).collect(),
             kinds: self.kinds.clone(),
             head: self.head.spec.clone(),
         }
@@ -130,8 +159,14 @@ impl Stages {
 
     /// Every graph file: its path in the pack, and its bytes.
     pub fn files(&self) -> impl Iterator<Item = &(String, Vec<u8>)> {
-        [&self.embed, &self.head].into_iter().chain(&self.blocks).flat_map(|stage| &stage.files)
+        let stages = [&self.embed, &self.head].into_iter().chain(&self.blocks).chain(&self.last_blocks);
+        stages.flat_map(|stage| &stage.files)
     }
+}
+
+/// The name of the file of the kind `at`.
+fn named(name: &str, at: usize) -> String {
+    if at == 0 { name.to_owned() } else { format!("{name}_{at}") }
 }
 
 /// A head may have this many classes.
@@ -200,6 +235,12 @@ mod tests {
                         assert_eq!(design.problem(), None);
                         let stages = design.stages().unwrap_or_else(|error| panic!("{design:?}: {error}"));
                         assert_eq!(stages.kinds.len(), 3);
+                        let fused = design.fused_stages().unwrap_or_else(|error| panic!("{design:?}: {error}"));
+                        assert_eq!(
+                            (&fused.trainable, &fused.frozen),
+                            (&stages.trainable, &stages.frozen),
+                            "{design:?}"
+                        );
                         built += 1;
                     }
                 }

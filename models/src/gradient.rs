@@ -158,10 +158,12 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
             let cosine = g.op(Op::Cos, &[x[0]])?;
             gradients[0] = Some(g.mul(dy, cosine)?);
         }
+        Op::Gelu if g.is_fused() => gradients[0] = Some(g.op(Op::GeluGrad, &[x[0], dy])?),
         Op::Gelu => {
             let slope = gelu_slope(g, x[0])?;
             gradients[0] = Some(g.mul(dy, slope)?);
         }
+        Op::Softmax if g.is_fused() => gradients[0] = Some(g.op(Op::SoftmaxGrad, &[y, dy])?),
         // dA = (dY - sum(dY * Y)) * Y
         Op::Softmax => {
             let weighted = g.mul(dy, y)?;
@@ -187,9 +189,17 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
         // With n = (A - mean) inv_std and d = dY * B:  dA = inv_std (d - mean(d) - n mean(d n)),  dB = dY n,  dC = dY.
         Op::LayerNorm { .. } => {
             let (mean, inv_std) = (node.outputs[1], node.outputs[2]);
+            let fused = g.is_fused() && wants(0);
+            if fused {
+                gradients[0] = Some(g.op(Op::LayerNormGrad, &[dy, x[0], x[1], mean, inv_std])?);
+            }
+            gradients[2] = wants(2).then_some(dy);
+            if fused && !wants(1) {
+                return Ok(gradients);
+            }
             let centred = g.op(Op::Sub, &[x[0], mean])?;
             let normal = g.mul(centred, inv_std)?;
-            if wants(0) {
+            if wants(0) && !fused {
                 let scaled = g.mul(dy, x[1])?;
                 let offset = g.op(Op::MeanLast, &[scaled])?;
                 let product = g.mul(scaled, normal)?;
@@ -200,13 +210,19 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
                 gradients[0] = Some(g.mul(without_slope, inv_std)?);
             }
             gradients[1] = if wants(1) { Some(g.mul(dy, normal)?) } else { None };
-            gradients[2] = wants(2).then_some(dy);
         }
         // With n = A inv_rms and d = dY * B:  dA = inv_rms (d - n mean(d n)),  dB = dY n.
         Op::RmsNorm { .. } => {
             let inv_rms = node.outputs[1];
+            let fused = g.is_fused() && wants(0);
+            if fused {
+                gradients[0] = Some(g.op(Op::RmsNormGrad, &[dy, x[0], x[1], inv_rms])?);
+            }
+            if fused && !wants(1) {
+                return Ok(gradients);
+            }
             let normal = g.mul(x[0], inv_rms)?;
-            if wants(0) {
+            if wants(0) && !fused {
                 let scaled = g.mul(dy, x[1])?;
                 let product = g.mul(scaled, normal)?;
                 let slope = g.op(Op::MeanLast, &[product])?;
@@ -268,7 +284,22 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
         }
         Op::Skew => gradients[0] = Some(g.op(Op::Unskew, &[dy])?),
         Op::Unskew => gradients[0] = Some(g.op(Op::Skew, &[dy])?),
-        Op::ScatterRows | Op::ExpandLike | Op::Sign | Op::Cast | Op::Dequantize => {
+        // See Op::AttentionGrad.
+        Op::Attention(form) => {
+            let operands = [x.as_slice(), &[node.outputs[1], dy]].concat();
+            let parts = g.apply(Op::AttentionGrad(*form), &operands)?;
+            parts.into_iter().enumerate().for_each(|(at, part)| gradients[at] = wants(at).then_some(part));
+        }
+        Op::GeluGrad
+        | Op::SoftmaxGrad
+        | Op::LayerNormGrad
+        | Op::RmsNormGrad
+        | Op::AttentionGrad(_)
+        | Op::ScatterRows
+        | Op::ExpandLike
+        | Op::Sign
+        | Op::Cast
+        | Op::Dequantize => {
             return Err(GraphError::NoRule { op: node.op.name() });
         }
     }

@@ -197,6 +197,17 @@ pub struct StageSpecs {
     pub kinds: Vec<usize>,
     /// Activations to scores and loss.
     pub head: StageSpec,
+    /// As `blocks`, for the highest layer that runs, where the head reads one row of each example and no other has to be
+    /// computed there: its activations are `[B, D]`. Empty where there is no such thing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_blocks: Vec<StageSpec>,
+}
+
+impl StageSpecs {
+    /// All stages.
+    pub fn all(&self) -> impl Iterator<Item = &StageSpec> {
+        [&self.embed, &self.head].into_iter().chain(&self.blocks).chain(&self.last_blocks)
+    }
 }
 
 /// A frozen tensor that a stage reads, and where its values come from.
@@ -279,6 +290,7 @@ pub struct Stage<'a> {
     trainable: Vec<(Id, TrainableTensor)>,
     hidden: Option<Id>,
     contexts: Vec<Id>,
+    only: Option<BatchPart>,
 }
 
 /// What a stage ends in.
@@ -339,7 +351,31 @@ impl<'a> Stage<'a> {
             trainable: Vec::new(),
             hidden: None,
             contexts: Vec::new(),
+            only: None,
         }
+    }
+
+    /// Lets the stage have fused operators.
+    #[must_use]
+    pub fn with_fused_operators(self) -> Self {
+        Self { graph: Graph::fused(), ..self }
+    }
+
+    /// Has a block compute no other rows than those that `part` names, one of each example.
+    #[must_use]
+    pub fn for_rows(self, part: BatchPart) -> Self {
+        Self { only: Some(part), ..self }
+    }
+
+    /// The rows of `x` (`[T, D]`) that the block computes, and their places where those are not all.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn computed_rows(&mut self, x: Id) -> Result<(Id, Option<Id>), GraphError> {
+        let Some(part) = self.only else { return Ok((x, None)) };
+        let name = if part == BatchPart::LastTokens { "last_tokens" } else { "first_tokens" };
+        let rows = self.batch(part, name, vec!["B".into()]);
+        Ok((self.graph.op(Op::Gather, &[x, rows])?, Some(rows)))
     }
 
     /// The activations from the stage before.

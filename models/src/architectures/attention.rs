@@ -1,7 +1,7 @@
 //! What attention is made of in every architecture: the way between token rows and heads, and the weighted sum.
 
 use super::shape;
-use crate::graph::{Dim, GraphError, Id, Op};
+use crate::graph::{Attention, Dim, GraphError, Id, Op};
 use crate::stage::{BatchPart, Stage};
 
 /// Which heads: those of queries, or those of keys and values where there are fewer.
@@ -57,6 +57,89 @@ impl Heads {
         let to_heads = stage.batch(self.to_heads.0, self.to_heads.1, shape([&"B", &self.count, &"S"]));
         let to_tokens = stage.batch(self.to_tokens.0, self.to_tokens.1, shape([&"T", &self.count]));
         (to_heads, to_tokens)
+    }
+}
+
+/// Attention of a block whose scores are products of queries and keys alone.
+#[derive(Clone, Copy)]
+pub(super) struct Attending {
+    /// Query heads, `h`.
+    pub(super) heads: usize,
+    /// Key heads, `k`.
+    pub(super) key_heads: usize,
+    /// Features of a head, `d`.
+    pub(super) size: usize,
+    /// Which keys a query sees.
+    pub(super) sees: Sees,
+}
+
+/// Which keys of its example a query sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sees {
+    All,
+    /// Those that are not after it.
+    Causal,
+    /// Of these, the last so many.
+    Window(usize),
+}
+
+impl Attending {
+    /// `softmax(Q K^T / sqrt(d)) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of rows `[Q, h*d]`, `[T, k*d]`, `[T, k*d]`, as rows
+    /// `[Q, h*d]`. `places`, in fused graphs only: the rows of the queries, one of each example.
+    pub(super) fn apply(
+        &self,
+        stage: &mut Stage<'_>,
+        [query, key, value]: [Id; 3],
+        places: Option<Id>,
+    ) -> Result<Id, GraphError> {
+        if stage.graph.is_fused() {
+            return self.fused(stage, [query, key, value], places);
+        }
+        let queries = Heads::of_queries(self.heads, self.size);
+        let keys = Heads::of_keys(self.key_heads, self.size, self.heads);
+        let query = queries.split(stage, query, "queries")?;
+        let (key, value) = (keys.split(stage, key, "keys")?, keys.split(stage, value, "values")?);
+        let counts = [self.heads, self.key_heads, self.size];
+        let products = products(stage, query, key, counts)?;
+        let scores = stage.graph.scale(products, self.scale())?;
+        let bias = match self.sees {
+            Sees::All => key_bias(stage),
+            Sees::Causal => stage.batch(BatchPart::CausalBias, "causal_bias", shape([&"S", &"S"])),
+            Sees::Window(_) => stage.batch(BatchPart::WindowBias, "window_bias", shape([&"S", &"S"])),
+        };
+        let context = weighted_sum(stage, scores, bias, value, counts)?;
+        queries.join(stage, context)
+    }
+
+    fn fused(&self, stage: &mut Stage<'_>, [query, key, value]: [Id; 3], places: Option<Id>) -> Result<Id, GraphError> {
+        let firsts = stage.batch(BatchPart::FirstTokens, "first_tokens", shape([&"B"]));
+        let g = &mut stage.graph;
+        let mut rows = |id: Id, heads: usize| {
+            let count = g.shape(id)[0].clone();
+            g.reshape(id, vec![count, (heads * self.size).into()])
+        };
+        let query = rows(query, self.heads)?;
+        let (key, value) = (rows(key, self.key_heads)?, rows(value, self.key_heads)?);
+        for (id, name) in [(query, "queries"), (key, "keys"), (value, "values")] {
+            g.rename(id, name);
+        }
+        let form = Attention {
+            heads: self.heads,
+            key_heads: self.key_heads,
+            size: self.size,
+            scale: self.scale(),
+            causal: self.sees != Sees::All,
+            window: if let Sees::Window(window) = self.sees { Some(window) } else { None },
+            one_query: places.is_some(),
+        };
+        let results =
+            g.apply(Op::Attention(form), &[vec![query, key, value, firsts], places.into_iter().collect()].concat())?;
+        g.rename(results[1], "log_sums");
+        Ok(g.rename(results[0], "context"))
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.size as f32).sqrt()
     }
 }
 

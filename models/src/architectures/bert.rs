@@ -4,7 +4,7 @@
 //! Rows are tokens: `T` of them for a whole batch, without padding. Attention alone looks at them as
 //! `[B, h, S, d]`, through the index of the batch.
 
-use super::attention::{Heads, key_bias, products, weighted_sum};
+use super::attention::{Attending, Sees};
 use super::config::{
     ConfigError, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_SEGMENTS, MAX_VOCABULARY,
     bad_epsilon, keys, out_of_bounds,
@@ -213,21 +213,17 @@ impl Bert {
     /// `a = LayerNorm(x + W_o attention(x))`, `y = LayerNorm(a + W_2 gelu(W_1 a))`.
     pub(super) fn block(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let x = stage.hidden(shape([&"T", &self.hidden]));
-        let heads = Heads::of_queries(self.heads, self.hidden / self.heads);
-        let mut project = |name: &str, role| {
-            let rows = stage.linear(&format!("attention.self.{name}"), x, [self.hidden, self.hidden], Bias::Yes)?;
-            heads.split(stage, rows, role)
+        let (computed, places) = stage.computed_rows(x)?;
+        let mut project = |name: &str, rows| {
+            stage.linear(&format!("attention.self.{name}"), rows, [self.hidden, self.hidden], Bias::Yes)
         };
-        let (query, key, value) = (project("query", "queries")?, project("key", "keys")?, project("value", "values")?);
-        let counts = [self.heads, self.heads, heads.size];
-        let products = products(stage, query, key, counts)?;
-        let scores = stage.graph.scale(products, 1.0 / (heads.size as f32).sqrt())?;
-        let bias = key_bias(stage);
-        let context = weighted_sum(stage, scores, bias, value, counts)?;
-        let context = heads.join(stage, context)?;
+        let rows = [project("query", computed)?, project("key", x)?, project("value", x)?];
+        let size = self.hidden / self.heads;
+        let attending = Attending { heads: self.heads, key_heads: self.heads, size, sees: Sees::All };
+        let context = attending.apply(stage, rows, places)?;
         PostNorm { hidden: self.hidden, intermediate: self.intermediate, epsilon: self.norm_epsilon }.apply(
             stage,
-            x,
+            computed,
             context,
             self.activation,
         )

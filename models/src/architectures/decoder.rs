@@ -1,7 +1,7 @@
 //! Llama (Touvron et al., arXiv 2302.13971 and later), Mistral (Jiang et al., arXiv 2310.06825), Qwen2 and Qwen3 (arXiv
 //! 2407.10671, 2505.09388): pre-norm decoders with rotary positions, shared key heads and a gated feed-forward part.
 
-use super::attention::{Heads, products, weighted_sum};
+use super::attention::{Attending, Sees};
 use super::config::{
     ConfigError, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, bad_epsilon, keys,
     out_of_bounds,
@@ -257,6 +257,7 @@ impl Decoder {
     pub(super) fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Id, GraphError> {
         let x = stage.hidden(self.rows());
         let normed = stage.rms_norm("input_layernorm", x, self.hidden, self.norm_epsilon)?;
+        let (x, _) = stage.computed_rows(x)?;
         let context = self.attention(stage, normed, layer)?;
         let wide = self.heads * self.head_size;
         let projected =
@@ -275,25 +276,16 @@ impl Decoder {
     }
 
     fn attention(&self, stage: &mut Stage<'_>, x: Id, layer: usize) -> Result<Id, GraphError> {
-        let queries = Heads::of_queries(self.heads, self.head_size);
-        let keys = Heads::of_keys(self.key_heads, self.head_size, self.heads);
-        let query = self.project(stage, "q", x, self.heads)?;
-        let query = self.turned(stage, query, "q", self.heads)?;
+        let (computed, places) = stage.computed_rows(x)?;
+        let query = self.project(stage, "q", computed, self.heads)?;
+        let query = self.turned(stage, query, "q", self.heads, places)?;
         let key = self.project(stage, "k", x, self.key_heads)?;
-        let key = self.turned(stage, key, "k", self.key_heads)?;
+        let key = self.turned(stage, key, "k", self.key_heads, None)?;
         let value = self.project(stage, "v", x, self.key_heads)?;
-        let query = queries.split(stage, query, "queries")?;
-        let (key, value) = (keys.split(stage, key, "keys")?, keys.split(stage, value, "values")?);
-        let counts = [self.heads, self.key_heads, self.head_size];
-        let products = products(stage, query, key, counts)?;
-        let scores = stage.graph.scale(products, 1.0 / (self.head_size as f32).sqrt())?;
-        let bias = if self.windowed.contains(&layer) {
-            stage.batch(BatchPart::WindowBias, "window_bias", shape([&"S", &"S"]))
-        } else {
-            stage.batch(BatchPart::CausalBias, "causal_bias", shape([&"S", &"S"]))
-        };
-        let context = weighted_sum(stage, scores, bias, value, counts)?;
-        queries.join(stage, context)
+        let window = self.window.filter(|_| self.windowed.contains(&layer));
+        let sees = window.map_or(Sees::Causal, Sees::Window);
+        let attending = Attending { heads: self.heads, key_heads: self.key_heads, size: self.head_size, sees };
+        attending.apply(stage, [query, key, value], places)
     }
 
     fn project(&self, stage: &mut Stage<'_>, role: &str, x: Id, heads: usize) -> Result<Id, GraphError> {
@@ -302,14 +294,27 @@ impl Decoder {
     }
 
     /// `z cos + rotate(z) sin` for every head of `rows`, normed before where the model does that.
-    fn turned(&self, stage: &mut Stage<'_>, rows: Id, role: &str, heads: usize) -> Result<Id, GraphError> {
-        let mut z = stage.graph.reshape(rows, shape([&"T", &heads, &self.head_size]))?;
+    /// `places`: of which tokens the rows are, where not of all.
+    fn turned(
+        &self,
+        stage: &mut Stage<'_>,
+        rows: Id,
+        role: &str,
+        heads: usize,
+        places: Option<Id>,
+    ) -> Result<Id, GraphError> {
+        let count = stage.graph.shape(rows)[0].clone();
+        let mut z = stage.graph.reshape(rows, vec![count, heads.into(), self.head_size.into()])?;
         if self.head_norms {
             z = stage.rms_norm(&format!("self_attn.{role}_norm"), z, self.head_size, self.norm_epsilon)?;
         }
-        let cosine = stage.context(COSINE, self.angles());
-        let sine = stage.context(SINE, self.angles());
+        let mut cosine = stage.context(COSINE, self.angles());
+        let mut sine = stage.context(SINE, self.angles());
         let g = &mut stage.graph;
+        if let Some(places) = places {
+            cosine = g.op(Op::Gather, &[cosine, places])?;
+            sine = g.op(Op::Gather, &[sine, places])?;
+        }
         let along = g.mul(z, cosine)?;
         let rotated = g.op(Op::RotateHalf, &[z])?;
         let across = g.mul(rotated, sine)?;

@@ -19,7 +19,7 @@ pub use config::ConfigError;
 use crate::graph::{Dim, GraphError, Id, Shape};
 use crate::layout::Layout;
 use crate::peft::Peft;
-use crate::stage::{Ending, Stage};
+use crate::stage::{BatchPart, Ending, Stage};
 use crate::task::Task;
 use bert::Bert;
 use deberta::Deberta;
@@ -153,6 +153,17 @@ impl Model {
             Self::Bert(model) => model.family.pooler(),
             Self::Deberta(_) => Some("pooler.dense"),
             Self::Decoder(_) => None,
+        }
+    }
+
+    /// Which row of each example the head reads, where it is one and the blocks can do without the others.
+    #[must_use]
+    pub fn read_row(&self, task: Task) -> Option<BatchPart> {
+        match self {
+            _ if task.is_per_token() => None,
+            Self::Bert(_) => Some(BatchPart::FirstTokens),
+            Self::Decoder(_) => Some(BatchPart::LastTokens),
+            Self::Deberta(_) => None,
         }
     }
 

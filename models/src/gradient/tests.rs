@@ -3,7 +3,7 @@
 
 use super::gradient;
 use crate::graph::reference::{erf, evaluate};
-use crate::graph::{DType, Dim, Graph, Id, Op, Shape};
+use crate::graph::{Attention, DType, Dim, Graph, Id, Op, Shape};
 use ndarray::{ArrayD, IxDyn};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -34,7 +34,10 @@ fn fixed(sizes: &[usize]) -> Shape {
 }
 
 fn case(shapes: &[&[usize]], salt: u64, build: impl FnOnce(&mut Graph, &[Id]) -> Id) -> Case {
-    let mut graph = Graph::default();
+    case_in(Graph::default(), shapes, salt, build)
+}
+
+fn case_in(mut graph: Graph, shapes: &[&[usize]], salt: u64, build: impl FnOnce(&mut Graph, &[Id]) -> Id) -> Case {
     let inputs: Vec<(Id, ArrayD<f64>)> = shapes
         .iter()
         .enumerate()
@@ -147,6 +150,52 @@ proptest! {
         ] {
             check(case(&[&[m, n]], salt, |g, x| g.op(op.clone(), x).unwrap()));
         }
+    }
+
+    #[test]
+    fn fused_rules_agree(m in 1..4usize, n in 1..5usize, salt: u64) {
+        for op in [Op::Gelu, Op::Softmax] {
+            check(case_in(Graph::fused(), &[&[2, m, n]], salt, |g, x| g.op(op.clone(), x).unwrap()));
+        }
+        let norms: [(Op, &[&[usize]]); 2] =
+            [(Op::LayerNorm { epsilon: 0.1 }, &[&[m, n], &[n], &[n]]), (Op::RmsNorm { epsilon: 0.1 }, &[&[m, n], &[n]])];
+        for (op, shapes) in norms {
+            check(case_in(Graph::fused(), shapes, salt, |g, x| g.op(op.clone(), x).unwrap()));
+            let case = case_in(Graph::fused(), shapes, salt, |g, x| g.op(op.clone(), x).unwrap());
+            let operand = [case.inputs[0].0];
+            check_wanted(case, &operand);
+        }
+    }
+
+    #[test]
+    fn fused_attention_agrees(
+        lengths in proptest::collection::vec(1..5usize, 1..4),
+        key_heads in 1..3usize,
+        size in 1..3usize,
+        (causal, window) in prop_oneof![Just((false, None)), Just((true, None)), (1..4usize).prop_map(|w| (true, Some(w)))],
+        one_query: bool,
+        salt: u64,
+    ) {
+        let tokens: usize = lengths.iter().sum();
+        let firsts: Vec<usize> = (0..lengths.len()).map(|at| lengths[..at].iter().sum()).collect();
+        let rows: Vec<usize> = firsts.iter().zip(&lengths).map(|(first, length)| first + salt as usize % length).collect();
+        let form = Attention { heads: 2, key_heads, size, scale: 0.6, causal, window, one_query };
+        let queries = if one_query { lengths.len() } else { tokens };
+        let numbers = |rows: &[usize]| ArrayD::from_shape_fn(IxDyn(&[rows.len()]), |at| rows[at[0]] as f64);
+        let mut given = Vec::new();
+        let shapes: [&[usize]; 3] = [&[queries, 2 * size], &[tokens, key_heads * size], &[tokens, key_heads * size]];
+        let mut case = case_in(Graph::fused(), &shapes, salt, |g, x| {
+            let mut operands = x.to_vec();
+            for (name, values) in [("firsts", &firsts), ("rows", &rows)].into_iter().take(1 + usize::from(one_query)) {
+                let id = g.input(name, DType::I64, fixed(&[values.len()]));
+                given.push((id, numbers(values)));
+                operands.push(id);
+            }
+            g.op(Op::Attention(form), &operands).unwrap()
+        });
+        let wanted: Vec<Id> = case.inputs.iter().map(|(id, _)| *id).collect();
+        case.inputs.extend(given);
+        check_wanted(case, &wanted);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod op;
 pub(crate) mod reference;
 mod shape;
 
-pub use op::Op;
+pub use op::{Attention, Op};
 pub use shape::{Dim, Shape, broadcast, elements, reshape_target, show_shape};
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ pub struct Node {
 pub struct Graph {
     values: Vec<Value>,
     nodes: Vec<Node>,
+    fused: bool,
 }
 
 /// A graph that cannot be.
@@ -138,6 +139,18 @@ pub enum GraphError {
 }
 
 impl Graph {
+    /// An empty graph that may have fused operators in it.
+    #[must_use]
+    pub fn fused() -> Self {
+        Self { fused: true, ..Self::default() }
+    }
+
+    /// Whether it may have fused operators in it.
+    #[must_use]
+    pub fn is_fused(&self) -> bool {
+        self.fused
+    }
+
     /// The value `id` stands for.
     #[must_use]
     pub fn value(&self, id: Id) -> &Value {

@@ -106,6 +106,46 @@ pub enum Op {
     Cast,
     /// `A * B` along the first dimension: integers and the scale of each row.
     Dequantize,
+    /// `B gelu'(A)`: the adjoint of [`Op::Gelu`]. It and those below are fused: one kernel each, in graphs that may use them.
+    GeluGrad,
+    /// `A (B - sum(A B))` over the last dimension: the adjoint of [`Op::Softmax`] with the result `A`.
+    SoftmaxGrad,
+    /// The adjoint of [`Op::LayerNorm`] by its operand: of `A`, the result's gradient, the operand, the weight, `mean`, `inv_std`.
+    LayerNormGrad,
+    /// The same of [`Op::RmsNorm`]: of `A`, the result's gradient, the operand, the weight, `inv_rms`.
+    RmsNormGrad,
+    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the rows of `A`, `B`, `C` that are of one example;
+    /// `D` has the first row of each example. Results: that, and `log sum exp` of every query's scores, `[Q, h]`.
+    Attention(Attention),
+    /// The adjoint of [`Op::Attention`] by queries, keys and values: of its operands, its second result, and the gradient of its
+    /// first.
+    AttentionGrad(Attention),
+}
+
+/// What attention does with heads and positions.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Attention {
+    /// Query heads, `h`.
+    pub heads: usize,
+    /// Key heads, `k`: query head `i` looks at key head `i / (h / k)` (Ainslie et al., arXiv 2305.13245).
+    pub key_heads: usize,
+    /// Features of a head.
+    pub size: usize,
+    /// The factor of `Q K^T`.
+    pub scale: f32,
+    /// Whether no query sees a later key.
+    pub causal: bool,
+    /// How many keys up to its own a query sees, where that is limited.
+    pub window: Option<usize>,
+    /// There is one query for each example; a fifth operand has its row among the keys.
+    pub one_query: bool,
+}
+
+impl Attention {
+    /// The number of operands before those of the adjoint alone.
+    const fn operands(self) -> usize {
+        if self.one_query { 5 } else { 4 }
+    }
 }
 
 impl Op {
@@ -147,6 +187,24 @@ impl Op {
             Self::Unskew => "Unskew",
             Self::Cast => "Cast",
             Self::Dequantize => "Dequantize",
+            Self::GeluGrad => "GeluGrad",
+            Self::SoftmaxGrad => "SoftmaxGrad",
+            Self::LayerNormGrad => "LayerNormGrad",
+            Self::RmsNormGrad => "RmsNormGrad",
+            Self::Attention(form) => {
+                if form.one_query {
+                    "AttentionAt"
+                } else {
+                    "Attention"
+                }
+            }
+            Self::AttentionGrad(form) => {
+                if form.one_query {
+                    "AttentionAtGrad"
+                } else {
+                    "AttentionGrad"
+                }
+            }
         }
     }
 
@@ -172,6 +230,7 @@ impl Op {
             (Self::Gather | Self::Relayout | Self::ScatterRows, 1) | (Self::Relayout, 2) => &[DType::I64],
             (Self::Cast, _) => &[DType::F16, DType::I64],
             (Self::Dequantize, 0) => &[DType::I8],
+            (Self::Attention(form) | Self::AttentionGrad(form), 3..) if operand < form.operands() => &[DType::I64],
             _ => &[DType::F32],
         }
     }
@@ -270,6 +329,25 @@ impl Op {
                 let (lead, [s, positions]) = a.split_last_chunk::<2>()?;
                 (s == positions).then(|| vec![[lead, &[s.clone(), s.times(&Dim::fixed(2))]].concat()])
             }
+            (Self::GeluGrad | Self::SoftmaxGrad, [a, b]) if a == b && !a.is_empty() => one((*a).clone()),
+            (Self::LayerNormGrad, [dy, x, weight, mean, inverse]) => {
+                (dy == x && mean == inverse && norm_fits(x, weight, mean)).then(|| vec![(*x).clone()])
+            }
+            (Self::RmsNormGrad, [dy, x, weight, inverse]) => {
+                (dy == x && norm_fits(x, weight, inverse)).then(|| vec![(*x).clone()])
+            }
+            (Self::Attention(form), operands) => {
+                let fits = operands.len() == form.operands() && form.fits(operands);
+                fits.then(|| vec![operands[0].clone(), vec![operands[0][0].clone(), form.heads.into()]])
+            }
+            (Self::AttentionGrad(form), operands) => {
+                let (own, of_result) = operands.split_at_checked(form.operands())?;
+                let [log_sums, dy] = of_result else { return None };
+                let fits = form.fits(own)
+                    && *dy == own[0]
+                    && log_sums.as_slice() == [own[0][0].clone(), Dim::fixed(form.heads)];
+                fits.then(|| own[..3].iter().map(|shape| (*shape).clone()).collect())
+            }
             (Self::Dequantize, [a, scale]) => (scale.as_slice() == a.get(..1)?).then(|| vec![(*a).clone()]),
             _ => None,
         }
@@ -312,7 +390,35 @@ impl Op {
             Self::Skew => "[..., S, 2*S]",
             Self::Unskew => "[..., S, S]",
             Self::Dequantize => "[N, ...] and [N]",
+            Self::GeluGrad | Self::SoftmaxGrad => "two operands of one shape",
+            Self::LayerNormGrad => "[..., D], [..., D], [D], [..., 1] and [..., 1]",
+            Self::RmsNormGrad => "[..., D], [..., D], [D] and [..., 1]",
+            Self::Attention(_) => {
+                "[Q, h*d], [T, k*d], [T, k*d], [B], and [B] where there is one query for each example"
+            }
+            Self::AttentionGrad(_) => "what Attention takes, [Q, h] and [Q, h*d]",
         }
+    }
+}
+
+/// Whether a weight `[D]` and a statistic `[..., 1]` belong to `x`, `[..., D]`.
+fn norm_fits(x: &[Dim], weight: &[Dim], statistic: &[Dim]) -> bool {
+    x.split_last().is_some_and(|(last, lead)| {
+        weight == std::slice::from_ref(last) && *statistic == [lead, &[Dim::fixed(1)]].concat()
+    })
+}
+
+impl Attention {
+    fn fits(&self, operands: &[&Shape]) -> bool {
+        let [query, key, value, firsts, rows @ ..] = operands else { return false };
+        let ([queries, wide], [_, narrow]) = (query.as_slice(), key.as_slice()) else { return false };
+        let rows_fit = match (rows, self.one_query) {
+            ([], false) => *queries == key[0],
+            ([rows], true) => rows == firsts && rows.as_slice() == std::slice::from_ref(queries),
+            _ => false,
+        };
+        let wide_fits = *wide == Dim::fixed(self.heads * self.size);
+        rows_fit && wide_fits && *narrow == Dim::fixed(self.key_heads * self.size) && key == value && firsts.len() == 1
     }
 }
 

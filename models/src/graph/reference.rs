@@ -1,6 +1,6 @@
 //! A slow evaluator in f64 over `ndarray`: what the operators mean, against which rules and the written graphs are tested.
 
-use super::{Graph, Id, Op, Shape, Source, reshape_target};
+use super::{Attention, Graph, Id, Op, Shape, Source, reshape_target};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, IxDyn, Zip, concatenate};
 use std::collections::BTreeMap;
 
@@ -136,6 +136,27 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
             result
         }
         Op::Cast => x[0].clone(),
+        Op::GeluGrad => {
+            let phi = |a: f64| (-a * a / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            x[0].mapv(|a| 0.5 * (1.0 + erf(a / 2f64.sqrt())) + a * phi(a)) * x[1]
+        }
+        Op::SoftmaxGrad => {
+            let last = Axis(x[0].ndim() - 1);
+            let total = (x[0] * x[1]).sum_axis(last).insert_axis(last);
+            (x[1] - &total) * x[0]
+        }
+        Op::LayerNormGrad | Op::RmsNormGrad => {
+            let last = Axis(x[0].ndim() - 1);
+            let mean = |values: &ArrayD<f64>| values.mean_axis(last).expect("not empty").insert_axis(last);
+            let centred = if *op == Op::LayerNormGrad { x[1] - x[3] } else { x[1].clone() };
+            let inverse = x[x.len() - 1];
+            let (normal, scaled) = (&centred * inverse, x[0] * x[2]);
+            let slope = mean(&(&scaled * &normal));
+            let without_mean = if *op == Op::LayerNormGrad { &scaled - &mean(&scaled) } else { scaled };
+            (without_mean - normal * slope) * inverse
+        }
+        Op::Attention(form) => return attention(form, x),
+        Op::AttentionGrad(form) => return attention_grad(form, x),
         Op::Dequantize => {
             let sizes: Vec<usize> =
                 x[0].shape().iter().enumerate().map(|(at, &n)| if at == 0 { n } else { 1 }).collect();
@@ -143,6 +164,67 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
         }
     };
     vec![result]
+}
+
+/// Every query: its row, its head, and the weight of each key row, whose head is the last number.
+fn attended(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<(usize, usize, Vec<(usize, f64)>, f64)> {
+    let tokens = x[1].shape()[0];
+    let firsts: Vec<usize> = x[3].iter().map(|&row| row as usize).collect();
+    let place = |query: usize| if form.one_query { x[4].as_slice().expect("whole")[query] as usize } else { query };
+    let mut all = Vec::new();
+    for (query, head) in (0..x[0].shape()[0]).flat_map(|query| (0..form.heads).map(move |head| (query, head))) {
+        let row = place(query);
+        let example = firsts.iter().rposition(|&first| first <= row).expect("the first row is 0");
+        let end = firsts.get(example + 1).copied().unwrap_or(tokens);
+        let of_key = head / (form.heads / form.key_heads);
+        let sees = |key: usize| !form.causal || key <= row && form.window.is_none_or(|window| key + window > row);
+        let score = |key: usize| {
+            let product = |d: usize| x[0][[query, head * form.size + d]] * x[1][[key, of_key * form.size + d]];
+            f64::from(form.scale) * (0..form.size).map(product).sum::<f64>()
+        };
+        let scores: Vec<(usize, f64)> =
+            (firsts[example]..end).filter(|&key| sees(key)).map(|key| (key, score(key))).collect();
+        let log_sum = scores.iter().map(|(_, score)| score.exp()).sum::<f64>().ln();
+        all.push((
+            query,
+            head,
+            scores.into_iter().map(|(key, score)| (key, (score - log_sum).exp())).collect(),
+            log_sum,
+        ));
+    }
+    all
+}
+
+fn attention(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
+    let mut context = ArrayD::zeros(x[0].raw_dim());
+    let mut log_sums = ArrayD::zeros(IxDyn(&[x[0].shape()[0], form.heads]));
+    for (query, head, weights, log_sum) in attended(form, x) {
+        log_sums[[query, head]] = log_sum;
+        let of_key = head / (form.heads / form.key_heads);
+        for ((key, weight), d) in weights.into_iter().flat_map(|pair| (0..form.size).map(move |d| (pair, d))) {
+            context[[query, head * form.size + d]] += weight * x[2][[key, of_key * form.size + d]];
+        }
+    }
+    vec![context, log_sums]
+}
+
+fn attention_grad(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
+    let (size, dy) = (form.size, x[x.len() - 1]);
+    let mut gradients: Vec<ArrayD<f64>> = x[..3].iter().map(|operand| ArrayD::zeros(operand.raw_dim())).collect();
+    for (query, head, weights, _) in attended(form, x) {
+        let (at, of_key) = (head * size, head / (form.heads / form.key_heads) * size);
+        let slope = |key: usize| (0..size).map(|d| dy[[query, at + d]] * x[2][[key, of_key + d]]).sum::<f64>();
+        let mean: f64 = weights.iter().map(|&(key, weight)| weight * slope(key)).sum();
+        for &(key, weight) in &weights {
+            let of_score = f64::from(form.scale) * weight * (slope(key) - mean);
+            for d in 0..size {
+                gradients[0][[query, at + d]] += of_score * x[1][[key, of_key + d]];
+                gradients[1][[key, of_key + d]] += of_score * x[0][[query, at + d]];
+                gradients[2][[key, of_key + d]] += weight * dy[[query, at + d]];
+            }
+        }
+    }
+    gradients
 }
 
 fn broadcast(x: &[&ArrayD<f64>], f: impl Fn(f64, f64) -> f64) -> ArrayD<f64> {

@@ -1,4 +1,5 @@
-//! Writes a cut of a graph as an ONNX model: plain operators of opset 20, no weights inside. Reads which nodes a model has.
+//! Writes a cut of a graph as an ONNX model: plain operators of opset 20, and fused ones of the domain `skiff` where the graph
+//! has them; no weights inside. Reads which nodes a model has.
 
 mod proto;
 mod summary;
@@ -16,6 +17,9 @@ use proto::{
 
 /// The version of the standard operators: the first with `Gelu`; ONNX Runtime 1.17 and later run it.
 pub const OPSET: i64 = 20;
+/// The domain of fused operators.
+pub const FUSED_DOMAIN: &str = "skiff";
+const FUSED_VERSION: i64 = 1;
 /// The version of the file format that goes with it.
 const IR_VERSION: i64 = 9;
 const FLOAT: i32 = 1;
@@ -35,12 +39,15 @@ pub fn write(name: &str, graph: &Graph, part: &Extract) -> Result<Vec<u8>, Graph
     for &at in &part.nodes {
         writer.node(&graph.nodes()[at])?;
     }
+    let plain = OperatorSetIdProto { domain: String::new(), version: OPSET };
+    let fused = writer.proto.node.iter().any(|node| node.domain == FUSED_DOMAIN);
+    let fused = fused.then(|| OperatorSetIdProto { domain: FUSED_DOMAIN.to_owned(), version: FUSED_VERSION });
     let model = ModelProto {
         ir_version: IR_VERSION,
         producer_name: "skiff".to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         graph: Some(writer.proto),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        opset_import: std::iter::once(plain).chain(fused).collect(),
     };
     Ok(model.encode_to_vec())
 }
@@ -126,6 +133,19 @@ impl Writer<'_> {
             Op::Skew => self.skew(&name, lead(self.graph, node), inputs, outputs),
             Op::Unskew => self.unskew(&name, lead(self.graph, node), inputs, outputs),
             Op::Cast => self.emit("Cast", inputs, outputs, vec![integer("to", i64::from(FLOAT))]),
+            Op::GeluGrad | Op::SoftmaxGrad | Op::LayerNormGrad | Op::RmsNormGrad => {
+                self.emit_fused(node.op.name(), inputs, outputs, vec![]);
+            }
+            Op::Attention(form) | Op::AttentionGrad(form) => {
+                let counts = [("heads", form.heads), ("key_heads", form.key_heads), ("size", form.size)];
+                let counts = counts.into_iter().map(|(name, count)| integer(name, count as i64));
+                let rest = [
+                    float("scale", form.scale),
+                    integer("causal", i64::from(form.causal)),
+                    integer("window", form.window.unwrap_or(0) as i64),
+                ];
+                self.emit_fused(node.op.name(), inputs, outputs, counts.chain(rest).collect());
+            }
             Op::Dequantize => self.emit("DequantizeLinear", inputs, outputs, vec![integer("axis", 0)]),
         }
         Ok(())
@@ -221,6 +241,13 @@ impl Writer<'_> {
         let parts = kept.into_iter().chain([size.to_owned(), rest]).collect();
         self.emit("Concat", parts, vec![shape.clone()], vec![integer("axis", 0)]);
         shape
+    }
+
+    fn emit_fused(&mut self, op_type: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>) {
+        self.emit(op_type, input, output, attribute);
+        if let Some(node) = self.proto.node.last_mut() {
+            FUSED_DOMAIN.clone_into(&mut node.domain);
+        }
     }
 
     fn emit(&mut self, op_type: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>) {

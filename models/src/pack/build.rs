@@ -229,7 +229,8 @@ impl Source {
         progress(Progress { doing: "differentiating the graphs", bytes: None });
         let stages = self.design.stages()?;
         self.check_shapes(&stages)?;
-        for (name, bytes) in stages.files() {
+        let fused = self.design.fused_stages()?;
+        for (name, bytes) in stages.files().chain(fused.files()) {
             files.put(name, bytes)?;
         }
         files.put("config.json", &self.config)?;
@@ -264,6 +265,7 @@ impl Source {
             layers: self.design.model.sizes().layers,
             schema: stages.schema(),
             stages: stages.specs(),
+            fused: Some(fused.specs()),
             rounding,
             files: files.entries()?,
             design: self.design,

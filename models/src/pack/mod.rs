@@ -57,8 +57,11 @@ pub struct Manifest {
     pub layers: usize,
     /// The trainable tensors.
     pub schema: Schema,
-    /// The graphs.
+    /// The graphs, of plain operators.
     pub stages: StageSpecs,
+    /// The same with fused operators; absent in packs from before there were any.
+    #[serde(default)]
+    pub fused: Option<StageSpecs>,
     /// What storing the frozen matrices in fewer bits changed, where that was done.
     pub rounding: Option<Rounding>,
     /// Every other file of the pack.
@@ -221,9 +224,8 @@ impl Pack {
 
     /// Every tensor that a graph reads is there, in the type and shape that the graph takes.
     fn check_ports(&self) -> Result<(), PackError> {
-        let stages = &self.manifest.stages;
-        let blocks = stages.kinds.iter().enumerate().map(|(layer, &kind)| (&stages.blocks[kind], layer));
-        for (stage, layer) in [(&stages.embed, 0), (&stages.head, 0)].into_iter().chain(blocks) {
+        let sets = std::iter::once(&self.manifest.stages).chain(&self.manifest.fused);
+        for (stage, layer) in sets.flat_map(of_layers) {
             for graph in stage.graphs() {
                 // A rank is a letter, and the same wherever it stands in one graph.
                 let mut letters = BTreeMap::new();
@@ -305,6 +307,15 @@ fn digest_of_file(path: &Path) -> std::io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Every stage with each layer that it serves.
+fn of_layers(stages: &StageSpecs) -> impl Iterator<Item = (&StageSpec, usize)> {
+    let kinds = stages.kinds.iter().enumerate();
+    let blocks = kinds.flat_map(|(layer, &kind)| {
+        [stages.blocks.get(kind), stages.last_blocks.get(kind)].into_iter().flatten().map(move |stage| (stage, layer))
+    });
+    [(&stages.embed, 0), (&stages.head, 0)].into_iter().chain(blocks)
+}
+
 fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> {
     let fail = |what: String| Err(PackError::Inconsistent { path: path.to_owned(), what });
     let Manifest { design, labels, layers, schema, stages, .. } = manifest;
@@ -315,8 +326,14 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
         let (kinds, model) = (stages.kinds.len(), design.model.sizes().layers);
         return fail(format!("{layers} layers with {kinds} kinds, but the model has {model}"));
     }
-    if stages.kinds.iter().any(|&kind| kind >= stages.blocks.len()) {
-        return fail("a layer is of a kind that is not there".to_owned());
+    for stages in std::iter::once(stages).chain(&manifest.fused) {
+        let lasts = stages.last_blocks.len();
+        if stages.kinds.len() != *layers || stages.kinds.iter().any(|&kind| kind >= stages.blocks.len()) {
+            return fail("a layer is of a kind that is not there".to_owned());
+        }
+        if lasts != 0 && lasts != stages.blocks.len() {
+            return fail(format!("{lasts} kinds of highest layer for {} kinds of layer", stages.blocks.len()));
+        }
     }
     if manifest.layout != design.layout() {
         return fail("the layout is not the one of this design".to_owned());
@@ -330,7 +347,7 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     if let Some(spec) = schema.tensors.iter().find(|spec| spec.layer.is_some_and(|layer| layer >= *layers)) {
         return fail(format!("tensor {:?} is of layer {:?}, but there are {layers}", spec.name, spec.layer));
     }
-    let stages = [&stages.embed, &stages.head].into_iter().chain(&stages.blocks);
+    let stages = std::iter::once(stages).chain(&manifest.fused).flat_map(StageSpecs::all);
     let graphs = stages.flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
     let needed = graphs.chain(["frozen.safetensors", "peft.safetensors", "tokenizer.json"]);
     match needed.into_iter().find(|name| !manifest.files.contains_key(*name)) {

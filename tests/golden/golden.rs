@@ -4,24 +4,28 @@
 
 use skiff_models::peft::Peft;
 use skiff_models::tensors::NamedTensors;
-use skiff_tests::compare::{CLOSE, DIFFERENCES, FED_BACK, FED_BACK_WEIGHTS, Tensors, assert_close, read};
+use skiff_tests::compare::{CLOSE, DIFFERENCES, FED_BACK, FED_BACK_WEIGHTS, HALVED, Tensors, assert_close, read};
 use skiff_tests::packs::{self, Case};
 use skiff_tests::places;
 use skiff_trainer::inputs::read_batch;
 use skiff_trainer::optimizer::AdamW;
-use skiff_trainer::{Batch, LayerMask, Trainer};
+use skiff_trainer::{Batch, LayerMask, Operators, Policy, Trainer};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A trainer of a golden case with its weights, its batch, and how many layers it has.
 fn open(case: &Case) -> (Trainer, Batch, usize) {
+    open_with(case, Operators::Fused)
+}
+
+fn open_with(case: &Case, operators: Operators) -> (Trainer, Batch, usize) {
     let folder = tempfile::tempdir().unwrap();
     let pack = case.pack(folder.path());
     let manifest = pack.manifest().clone();
     let sequences = read_batch(&case.read("batch.safetensors"), &manifest.layout).unwrap();
     let weights = pack.schema().read(&case.read("weights.safetensors")).unwrap();
     // Sessions and mapping stay valid when the folder goes.
-    let mut trainer = Trainer::open(&places::runtime(), Arc::new(pack)).unwrap();
+    let mut trainer = Trainer::open_with(&places::runtime(), Arc::new(pack), operators).unwrap();
     trainer.set_weights(weights).unwrap();
     let batch = Batch::new(&sequences, trainer.form()).unwrap();
     (trainer, batch, manifest.layers)
@@ -40,10 +44,17 @@ fn outcome(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask) -> Tensors {
     tensors
 }
 
-/// Compares every case of a variant with PyTorch: loss, scores and the gradient of every trainable tensor, for every mask.
+/// Compares every case of a variant with PyTorch: loss, scores and the gradient of every trainable tensor, for every mask,
+/// with fused operators and with plain ones.
 fn agrees_with_pytorch(variant: &str) {
+    agrees(variant, Operators::Fused, Policy::Keep, CLOSE);
+    agrees(variant, Operators::Plain, Policy::Keep, CLOSE);
+}
+
+fn agrees(variant: &str, operators: Operators, policy: Policy, tolerance: f64) {
     for (name, case) in Case::all_of(variant) {
-        let (mut trainer, batch, layers) = open(&case);
+        let (mut trainer, batch, layers) = open_with(&case, operators);
+        trainer.set_policy(policy);
         let all = read(&case.read("expected.safetensors"));
         assert!(case.settings.masks.len() >= 3, "{name}: masks");
         for (label, active) in &case.settings.masks {
@@ -52,11 +63,32 @@ fn agrees_with_pytorch(variant: &str) {
                 key.strip_prefix(&format!("{label}/")).map(|key| (key.to_owned(), tensor.clone()))
             });
             assert_close(
-                &format!("{name} {active:?}"),
+                &format!("{name} {active:?} {operators:?} {policy:?}"),
                 &outcome(&mut trainer, &batch, &mask),
                 &of_mask.collect(),
-                CLOSE,
+                tolerance,
             );
+        }
+    }
+}
+
+#[test]
+fn residuals_in_half_precision_agree_to_its_rounding() {
+    for variant in ["bert", "deberta-v3", "qwen2"] {
+        agrees(variant, Operators::Fused, Policy::Half, HALVED);
+    }
+}
+
+#[test]
+fn what_is_computed_again_has_the_same_bits() {
+    for variant in ["bert", "deberta-v2-conv", "llama"] {
+        for (name, case) in Case::all_of(variant) {
+            let (mut trainer, batch, layers) = open(&case);
+            let mask = LayerMask::all(layers);
+            let kept = trainer.step(&batch, &mask).unwrap();
+            trainer.set_policy(Policy::Recompute);
+            let again = trainer.step(&batch, &mask).unwrap();
+            assert_eq!((kept.loss.to_bits(), kept.gradients), (again.loss.to_bits(), again.gradients), "{name}");
         }
     }
 }

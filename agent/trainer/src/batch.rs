@@ -38,6 +38,8 @@ pub struct Batch {
     pub truths: Vec<Truth>,
     /// What the graphs take, no more than the form asks for.
     pub parts: BTreeMap<BatchPart, Part>,
+    /// `[B]`: 0, 1, 2, ...: where the rows that a head reads are, once the others are gone.
+    pub order: Part,
 }
 
 /// What a row of scores should have been.
@@ -109,8 +111,7 @@ impl Form {
     /// What graphs with these ports ask for.
     #[must_use]
     pub fn new(layout: Layout, stages: &StageSpecs) -> Self {
-        let stages = [&stages.embed, &stages.head].into_iter().chain(&stages.blocks);
-        let ports = stages.flat_map(StageSpec::graphs).flat_map(|graph| &graph.inputs);
+        let ports = stages.all().flat_map(StageSpec::graphs).flat_map(|graph| &graph.inputs);
         let part = |binding: &Binding| if let Binding::Batch(part) = binding { Some(*part) } else { None };
         Self { layout, parts: ports.filter_map(|port| part(&port.binding)).collect() }
     }
@@ -163,11 +164,23 @@ impl Batch {
     /// Those of [`Form::check`].
     pub fn new(sequences: &[Sequence], form: &Form) -> Result<Self, BatchError> {
         sequences.iter().try_for_each(|sequence| form.check(sequence))?;
-        let rows = Rows::of(sequences);
+        let slots = |part: &BatchPart| {
+            matches!(
+                part,
+                BatchPart::ToHeads
+                    | BatchPart::ToTokens
+                    | BatchPart::ToKeyHeads
+                    | BatchPart::ToKeyTokens
+                    | BatchPart::ToSlots
+                    | BatchPart::FromSlots
+            )
+        };
+        let rows = Rows::of(sequences, form.parts.iter().any(slots));
         let truths = truths(sequences, form.layout.task);
         let drawing = Drawing { sequences, layout: &form.layout, rows: &rows, truths: &truths };
         let parts = form.parts.iter().map(|&part| (part, drawing.part(part))).collect();
-        Ok(Self { tokens: rows.tokens, rows: rows.all, examples: sequences.len(), truths, parts })
+        let order = Part::Integers(Array1::from_iter(0..sequences.len() as i64).into_dyn());
+        Ok(Self { tokens: rows.tokens, rows: rows.all, examples: sequences.len(), truths, parts, order })
     }
 }
 
@@ -202,7 +215,8 @@ struct Rows {
 }
 
 impl Rows {
-    fn of(sequences: &[Sequence]) -> Self {
+    /// `slots`: whether any graph lays tokens out in a rectangle.
+    fn of(sequences: &[Sequence], slots: bool) -> Self {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len()).collect();
         let width = lengths.iter().copied().max().unwrap_or(0);
         let tokens: usize = lengths.iter().sum();
@@ -214,7 +228,7 @@ impl Rows {
                 Some(first)
             })
             .collect();
-        let all = tokens + usize::from(tokens < lengths.len() * width);
+        let all = tokens + usize::from(slots && tokens < lengths.len() * width);
         Self { lengths, firsts, tokens, all, width }
     }
 

@@ -28,7 +28,7 @@ pub use dropout::LayerMask;
 pub use error::TrainerError;
 pub use evaluation::{EvaluatePlan, EvaluateSummary};
 pub use examples::{Examples, Sequence, Target, tiny};
-pub use model::StepOutcome;
+pub use model::{Operators, Policy, StepOutcome};
 pub use provider::{Provider, UnknownProvider};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
 pub use trainer::Trainer;

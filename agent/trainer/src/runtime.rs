@@ -92,6 +92,12 @@ impl Runtime {
         &self.version
     }
 
+    /// Whether it computes with our fused operators: they are for the processor.
+    #[must_use]
+    pub fn fuses(&self) -> bool {
+        self.provider == Provider::Cpu
+    }
+
     /// What sessions are opened in.
     #[must_use]
     pub fn environment(&self) -> &Environment {

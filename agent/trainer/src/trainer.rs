@@ -7,7 +7,7 @@ use crate::dropout::LayerMask;
 use crate::error::TrainerError;
 use crate::evaluation::{EvaluatePlan, EvaluateSummary};
 use crate::examples::{Examples, Sequence};
-use crate::model::{Model, StepOutcome};
+use crate::model::{Model, Operators, Policy, StepOutcome};
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::runtime::Runtime;
 use crate::training::{StepReport, Tally, TrainPlan, TrainSummary, check, examples_of_step};
@@ -30,8 +30,21 @@ impl Trainer {
     /// # Errors
     /// A graph that ONNX Runtime refuses, weights that cannot be read.
     pub fn open(runtime: &Runtime, pack: Arc<Pack>) -> Result<Self, TrainerError> {
+        Self::open_with(runtime, pack, Operators::Fused)
+    }
+
+    /// As [`Trainer::open`], with a choice of the graphs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(runtime: &Runtime, pack: Arc<Pack>, operators: Operators) -> Result<Self, TrainerError> {
         let weights = pack.initial_weights()?;
-        Ok(Self { model: Model::open(runtime, &pack)?, pack, weights })
+        Ok(Self { model: Model::open(runtime, &pack, operators)?, pack, weights })
+    }
+
+    /// What layers keep for the backward pass from now on; [`Policy::Keep`] at first.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.model.set_policy(policy);
     }
 
     /// The present values of the trainable tensors.

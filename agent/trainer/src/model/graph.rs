@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// One session, which serves every layer of its kind.
 pub(super) struct Graph {
@@ -79,6 +82,8 @@ pub(super) struct Given<'a> {
     pub(super) hidden_gradient: Option<Rows<'a>>,
     /// Of the batch's parts, only these rows.
     pub(super) rows: Option<(usize, usize)>,
+    /// The activations have one row for each example, the one that the head reads.
+    pub(super) picked: bool,
     pub(super) options: Option<&'a RunOptions>,
 }
 
@@ -113,8 +118,11 @@ impl Graph {
     ) -> Result<Self, TrainerError> {
         let table = |&layer: &usize| Ok::<_, TrainerError>((layer, scope.table(spec, layer)?));
         let tables = layers.iter().map(table).collect::<Result<_, _>>()?;
+        // Two threads that open sessions with operators of ours at once would both enter their domain in its list, an error.
+        let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let session = Session::builder(runtime.environment())
             .and_then(|builder| Ok(builder.with_env_allocators()?))
+            .and_then(|builder| Ok(builder.with_operators(skiff_kernels::operators::domain()?)?))
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|builder| Ok(builder.with_execution_providers(runtime.providers())?))
             .and_then(|mut builder| builder.commit_from_file(&path))
@@ -255,6 +263,7 @@ impl<'a> Given<'a> {
             hidden: None,
             hidden_gradient: None,
             rows: None,
+            picked: false,
             options: None,
         }
     }
@@ -270,6 +279,9 @@ impl<'a> Given<'a> {
             Feed::Trainable(name) => {
                 let tensor = self.weights.get(name);
                 tensor.map(|tensor| Ok(TensorRef::from_array_view(tensor)?.into())).transpose()
+            }
+            Feed::Part(BatchPart::FirstTokens | BatchPart::LastTokens) if self.picked => {
+                Some(self.part(&self.batch.order)).transpose()
             }
             Feed::Part(part) => self.batch.parts.get(part).map(|part| self.part(part)).transpose(),
         }

@@ -9,6 +9,7 @@
 
 mod frozen;
 mod graph;
+mod residuals;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use graph::{Given, Graph, Rows, Scope, array, contents};
 use ndarray::{ArrayD, IxDyn};
 use ort::session::RunOptions;
 use ort::value::DynValue;
+use residuals::{Halved, Residuals};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::pack::Frozen;
@@ -35,6 +37,43 @@ use std::sync::Arc;
 
 /// The key under which the embedding's and the head's tables are: they belong to no layer.
 const WHOLE: usize = 0;
+
+/// What an active layer keeps for the backward pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Policy {
+    /// All that its gradient needs.
+    #[default]
+    Keep,
+    /// The same in half precision.
+    Half,
+    /// Its input alone; the rest is computed again. Costs a second forward pass through all layers but the highest.
+    Recompute,
+}
+
+impl Policy {
+    /// All of them, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Keep, Self::Half, Self::Recompute];
+
+    /// Its name in settings.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Half => "half",
+            Self::Recompute => "recompute",
+        }
+    }
+}
+
+/// Which of a pack's graphs run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Operators {
+    /// Those with fused operators, where the pack has them and the provider is the processor.
+    #[default]
+    Fused,
+    /// Those of plain ONNX operators.
+    Plain,
+}
 
 /// What a training step computed.
 #[derive(Debug)]
@@ -50,6 +89,9 @@ pub(super) struct Model {
     form: Form,
     embed: Graph,
     blocks: Vec<Stage>,
+    /// As `blocks`, for the highest layer that runs, where it computes only the rows that the head reads; else empty.
+    last_blocks: Vec<Stage>,
+    policy: Policy,
     kinds: Vec<usize>,
     head: Stage,
     chunk_rows: usize,
@@ -92,14 +134,15 @@ enum Flow {
 }
 
 impl Model {
-    pub(super) fn open(runtime: &Runtime, pack: &Arc<Pack>) -> Result<Self, TrainerError> {
+    pub(super) fn open(runtime: &Runtime, pack: &Arc<Pack>, operators: Operators) -> Result<Self, TrainerError> {
         let manifest = pack.manifest();
+        let fused = manifest.fused.as_ref().filter(|_| operators == Operators::Fused && runtime.fuses());
         let mapping = Arc::clone(pack) as Arc<dyn Any + Send + Sync>;
         Self::of(
             runtime,
             Parts {
                 layout: &manifest.layout,
-                stages: &manifest.stages,
+                stages: fused.unwrap_or(&manifest.stages),
                 schema: &manifest.schema,
                 frozen: pack.frozen(),
                 file: &|name| pack.file(name),
@@ -127,13 +170,15 @@ impl Model {
             Stage::open(runtime, file, spec, &layers, &inner, true)
         };
         let blocks = stages.blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?;
+        let last_blocks = stages.last_blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?;
         // What a language model's head reads is cut into rows, which a context is not made of.
         let above = if layout.task == Task::CausalLm { Scope { contexts: &[], ..inner } } else { inner };
         let head = Stage::open(runtime, file, &stages.head, &[WHOLE], &above, false)?;
         let form = Form::new(layout.clone(), stages);
         let chunk_rows = layout.head_rows();
         let kinds = stages.kinds.clone();
-        Ok(Self { form, embed, blocks, kinds, head, chunk_rows, frozen, _mapping: mapping })
+        let policy = Policy::default();
+        Ok(Self { form, embed, blocks, last_blocks, policy, kinds, head, chunk_rows, frozen, _mapping: mapping })
     }
 
     /// What it asks of a batch.
@@ -146,6 +191,11 @@ impl Model {
         self.chunk_rows = rows.max(1);
     }
 
+    /// What layers keep from now on.
+    pub(super) fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// Forward and backward through the layers of `mask`.
     pub(super) fn step(
         &mut self,
@@ -154,7 +204,8 @@ impl Model {
         mask: &LayerMask,
     ) -> Result<StepOutcome, TrainerError> {
         self.check_mask(mask)?;
-        let Self { embed, blocks, kinds, frozen, .. } = self;
+        let Self { embed, blocks, last_blocks, kinds, frozen, policy, .. } = self;
+        let (policy, picked) = (*policy, !last_blocks.is_empty() && !mask.active().is_empty());
         let given = Given::new(batch, frozen, weights);
         let embedded = embed.run(WHOLE, &given)?;
         let given = Given { contexts: &embedded.contexts, ..given };
@@ -162,27 +213,48 @@ impl Model {
         let lowest = mask.active().iter().position(|&layer| blocks[kinds[layer]].trains);
         let mut kept = Vec::with_capacity(mask.active().len());
         for (at, &layer) in mask.active().iter().enumerate() {
-            let stage = &mut blocks[kinds[layer]];
+            let highest = at + 1 == mask.active().len();
+            let stages = if picked && highest { &mut *last_blocks } else { &mut *blocks };
+            let stage = &mut stages[kinds[layer]];
             let differentiated = lowest.is_some_and(|lowest| at >= lowest);
-            let graph = if differentiated { &mut stage.forward } else { &mut stage.evaluate };
+            let again = policy == Policy::Recompute && !highest;
+            let graph = if differentiated && !again { &mut stage.forward } else { &mut stage.evaluate };
             let results = graph.run(layer, &Given { hidden: Some(Rows::Value(&hidden)), ..given })?;
             let output = graph.required(results.hidden, "activations")?;
             let input = std::mem::replace(&mut hidden, output);
             if differentiated {
-                kept.push((layer, input, results.residuals));
+                let residuals = match policy {
+                    _ if highest => Residuals::Whole(results.residuals),
+                    Policy::Keep => Residuals::Whole(results.residuals),
+                    Policy::Half => Residuals::halved(results.residuals)?,
+                    Policy::Recompute => Residuals::Again,
+                };
+                kept.push((layer, input, residuals));
             }
         }
         let mut gradients = NamedTensors::new();
         let given = Given { contexts: &embedded.contexts, ..Given::new(batch, &self.frozen, weights) };
+        let above = Given { picked, ..given };
         let chunks = (self.form.layout.task == Task::CausalLm).then_some(self.chunk_rows);
         let headed = match chunks {
-            None => self.head.step(&given, &hidden, lowest.is_some(), &mut gradients)?,
+            None => self.head.step(&above, &hidden, lowest.is_some(), &mut gradients)?,
             Some(rows) => self.head.step_in_chunks(&given, &hidden, rows, lowest.is_some(), &mut gradients)?,
         };
         drop(hidden);
         let mut flowing = headed.flowing;
+        let mut highest = true;
         while let Some((layer, input, residuals)) = kept.pop() {
-            let graph = self.blocks[self.kinds[layer]].backward(kept.is_empty())?;
+            let stages = if picked && highest { &mut self.last_blocks } else { &mut self.blocks };
+            highest = false;
+            let stage = &mut stages[self.kinds[layer]];
+            let residuals = match residuals {
+                Residuals::Whole(residuals) => residuals,
+                Residuals::Half(residuals) => residuals.into_iter().map(Halved::widened).collect::<Result<_, _>>()?,
+                Residuals::Again => {
+                    stage.forward.run(layer, &Given { hidden: Some(Rows::Value(&input)), ..given })?.residuals
+                }
+            };
+            let graph = stage.backward(kept.is_empty())?;
             let mut results = graph.run(
                 layer,
                 &Given {
@@ -208,10 +280,11 @@ impl Model {
         counted: bool,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), TrainerError> {
-        let (hidden, contexts) = self.flow(weights, batch, mask)?;
+        let (hidden, contexts) = self.flow(weights, batch, mask, true)?;
         let (shape, values) = contents(&hidden)?;
         let width = shape.get(1).copied().unwrap_or(0);
-        let given = Given { contexts: &contexts, ..Given::new(batch, &self.frozen, weights) };
+        let picked = !self.last_blocks.is_empty() && !mask.active().is_empty();
+        let given = Given { contexts: &contexts, picked, ..Given::new(batch, &self.frozen, weights) };
         let graph = &mut self.head.evaluate;
         let mut show = |rows: Range<usize>, given: &Given<'_>| {
             let logits = graph.run(WHOLE, given)?.logits;
@@ -241,7 +314,7 @@ impl Model {
         batch: &Batch,
         mask: &LayerMask,
     ) -> Result<ArrayD<f32>, TrainerError> {
-        let (hidden, _) = self.flow(weights, batch, mask)?;
+        let (hidden, _) = self.flow(weights, batch, mask, false)?;
         let (shape, values) = contents(&hidden)?;
         let width = shape.get(1).copied().unwrap_or(0);
         let values = values[..batch.tokens * width].to_vec();
@@ -263,19 +336,22 @@ impl Model {
         Ok(())
     }
 
-    /// The activations after the layers of `mask`, and the contexts.
+    /// The activations after the layers of `mask`, and the contexts. `read`: only the rows that the head reads.
     fn flow(
         &mut self,
         weights: &NamedTensors,
         batch: &Batch,
         mask: &LayerMask,
+        read: bool,
     ) -> Result<(DynValue, Vec<DynValue>), TrainerError> {
         self.check_mask(mask)?;
         let given = Given::new(batch, &self.frozen, weights);
         let embedded = self.embed.run(WHOLE, &given)?;
         let mut hidden = self.embed.required(embedded.hidden, "activations")?;
-        for &layer in mask.active() {
-            let graph = &mut self.blocks[self.kinds[layer]].evaluate;
+        for (at, &layer) in mask.active().iter().enumerate() {
+            let picked = read && !self.last_blocks.is_empty() && at + 1 == mask.active().len();
+            let stages = if picked { &mut self.last_blocks } else { &mut self.blocks };
+            let graph = &mut stages[self.kinds[layer]].evaluate;
             let given = Given { hidden: Some(Rows::Value(&hidden)), contexts: &embedded.contexts, ..given };
             let results = graph.run(layer, &given)?;
             hidden = graph.required(results.hidden, "activations")?;

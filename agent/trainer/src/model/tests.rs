@@ -121,7 +121,16 @@ fn drawn(random: &mut Random, sizes: &[usize]) -> ArrayD<f32> {
 fn stages(head_trains: bool) -> (StageSpecs, Vec<(String, Vec<u8>)>) {
     let ((embed, mut files), trained, plain, head) = (embed(), block(true), block(false), head(head_trains));
     files.extend([trained.files, plain.files, head.files].concat());
-    (StageSpecs { embed, blocks: vec![trained.spec, plain.spec], kinds: vec![0, 1, 0], head: head.spec }, files)
+    (
+        StageSpecs {
+            embed,
+            blocks: vec![trained.spec, plain.spec],
+            kinds: vec![0, 1, 0],
+            head: head.spec,
+            last_blocks: Vec::new(),
+        },
+        files,
+    )
 }
 
 /// The model with the stages that `change` leaves, and its weights.

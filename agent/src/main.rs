@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{doctor, run, step, train};
+use skiff_agent::commands::{bench, doctor, run, step, train};
 use skiff_agent::config::{Config, Settings};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,7 @@ enum Verb {
     Run(FleetArguments),
     Train(train::Arguments),
     Step(step::Arguments),
+    Bench(bench::Arguments),
     /// Checks what a fleet needs of this device, a line each: ok, warn or FAIL with what to do
     #[command(after_help = "Example:\n  skiff-agent doctor --config agent.toml")]
     Doctor(FleetArguments),
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
         Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, &mut std::io::stdout().lock())?)),
         Verb::Train(arguments) => train::run(arguments).map(|()| true),
+        Verb::Bench(arguments) => bench::run(arguments).map(|()| true),
         Verb::Step(arguments) => step::run(arguments).map(|()| true),
     };
     match done {

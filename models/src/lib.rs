@@ -24,5 +24,6 @@ pub mod peft;
 pub mod stage;
 pub mod task;
 pub mod tensors;
+pub mod work;
 
 pub use pack::Pack;

@@ -1,5 +1,6 @@
 //! The verbs of `skiff-agent`.
 
+pub mod bench;
 pub mod doctor;
 pub mod run;
 pub mod step;

@@ -112,11 +112,12 @@ fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::
     Ok(environment)
 }
 
-/// One arena for all sessions, which grows by what is asked for. An arena for each session holds several times as much,
-/// and the C library's allocator fragments under tensors of changing length: it grew by a megabyte a step.
+/// One arena for all sessions, which grows by regions of doubling size: tensors of changing length are cut from them and grow
+/// together again. Regions as large as the tensor that was asked for cannot, and held four times as much; an arena for each
+/// session holds several times as much too, and the C library's allocator fragments: it grew by a megabyte a step.
 fn register_arena(environment: &Environment) -> ort::Result<()> {
     const NO_LIMIT: usize = 0;
-    const SAME_AS_REQUESTED: i32 = 1;
+    const NEXT_POWER_OF_TWO: i32 = 0;
     const DEFAULT: i32 = -1;
     let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
     let mut configuration = std::ptr::null_mut();
@@ -126,7 +127,7 @@ fn register_arena(environment: &Environment) -> ort::Result<()> {
     )]
     unsafe {
         let api = ort::api();
-        let created = (api.CreateArenaCfg)(NO_LIMIT, SAME_AS_REQUESTED, DEFAULT, DEFAULT, &raw mut configuration);
+        let created = (api.CreateArenaCfg)(NO_LIMIT, NEXT_POWER_OF_TWO, DEFAULT, DEFAULT, &raw mut configuration);
         ort::Error::result_from_status(created)?;
         let registered = (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), configuration);
         (api.ReleaseArenaCfg)(configuration);

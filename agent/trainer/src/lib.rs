@@ -18,6 +18,7 @@ pub mod inputs;
 mod model;
 pub mod optimizer;
 pub mod runtime;
+pub mod schedule;
 pub mod trainer;
 pub mod training;
 

@@ -5,10 +5,11 @@
 //! Rooms, in the order that an example travels: [`examples`] (what is trained on, as the caller brings it), [`inputs`] (the
 //! same from a file of tensors), [`batch`] (the tokens of many in one row, and all that the graphs ask about them),
 //! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime), [`trainer`] (a
-//! pack in training), [`training`] and [`evaluation`] (many steps, and what came of them), [`optimizer`]. [`clock`] measures
-//! durations.
+//! pack in training), [`training`] and [`evaluation`] (many steps, and what came of them), [`optimizer`] and [`schedule`] (how
+//! gradients change weights), [`tally`] (sums over steps), [`checkpoint`] (a training written down). [`clock`] measures durations.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod clock;
 pub mod dropout;
 mod error;
@@ -19,15 +20,19 @@ mod model;
 pub mod optimizer;
 pub mod runtime;
 pub mod schedule;
+pub mod tally;
 pub mod trainer;
 pub mod training;
 
 pub use batch::{Batch, BatchError, Form, Part};
+pub use checkpoint::CheckpointError;
 pub use dropout::LayerMask;
 pub use error::TrainerError;
 pub use evaluation::{EvaluatePlan, EvaluateSummary};
 pub use examples::{Examples, Sequence, Target, tiny};
 pub use model::StepOutcome;
+pub use optimizer::{AdamW, AdamWOptions};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
+pub use schedule::{Decay, Schedule};
 pub use trainer::Trainer;
-pub use training::{StepReport, TrainPlan, TrainSummary};
+pub use training::{StepReport, TrainPlan, TrainSummary, Training};

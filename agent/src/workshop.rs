@@ -67,6 +67,7 @@ impl PackWorkshop {
             seed: order.seed,
             device: self.device.to_string(),
             round: work.round,
+            data: String::new(),
             rates: order.rates.clone(),
             steps: order.steps,
             batch: order.batch as usize,

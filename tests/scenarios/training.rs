@@ -52,6 +52,7 @@ fn plan() -> TrainPlan {
         seed: 3,
         device: "a".to_owned(),
         round: 0,
+        data: String::new(),
         rates: vec![0.5; 3],
         steps: 6,
         batch: 3,
@@ -171,15 +172,18 @@ fn interrupted() -> (Trainer, Given, Vec<u8>) {
     let (mut trainer, examples) = open("bert/sequence-lora");
     let plan = plan();
     let mut training = trainer.begin(&plan, &examples).unwrap();
-    (0..3).for_each(|_| drop(training.step().unwrap()));
+    (0..3).for_each(|_| assert!(training.step().unwrap().is_some()));
     let checkpoint = training.checkpoint().unwrap();
     (trainer, examples, checkpoint)
 }
 
+type Change = fn(&mut TrainPlan);
+
 #[test]
 fn a_checkpoint_of_another_training_is_refused_by_what_differs() {
     let (mut trainer, mut examples, checkpoint) = interrupted();
-    let changes: [(&str, fn(&mut TrainPlan)); 8] = [
+    let changes: [(&str, Change); 9] = [
+        ("data", |plan| plan.data = "others".to_owned()),
         ("seed", |plan| plan.seed = 4),
         ("steps", |plan| plan.steps = 7),
         ("micro-batch", |plan| plan.micro_batch = 1),
@@ -265,6 +269,8 @@ fn a_killed_train_command_goes_on_where_it_was() {
     assert_eq!((&outcome["steps"], &outcome["skipped_steps"]), (&60.into(), &0.into()));
     assert_eq!(fs::read(folder.join("resumed")).unwrap(), fs::read(folder.join("straight")).unwrap());
 
+    let shorter = train(folder, "refused", &[&options[..], &["--max-tokens", "4"]].concat()).output().unwrap();
+    assert!(!shorter.status.success() && String::from_utf8_lossy(&shorter.stderr).contains("cut to 4 tokens"));
     let whole = fs::read(&checkpoint).unwrap();
     for garbled in [&whole[..whole.len() / 2], b"dear diary"] {
         fs::write(&checkpoint, garbled).unwrap();

@@ -11,6 +11,7 @@ use skiff_trainer::{
     AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Runtime, Schedule, StepReport, TrainPlan,
     TrainSummary, Trainer, Training,
 };
+use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -91,7 +92,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Keep the state of the training in this file, and go on from it where it is there: after an interruption, give the same
-    /// command again. The result is the same to the bit as without one.
+    /// command again. The result is the same to the bit as without one, on as many threads.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Write --checkpoint after every N steps; the end is written in any case.
@@ -161,7 +162,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
     let mut trainer = Trainer::open(&runtime, pack)?;
 
-    let plan = arguments.plan(layers);
+    let plan = arguments.plan(layers)?;
     let progress = Progress::new();
     let mut training = trainer.begin(&plan, &train)?;
     if let Some(path) = &arguments.checkpoint {
@@ -205,15 +206,17 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    fn plan(&self, layers: usize) -> TrainPlan {
+    fn plan(&self, layers: usize) -> anyhow::Result<TrainPlan> {
         let decay = match self.schedule {
             Falling::Constant => Decay::Constant,
             Falling::Linear => Decay::Linear,
         };
-        TrainPlan {
+        let data = if self.checkpoint.is_some() { self.data()? } else { String::new() };
+        Ok(TrainPlan {
             seed: self.seed,
             device: "local".to_owned(),
             round: 0,
+            data,
             rates: self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers]),
             steps: self.steps,
             batch: self.batch.into(),
@@ -222,7 +225,15 @@ impl Arguments {
             schedule: Schedule { warm_up: self.warm_up, decay },
             optimizer: AdamWOptions { weight_decay: self.weight_decay, ..AdamWOptions::default() },
             clip_norm: self.clip.unwrap_or(f32::INFINITY),
-        }
+        })
+    }
+
+    /// What tells the examples from others.
+    fn data(&self) -> anyhow::Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        let hashed = File::open(&self.train).and_then(|file| hasher.update_reader(file).map(drop));
+        hashed.with_context(|| format!("reading {}", self.train.display()))?;
+        Ok(format!("{}, cut to {} tokens", hasher.finalize().to_hex(), self.max_tokens))
     }
 }
 

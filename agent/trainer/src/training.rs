@@ -24,6 +24,8 @@ pub struct TrainPlan {
     pub device: String,
     /// The round; 0 outside a fleet.
     pub round: u32,
+    /// What the examples are, a digest for instance: a checkpoint is only of use with the same. May be empty.
+    pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
     /// Optimizer steps.
@@ -206,6 +208,7 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         seed,
         device,
         round,
+        data,
         rates,
         steps,
         batch,
@@ -219,6 +222,7 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         ("seed", seed.to_string()),
         ("device", device.clone()),
         ("round", round.to_string()),
+        ("data", data.clone()),
         ("dropout rates", format!("{rates:?}")),
         ("steps", steps.to_string()),
         ("batch", batch.to_string()),
@@ -299,6 +303,7 @@ mod tests {
             seed: 5,
             device: "a".to_owned(),
             round,
+            data: String::new(),
             rates: vec![0.0; 2],
             steps: 3,
             batch: 4,

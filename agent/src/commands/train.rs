@@ -48,8 +48,8 @@ pub struct Arguments {
     /// Examples in a step.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: u16,
-    /// Compute at most this many of a step's examples at once and add their gradients up: less memory, a little slower, the
-    /// same training [default: all of them].
+    /// Compute at most this many of a step's examples at once and add their gradients up: less memory, the same training but
+    /// for rounding [default: all of them].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     micro_batch: Option<u16>,
     /// AdamW's learning rate, at its highest.
@@ -322,12 +322,15 @@ impl Outcome {
             "speed            {:.1} examples/s, {:.0} tokens/s",
             self.examples_per_second, self.tokens_per_second
         )?;
-        writeln!(
-            out,
-            "step             {:.1} ms (median), {:.1} layers active (mean)",
-            self.step_seconds * 1e3,
-            self.mean_active_layers
-        )?;
+        // All steps may be an earlier process's.
+        if self.step_seconds > 0.0 {
+            writeln!(
+                out,
+                "step             {:.1} ms (median), {:.1} layers active (mean)",
+                self.step_seconds * 1e3,
+                self.mean_active_layers
+            )?;
+        }
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
         for (name, value) in self.found.lines() {
             writeln!(out, "{name:<17}{value:.4}")?;

@@ -119,15 +119,7 @@ impl Store {
     /// [`StoreError::Io`]: the memory before still holds.
     pub fn remember(&self, memory: &Memory) -> Result<(), StoreError> {
         let path = self.folder.join("memory");
-        let aside = self.folder.join("memory.new");
-        let write = || {
-            let mut file = File::create(&aside)?;
-            file.write_all(&encode(memory))?;
-            file.sync_all()?;
-            std::fs::rename(&aside, &path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().map_err(|source| StoreError::Io { doing: "writing", path: path.clone(), source })?;
+        replace(&path, &encode(memory)).map_err(|source| StoreError::Io { doing: "writing", path, source })?;
         if let Err(error) = self.keep_only(&memory.blobs()) {
             tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "blobs that nobody needs stay");
         }
@@ -153,6 +145,19 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Replaces the file at `path` as a whole, by way of `{path}.new` beside it: whoever looks, also after a crash, finds the old
+/// bytes or the new ones.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let mut file = File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 fn lock(folder: &Path) -> Result<File, StoreError> {

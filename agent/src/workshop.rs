@@ -15,7 +15,9 @@ use skiff_models::pack::Pack;
 use skiff_models::tensors::{NamedTensors, Schema, write};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, TrainReport, WorkSample};
-use skiff_trainer::{EvaluatePlan, Examples, Runtime, StepReport, TrainPlan, TrainSummary, Trainer};
+use skiff_trainer::{
+    AdamWOptions, EvaluatePlan, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary, Trainer,
+};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,14 +67,26 @@ impl PackWorkshop {
             seed: order.seed,
             device: self.device.to_string(),
             round: work.round,
+            data: String::new(),
             rates: order.rates.clone(),
             steps: order.steps,
             batch: order.batch as usize,
+            micro_batch: order.batch as usize,
             learning_rate: order.learning_rate,
+            schedule: Schedule::default(),
+            optimizer: AdamWOptions::default(),
             clip_norm: CLIP_NORM,
         };
         let summary =
-            trainer.train(&plan, corpus, &mut |report| step(Some(work_sample(work, report)))).context("training")?;
+            trainer.train(&plan, corpus, &mut |report| step(work_sample(work, report))).context("training")?;
+        if summary.skipped_steps > 0 {
+            tracing::warn!(
+                round = work.round,
+                skipped = summary.skipped_steps,
+                steps = summary.steps,
+                "steps whose loss or gradients were not finite changed nothing; the learning rate may be too high"
+            );
+        }
         hand_in(pack.schema(), trainer.weights(), order, summary, corpus.len())
     }
 
@@ -213,9 +227,10 @@ fn selected(weights: &NamedTensors, schema: &Schema) -> NamedTensors {
     weights.iter().filter(named).map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
 }
 
-fn work_sample(work: &Work, report: &StepReport) -> WorkSample {
+/// What there is to tell of a step; nothing of one that was skipped.
+fn work_sample(work: &Work, report: &StepReport) -> Option<WorkSample> {
     let seconds = report.elapsed.as_secs_f32();
-    WorkSample {
+    (!report.skipped).then(|| WorkSample {
         run: work.ticket.run,
         round: work.round,
         step: report.step,
@@ -224,7 +239,7 @@ fn work_sample(work: &Work, report: &StepReport) -> WorkSample {
         tokens_per_second: if seconds > 0.0 { report.tokens as f32 / seconds } else { 0.0 },
         active_layers: u32::try_from(report.active_layers).unwrap_or(u32::MAX),
         loss: report.loss,
-    }
+    })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -279,7 +294,9 @@ mod tests {
             examples: 20,
             tokens: 200,
             steps: 4,
+            skipped_steps: 0,
             mean_loss: 0.5,
+            recent_loss: 0.5,
             importance: vec![3.0, 1.0, 0.0],
             mean_active_layers: 1.5,
             elapsed: Duration::from_secs(2),

@@ -1,15 +1,18 @@
 //! `skiff-agent train`: the trainer on local files, without a fleet.
 
 use crate::corpus::Corpus;
+use crate::store::replace;
 use crate::telemetry::own_memory;
 use anyhow::Context;
 use serde::Serialize;
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
 use skiff_trainer::{
-    EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, StepReport, TrainPlan, TrainSummary, Trainer,
+    AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, Schedule, StepReport, TrainPlan,
+    TrainSummary, Trainer, Training,
 };
-use std::io::{IsTerminal, Write};
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +21,16 @@ use std::sync::Arc;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 --lr 1e-3 --dropout 0.5\n  \
-                  skiff-agent train --pack qwen.pack --train notes.txt --test other.txt --batch 2 --max-tokens 256\n\n\
+                  skiff-agent train --pack qwen.pack --train notes.txt --test other.txt --batch 2 --max-tokens 256\n  \
+                  skiff-agent train --pack qwen.pack --train notes.txt --test other.txt --batch 32 --micro-batch 2 --clip 1 \\\n      \
+                  --warm-up 50 --schedule linear --steps 2000 --checkpoint notes.ckpt\n\n\
                   What a file holds, by the pack's task:\n  \
                   classification  texts or pairs with a label: .csv (AG News' three columns, or a header), .tsv, .jsonl\n  \
                   regression      the same with a number, or numbers in a JSON array, for the label\n  \
                   tokens          words with a label each: .jsonl (tokens, labels or ner_tags), .conll\n  \
                   causal-lm       plain texts: .txt (one a line), .csv, .tsv, .jsonl (text, or prompt and completion)\n\
-                  Pairs: columns text and text_pair, sentence1 and sentence2, premise and hypothesis, question and sentence."
+                  Pairs: columns text and text_pair, sentence1 and sentence2, premise and hypothesis, question and sentence.\n\n\
+                  A step whose loss or gradients are not finite changes nothing and is counted; ten in a row end the training."
 )]
 pub struct Arguments {
     /// The pack's folder, made by `skiff-pack build`.
@@ -42,9 +48,22 @@ pub struct Arguments {
     /// Examples in a step.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: u16,
-    /// AdamW's learning rate.
+    /// Compute at most this many of a step's examples at once and add their gradients up: less memory, the same training but
+    /// for rounding [default: all of them].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    micro_batch: Option<u16>,
+    /// AdamW's learning rate, at its highest.
     #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     lr: f32,
+    /// Let the learning rate rise evenly over the first N steps, while AdamW has seen few gradients.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warm_up: u32,
+    /// What the learning rate does after the warm-up: stay, or fall evenly to zero over the remaining steps.
+    #[arg(long, value_enum, default_value_t = Falling::Constant)]
+    schedule: Falling,
+    /// AdamW's weight decay: each step a weight shrinks by this share of itself times the learning rate; 0 for never.
+    #[arg(long, value_name = "SHARE", default_value_t = AdamWOptions::default().weight_decay, value_parser = not_negative)]
+    weight_decay: f32,
     /// Probability that a step skips a layer, the same for every layer.
     #[arg(long, default_value_t = 0.0)]
     dropout: f32,
@@ -75,15 +94,34 @@ pub struct Arguments {
     /// Write the trained tensors here, as safetensors with PEFT's names.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Keep the state of the training in this file, and go on from it where it is there: after an interruption, give the same
+    /// command again. The result is the same to the bit as without one, on as many threads.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Write --checkpoint after every N steps; the end is written in any case.
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "checkpoint", value_parser = clap::value_parser!(u32).range(1..))]
+    checkpoint_every: u32,
     /// Print the result as one line of JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// `--schedule`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Falling {
+    Constant,
+    Linear,
+}
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Outcome {
+    /// Those that changed weights.
     steps: u32,
+    /// Those that did not, because their loss or gradients were not finite.
+    skipped_steps: u32,
+    /// How many of both an earlier process did, whose checkpoint this one went on from.
+    resumed_steps: u32,
     batch: usize,
     /// Of training, over the wall time of all steps, tokenising included.
     examples_per_second: f64,
@@ -127,23 +165,23 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
     let mut trainer = Trainer::open(&runtime, pack)?;
 
-    let plan = TrainPlan {
-        seed: arguments.seed,
-        device: "local".to_owned(),
-        round: 0,
-        rates: arguments.rates.clone().unwrap_or_else(|| vec![arguments.dropout; layers]),
-        steps: arguments.steps,
-        batch: arguments.batch.into(),
-        learning_rate: arguments.lr,
-        clip_norm: arguments.clip.unwrap_or(f32::INFINITY),
-    };
+    let plan = arguments.plan(layers)?;
     let progress = Progress::new();
-    let mut losses = Vec::new();
-    let summary = trainer.train(&plan, &train, &mut |report| {
-        losses.push(report.loss);
+    let mut training = trainer.begin(&plan, &train)?;
+    if let Some(path) = &arguments.checkpoint {
+        resume(&mut training, path)?;
+    }
+    let resumed_steps = training.done();
+    training.run::<anyhow::Error>(&mut |training, report| {
         progress.step(report);
-        ControlFlow::Continue(())
+        if let Some(path) = &arguments.checkpoint
+            && (report.step % arguments.checkpoint_every == 0 || report.step == report.steps)
+        {
+            save(training, path)?;
+        }
+        Ok(ControlFlow::Continue(()))
     })?;
+    let summary = training.summary();
     if let Some(path) = &arguments.out {
         let bytes = tensors::write(trainer.weights())?;
         std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
@@ -159,17 +197,70 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None
     };
     progress.clear();
-    let last = &losses[losses.len().saturating_sub(20)..];
     let outcome = Outcome {
         found: evaluated.as_ref().map(|summary| Found::of(task, summary)).unwrap_or_default(),
         evaluate_examples_per_second: evaluated
             .as_ref()
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
-        loss_last_20: last.iter().sum::<f32>() / last.len().max(1) as f32,
+        resumed_steps,
         peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
         ..Outcome::of(&summary, arguments.batch.into())
     };
     outcome.print(arguments.json)
+}
+
+impl Arguments {
+    fn plan(&self, layers: usize) -> anyhow::Result<TrainPlan> {
+        let decay = match self.schedule {
+            Falling::Constant => Decay::Constant,
+            Falling::Linear => Decay::Linear,
+        };
+        let data = if self.checkpoint.is_some() { self.data()? } else { String::new() };
+        Ok(TrainPlan {
+            seed: self.seed,
+            device: "local".to_owned(),
+            round: 0,
+            data,
+            rates: self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers]),
+            steps: self.steps,
+            batch: self.batch.into(),
+            micro_batch: self.micro_batch.unwrap_or(self.batch).into(),
+            learning_rate: self.lr,
+            schedule: Schedule { warm_up: self.warm_up, decay },
+            optimizer: AdamWOptions { weight_decay: self.weight_decay, ..AdamWOptions::default() },
+            clip_norm: self.clip.unwrap_or(f32::INFINITY),
+        })
+    }
+
+    /// What tells the examples from others.
+    fn data(&self) -> anyhow::Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        let hashed = File::open(&self.train).and_then(|file| hasher.update_reader(file).map(drop));
+        hashed.with_context(|| format!("reading {}", self.train.display()))?;
+        Ok(format!("{}, cut to {} tokens", hasher.finalize().to_hex(), self.max_tokens))
+    }
+}
+
+/// Goes on from the checkpoint at `path`. Where there is none the first is written, so that a place that takes none is found
+/// before the work.
+fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return save(training, path),
+        Err(error) => return Err(error).with_context(|| format!("reading the checkpoint {}", path.display())),
+    };
+    training.resume(&bytes).with_context(|| {
+        let path = path.display();
+        format!("going on from the checkpoint {path} (move it away to begin anew, or name another with --checkpoint)")
+    })?;
+    writeln!(std::io::stderr(), "going on from {}, after step {}", path.display(), training.done())?;
+    Ok(())
+}
+
+fn save(training: &Training<'_>, path: &Path) -> anyhow::Result<()> {
+    let writing = || format!("writing the checkpoint {}", path.display());
+    let bytes = training.checkpoint().with_context(writing)?;
+    replace(path, &bytes).with_context(writing)
 }
 
 impl Found {
@@ -200,13 +291,15 @@ impl Outcome {
         let seconds = summary.elapsed.as_secs_f64();
         Self {
             steps: summary.steps,
+            skipped_steps: summary.skipped_steps,
+            resumed_steps: 0,
             batch,
             examples_per_second: summary.examples as f64 / seconds,
             tokens_per_second: summary.tokens as f64 / seconds,
             step_seconds: summary.median_step.as_secs_f64(),
             mean_active_layers: summary.mean_active_layers,
             mean_loss: summary.mean_loss,
-            loss_last_20: 0.0,
+            loss_last_20: summary.recent_loss,
             found: Found::default(),
             evaluate_examples_per_second: None,
             train_seconds: seconds,
@@ -221,17 +314,27 @@ impl Outcome {
             return Ok(());
         }
         writeln!(out, "steps            {} of {} examples", self.steps, self.batch)?;
+        if self.skipped_steps > 0 {
+            writeln!(
+                out,
+                "skipped          {} steps: their loss or gradients were not finite; lower --lr, or give --clip or --warm-up",
+                self.skipped_steps
+            )?;
+        }
         writeln!(
             out,
             "speed            {:.1} examples/s, {:.0} tokens/s",
             self.examples_per_second, self.tokens_per_second
         )?;
-        writeln!(
-            out,
-            "step             {:.1} ms (median), {:.1} layers active (mean)",
-            self.step_seconds * 1e3,
-            self.mean_active_layers
-        )?;
+        // All steps may be an earlier process's.
+        if self.step_seconds > 0.0 {
+            writeln!(
+                out,
+                "step             {:.1} ms (median), {:.1} layers active (mean)",
+                self.step_seconds * 1e3,
+                self.mean_active_layers
+            )?;
+        }
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
         for (name, value) in self.found.lines() {
             writeln!(out, "{name:<17}{value:.4}")?;
@@ -278,6 +381,13 @@ impl Progress {
 fn bar(done: usize, total: usize) -> String {
     let filled = 24 * done.min(total) / total.max(1);
     format!("{}{}", "█".repeat(filled), "░".repeat(24 - filled))
+}
+
+fn not_negative(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(number) if number >= 0.0 && f32::is_finite(number) => Ok(number),
+        _ => Err("expected a number from 0".to_owned()),
+    }
 }
 
 fn positive(text: &str) -> Result<f32, String> {

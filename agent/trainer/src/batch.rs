@@ -164,24 +164,52 @@ impl Batch {
     /// Those of [`Form::check`].
     pub fn new(sequences: &[Sequence], form: &Form) -> Result<Self, BatchError> {
         sequences.iter().try_for_each(|sequence| form.check(sequence))?;
-        let slots = |part: &BatchPart| {
-            matches!(
-                part,
-                BatchPart::ToHeads
-                    | BatchPart::ToTokens
-                    | BatchPart::ToKeyHeads
-                    | BatchPart::ToKeyTokens
-                    | BatchPart::ToSlots
-                    | BatchPart::FromSlots
-            )
-        };
-        let rows = Rows::of(sequences, form.parts.iter().any(slots));
         let truths = truths(sequences, form.layout.task);
-        let drawing = Drawing { sequences, layout: &form.layout, rows: &rows, truths: &truths };
+        let counted = counted(&truths);
+        Ok(Self::laid_out(sequences, form, truths, counted))
+    }
+
+    /// Lays out `sequences` in batches of at most `most` examples, each as it is asked for.
+    ///
+    /// What counts weighs in them what it would weigh in one batch of all: with `n_k` rows that have a target in batch `k` and
+    /// `n` in all, a term of the loss weighs `1 / n` and not `1 / n_k`. So losses and gradients of the parts add up to those
+    /// of the whole, however the targets are distributed; `most` of all examples gives the same batch as [`Batch::new`].
+    ///
+    /// # Errors
+    /// Those of [`Form::check`].
+    pub fn cut(sequences: &[Sequence], form: &Form, most: usize) -> Result<impl Iterator<Item = Self>, BatchError> {
+        sequences.iter().try_for_each(|sequence| form.check(sequence))?;
+        let counted = counted(&truths(sequences, form.layout.task));
+        let laid_out = move |part: &[Sequence]| Self::laid_out(part, form, truths(part, form.layout.task), counted);
+        Ok(sequences.chunks(most.max(1)).map(laid_out))
+    }
+
+    /// Lays out sequences that were checked, where `counted` rows have a target in all.
+    fn laid_out(sequences: &[Sequence], form: &Form, truths: Vec<Truth>, counted: usize) -> Self {
+        let rows = Rows::of(sequences, form.parts.iter().any(is_of_slots));
+        let drawing = Drawing { sequences, layout: &form.layout, rows: &rows, truths: &truths, counted };
         let parts = form.parts.iter().map(|&part| (part, drawing.part(part))).collect();
         let order = Part::Integers(Array1::from_iter(0..sequences.len() as i64).into_dyn());
-        Ok(Self { tokens: rows.tokens, rows: rows.all, examples: sequences.len(), truths, parts, order })
+        Self { tokens: rows.tokens, rows: rows.all, examples: sequences.len(), truths, parts, order }
     }
+}
+
+/// Whether a part lays tokens out in a rectangle.
+fn is_of_slots(part: &BatchPart) -> bool {
+    matches!(
+        part,
+        BatchPart::ToHeads
+            | BatchPart::ToTokens
+            | BatchPart::ToKeyHeads
+            | BatchPart::ToKeyTokens
+            | BatchPart::ToSlots
+            | BatchPart::FromSlots
+    )
+}
+
+/// How many rows count in the loss.
+fn counted(truths: &[Truth]) -> usize {
+    truths.iter().filter(|truth| **truth != Truth::None).count()
 }
 
 /// What each row of the scores should be. A language model's token is told by the token before it.
@@ -281,6 +309,8 @@ struct Drawing<'a> {
     layout: &'a Layout,
     rows: &'a Rows,
     truths: &'a [Truth],
+    /// Rows that count, in all batches whose losses make one.
+    counted: usize,
 }
 
 impl Drawing<'_> {
@@ -360,12 +390,10 @@ impl Drawing<'_> {
 
     /// For each of `rows` rows the share of each of its `terms` terms in the loss: the same for all that count.
     fn weights(&self, rows: usize, terms: usize) -> Array1<f32> {
-        let counts = |truth: &&Truth| **truth != Truth::None;
-        let counted = self.truths.iter().filter(counts).count();
-        let share = 1.0 / (counted * terms).max(1) as f32;
+        let share = 1.0 / (self.counted * terms).max(1) as f32;
         let mut weights = Array1::zeros(rows);
         for (weight, truth) in weights.iter_mut().zip(self.truths) {
-            *weight = if counts(&truth) { share } else { 0.0 };
+            *weight = if *truth == Truth::None { 0.0 } else { share };
         }
         weights
     }
@@ -559,6 +587,30 @@ mod tests {
                 prop_assert_eq!(next[row], label.map_or(0, i64::from));
                 let weight = if label.is_some() { 1.0 / valid as f32 } else { 0.0 };
                 prop_assert!((weights[[row, 0]] - weight).abs() < 1e-9);
+            }
+        }
+
+        #[test]
+        fn parts_weigh_in_all_what_the_whole_weighs(lengths in lengths(), most in 1..7usize) {
+            for task in Task::ALL {
+                let (sequences, batch) = laid_out(task, &lengths);
+                let parts: Vec<Batch> = Batch::cut(&sequences, &form(task), most).unwrap().collect();
+                prop_assert!(parts.iter().all(|part| part.examples <= most));
+                let truths: Vec<Truth> = parts.iter().flat_map(|part| part.truths.clone()).collect();
+                prop_assert_eq!(&truths, &batch.truths);
+                let weights = match task {
+                    Task::CausalLm => BatchPart::TokenWeights,
+                    Task::Regression => BatchPart::ExampleWeights,
+                    Task::SequenceClassification | Task::TokenClassification => BatchPart::Targets,
+                };
+                // Without the zeros of the extra rows.
+                let values = |batch: &Batch| {
+                    real(batch, weights).iter().copied().filter(|weight| *weight > 0.0).collect::<Vec<f32>>()
+                };
+                prop_assert_eq!(parts.iter().flat_map(values).collect::<Vec<f32>>(), values(&batch));
+                if most >= lengths.len() {
+                    prop_assert_eq!(&parts, &[batch]);
+                }
             }
         }
 

@@ -71,12 +71,16 @@ pub enum TrainerError {
         /// What does not fit.
         what: String,
     },
-    /// A loss or gradient that is NaN or infinite.
-    #[error("step {step} gave a loss of {loss} and a gradient norm of {norm}; lower the learning rate")]
+    /// Losses or gradients that are NaN or infinite, too often.
+    #[error(
+        "no finite loss and gradients in {in_a_row} step(s) up to step {step} (the last: loss {loss}, gradient norm {norm}); lower the learning rate"
+    )]
     NotFinite {
-        /// The step, from 1.
+        /// The last step, from 1.
         step: u32,
-        /// Its loss.
+        /// How many one after another.
+        in_a_row: u32,
+        /// The last one's loss.
         loss: f32,
         /// Its gradient norm.
         norm: f64,

@@ -3,13 +3,15 @@
 //! It is synchronous; it knows no network, no coordinator, no file format of texts and no tokenizer.
 //!
 //! Rooms, in the order that an example travels: [`examples`] (what is trained on, as the caller brings it), [`inputs`] (the
-//! same from a file of tensors), `ahead` (brings them while a step runs), [`batch`] (the tokens of many in one row, and all that the graphs ask about them),
-//! [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime, and [`provider`], what it computes on), [`trainer`] (a
-//! pack in training), [`training`] and [`evaluation`] (many steps, and what came of them), [`optimizer`]. [`clock`] measures
-//! durations.
+//! same from a file of tensors), `ahead` (brings them while a step runs), [`batch`] (the tokens of many in one row, and all that the
+//! graphs ask about them), [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime, and
+//! [`provider`], what it computes on), [`trainer`] (a pack in training), [`training`] and [`evaluation`] (many steps, and what came of
+//! them), [`optimizer`] and [`schedule`] (how gradients change weights), [`tally`] (sums over steps), [`checkpoint`] (a training
+//! written down). [`clock`] measures durations, [`roof`] how fast the machine multiplies.
 
 mod ahead;
 pub mod batch;
+pub mod checkpoint;
 pub mod clock;
 pub mod dropout;
 mod error;
@@ -21,17 +23,22 @@ pub mod optimizer;
 pub mod provider;
 pub mod roof;
 pub mod runtime;
+pub mod schedule;
+pub mod tally;
 pub mod trainer;
 pub mod training;
 
 pub use batch::{Batch, BatchError, Form, Part};
+pub use checkpoint::CheckpointError;
 pub use dropout::LayerMask;
 pub use error::TrainerError;
 pub use evaluation::{EvaluatePlan, EvaluateSummary};
 pub use examples::{Examples, Sequence, Target, tiny};
 pub use model::{Operators, Policy, StepOutcome};
+pub use optimizer::{AdamW, AdamWOptions};
 pub use provider::{Provider, UnknownProvider};
 pub use roof::roof;
 pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
+pub use schedule::{Decay, Schedule};
 pub use trainer::Trainer;
-pub use training::{StepReport, TrainPlan, TrainSummary};
+pub use training::{StepReport, TrainPlan, TrainSummary, Training};

@@ -4,45 +4,87 @@ use ndarray::{ArrayD, Zip};
 use skiff_models::tensors::NamedTensors;
 use std::collections::BTreeMap;
 
-/// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2) with the constants of PyTorch's default:
+/// AdamW's constants: what it is besides the learning rate. The default is PyTorch's.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct AdamWOptions {
+    /// `b1`, how much of the mean of gradients stays at a step (default 0.9); from 0, below 1.
+    pub beta_1: f32,
+    /// `b2`, how much of the mean of their squares stays (default 0.999); from 0, below 1.
+    pub beta_2: f32,
+    /// `eps`, which keeps steps of tiny gradients short (default 1e-8); above 0.
+    pub epsilon: f32,
+    /// `decay`, by which share of itself, times the learning rate, a weight shrinks at a step (default 0.01); 0 for never.
+    pub weight_decay: f32,
+}
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        Self { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+impl AdamWOptions {
+    /// What is wrong with them, if anything is.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let below_one = 0.0..1.0;
+        if let Some(beta) = [self.beta_1, self.beta_2].iter().find(|beta| !below_one.contains(*beta)) {
+            return Some(format!("AdamW's beta {beta} is not from 0 to below 1"));
+        }
+        if !(self.epsilon > 0.0 && self.epsilon.is_finite()) {
+            return Some(format!("AdamW's epsilon {} is not a positive number", self.epsilon));
+        }
+        let sound = self.weight_decay >= 0.0 && self.weight_decay.is_finite();
+        (!sound).then(|| format!("the weight decay {} is not a number from 0", self.weight_decay))
+    }
+}
+
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; its decoupled decay scaled by the learning rate, as in
+/// `torch.optim.AdamW`): for the `t`-th gradient `g` of a tensor `w`, with learning rate `lr`,
 /// `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
-/// `w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)`, with `b1 = 0.9`, `b2 = 0.999`, `eps = 1e-8`,
-/// `decay = 0.01`.
+/// `w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)`.
 ///
 /// `t` counts the steps of each tensor by itself: a tensor of a skipped layer has no gradient, and nothing about it changes.
 #[derive(Debug, Default)]
 pub struct AdamW {
-    moments: BTreeMap<String, Moments>,
+    options: AdamWOptions,
+    pub(super) moments: BTreeMap<String, Moments>,
 }
 
+/// What AdamW remembers of a tensor.
 #[derive(Debug)]
-struct Moments {
-    steps: i32,
-    first: ArrayD<f32>,
-    second: ArrayD<f32>,
+pub(super) struct Moments {
+    /// `t`.
+    pub(super) steps: i32,
+    /// `m`.
+    pub(super) first: ArrayD<f32>,
+    /// `v`.
+    pub(super) second: ArrayD<f32>,
 }
-
-const BETA_1: f32 = 0.9;
-const BETA_2: f32 = 0.999;
-const EPSILON: f32 = 1e-8;
-const DECAY: f32 = 0.01;
 
 impl AdamW {
+    /// An optimizer that has seen no gradient yet.
+    #[must_use]
+    pub fn new(options: AdamWOptions) -> Self {
+        Self { options, moments: BTreeMap::new() }
+    }
+
     /// One step for every tensor that has a gradient. Shapes of weights and gradients are equal by the pack's schema.
     pub fn step(&mut self, weights: &mut NamedTensors, gradients: &NamedTensors, learning_rate: f32) {
+        let AdamWOptions { beta_1, beta_2, epsilon, weight_decay } = self.options;
         for (name, gradient) in gradients {
             let Some(weight) = weights.get_mut(name) else { continue };
             let zeros = || ArrayD::zeros(gradient.raw_dim());
             let fresh = || Moments { steps: 0, first: zeros(), second: zeros() };
             let moments = self.moments.entry(name.clone()).or_insert_with(fresh);
             moments.steps = moments.steps.saturating_add(1);
-            let unbias_1 = 1.0 - f64::from(BETA_1).powi(moments.steps) as f32;
-            let unbias_2 = 1.0 - f64::from(BETA_2).powi(moments.steps) as f32;
+            let unbias_1 = 1.0 - f64::from(beta_1).powi(moments.steps) as f32;
+            let unbias_2 = 1.0 - f64::from(beta_2).powi(moments.steps) as f32;
             Zip::from(weight).and(gradient).and(&mut moments.first).and(&mut moments.second).for_each(|w, &g, m, v| {
-                *m = BETA_1 * *m + (1.0 - BETA_1) * g;
-                *v = BETA_2 * *v + (1.0 - BETA_2) * g * g;
-                let direction = (*m / unbias_1) / ((*v / unbias_2).sqrt() + EPSILON);
-                *w -= learning_rate * (direction + DECAY * *w);
+                *m = beta_1 * *m + (1.0 - beta_1) * g;
+                *v = beta_2 * *v + (1.0 - beta_2) * g * g;
+                let direction = (*m / unbias_1) / ((*v / unbias_2).sqrt() + epsilon);
+                *w -= learning_rate * (direction + weight_decay * *w);
             });
         }
     }
@@ -82,20 +124,37 @@ mod tests {
 
     #[test]
     fn three_steps_follow_the_formula_in_f64() {
-        let (mut weights, mut optimizer) = (named(&[1.0, -2.0]), AdamW::default());
-        let (mut w, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
-        for t in 1..=3 {
-            let g = [0.3 * f64::from(t), -0.01];
-            optimizer.step(&mut weights, &named(&g.map(|x| x as f32)), 1e-2);
-            for i in 0..2 {
-                m[i] = 0.9 * m[i] + 0.1 * g[i];
-                v[i] = 0.999 * v[i] + 0.001 * g[i] * g[i];
-                let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.999f64.powi(t)));
-                w[i] -= 1e-2 * (m_hat / (v_hat.sqrt() + 1e-8) + 0.01 * w[i]);
+        let others = AdamWOptions { beta_1: 0.5, beta_2: 0.75, epsilon: 1e-2, weight_decay: 0.3 };
+        let plain = AdamWOptions { weight_decay: 0.0, ..AdamWOptions::default() };
+        for options in [AdamWOptions::default(), others, plain] {
+            let (mut weights, mut optimizer) = (named(&[1.0, -2.0]), AdamW::new(options));
+            let (mut w, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
+            let AdamWOptions { beta_1, beta_2, epsilon, weight_decay } = options;
+            let [b1, b2, eps, decay] = [beta_1, beta_2, epsilon, weight_decay].map(f64::from);
+            for t in 1..=3 {
+                let g = [0.3 * f64::from(t), -0.01];
+                optimizer.step(&mut weights, &named(&g.map(|x| x as f32)), 1e-2);
+                for i in 0..2 {
+                    m[i] = b1 * m[i] + (1.0 - b1) * g[i];
+                    v[i] = b2 * v[i] + (1.0 - b2) * g[i] * g[i];
+                    let (m_hat, v_hat) = (m[i] / (1.0 - b1.powi(t)), v[i] / (1.0 - b2.powi(t)));
+                    w[i] -= 1e-2 * (m_hat / (v_hat.sqrt() + eps) + decay * w[i]);
+                }
             }
+            let found = &weights["w"];
+            assert!((0..2).all(|i| (f64::from(found[i]) - w[i]).abs() < 1e-6), "{options:?}: {found} against {w:?}");
         }
-        let found = &weights["w"];
-        assert!((0..2).all(|i| (f64::from(found[i]) - w[i]).abs() < 1e-6), "{found} against {w:?}");
+    }
+
+    #[test]
+    fn constants_out_of_range_are_named() {
+        let sound = AdamWOptions::default();
+        assert_eq!(sound.problem(), None);
+        let refused = |options: AdamWOptions| options.problem().unwrap_or_default();
+        assert!(refused(AdamWOptions { beta_1: 1.0, ..sound }).contains("beta 1 "));
+        assert!(refused(AdamWOptions { beta_2: f32::NAN, ..sound }).contains("beta NaN"));
+        assert!(refused(AdamWOptions { epsilon: 0.0, ..sound }).contains("epsilon 0 "));
+        assert!(refused(AdamWOptions { weight_decay: -0.1, ..sound }).contains("decay -0.1 "));
     }
 
     #[test]

@@ -8,9 +8,8 @@ use crate::error::TrainerError;
 use crate::evaluation::{EvaluatePlan, EvaluateSummary};
 use crate::examples::{Examples, Sequence};
 use crate::model::{Model, Operators, Policy, StepOutcome};
-use crate::optimizer::{AdamW, clip, global_norm};
 use crate::runtime::Runtime;
-use crate::training::{StepReport, Tally, TrainPlan, TrainSummary, check, examples_of_step};
+use crate::training::{StepReport, TrainPlan, TrainSummary, Training};
 use ndarray::{Array2, ArrayD};
 use skiff_models::Pack;
 use skiff_models::tensors::NamedTensors;
@@ -20,8 +19,8 @@ use std::sync::Arc;
 /// A model in training: its sessions, and the present values of what trains.
 pub struct Trainer {
     model: Model,
-    pack: Arc<Pack>,
-    weights: NamedTensors,
+    pub(super) pack: Arc<Pack>,
+    pub(super) weights: NamedTensors,
 }
 
 impl Trainer {
@@ -119,64 +118,62 @@ impl Trainer {
         self.model.shrink(&self.weights)
     }
 
-    /// Trains as planned, with a fresh optimizer, reporting each step to `watch`, which may stop it.
+    /// Forward and backward of `sequences` as one batch, at most `at_once` of them at a time; weights stay as they are.
+    ///
+    /// Losses and gradients of the parts are weighted by what counts in them ([`Batch::cut`]) and added up in order, so they are
+    /// those of the whole batch but for rounding, and the same bits every time.
+    ///
+    /// # Errors
+    /// A graph that fails, a sequence that the model does not take.
+    pub fn step_in_parts(
+        &mut self,
+        sequences: &[Sequence],
+        mask: &LayerMask,
+        at_once: usize,
+    ) -> Result<StepOutcome, TrainerError> {
+        let form = self.form().clone();
+        let mut loss = 0.0;
+        let mut gradients = NamedTensors::new();
+        for batch in Batch::cut(sequences, &form, at_once)? {
+            let part = self.step(&batch, mask)?;
+            loss += f64::from(part.loss);
+            for (name, gradient) in part.gradients {
+                match gradients.get_mut(&name) {
+                    Some(sum) => *sum += &gradient,
+                    None => drop(gradients.insert(name, gradient)),
+                }
+            }
+        }
+        Ok(StepOutcome { loss: loss as f32, gradients })
+    }
+
+    /// Begins to train as planned, with a fresh optimizer; [`Training::step`] does the steps.
     ///
     /// Which examples a step takes: the examples are run through again and again, each time in another seeded order.
     ///
     /// # Errors
-    /// A plan that does not fit, a graph that fails, a loss that is not finite. The weights then are those of the last
-    /// good step.
+    /// A plan that does not fit.
+    pub fn begin<'a>(
+        &'a mut self,
+        plan: &'a TrainPlan,
+        examples: &'a dyn Examples,
+    ) -> Result<Training<'a>, TrainerError> {
+        Training::begin(self, plan, examples)
+    }
+
+    /// Trains as planned, reporting each step to `watch`, which may stop it.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::begin`] and [`Training::step`]. The weights then are those of the last good step.
     pub fn train(
         &mut self,
         plan: &TrainPlan,
         examples: &dyn Examples,
         watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<TrainSummary, TrainerError> {
-        let layers = self.pack.manifest().layers;
-        check(plan, layers, examples.len())?;
-        let form = self.form().clone();
-        let order = (1..=plan.steps).flat_map(|step| examples_of_step(plan, examples.len(), step));
-        let bring = |at| bring(examples, &form, at);
-        ahead(order, plan.batch, bring, |brought| self.train_on(plan, brought, watch))
-    }
-
-    /// Trains on what is brought, step after step.
-    fn train_on(
-        &mut self,
-        plan: &TrainPlan,
-        brought: &mut Brought<'_>,
-        watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainSummary, TrainerError> {
-        let layers = self.pack.manifest().layers;
-        let started = monotonic();
-        let mut optimizer = AdamW::default();
-        let mut tally = Tally::new(layers);
-        for step in 1..=plan.steps {
-            let begun = monotonic();
-            let mask = LayerMask::draw(&plan.rates, plan.seed, &plan.device, plan.round, step);
-            let batch = self.batch(brought, plan.batch)?;
-            let mut outcome = self.step(&batch, &mask)?;
-            let norm = global_norm(&outcome.gradients);
-            if !(outcome.loss.is_finite() && norm.is_finite()) {
-                return Err(TrainerError::NotFinite { step, loss: outcome.loss, norm });
-            }
-            tally.add_importance(self.pack.schema(), &mask, &outcome.gradients);
-            clip(&mut outcome.gradients, plan.clip_norm);
-            optimizer.step(&mut self.weights, &outcome.gradients, plan.learning_rate);
-            let report = StepReport {
-                step,
-                steps: plan.steps,
-                loss: outcome.loss,
-                active_layers: mask.active().len(),
-                tokens: batch.tokens,
-                elapsed: monotonic().saturating_sub(begun),
-            };
-            tally.add(&report, batch.examples);
-            if watch(&report).is_break() {
-                break;
-            }
-        }
-        Ok(tally.summary(monotonic().saturating_sub(started)))
+        let mut training = self.begin(plan, examples)?;
+        training.run::<TrainerError>(&mut |_, report| Ok(watch(report)))?;
+        Ok(training.summary())
     }
 
     /// Evaluates the first of `examples` with every layer active, telling `watch` how many are done.
@@ -240,10 +237,10 @@ impl Trainer {
 }
 
 /// Examples in the order in which they are needed.
-type Brought<'a> = dyn Iterator<Item = Result<Sequence, TrainerError>> + 'a;
+pub(super) type Brought<'a> = dyn Iterator<Item = Result<Sequence, TrainerError>> + 'a;
 
 /// The tokens of example `at`, which can be laid out.
-fn bring(examples: &dyn Examples, form: &Form, at: usize) -> Result<Sequence, TrainerError> {
+pub(super) fn bring(examples: &dyn Examples, form: &Form, at: usize) -> Result<Sequence, TrainerError> {
     let failed = |source| TrainerError::Example { example: at + 1, source };
     let sequence = examples.encode(at).map_err(failed)?;
     form.check(&sequence).map_err(|source| failed(source.into()))?;

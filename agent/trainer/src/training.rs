@@ -1,10 +1,21 @@
-//! A stretch of training: which examples each step takes, and what came of all steps.
+//! A stretch of training, step by step: which examples each takes, what becomes of its gradients, what came of all.
 
+use crate::ahead::ahead;
+use crate::checkpoint::{self, CheckpointError, Origin};
+use crate::clock::monotonic;
 use crate::dropout::{LayerMask, stream};
 use crate::error::TrainerError;
-use crate::optimizer::square_sum;
-use skiff_models::tensors::{NamedTensors, Schema};
+use crate::examples::Examples;
+use crate::optimizer::{AdamW, AdamWOptions, clip, global_norm};
+use crate::schedule::Schedule;
+use crate::tally::Tally;
+use crate::trainer::{Brought, Trainer, bring};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Duration;
+
+/// So many steps in a row may be skipped because their numbers are not finite; the last of them ends the training.
+pub const MOST_SKIPPED_IN_A_ROW: u32 = 10;
 
 /// One stretch of training.
 #[derive(Clone, PartialEq, Debug)]
@@ -15,14 +26,22 @@ pub struct TrainPlan {
     pub device: String,
     /// The round; 0 outside a fleet.
     pub round: u32,
+    /// What the examples are, a digest for instance: a checkpoint is only of use with the same. May be empty.
+    pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
     /// Optimizer steps.
     pub steps: u32,
     /// Examples in a step.
     pub batch: usize,
-    /// AdamW's.
+    /// At most so many of them are computed at once, which bounds the memory; gradients differ in rounding only.
+    pub micro_batch: usize,
+    /// AdamW's, where the schedule has it whole.
     pub learning_rate: f32,
+    /// How it rises and falls.
+    pub schedule: Schedule,
+    /// AdamW's constants.
+    pub optimizer: AdamWOptions,
     /// Global gradient norm above which gradients are scaled down; infinite for never.
     pub clip_norm: f32,
 }
@@ -36,6 +55,8 @@ pub struct StepReport {
     pub steps: u32,
     /// The task's loss over the batch.
     pub loss: f32,
+    /// Its loss or its gradients were not finite: it changed nothing.
+    pub skipped: bool,
     /// How many layers ran.
     pub active_layers: usize,
     /// Tokens of text in the batch.
@@ -51,22 +72,219 @@ pub struct TrainSummary {
     pub examples: u64,
     /// Tokens of text trained on.
     pub tokens: u64,
-    /// Steps done; fewer than planned where the watcher stopped it.
+    /// Steps that changed weights; fewer than planned where some were skipped, or the training was stopped.
     pub steps: u32,
+    /// Steps that changed nothing, because their loss or gradients were not finite. Nothing else counts them, but `elapsed`.
+    pub skipped_steps: u32,
     /// Mean over the steps.
     pub mean_loss: f32,
+    /// Mean over the last [`RECENT`](crate::tally::RECENT) steps.
+    pub recent_loss: f32,
     /// For each layer, the mean over the batches where it was active of the norm of its gradient, before clipping. A mean
     /// and no sum, so that a layer's dropout rate does not bias it. 0: the layer never ran.
     pub importance: Vec<f32>,
     /// Mean over the steps.
     pub mean_active_layers: f32,
-    /// Wall time.
+    /// Wall time of all steps.
     pub elapsed: Duration,
-    /// Median over the steps.
+    /// Median over the steps of this process.
     pub median_step: Duration,
 }
 
-pub(super) fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), TrainerError> {
+/// A training in progress: [`Training::step`] does its next step, until there is none.
+///
+/// What it has become can be written down at any time and taken up again, later and in another process: the steps after
+/// that give the same bits as if nothing had happened between.
+pub struct Training<'a> {
+    trainer: &'a mut Trainer,
+    plan: &'a TrainPlan,
+    examples: &'a dyn Examples,
+    optimizer: AdamW,
+    tally: Tally,
+}
+
+impl<'a> Training<'a> {
+    pub(super) fn begin(
+        trainer: &'a mut Trainer,
+        plan: &'a TrainPlan,
+        examples: &'a dyn Examples,
+    ) -> Result<Self, TrainerError> {
+        let layers = trainer.pack.manifest().layers;
+        check(plan, layers, examples.len())?;
+        Ok(Self { trainer, plan, examples, optimizer: AdamW::new(plan.optimizer), tally: Tally::new(layers) })
+    }
+
+    /// Steps done, those that were skipped included.
+    #[must_use]
+    pub fn done(&self) -> u32 {
+        self.tally.passed()
+    }
+
+    /// Does the next step; `None` after the last.
+    ///
+    /// A step whose loss or gradients are not finite is skipped: weights and the optimizer stay as they are.
+    ///
+    /// # Errors
+    /// A graph that fails, an example that cannot be brought, [`MOST_SKIPPED_IN_A_ROW`] skipped steps in a row, or none that
+    /// was not skipped by the end. The weights then are those of the last good step.
+    pub fn step(&mut self) -> Result<Option<StepReport>, TrainerError> {
+        let (examples, form) = (self.examples, self.trainer.form().clone());
+        let next = self.done().saturating_add(1);
+        let order =
+            (next..=self.plan.steps.min(next)).flat_map(|step| examples_of_step(self.plan, examples.len(), step));
+        self.step_on(&mut order.map(|at| bring(examples, &form, at)))
+    }
+
+    /// Does all steps that are left, or as many as `watch` wants: it sees each report, and the training after the step. The
+    /// examples of the next steps are brought while a step runs.
+    ///
+    /// # Errors
+    /// Those of [`Training::step`], and of `watch`.
+    pub fn run<E: From<TrainerError>>(
+        &mut self,
+        watch: &mut dyn FnMut(&Self, &StepReport) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
+        let (plan, examples, form) = (self.plan, self.examples, self.trainer.form().clone());
+        let order = (self.done() + 1..=plan.steps).flat_map(|step| examples_of_step(plan, examples.len(), step));
+        let mut refused = None;
+        ahead(
+            order,
+            plan.batch,
+            |at| bring(examples, &form, at),
+            |brought| {
+                while let Some(report) = self.step_on(brought)? {
+                    match watch(self, &report) {
+                        Ok(ControlFlow::Continue(())) => {}
+                        Ok(ControlFlow::Break(())) => break,
+                        Err(error) => {
+                            refused = Some(error);
+                            break;
+                        }
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// The next step, on the next examples that are brought.
+    fn step_on(&mut self, brought: &mut Brought<'_>) -> Result<Option<StepReport>, TrainerError> {
+        let plan = self.plan;
+        if self.done() >= plan.steps {
+            return Ok(None);
+        }
+        let (step, begun) = (self.done() + 1, monotonic());
+        let mask = LayerMask::draw(&plan.rates, plan.seed, &plan.device, plan.round, step);
+        let sequences = brought.take(plan.batch).collect::<Result<Vec<_>, TrainerError>>()?;
+        let mut outcome = self.trainer.step_in_parts(&sequences, &mask, plan.micro_batch)?;
+        let norm = global_norm(&outcome.gradients);
+        let skipped = !is_usable(outcome.loss, norm);
+        if !skipped {
+            self.tally.add_importance(self.trainer.pack.schema(), &mask, &outcome.gradients);
+            clip(&mut outcome.gradients, plan.clip_norm);
+            let learning_rate = plan.learning_rate * plan.schedule.factor(step, plan.steps);
+            self.optimizer.step(&mut self.trainer.weights, &outcome.gradients, learning_rate);
+        }
+        let report = StepReport {
+            step,
+            steps: plan.steps,
+            loss: outcome.loss,
+            skipped,
+            active_layers: mask.active().len(),
+            tokens: sequences.iter().map(|sequence| sequence.ids.len()).sum(),
+            elapsed: monotonic().saturating_sub(begun),
+        };
+        self.tally.add(&report, sequences.len());
+        let in_a_row = self.tally.skipped_in_a_row();
+        if in_a_row >= MOST_SKIPPED_IN_A_ROW || in_a_row >= plan.steps {
+            return Err(TrainerError::NotFinite { step, in_a_row, loss: outcome.loss, norm });
+        }
+        Ok(Some(report))
+    }
+
+    /// What the training has become, as bytes for [`Training::resume`]: a safetensors file with the weights and AdamW's
+    /// moments, and the rest in its metadata.
+    ///
+    /// # Errors
+    /// Weights that are not finite: nobody could go on with them.
+    pub fn checkpoint(&self) -> Result<Vec<u8>, CheckpointError> {
+        checkpoint::write(&self.origin(), &self.trainer.weights, &self.optimizer, &self.tally)
+    }
+
+    /// Takes up where the training was that gave `checkpoint`.
+    ///
+    /// # Errors
+    /// Bytes that are not a checkpoint, a damaged one, or one of another plan, pack or number of examples. The training then
+    /// is what it was.
+    pub fn resume(&mut self, checkpoint: &[u8]) -> Result<(), CheckpointError> {
+        let pack = &self.trainer.pack;
+        let state = checkpoint::read(checkpoint, &self.origin(), pack.schema(), pack.manifest().layers)?;
+        if state.tally.passed() > self.plan.steps {
+            return Err(CheckpointError::Inconsistent { what: format!("it is at step {}", state.tally.passed()) });
+        }
+        self.trainer.weights = state.weights;
+        self.optimizer.moments = state.moments;
+        self.tally = state.tally;
+        Ok(())
+    }
+
+    /// What came of all steps so far.
+    #[must_use]
+    pub fn summary(self) -> TrainSummary {
+        self.tally.summary()
+    }
+
+    fn origin(&self) -> Origin {
+        Origin { pack: self.trainer.pack.digest(), settings: settings(self.plan, self.examples.len()) }
+    }
+}
+
+/// Whether a step may change weights: its loss is finite, and so are its gradients and their squares, of which AdamW would
+/// never forget an infinite one.
+fn is_usable(loss: f32, norm: f64) -> bool {
+    loss.is_finite() && ((norm * norm) as f32).is_finite()
+}
+
+/// Everything that determines the steps of a training, as text.
+fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
+    let TrainPlan {
+        seed,
+        device,
+        round,
+        data,
+        rates,
+        steps,
+        batch,
+        micro_batch,
+        learning_rate,
+        schedule: Schedule { warm_up, decay },
+        optimizer: AdamWOptions { beta_1, beta_2, epsilon, weight_decay },
+        clip_norm,
+    } = plan;
+    let named = [
+        ("seed", seed.to_string()),
+        ("device", device.clone()),
+        ("round", round.to_string()),
+        ("data", data.clone()),
+        ("dropout rates", format!("{rates:?}")),
+        ("steps", steps.to_string()),
+        ("batch", batch.to_string()),
+        ("micro-batch", micro_batch.min(batch).to_string()),
+        ("learning rate", learning_rate.to_string()),
+        ("warm-up", warm_up.to_string()),
+        ("schedule", format!("{decay:?}").to_lowercase()),
+        ("beta 1", beta_1.to_string()),
+        ("beta 2", beta_2.to_string()),
+        ("epsilon", epsilon.to_string()),
+        ("weight decay", weight_decay.to_string()),
+        ("clip norm", clip_norm.to_string()),
+        ("examples", examples.to_string()),
+    ];
+    named.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), TrainerError> {
     let fail = |what: String| Err(TrainerError::Plan { what });
     if plan.rates.len() != layers {
         return fail(format!("{} dropout rates for {layers} layers", plan.rates.len()));
@@ -80,12 +298,24 @@ pub(super) fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<
     if plan.batch == 0 || plan.steps == 0 {
         return fail("a training needs at least one step of at least one example".to_owned());
     }
-    Ok(())
+    if plan.micro_batch == 0 {
+        return fail("a micro-batch needs at least one example".to_owned());
+    }
+    if plan.schedule.warm_up > plan.steps {
+        return fail(format!("a warm-up of {} steps does not fit into {}", plan.schedule.warm_up, plan.steps));
+    }
+    if !plan.learning_rate.is_finite() {
+        return fail(format!("the learning rate {} is not a number", plan.learning_rate));
+    }
+    match plan.optimizer.problem() {
+        Some(what) => fail(what),
+        None => Ok(()),
+    }
 }
 
 /// The examples of step `step` of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each
 /// the corpus in another seeded order, where `k` counts steps over rounds.
-pub(super) fn examples_of_step(plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
+fn examples_of_step(plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
     let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
     let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);
     let mut chosen = Vec::with_capacity(plan.batch);
@@ -108,81 +338,25 @@ fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<usize> {
     order
 }
 
-/// Sums over the steps of a training.
-pub(super) struct Tally {
-    examples: u64,
-    tokens: u64,
-    loss_sum: f64,
-    active_sum: usize,
-    durations: Vec<Duration>,
-    norm_sums: Vec<f64>,
-    active_steps: Vec<u32>,
-}
-
-impl Tally {
-    pub(super) fn new(layers: usize) -> Self {
-        Self {
-            examples: 0,
-            tokens: 0,
-            loss_sum: 0.0,
-            active_sum: 0,
-            durations: Vec::new(),
-            norm_sums: vec![0.0; layers],
-            active_steps: vec![0; layers],
-        }
-    }
-
-    pub(super) fn add(&mut self, report: &StepReport, examples: usize) {
-        self.examples += examples as u64;
-        self.tokens += report.tokens as u64;
-        self.loss_sum += f64::from(report.loss);
-        self.active_sum += report.active_layers;
-        self.durations.push(report.elapsed);
-    }
-
-    pub(super) fn add_importance(&mut self, schema: &Schema, mask: &LayerMask, gradients: &NamedTensors) {
-        let mut squares = vec![0.0; self.norm_sums.len()];
-        for (name, gradient) in gradients {
-            if let Some(layer) = schema.find(name).and_then(|spec| spec.layer) {
-                squares[layer] += square_sum(gradient);
-            }
-        }
-        self.add_norms(mask.active().iter().map(|&layer| (layer, squares[layer].sqrt())));
-    }
-
-    /// Adds the gradient norms of the active layers of a step.
-    fn add_norms(&mut self, norms: impl IntoIterator<Item = (usize, f64)>) {
-        for (layer, norm) in norms {
-            self.norm_sums[layer] += norm;
-            self.active_steps[layer] += 1;
-        }
-    }
-
-    pub(super) fn summary(mut self, elapsed: Duration) -> TrainSummary {
-        let steps = self.durations.len();
-        self.durations.sort_unstable();
-        let mean = |sum: f64| if steps == 0 { 0.0 } else { (sum / steps as f64) as f32 };
-        let importance = self.norm_sums.iter().zip(&self.active_steps);
-        TrainSummary {
-            examples: self.examples,
-            tokens: self.tokens,
-            steps: steps as u32,
-            mean_loss: mean(self.loss_sum),
-            importance: importance.map(|(sum, &steps)| (sum / f64::from(steps.max(1))) as f32).collect(),
-            mean_active_layers: mean(self.active_sum as f64),
-            elapsed,
-            median_step: self.durations.get(steps / 2).copied().unwrap_or_default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn plan(round: u32) -> TrainPlan {
-        let (seed, device, rates) = (5, "a".to_owned(), vec![0.0; 2]);
-        TrainPlan { seed, device, round, rates, steps: 3, batch: 4, learning_rate: 1e-3, clip_norm: 1.0 }
+        TrainPlan {
+            seed: 5,
+            device: "a".to_owned(),
+            round,
+            data: String::new(),
+            rates: vec![0.0; 2],
+            steps: 3,
+            batch: 4,
+            micro_batch: 4,
+            learning_rate: 1e-3,
+            schedule: Schedule::default(),
+            optimizer: AdamWOptions::default(),
+            clip_norm: 1.0,
+        }
     }
 
     #[test]
@@ -207,13 +381,5 @@ mod tests {
         let chosen = examples_of_step(&endless, 3, u32::MAX);
         assert_eq!(chosen.len(), 4096);
         assert!((0..3).all(|example| chosen.contains(&example)) && chosen.iter().all(|&at| at < 3));
-    }
-
-    #[test]
-    fn importance_is_a_mean_over_the_batches_where_a_layer_was_active() {
-        let mut tally = Tally::new(3);
-        tally.add_norms([(0, 3.0), (1, 8.0)]);
-        tally.add_norms([(0, 5.0)]);
-        assert_eq!(tally.summary(Duration::ZERO).importance, [4.0, 8.0, 0.0]);
     }
 }

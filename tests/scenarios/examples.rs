@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_tests::{packs, places};
-use skiff_trainer::{EvaluatePlan, Examples, Sequence, Target, TrainPlan, Trainer, TrainerError};
+use skiff_trainer::{
+    AdamWOptions, EvaluatePlan, Examples, Schedule, Sequence, Target, TrainPlan, Trainer, TrainerError,
+};
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -48,10 +50,14 @@ fn training_and_evaluation_stop_and_fail_at_the_step_that_they_would_without_rea
         seed: 1,
         device: "a".to_owned(),
         round: 1,
+        data: String::new(),
         rates: vec![0.5; 6],
         steps: 10,
         batch: 4,
+        micro_batch: 4,
         learning_rate: 1e-3,
+        schedule: Schedule::default(),
+        optimizer: AdamWOptions::default(),
         clip_norm: 1.0,
     };
     let mut train = |examples: &Forty, steps: u32| {

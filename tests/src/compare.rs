@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// of ONNX Runtime sum in another order, so several times that.
 pub const CLOSE: f64 = 1e-4;
 /// The same with residuals rounded to half precision, 4.9e-4 of each number; gradients are sums of products with them.
-pub const HALVED: f64 = 1e-2;
+pub const HALVED: f64 = 2e-2;
 /// What is left in f32 of a number that is zero in exact arithmetic: the gradient of a key's bias, which softmax cancels, is a sum
 /// of terms of order 0.1, each rounded.
 pub const ZERO: f64 = 1e-6;

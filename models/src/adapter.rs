@@ -1,17 +1,20 @@
 //! LoRA adapters as Hugging Face PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! Tensors have PEFT's names in a pack already, so this is about the settings, and about what other writers leave out.
+//!
+//! Not read: `task_type`, which chooses PEFT's wrapper and changes no number, as the head's tensors say whose it is; and
+//! `lora_dropout`, which like the model's own dropouts has no part here (see [`crate::architectures`]).
 
 use crate::architectures::Model;
 use crate::checkpoint::{CheckpointError, TensorFile};
 use crate::pack::Manifest;
-use crate::peft::{ALL_LINEAR, Lora, PREFIX, Peft};
+use crate::peft::{ALL_LINEAR, Lora, PREFIX, Patterns, Peft};
 use crate::task::Task;
 use crate::tensors::{self, NamedTensors, TensorError};
 use ndarray::ArrayD;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,8 +28,6 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 pub struct Adapter {
     /// Its settings.
     pub lora: Lora,
-    /// The task it says it is for.
-    pub task_type: Option<String>,
     folder: PathBuf,
     tensors: TensorFile,
     /// Names nobody has asked for yet.
@@ -95,7 +96,7 @@ pub enum AdapterError {
 
 /// Settings of PEFT that change the computation in a way that is not built here, unless they are absent, null, false or
 /// empty.
-const MUST_BE_OFF: [&str; 14] = [
+const MUST_BE_OFF: [&str; 17] = [
     "use_dora",
     "lora_bias",
     "fan_in_fan_out",
@@ -110,19 +111,25 @@ const MUST_BE_OFF: [&str; 14] = [
     "kasa_config",
     "velora_config",
     "monteclora_config",
+    // These go with the ways of `init_lora_weights` that change the frozen weights.
+    "loftq_config",
+    "corda_config",
+    "lora_ga_config",
 ];
+
+/// The values of `init_lora_weights`, beside null, true and false, for which PEFT leaves the frozen weights as they are.
+const HARMLESS_INITIAL: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 #[derive(Deserialize)]
 struct Keys {
     peft_type: String,
-    task_type: Option<String>,
     r: usize,
     lora_alpha: f32,
     target_modules: Option<Targets>,
     #[serde(default)]
-    rank_pattern: BTreeMap<String, usize>,
+    rank_pattern: Patterns<usize>,
     #[serde(default)]
-    alpha_pattern: BTreeMap<String, f32>,
+    alpha_pattern: Patterns<f32>,
     #[serde(default)]
     use_rslora: bool,
     layers_to_transform: Option<Layers>,
@@ -163,7 +170,17 @@ impl Adapter {
         {
             return Err(refuse(key, found, "only where it is off"));
         }
-        let keys = Keys::deserialize(Value::Object(all)).map_err(malformed)?;
+        let initial = all.get("init_lora_weights").filter(|value| !is_harmless(value));
+        if let Some(found) = initial {
+            return Err(refuse(
+                "init_lora_weights",
+                found,
+                "null, true, false, gaussian, eva, orthogonal; with others PEFT changes the frozen weights too, so convert \
+                 the adapter: save it with save_pretrained's path_initial_model_for_weight_conversion",
+            ));
+        }
+        // From the text again: the order of patterns counts, and a map of values has forgotten it.
+        let keys: Keys = serde_json::from_slice(&text).map_err(malformed)?;
         if keys.peft_type != "LORA" {
             return Err(refuse("peft_type", &json!(keys.peft_type), "LORA"));
         }
@@ -180,7 +197,7 @@ impl Adapter {
                 return Err(refuse("target_modules", &Value::Null, "a list of names, or all-linear"));
             }
         };
-        let patterns = keys.rank_pattern.keys().chain(keys.alpha_pattern.keys());
+        let patterns = keys.rank_pattern.ends().chain(keys.alpha_pattern.ends());
         if let Some(pattern) = patterns.into_iter().find(|pattern| !is_plain(pattern)) {
             return Err(refuse(
                 "rank_pattern or alpha_pattern",
@@ -204,7 +221,7 @@ impl Adapter {
             freeze_a: false,
         };
         let unused = tensors.names().map(str::to_owned).collect();
-        Ok(Self { lora, task_type: keys.task_type, folder: folder.to_owned(), tensors, unused })
+        Ok(Self { lora, folder: folder.to_owned(), tensors, unused })
     }
 
     /// The tensor that a pack of `model` calls `name`, where the adapter has it. An adapter of the bare model lacks the first
@@ -268,30 +285,50 @@ pub fn write(folder: &Path, manifest: &Manifest, weights: &NamedTensors) -> Resu
     put(CONFIG_FILE, &text)
 }
 
-fn config(manifest: &Manifest, lora: &Lora) -> Value {
+/// The settings' file as it is written. A structure, as the order of patterns counts.
+#[derive(Serialize)]
+struct Config<'a> {
+    peft_type: &'static str,
+    task_type: &'static str,
+    base_model_name_or_path: Option<&'a str>,
+    r: usize,
+    lora_alpha: f32,
+    target_modules: Value,
+    rank_pattern: &'a Patterns<usize>,
+    alpha_pattern: &'a Patterns<f32>,
+    layers_to_transform: Option<&'a [usize]>,
+    use_rslora: bool,
+    modules_to_save: Option<BTreeSet<&'a str>>,
+    lora_dropout: f32,
+    bias: &'static str,
+    fan_in_fan_out: bool,
+    inference_mode: bool,
+}
+
+fn config<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Config<'a> {
     let task_type = match manifest.design.head.task {
         Task::SequenceClassification | Task::Regression => "SEQ_CLS",
         Task::TokenClassification => "TOKEN_CLS",
         Task::CausalLm => "CAUSAL_LM",
     };
     let all = lora.targets.iter().any(|target| target == ALL_LINEAR);
-    json!({
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": manifest.base_model,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "target_modules": if all { json!(ALL_LINEAR) } else { json!(lora.targets) },
-        "rank_pattern": lora.rank_pattern,
-        "alpha_pattern": lora.alpha_pattern,
-        "layers_to_transform": lora.layers,
-        "use_rslora": lora.rslora,
-        "modules_to_save": head_modules(manifest),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "inference_mode": true,
-    })
+    Config {
+        peft_type: "LORA",
+        task_type,
+        base_model_name_or_path: manifest.base_model.as_deref(),
+        r: lora.rank,
+        lora_alpha: lora.alpha,
+        target_modules: if all { json!(ALL_LINEAR) } else { json!(lora.targets) },
+        rank_pattern: &lora.rank_pattern,
+        alpha_pattern: &lora.alpha_pattern,
+        layers_to_transform: lora.layers.as_deref(),
+        use_rslora: lora.rslora,
+        modules_to_save: head_modules(manifest),
+        lora_dropout: 0.0,
+        bias: "none",
+        fan_in_fan_out: false,
+        inference_mode: true,
+    }
 }
 
 /// The parts of the head that train: the first parts of the names of their tensors.
@@ -316,6 +353,15 @@ fn is_on(value: &Value) -> bool {
     }
 }
 
+/// Whether PEFT leaves the frozen weights as they are.
+fn is_harmless(initial: &Value) -> bool {
+    match initial {
+        Value::Null | Value::Bool(_) => true,
+        Value::String(way) => HARMLESS_INITIAL.contains(&way.to_lowercase().as_str()),
+        Value::Number(_) | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
 /// Whether a pattern is the end of a name and no regular expression.
 fn is_plain(pattern: &str) -> bool {
     pattern.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
@@ -323,4 +369,58 @@ fn is_plain(pattern: &str) -> bool {
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, AdapterError> {
     crate::checkpoint::read_bounded(path).map_err(|source| AdapterError::Read { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use std::error::Error;
+
+    /// Opens an adapter without tensors that has these settings beside the necessary ones.
+    fn open(more: &str) -> Result<Adapter, AdapterError> {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(r#"{{"peft_type":"LORA","r":8,"lora_alpha":16,"target_modules":["query"]{more}}}"#);
+        fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
+        fs::write(folder.path().join(TENSORS_FILE), [2u64.to_le_bytes().as_slice(), b"{}"].concat()).unwrap();
+        Adapter::open(folder.path())
+    }
+
+    fn refusal(more: &str) -> String {
+        let error = open(more).unwrap_err();
+        assert!(error.source().is_none(), "the settings' value is refused, not its form: {more}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_first_pattern_in_the_files_order_holds_as_in_peft() {
+        let rank = |more: &str| {
+            open(more).unwrap().lora.on("bert.encoder.layer.1.attention.self.query").map(|settings| settings.rank)
+        };
+        let (short, long) = (r#""attention.self.query":4"#, r#""layer.1.attention.self.query":2"#);
+        assert_eq!(rank(&format!(r#","rank_pattern":{{{short},{long}}}"#)), Some(4));
+        assert_eq!(rank(&format!(r#","rank_pattern":{{{long},{short}}}"#)), Some(2));
+    }
+
+    #[test]
+    fn patterns_that_are_regular_expressions_are_refused() {
+        for pattern in ["layer.[01].query", "qu.*", "query|key", "^query", "(query)", "query$", r"layer\\.1"] {
+            let message = refusal(&format!(r#","alpha_pattern":{{"{pattern}":2}}"#));
+            assert!(message.contains("no regular expressions"), "{message}");
+        }
+    }
+
+    #[test]
+    fn ways_to_begin_that_change_the_frozen_weights_are_refused() {
+        for harmless in ["null", "true", "false", "\"gaussian\"", "\"eva\"", "\"orthogonal\""] {
+            open(&format!(r#","init_lora_weights":{harmless},"loftq_config":{{}},"corda_config":null"#)).unwrap();
+        }
+        for way in ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "mica", "new"] {
+            let message = refusal(&format!(r#","init_lora_weights":"{way}""#));
+            assert!(message.contains(way) && message.contains("path_initial_model_for_weight_conversion"), "{message}");
+        }
+        for key in ["loftq_config", "corda_config", "lora_ga_config"] {
+            assert!(refusal(&format!(r#","{key}":{{"bits":4}}"#)).contains(key));
+        }
+    }
 }

@@ -1,8 +1,11 @@
 //! What trains beside the frozen model, as a choice: LoRA, Houlsby adapters or BitFit. [`crate::stage`] puts them in place.
 
+mod patterns;
+
+pub use patterns::Patterns;
+
 use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// The prefix that Hugging Face PEFT puts before the name of a tensor of the wrapped model.
 pub const PREFIX: &str = "base_model.model.";
@@ -34,14 +37,15 @@ pub struct Lora {
     /// The scale is `s = alpha / rank`.
     pub alpha: f32,
     /// The linear layers it sits on, by the end of their name: `query`, `attention.output.dense`. `all-linear` alone: every
-    /// one of the blocks.
+    /// one of the blocks, and the pooler where it is frozen, as in PEFT. Not a projection of DeBERTa's embeddings, whose
+    /// product is computed before the first block: an adapter that has one there is refused, as it has a tensor too many.
     pub targets: Vec<String>,
     /// Other ranks for the layers whose name ends so.
     #[serde(default)]
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: Patterns<usize>,
     /// Other alphas, likewise.
     #[serde(default)]
-    pub alpha_pattern: BTreeMap<String, f32>,
+    pub alpha_pattern: Patterns<f32>,
     /// Blocks it sits in; none given: all.
     #[serde(default)]
     pub layers: Option<Vec<usize>>,
@@ -62,7 +66,7 @@ pub struct LoraSettings {
     pub scale: f32,
 }
 
-/// The target that stands for every linear layer.
+/// The target that stands for every linear layer of blocks and pooler.
 pub const ALL_LINEAR: &str = "all-linear";
 
 impl Default for Peft {
@@ -79,8 +83,8 @@ impl Default for Lora {
             rank: 8,
             alpha: 16.0,
             targets: Vec::new(),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
             layers: None,
             rslora: false,
             freeze_a: false,
@@ -99,11 +103,12 @@ impl Peft {
         }
     }
 
-    /// What is wrong with it for a model of `layers` blocks with linear layers called `linears` in each, if anything.
+    /// What is wrong with it for a model of `layers` blocks with linear layers called `linears` in each, and with `names` for
+    /// the full names of all that it may sit on, if anything.
     #[must_use]
-    pub fn problem(&self, linears: &[&str], layers: usize) -> Option<String> {
+    pub fn problem(&self, linears: &[&str], layers: usize, names: &[String]) -> Option<String> {
         match self {
-            Self::Lora(lora) => lora.problem(linears, layers),
+            Self::Lora(lora) => lora.problem(linears, layers).or_else(|| lora.idle_pattern(names)),
             Self::Houlsby { width } if !(1..=MAX_RANK).contains(width) => {
                 Some(format!("adapter width {width}: expected 1 to {MAX_RANK}"))
             }
@@ -114,7 +119,7 @@ impl Peft {
 
 impl Lora {
     /// What LoRA does to the linear layer of that full name, `encoder.layer.3.attention.self.query` or longer; `None` where
-    /// it is not adapted. Of several patterns the longest that fits holds, as the more exact one.
+    /// it is not adapted. Of several patterns the first that fits holds; see [`Patterns`].
     #[must_use]
     pub fn on(&self, name: &str) -> Option<LoraSettings> {
         let targeted = self.targets.iter().any(|target| target == ALL_LINEAR || ends_with_parts(name, target));
@@ -122,10 +127,19 @@ impl Lora {
         if !targeted || !in_layer {
             return None;
         }
-        let rank = longest(&self.rank_pattern, name).copied().unwrap_or(self.rank);
-        let alpha = longest(&self.alpha_pattern, name).copied().unwrap_or(self.alpha);
+        let rank = self.rank_pattern.first(name).copied().unwrap_or(self.rank);
+        let alpha = self.alpha_pattern.first(name).copied().unwrap_or(self.alpha);
         let divisor = if self.rslora { (rank as f32).sqrt() } else { rank as f32 };
         Some(LoraSettings { rank, scale: alpha / divisor })
+    }
+
+    /// A pattern that fits none of the `names` that are adapted: as good as a misspelt one.
+    fn idle_pattern(&self, names: &[String]) -> Option<String> {
+        let adapted: Vec<&String> = names.iter().filter(|name| self.on(name).is_some()).collect();
+        let idle = |end: &&str| !adapted.iter().any(|name| ends_with_parts(name, end));
+        let rank = self.rank_pattern.ends().find(idle).map(|end| ("rank", end));
+        let (kind, end) = rank.or_else(|| self.alpha_pattern.ends().find(idle).map(|end| ("alpha", end)))?;
+        Some(format!("LoRA {kind} pattern {end:?}: no layer that LoRA sits on is called so"))
     }
 
     fn problem(&self, linears: &[&str], layers: usize) -> Option<String> {
@@ -154,11 +168,6 @@ fn ends_with_parts(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-fn longest<'a, T>(patterns: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
-    let fitting = patterns.iter().filter(|(pattern, _)| ends_with_parts(name, pattern));
-    fitting.max_by_key(|(pattern, _)| pattern.len()).map(|(_, value)| value)
-}
-
 /// The first number among the parts of a name: its layer.
 fn layer_of(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
@@ -179,4 +188,31 @@ pub fn draw(name: &str, shape: &[usize], bound: f32, seed: u64) -> ArrayD<f32> {
         let unit = (u32::from_le_bytes(word) >> 8) as f32 / (1 << 24) as f32;
         bound * (2.0 * unit - 1.0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_that_fits_no_adapted_layer_is_refused() {
+        let names = ["encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.query", "pooler.dense"];
+        let names = names.map(str::to_owned);
+        let problem = |target: &str, end: &str, layers| {
+            let lora = Lora { targets: vec![target.to_owned()], layers, ..Lora::default() };
+            let of_rank = Lora { rank_pattern: [(end.to_owned(), 4)].into(), ..lora.clone() };
+            let of_alpha = Lora { alpha_pattern: [(end.to_owned(), 4.0)].into(), ..lora };
+            let problem = |lora| Peft::Lora(lora).problem(&["attention.self.query"], 2, &names);
+            let (rank, alpha) = (problem(of_rank), problem(of_alpha));
+            assert_eq!(rank.is_some(), alpha.is_some(), "{rank:?} {alpha:?}");
+            rank
+        };
+        assert_eq!(problem("query", "layer.1.attention.self.query", None), None);
+        assert_eq!(problem(ALL_LINEAR, "pooler.dense", None), None);
+        for (end, layers) in
+            [("qurey", None), ("uery", None), ("dense", None), ("layer.1.attention.self.query", Some(vec![0]))]
+        {
+            assert!(problem("query", end, layers).is_some_and(|what| what.contains(end)), "{end}");
+        }
+    }
 }

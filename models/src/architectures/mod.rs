@@ -124,7 +124,7 @@ impl Model {
         }
     }
 
-    /// The names of a block's linear layers, which LoRA may sit on.
+    /// The names of a block's linear layers, which LoRA may sit on; it may on the [`Model::pooler`] too.
     #[must_use]
     pub fn linears(&self) -> Vec<&'static str> {
         match self {
@@ -252,7 +252,12 @@ impl Model {
     /// What is wrong with tuning this model so, if anything.
     #[must_use]
     pub fn peft_problem(&self, peft: &Peft) -> Option<String> {
-        let problem = peft.problem(&self.linears(), self.sizes().layers);
+        let (linears, layers) = (self.linears(), self.sizes().layers);
+        let blocks = (0..layers).map(|layer| self.block_prefix().replace("{layer}", &layer.to_string()));
+        let in_blocks = blocks.flat_map(|block| linears.iter().map(move |linear| format!("{block}{linear}")));
+        let pooler = self.pooler(Task::SequenceClassification).map(str::to_owned);
+        let names: Vec<String> = in_blocks.chain(pooler).collect();
+        let problem = peft.problem(&linears, layers, &names);
         problem.or_else(|| {
             (matches!(peft, Peft::BitFit) && !self.has_biases())
                 .then(|| format!("BitFit trains biases, and the blocks of this {} have none; use lora", self.name()))

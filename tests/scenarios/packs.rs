@@ -177,6 +177,28 @@ fn a_folder_that_is_not_a_pack_is_never_replaced() {
 }
 
 #[test]
+fn a_folder_with_another_programs_manifest_or_other_files_is_never_replaced() {
+    let (_folder, pack) = pack();
+    let again = || build(&options(packs::golden("bert-odd/checkpoint"), pack.clone()), &mut |_| {});
+    fs::write(pack.join("thesis.txt"), "precious").unwrap();
+    assert!(matches!(again(), Err(BuildError::Occupied { .. })));
+    fs::remove_file(pack.join("thesis.txt")).unwrap();
+    again().unwrap();
+    fs::write(pack.join("manifest.json"), r#"{"name": "my web app"}"#).unwrap();
+    assert!(matches!(again(), Err(BuildError::Occupied { .. })));
+}
+
+#[test]
+fn a_tensor_of_another_number_of_dimensions_than_its_port_is_an_error() {
+    for shape in [vec![], vec![36], vec![36, 36, 36]] {
+        let (_folder, pack) = pack();
+        rewrite_manifest(&pack, |manifest| manifest["schema"][0]["shape"] = shape.clone().into());
+        let error = Pack::open(&pack).unwrap_err();
+        assert!(matches!(&error, PackError::Tensors { .. }), "{shape:?}: {error}");
+    }
+}
+
+#[test]
 fn a_lora_that_cannot_be_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let sound = Lora::default();

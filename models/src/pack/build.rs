@@ -141,6 +141,9 @@ pub enum BuildError {
         /// The target.
         path: PathBuf,
     },
+    /// What was made is no pack: its checkpoint says something that no manifest may.
+    #[error("the pack that would be made of this checkpoint could not be read again, and nothing was replaced")]
+    Unreadable(#[source] super::PackError),
     /// The graphs cannot be made for these sizes.
     #[error("building the graphs")]
     Graph(#[from] GraphError),
@@ -152,7 +155,7 @@ pub enum BuildError {
 /// # Errors
 /// A checkpoint that cannot be read, is unsupported or incomplete; a target that cannot be written.
 pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Manifest, BuildError> {
-    if options.out.exists() && !options.out.join("manifest.json").is_file() {
+    if options.out.exists() && !is_a_pack(&options.out) {
         return Err(BuildError::Occupied { path: options.out.clone() });
     }
     let source = Source::open(options)?;
@@ -160,11 +163,15 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
     let _ = fs::remove_dir_all(&staging);
     let made = source.write(options, &staging, progress).and_then(|manifest| {
         let failed = |source| BuildError::Write { path: options.out.clone(), source };
+        super::Pack::open(&staging).map_err(BuildError::Unreadable)?;
         let replaced = beside(&options.out, "replaced");
         if options.out.exists() {
             fs::rename(&options.out, &replaced).map_err(failed)?;
         }
-        fs::rename(&staging, &options.out).map_err(failed)?;
+        if let Err(error) = fs::rename(&staging, &options.out) {
+            let _ = fs::rename(&replaced, &options.out);
+            return Err(failed(error));
+        }
         if replaced.exists() {
             fs::remove_dir_all(&replaced).map_err(|source| BuildError::Write { path: replaced, source })?;
         }
@@ -174,6 +181,23 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
         let _ = fs::remove_dir_all(&staging);
     }
     made
+}
+
+/// Whether a folder is a pack and nothing else, of whatever format: only that is ever replaced.
+fn is_a_pack(folder: &Path) -> bool {
+    const NAMES: [&str; 6] =
+        ["manifest.json", "config.json", "tokenizer.json", "peft.safetensors", "frozen.safetensors", "graphs"];
+    let known = |entry: std::io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| NAMES.iter().any(|name| entry.file_name() == *name))
+    };
+    let manifest = fs::File::open(folder.join("manifest.json")).ok();
+    let manifest: Option<serde_json::Value> = manifest.and_then(|file| {
+        use std::io::Read;
+        serde_json::from_reader(std::io::BufReader::new(file.take(super::MAX_MANIFEST_BYTES))).ok()
+    });
+    let made_by = manifest.as_ref().and_then(|manifest| manifest.get("made_by")?.as_str());
+    made_by.is_some_and(|made_by| made_by.starts_with("skiff-pack "))
+        && fs::read_dir(folder).is_ok_and(|mut entries| entries.all(known))
 }
 
 /// A name of this process's own in the same folder.

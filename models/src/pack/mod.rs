@@ -263,7 +263,9 @@ impl Pack {
         if fits {
             return Ok(());
         }
-        let expected = port.shape.iter().map(|dim| dim.parse().unwrap_or_else(|_| letters[dim])).collect();
+        // A letter that stands nowhere else may be any number; 0 says so.
+        let size = |dim: &String| dim.parse().unwrap_or_else(|_| letters.get(dim).copied().unwrap_or(0));
+        let expected = port.shape.iter().map(size).collect();
         fail(TensorError::Shape { name, expected, found: shape.to_vec() })
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()>
     let most = manifest.layout.max_tokens;
     let tokens = batch.tokens.map_or(most.min(128), |tokens| tokens as usize);
     ensure!((1..=most).contains(&tokens), "--tokens {tokens}: this model takes 1 to {most}");
-    let stages = manifest.design.stages()?;
+    let stages = manifest.design.fused_stages()?;
     let step = |active| Step { examples: batch.batch.into(), tokens, active };
     let mut actives = vec![manifest.layers, manifest.layers.div_ceil(2), 1];
     actives.dedup();

@@ -77,7 +77,7 @@ pub(super) struct Given<'a> {
     pub(super) frozen: &'a Views,
     pub(super) weights: &'a NamedTensors,
     pub(super) contexts: &'a [DynValue],
-    pub(super) residuals: &'a [DynValue],
+    pub(super) residuals: &'a [&'a DynValue],
     pub(super) hidden: Option<Rows<'a>>,
     pub(super) hidden_gradient: Option<Rows<'a>>,
     /// Of the batch's parts, only these rows.
@@ -274,7 +274,7 @@ impl<'a> Given<'a> {
             Feed::Hidden => self.hidden.map(Rows::input).transpose(),
             Feed::HiddenGradient => self.hidden_gradient.map(Rows::input).transpose(),
             Feed::Frozen(place) => Ok(Some(self.frozen.at(*place).into())),
-            Feed::Residual(place) => Ok(self.residuals.get(*place).map(Into::into)),
+            Feed::Residual(place) => Ok(self.residuals.get(*place).map(|value| (*value).into())),
             Feed::Context(place) => Ok(self.contexts.get(*place).map(Into::into)),
             Feed::Trainable(name) => {
                 let tensor = self.weights.get(name);

@@ -23,7 +23,7 @@ use graph::{Given, Graph, Rows, Scope, array, contents};
 use ndarray::{ArrayD, IxDyn};
 use ort::session::RunOptions;
 use ort::value::DynValue;
-use residuals::{Halved, Residuals};
+use residuals::{Halved, Halves, Residuals};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::pack::Frozen;
@@ -92,6 +92,7 @@ pub(super) struct Model {
     /// As `blocks`, for the highest layer that runs, where it computes only the rows that the head reads; else empty.
     last_blocks: Vec<Stage>,
     policy: Policy,
+    halves: Halves,
     kinds: Vec<usize>,
     head: Stage,
     chunk_rows: usize,
@@ -178,7 +179,20 @@ impl Model {
         let chunk_rows = layout.head_rows();
         let kinds = stages.kinds.clone();
         let policy = Policy::default();
-        Ok(Self { form, embed, blocks, last_blocks, policy, kinds, head, chunk_rows, frozen, _mapping: mapping })
+        let halves = Halves::new(runtime.threads);
+        Ok(Self {
+            form,
+            embed,
+            blocks,
+            last_blocks,
+            policy,
+            halves,
+            kinds,
+            head,
+            chunk_rows,
+            frozen,
+            _mapping: mapping,
+        })
     }
 
     /// What it asks of a batch.
@@ -204,7 +218,7 @@ impl Model {
         mask: &LayerMask,
     ) -> Result<StepOutcome, TrainerError> {
         self.check_mask(mask)?;
-        let Self { embed, blocks, last_blocks, kinds, frozen, policy, .. } = self;
+        let Self { embed, blocks, last_blocks, kinds, frozen, policy, halves, .. } = self;
         let (policy, picked) = (*policy, !last_blocks.is_empty() && !mask.active().is_empty());
         let given = Given::new(batch, frozen, weights);
         let embedded = embed.run(WHOLE, &given)?;
@@ -226,7 +240,7 @@ impl Model {
                 let residuals = match policy {
                     _ if highest => Residuals::Whole(results.residuals),
                     Policy::Keep => Residuals::Whole(results.residuals),
-                    Policy::Half => Residuals::halved(results.residuals)?,
+                    Policy::Half => halves.narrow(results.residuals)?,
                     Policy::Recompute => Residuals::Again,
                 };
                 kept.push((layer, input, residuals));
@@ -247,23 +261,40 @@ impl Model {
             let stages = if picked && highest { &mut self.last_blocks } else { &mut self.blocks };
             highest = false;
             let stage = &mut stages[self.kinds[layer]];
-            let residuals = match residuals {
-                Residuals::Whole(residuals) => residuals,
-                Residuals::Half(residuals) => residuals.into_iter().map(Halved::widened).collect::<Result<_, _>>()?,
-                Residuals::Again => {
-                    stage.forward.run(layer, &Given { hidden: Some(Rows::Value(&input)), ..given })?.residuals
-                }
+            let mut results = {
+                let (again, widened);
+                let values: Vec<&DynValue> = match &residuals {
+                    Residuals::Whole(values) => values.iter().collect(),
+                    Residuals::Half(halved) => {
+                        widened = self.halves.widen(halved)?;
+                        let mut values: Vec<&DynValue> = Vec::with_capacity(halved.len());
+                        for (widened, halved) in widened.iter().zip(halved) {
+                            match (widened, halved) {
+                                (Some(value), _) => values.push(value),
+                                (None, Halved::Whole(value)) => values.push(value),
+                                (None, Halved::Half { .. }) => {}
+                            }
+                        }
+                        values
+                    }
+                    Residuals::Again => {
+                        again =
+                            stage.forward.run(layer, &Given { hidden: Some(Rows::Value(&input)), ..given })?.residuals;
+                        again.iter().collect()
+                    }
+                };
+                let graph = stage.backward(kept.is_empty())?;
+                graph.run(
+                    layer,
+                    &Given {
+                        hidden: Some(Rows::Value(&input)),
+                        hidden_gradient: flowing.as_ref().map(Flow::rows),
+                        residuals: &values,
+                        ..given
+                    },
+                )?
             };
-            let graph = stage.backward(kept.is_empty())?;
-            let mut results = graph.run(
-                layer,
-                &Given {
-                    hidden: Some(Rows::Value(&input)),
-                    hidden_gradient: flowing.as_ref().map(Flow::rows),
-                    residuals: &residuals,
-                    ..given
-                },
-            )?;
+            self.halves.recycle(residuals);
             add_gradients(&mut gradients, results.gradients.drain(..))?;
             flowing = results.hidden_gradient.map(Flow::Value);
         }
@@ -332,6 +363,7 @@ impl Model {
             options.map_err(|source| TrainerError::Run { graph: "shrinking the arena".to_owned(), source })?;
         let given = Given { options: Some(&options), ..Given::new(&batch, &self.frozen, weights) };
         self.embed.run(WHOLE, &given)?;
+        self.halves.clear();
         trim_heap();
         Ok(())
     }
@@ -416,7 +448,8 @@ impl Stage {
             return Ok(Headed { loss, flowing: None });
         }
         let graph = self.backward(!flows)?;
-        let mut results = graph.run(WHOLE, &Given { residuals: &scored.residuals, ..given })?;
+        let mut results =
+            graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
         add_gradients(gradients, results.gradients.drain(..))?;
         Ok(Headed { loss, flowing: results.hidden_gradient.map(Flow::Value) })
     }
@@ -451,7 +484,8 @@ impl Stage {
                 continue;
             }
             let graph = self.backward(!flows)?;
-            let mut results = graph.run(WHOLE, &Given { residuals: &scored.residuals, ..given })?;
+            let mut results =
+                graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
             add_gradients(gradients, results.gradients.drain(..))?;
             if flows {
                 let gradient = graph.required(results.hidden_gradient, "the gradient of activations")?;

@@ -1,16 +1,15 @@
 //! How much arithmetic a training step is, from the graphs alone.
 
-use crate::design::{Design, Stages};
+use crate::design::Stages;
 use crate::graph::{Extract, Graph, Op, Shape};
 use crate::memory::Step;
-use crate::task::Task;
 
 /// Floating-point operations of the matrix products of a training step: `2 m n k` for each product of `[m, k]` and `[k, n]` in
 /// the plain forward and backward graphs of `embed`, the active layers and the head. Everything else (norms, activations,
 /// softmax, the optimizer) is left out, and every layer counts in full, whether or not an implementation can leave parts of
 /// it out: the number is one of the method, and the same for everybody.
 #[must_use]
-pub fn flops(design: &Design, stages: &Stages, step: Step) -> u64 {
+pub fn flops(stages: &Stages, step: Step) -> u64 {
     let tokens = step.examples * step.tokens;
     let rank = stages.trainable.iter().filter(|tensor| tensor.spec.name.contains("lora_A"));
     let rank = rank.filter_map(|tensor| tensor.spec.shape.first()).max().copied().unwrap_or(1);
@@ -29,8 +28,6 @@ pub fn flops(design: &Design, stages: &Stages, step: Step) -> u64 {
     };
     let layers: u64 = stages.kinds.iter().map(|&kind| stage(&stages.blocks[kind])).sum();
     let layers = layers * step.active as u64 / stages.kinds.len().max(1) as u64;
-    // Rows of a head that reads one row of each example are few already in its graph.
-    debug_assert!(design.head.task != Task::CausalLm || stages.head.graph.nodes().len() > 1);
     layers + stage(&stages.embed) + stage(&stages.head)
 }
 
@@ -38,10 +35,8 @@ fn of_node(graph: &Graph, node: &crate::graph::Node, size: &dyn Fn(&str) -> usiz
     let dim = |shape: &Shape, from_end: usize| shape[shape.len() - 1 - from_end].size(size) as u64;
     let elements = |shape: &Shape| shape.iter().map(|dim| dim.size(size) as u64).product::<u64>();
     let (Op::Gemm { .. } | Op::MatMul) = &node.op else { return 0 };
-    let inner = match &node.op {
-        Op::Gemm { trans_a: true, .. } => dim(graph.shape(node.inputs[0]), 1),
-        _ => dim(graph.shape(node.inputs[0]), 0),
-    };
+    let transposed = matches!(node.op, Op::Gemm { trans_a: true, .. });
+    let inner = dim(graph.shape(node.inputs[0]), usize::from(transposed));
     2 * inner * elements(graph.shape(node.outputs[0]))
 }
 
@@ -50,8 +45,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
     use super::*;
     use crate::architectures::{Head, Model};
+    use crate::design::Design;
     use crate::pack::Storage;
     use crate::peft::{Lora, Peft};
+    use crate::task::Task;
 
     #[test]
     fn a_layer_is_its_products_by_hand() {
@@ -64,7 +61,7 @@ mod tests {
         let design =
             Design { model: Model::read(&config).unwrap(), head, peft: Peft::Lora(lora), frozen: Storage::F32 };
         let stages = design.stages().unwrap();
-        let of = |active| flops(&design, &stages, Step { examples: 8, tokens: 128, active });
+        let of = |active| flops(&stages, Step { examples: 8, tokens: 128, active });
         let (d, i, t, r) = (384, 1536, 1024, 8);
         // Four projections and two of the feed-forward part; scores and weighted sum; two pairs of LoRA.
         let forward = 2 * t * (4 * d * d + 2 * d * i) + 4 * 8 * 128 * 128 * d + 2 * 2 * 2 * t * d * r;

@@ -138,7 +138,7 @@ impl Fused {
         let row = match self {
             Self::LayerNormGrad | Self::RmsNormGrad => tensors[2].1.len(),
             Self::SoftmaxGrad => shape.last().copied().unwrap_or(1),
-            _ => 1,
+            Self::GeluGrad | Self::Attention | Self::AttentionGrad | Self::AttentionAt | Self::AttentionAtGrad => 1,
         };
         let count = first.len();
         if count == 0 {
@@ -148,7 +148,12 @@ impl Fused {
         let expected: Vec<usize> = match self {
             Self::LayerNormGrad => vec![count, count, row, rows, rows],
             Self::RmsNormGrad => vec![count, count, row, rows],
-            _ => vec![count, count],
+            Self::GeluGrad
+            | Self::SoftmaxGrad
+            | Self::Attention
+            | Self::AttentionGrad
+            | Self::AttentionAt
+            | Self::AttentionAtGrad => vec![count, count],
         };
         let lengths: Vec<usize> = tensors.iter().map(|(_, values)| values.len()).collect();
         if row == 0 || rows * row != count || lengths != expected {
@@ -163,14 +168,14 @@ impl Fused {
                     elementwise::softmax_grad(part(0, start, out.len()), part(1, start, out.len()), row, out);
                 }
                 Self::LayerNormGrad | Self::RmsNormGrad => {
-                    let (mean, inverse) = match self {
-                        Self::LayerNormGrad => (Some(of_rows(3)), of_rows(4)),
-                        _ => (None, of_rows(3)),
-                    };
+                    let centred = matches!(self, Self::LayerNormGrad);
+                    let (mean, inverse) = (centred.then(|| of_rows(3)), of_rows(3 + usize::from(centred)));
                     let (dy, x) = (part(0, start, out.len()), part(1, start, out.len()));
                     elementwise::norm_grad(Norm { dy, x, weight: tensors[2].1, mean, inverse }, out);
                 }
-                _ => elementwise::gelu_grad(part(0, start, out.len()), part(1, start, out.len()), out),
+                Self::GeluGrad | Self::Attention | Self::AttentionGrad | Self::AttentionAt | Self::AttentionAtGrad => {
+                    elementwise::gelu_grad(part(0, start, out.len()), part(1, start, out.len()), out)
+                }
             }
         })
     }

@@ -106,8 +106,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             vec![count.with_context(|| format!("--active: expected all, or a number from 1 to {layers}"))?]
         }
     };
-    let design = &pack.manifest().design;
-    let plain = design.stages().context("building the graphs that are counted")?;
+    let plain = pack.manifest().design.stages().context("building the graphs that are counted")?;
     let (examples, tokens) = (arguments.batch.into(), usize::from(arguments.tokens));
     let mut out = std::io::stdout().lock();
     if !arguments.json {
@@ -123,7 +122,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let peak = roof(&runtime)?;
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
-        let gflop = flops(design, &plain, Step { examples, tokens, active }) as f64 / 1e9;
+        let gflop = flops(&plain, Step { examples, tokens, active }) as f64 / 1e9;
         let found = Found {
             active,
             layers,

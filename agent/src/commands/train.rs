@@ -172,7 +172,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         resume(&mut training, path)?;
     }
     let resumed_steps = training.done();
-    training.run::<anyhow::Error>(&mut |training, report| {
+    training.run::<anyhow::Error, _>(|training, report| {
         progress.step(report);
         if let Some(path) = &arguments.checkpoint
             && (report.step % arguments.checkpoint_every == 0 || report.step == report.steps)

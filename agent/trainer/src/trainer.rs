@@ -172,7 +172,7 @@ impl Trainer {
         watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<TrainSummary, TrainerError> {
         let mut training = self.begin(plan, examples)?;
-        training.run::<TrainerError>(&mut |_, report| Ok(watch(report)))?;
+        training.run::<TrainerError, _>(|_, report| Ok(watch(report)))?;
         Ok(training.summary())
     }
 

@@ -140,10 +140,11 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// Those of [`Training::step`], and of `watch`.
-    pub fn run<E: From<TrainerError>>(
-        &mut self,
-        watch: &mut dyn FnMut(&Self, &StepReport) -> Result<ControlFlow<()>, E>,
-    ) -> Result<(), E> {
+    pub fn run<E, W>(&mut self, mut watch: W) -> Result<(), E>
+    where
+        E: From<TrainerError>,
+        W: FnMut(&Self, &StepReport) -> Result<ControlFlow<()>, E>,
+    {
         let (plan, examples, form) = (self.plan, self.examples, self.trainer.form().clone());
         let order = (self.done() + 1..=plan.steps).flat_map(|step| examples_of_step(plan, examples.len(), step));
         let mut refused = None;

@@ -166,8 +166,10 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     vec![result]
 }
 
-/// Every query: its row, its head, and the weight of each key row, whose head is the last number.
-fn attended(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<(usize, usize, Vec<(usize, f64)>, f64)> {
+/// A query: its row, its head, the weight of each key that it sees, the logarithm of the sum of its weights.
+type Query = (usize, usize, Vec<(usize, f64)>, f64);
+
+fn attended(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<Query> {
     let tokens = x[1].shape()[0];
     let firsts: Vec<usize> = x[3].iter().map(|&row| row as usize).collect();
     let place = |query: usize| if form.one_query { x[4].as_slice().expect("whole")[query] as usize } else { query };

@@ -85,6 +85,40 @@ fn absurd_sizes_are_refused_before_memory_is_taken() {
 }
 
 #[test]
+fn a_design_that_is_not_that_of_the_graphs_is_found() {
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(&str, Change); 4] = [
+        ("other values", |manifest| manifest["design"]["peft"]["alpha"] = 99.0.into()),
+        ("trainable tensors", |manifest| manifest["design"]["peft"]["rank"] = 7.into()),
+        ("trainable tensors", |manifest| manifest["design"]["peft"]["targets"] = serde_json::json!(["key"])),
+        ("other ports", |manifest| manifest["stages"]["blocks"][0]["forward"]["outputs"][1]["name"] = "other".into()),
+    ];
+    let (_folder, pack) = pack();
+    assert!(Pack::open(&pack).unwrap().check_design().unwrap(), "made by this version");
+    let sound = fs::read(pack.join("manifest.json")).unwrap();
+    for (what, change) in changes {
+        fs::write(pack.join("manifest.json"), &sound).unwrap();
+        rewrite_manifest(&pack, change);
+        let error = Pack::open(&pack).unwrap().check_design().unwrap_err();
+        assert!(matches!(error, PackError::Design { .. }) && error.to_string().contains(what), "{what}: {error}");
+    }
+}
+
+#[test]
+fn labels_that_are_no_names_are_refused() {
+    for label in ["", "two\nlines", "World", &"x".repeat(300)] {
+        let (_folder, pack) = pack();
+        rewrite_manifest(&pack, |manifest| {
+            let labels = manifest["labels"].as_array_mut().unwrap();
+            labels[1] = "World".into();
+            labels[0] = label.into();
+        });
+        let error = Pack::open(&pack).unwrap_err();
+        assert!(matches!(&error, PackError::Inconsistent { what, .. } if what.contains("label")), "{label:?}: {error}");
+    }
+}
+
+#[test]
 fn a_port_that_fits_no_tensor_is_named() {
     type Change = fn(&mut serde_json::Value);
     let changes: [(&str, Change); 4] = [

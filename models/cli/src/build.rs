@@ -1,12 +1,14 @@
 //! `skiff-pack build`.
 
-use crate::{inspect, screen::Screen};
+use crate::screen::Screen;
+use crate::{inspect, tokenizer};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use skiff_models::design::MAX_LABELS;
 use skiff_models::pack::{BuildOptions, Storage, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 #[command(
@@ -115,6 +117,7 @@ impl From<StorageName> for Storage {
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let json = arguments.json;
     let options = arguments.options()?;
+    check_tokenizer(&options.checkpoint)?;
     let mut screen = Screen::new();
     let built = build(&options, &mut |progress| screen.show(progress));
     screen.clear();
@@ -137,6 +140,8 @@ impl Arguments {
 
     fn peft(&self) -> anyhow::Result<Peft> {
         let kind = self.peft.unwrap_or(PeftName::Lora);
+        once("--rank-pattern", &self.rank_pattern)?;
+        once("--alpha-pattern", &self.alpha_pattern)?;
         let of_lora = [
             ("--alpha", self.alpha.is_some()),
             ("--target", !self.target.is_empty()),
@@ -171,18 +176,49 @@ impl Arguments {
 
 /// A file of names, or a count that names the classes `0`, `1`, ...
 fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
-    const MOST: u32 = 65_536;
-    if let Ok(count) = argument.parse::<u32>() {
-        if count > MOST {
-            bail!("--labels {count}: at most {MOST} classes");
+    /// Room for the most and longest names that a pack takes.
+    const MAX_BYTES: u64 = 32 << 20;
+    if let Ok(count) = argument.parse::<usize>() {
+        if count > MAX_LABELS {
+            bail!("--labels {count}: at most {MAX_LABELS} classes");
         }
         return Ok((0..count).map(|class| class.to_string()).collect());
     }
-    let text = std::fs::read_to_string(argument).with_context(|| format!("reading the labels in {argument}"))?;
+    let reading = || format!("reading the labels in {argument}");
+    let found = std::fs::metadata(argument).with_context(reading)?;
+    if !found.is_file() || found.len() > MAX_BYTES {
+        bail!("--labels {argument}: expected a number, or a file with one class name a line");
+    }
+    let text = std::fs::read_to_string(argument).with_context(reading)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
+/// Before minutes are spent on the weights; what is wrong with `config.json` is for the builder to say.
+fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
+    let tokenizer = checkpoint.join("tokenizer.json");
+    if !tokenizer.exists() {
+        return Ok(());
+    }
+    let config = std::fs::metadata(checkpoint.join("config.json"));
+    let config = config.ok().filter(|found| found.is_file() && found.len() < 1 << 26);
+    let config = config.and_then(|_| std::fs::read(checkpoint.join("config.json")).ok());
+    let config: Option<serde_json::Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
+    let vocabulary = config.and_then(|config| usize::try_from(config.get("vocab_size")?.as_u64()?).ok());
+    tokenizer::check(&tokenizer, vocabulary).map(drop)
+}
+
+/// Of two settings for one pattern, one would go unheard.
+fn once<T>(flag: &str, patterns: &[(String, T)]) -> anyhow::Result<()> {
+    let twice = |(at, (name, _)): (usize, &(String, T))| patterns[..at].iter().any(|(other, _)| other == name);
+    match patterns.iter().enumerate().find(|pair| twice(*pair)) {
+        Some((_, (name, _))) => bail!("{flag} is given twice for {name:?}"),
+        None => Ok(()),
+    }
+}
+
 fn pattern<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
-    let parsed = text.rsplit_once('=').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
+    let parsed = text.rsplit_once('=').filter(|(name, _)| !name.is_empty());
+    let parsed = parsed.and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
     parsed.ok_or_else(|| "expected END_OF_NAME=NUMBER".to_owned())
 }

@@ -4,6 +4,7 @@ mod build;
 mod export;
 mod inspect;
 mod screen;
+mod tokenizer;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -23,7 +24,7 @@ enum Command {
     Build(Box<build::Arguments>),
     /// Checks a pack's digests and shows what is in it, and what a training step will take.
     Inspect(inspect::Arguments),
-    /// Checks a pack as `inspect` does, loads its graphs and runs a tiny training step.
+    /// Checks a pack as `inspect` does, makes its graphs again, loads the tokenizer, and runs every graph.
     Verify(verify::Arguments),
     /// Writes what was tuned as a Hugging Face PEFT adapter, or merged as a plain checkpoint.
     Export(export::Arguments),

@@ -35,6 +35,11 @@ impl Screen {
         }
     }
 
+    /// Says what is being done, where nothing is counted.
+    pub(crate) fn say(&self, doing: &str) {
+        self.bar.set_message(doing.to_owned());
+    }
+
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }

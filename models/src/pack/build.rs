@@ -1,5 +1,6 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
+use super::staging::Staging;
 use super::storage::{self, Piece, Rounding, Storage, StorageError, Values};
 use super::{FORMAT, FileEntry, Manifest, digest_of_file};
 use crate::adapter::{Adapter, AdapterError};
@@ -149,8 +150,8 @@ pub enum BuildError {
     Graph(#[from] GraphError),
 }
 
-/// Makes the pack, telling `progress` what it is at as it goes. The target appears complete or not at all; a pack that was
-/// there is moved aside first and removed last.
+/// Makes the pack, telling `progress` what it is at as it goes. The target appears complete or not at all: a pack that was
+/// there is swapped for the new one in one step.
 ///
 /// # Errors
 /// A checkpoint that cannot be read, is unsupported or incomplete; a target that cannot be written.
@@ -159,28 +160,17 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
         return Err(BuildError::Occupied { path: options.out.clone() });
     }
     let source = Source::open(options)?;
-    let staging = beside(&options.out, "partial");
-    let _ = fs::remove_dir_all(&staging);
-    let made = source.write(options, &staging, progress).and_then(|manifest| {
-        let failed = |source| BuildError::Write { path: options.out.clone(), source };
-        super::Pack::open(&staging).map_err(BuildError::Unreadable)?;
-        let replaced = beside(&options.out, "replaced");
-        if options.out.exists() {
-            fs::rename(&options.out, &replaced).map_err(failed)?;
-        }
-        if let Err(error) = fs::rename(&staging, &options.out) {
-            let _ = fs::rename(&replaced, &options.out);
-            return Err(failed(error));
-        }
-        if replaced.exists() {
-            fs::remove_dir_all(&replaced).map_err(|source| BuildError::Write { path: replaced, source })?;
-        }
-        Ok(manifest)
-    });
-    if made.is_err() {
-        let _ = fs::remove_dir_all(&staging);
-    }
-    made
+    let failed = |source| BuildError::Write { path: options.out.clone(), source };
+    let staging = Staging::begin(&options.out).map_err(failed)?;
+    let manifest = source.write(options, staging.path(), progress)?;
+    super::Pack::open(staging.path()).map_err(BuildError::Unreadable)?;
+    staging.commit().map_err(failed)?;
+    Ok(manifest)
+}
+
+/// This version of Skiff, as manifests name it.
+pub(super) fn maker() -> String {
+    format!("skiff-pack {}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Whether a folder is a pack and nothing else, of whatever format: only that is ever replaced.
@@ -198,13 +188,6 @@ fn is_a_pack(folder: &Path) -> bool {
     let made_by = manifest.as_ref().and_then(|manifest| manifest.get("made_by")?.as_str());
     made_by.is_some_and(|made_by| made_by.starts_with("skiff-pack "))
         && fs::read_dir(folder).is_ok_and(|mut entries| entries.all(known))
-}
-
-/// A name of this process's own in the same folder.
-fn beside(out: &Path, what: &str) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{what}-{}", std::process::id()));
-    out.with_file_name(name)
 }
 
 /// What a pack is made of.
@@ -282,7 +265,7 @@ impl Source {
         progress(Progress { doing: "computing digests", bytes: None });
         let manifest = Manifest {
             format: FORMAT,
-            made_by: format!("skiff-pack {}", env!("CARGO_PKG_VERSION")),
+            made_by: maker(),
             base_model: self.base_model,
             labels: self.labels,
             layout: self.design.layout(),
@@ -435,10 +418,8 @@ fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildEr
             None => return fail("the checkpoint names no labels; give them with --labels".to_owned()),
         },
     };
-    let mut sorted: Vec<&String> = labels.iter().collect();
-    sorted.sort();
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return fail(format!("label {:?} is given twice", pair[0]));
+    if let Some(problem) = labels_problem(&labels) {
+        return fail(problem);
     }
     let fewest = if options.task == Task::Regression { 1 } else { 2 };
     match labels.len() {
@@ -448,6 +429,22 @@ fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildEr
         }
         _ => Ok(labels),
     }
+}
+
+/// What is wrong with the names of classes, if anything: they go into tables, reports and messages.
+pub(super) fn labels_problem(labels: &[String]) -> Option<String> {
+    const MAX_BYTES: usize = 256;
+    let mut sorted: Vec<&String> = labels.iter().collect();
+    sorted.sort();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Some(format!("label {:?} is given twice", pair[0]));
+    }
+    labels.iter().zip(1..).find_map(|(label, number): (_, usize)| match label.len() {
+        0 => Some(format!("label {number} has no name")),
+        1..=MAX_BYTES if !label.chars().any(char::is_control) => None,
+        1..=MAX_BYTES => Some(format!("label {number} ({label:?}) has control characters")),
+        long => Some(format!("label {number} is a name of {long} bytes; at most {MAX_BYTES}")),
+    })
 }
 
 /// `id2label`, in the order of its numbers, which count up from 0.

@@ -13,6 +13,7 @@
 mod build;
 mod export;
 mod frozen;
+mod staging;
 mod storage;
 
 pub use build::{BuildError, BuildOptions, Progress, build};
@@ -20,10 +21,10 @@ pub use export::{ExportError, export_adapter, export_merged};
 pub use frozen::{Frozen, FrozenTensor, check};
 pub use storage::{Rounding, Storage, StorageError};
 
-use crate::design::Design;
+use crate::design::{Design, Stages};
 use crate::graph::DType;
 use crate::layout::Layout;
-use crate::stage::{Port, StageSpec, StageSpecs, of_layer};
+use crate::stage::{FrozenSource, Port, StageSpec, StageSpecs, of_layer};
 use crate::task::Task;
 use crate::tensors::{NamedTensors, Schema, TensorError};
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,16 @@ pub enum PackError {
         /// The file's.
         found: String,
     },
+    /// A file is longer or shorter than the manifest says, or not a file.
+    #[error("{path} is damaged: it has {found} bytes, the manifest says {expected}; copy or make the pack again", path = path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// The manifest's size.
+        expected: u64,
+        /// The file's.
+        found: u64,
+    },
     /// The parts of the manifest contradict each other.
     #[error("{path}: {what}; make the pack again with `skiff-pack build`", path = path.display())]
     Inconsistent {
@@ -137,6 +148,17 @@ pub enum PackError {
         /// What does not fit.
         what: String,
     },
+    /// What this Skiff makes of the manifest's design is not what is in the pack.
+    #[error("{path} does not agree with its own design: {what}; make the pack again with `skiff-pack build`", path = path.display())]
+    Design {
+        /// The manifest, or a graph.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// The design's graphs cannot be made.
+    #[error("making the graphs of the design again")]
+    Graph(#[from] crate::graph::GraphError),
     /// A tensor file is malformed.
     #[error("reading tensors of {path}", path = path.display())]
     Tensors {
@@ -208,6 +230,49 @@ impl Pack {
         let path = self.directory.join("peft.safetensors");
         let bytes = std::fs::read(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
         self.schema().read(&bytes).map_err(|source| PackError::Tensors { path, source })
+    }
+
+    /// Makes the graphs of the manifest's design again and compares them: tensors, ports, and, where this version of Skiff made
+    /// the pack, every byte. So whoever trusts the design knows what the graphs compute; digests only say that nothing was
+    /// damaged since. `true` if the bytes were compared too.
+    ///
+    /// # Errors
+    /// A design that is another than that of the graphs, named by what differs first.
+    pub fn check_design(&self) -> Result<bool, PackError> {
+        let Manifest { design, schema, stages, fused, made_by, .. } = &self.manifest;
+        let differs = |path: PathBuf, what: &str| Err(PackError::Design { path, what: what.to_owned() });
+        let manifest = self.file("manifest.json");
+        let again = design.stages()?;
+        if again.schema() != *schema {
+            return differs(manifest, "its trainable tensors are others than `schema` says");
+        }
+        if again.specs() != *stages {
+            return differs(manifest, "its graphs have other ports than `stages` says");
+        }
+        for crate::stage::FrozenTensor { name, source, .. } in &again.frozen {
+            // Scalings, frequencies, distances: values that are the design's and not the checkpoint's.
+            if let FrozenSource::Values(values) = source
+                && self.frozen.values(name).as_deref() != Some(values)
+            {
+                return differs(self.file("frozen.safetensors"), &format!("{name:?} has other values"));
+            }
+        }
+        let mut made = vec![again];
+        if let Some(fused) = fused {
+            let again = design.fused_stages()?;
+            if again.specs() != *fused {
+                return differs(manifest, "its fused graphs have other ports than `fused` says");
+            }
+            made.push(again);
+        }
+        let same_maker = *made_by == build::maker();
+        for (name, bytes) in made.iter().flat_map(Stages::files).filter(|_| same_maker) {
+            let found = self.manifest.files.get(name).map(|entry| entry.blake3.as_str());
+            if found != Some(blake3::hash(bytes).to_hex().as_str()) {
+                return differs(self.file(name), "the graph is another one");
+            }
+        }
+        Ok(same_maker)
     }
 
     /// Where the tokenizer is.
@@ -298,6 +363,10 @@ fn verify(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackErr
         return Err(PackError::Foreign { name: name.to_owned() });
     }
     let path = directory.join(name);
+    let found = std::fs::metadata(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
+    if !found.is_file() || found.len() != entry.bytes {
+        return Err(PackError::Size { path, expected: entry.bytes, found: found.len() });
+    }
     let found = digest_of_file(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
     if found == entry.blake3 { Ok(()) } else { Err(PackError::Damaged { path, expected: entry.blake3.clone(), found }) }
 }
@@ -342,6 +411,9 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     }
     if design.head.task != Task::CausalLm && labels.len() != design.head.labels {
         return fail(format!("{} labels, but the head has {}", labels.len(), design.head.labels));
+    }
+    if let Some(problem) = build::labels_problem(labels) {
+        return fail(problem);
     }
     if schema.tensors.windows(2).any(|pair| pair[0].name >= pair[1].name) {
         return fail("the schema is not ordered by name".to_owned());

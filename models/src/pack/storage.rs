@@ -285,16 +285,13 @@ struct MatrixError {
 
 impl MatrixError {
     fn add(&mut self, pairs: impl Iterator<Item = (f32, f32)>) {
-        let (mut squares, mut errors, mut largest) = (0f32, 0f32, 0f32);
+        // In f64, where no square of an f32 overflows.
         for (value, stored) in pairs {
-            let error = stored - value;
-            squares += value * value;
-            errors += error * error;
-            largest = largest.max(error.abs());
+            let (value, error) = (f64::from(value), f64::from(stored) - f64::from(value));
+            self.squares += value * value;
+            self.errors += error * error;
+            self.largest = self.largest.max(error.abs());
         }
-        self.squares += f64::from(squares);
-        self.errors += f64::from(errors);
-        self.largest = self.largest.max(f64::from(largest));
     }
 
     fn relative(&self) -> f64 {
@@ -403,6 +400,14 @@ mod tests {
         let (_folder, _path, result) = written(&[(tensor("big", &[1, 2], Storage::F16, None), vec![1.0, 1e6])]);
         let error = result.unwrap_err().to_string();
         assert!(error.contains("\"big\"") && error.contains("1000000") && error.contains("int8"), "{error}");
+    }
+
+    #[test]
+    fn the_errors_of_huge_values_are_finite_numbers() {
+        let values = vec![3e38, -1e38, 2e38, 1e30];
+        let (_folder, _, rounding) = written(&[(tensor("m", &[2, 2], Storage::Int8, None), values)]);
+        let rounding = rounding.unwrap().unwrap();
+        assert!(rounding.relative_rms > 0.0 && rounding.relative_rms < 0.01, "{rounding:?}");
     }
 
     #[test]

@@ -286,7 +286,7 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
         Op::Unskew => gradients[0] = Some(g.op(Op::Skew, &[dy])?),
         // See Op::AttentionGrad.
         Op::Attention(form) => {
-            let operands = [x.as_slice(), &[node.outputs[1], dy]].concat();
+            let operands = [x.as_slice(), &[dy]].concat();
             let parts = g.apply(Op::AttentionGrad(*form), &operands)?;
             parts.into_iter().enumerate().for_each(|(at, part)| gradients[at] = wants(at).then_some(part));
         }
@@ -299,6 +299,7 @@ fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Result<Vec
         | Op::ExpandLike
         | Op::Sign
         | Op::Cast
+        | Op::Narrow
         | Op::Dequantize => {
             return Err(GraphError::NoRule { op: node.op.name() });
         }

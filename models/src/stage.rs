@@ -7,7 +7,7 @@
 //! and the widening of stored weights, which are done again.
 
 use crate::gradient::gradient;
-use crate::graph::{DType, Dim, Extract, Graph, GraphError, Id, Op, Shape};
+use crate::graph::{DType, Dim, Extract, Graph, GraphError, Id, Op, Shape, Value};
 use crate::onnx;
 use crate::pack::Storage;
 use crate::peft::{LoraSettings, PREFIX, Peft};
@@ -174,14 +174,30 @@ pub struct StageSpec {
     pub backward_lowest: Option<GraphSpec>,
     /// The result alone.
     pub evaluate: GraphSpec,
+    /// `forward` and its gradients with the large residuals in half precision; only blocks of fused operators have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half: Option<HalfSpec>,
+}
+
+/// Graph files of a stage that keep in half precision what a layer keeps.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HalfSpec {
+    /// As [`StageSpec::forward`].
+    pub forward: GraphSpec,
+    /// As [`StageSpec::backward`].
+    pub backward: GraphSpec,
+    /// As [`StageSpec::backward_lowest`].
+    pub backward_lowest: Option<GraphSpec>,
 }
 
 impl StageSpec {
     /// The graph files there are.
     pub fn graphs(&self) -> impl Iterator<Item = &GraphSpec> {
-        [Some(&self.forward), self.backward.as_ref(), self.backward_lowest.as_ref(), Some(&self.evaluate)]
-            .into_iter()
-            .flatten()
+        let whole = [Some(&self.forward), self.backward.as_ref(), self.backward_lowest.as_ref(), Some(&self.evaluate)];
+        let half = self.half.iter();
+        let half = half.flat_map(|half| [Some(&half.forward), Some(&half.backward), half.backward_lowest.as_ref()]);
+        whole.into_iter().chain(half).flatten()
     }
 }
 
@@ -322,6 +338,8 @@ pub struct CompiledStage {
     pub graph: Graph,
     /// The part of it that each file is.
     pub cuts: Cuts,
+    /// The same with the large residuals in half precision, where the stage has it.
+    pub half: Option<(Graph, Cuts)>,
 }
 
 /// The parts of a stage's graph, by file.
@@ -333,6 +351,20 @@ pub struct Cuts {
     pub backward: Option<Extract>,
     /// The result alone.
     pub evaluate: Extract,
+}
+
+/// Parts of a stage's graph while it is cut.
+struct Passes {
+    forward: Extract,
+    backward: Option<Extract>,
+    lowest: Option<Extract>,
+}
+
+/// An activation in half precision, and that widened again.
+#[derive(Clone, Copy)]
+struct Halved {
+    narrow: Id,
+    widened: Id,
 }
 
 impl<'a> Stage<'a> {
@@ -664,7 +696,7 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// What differentiation or writing refuses.
     pub fn compile(mut self, stem: &str, ending: Ending) -> Result<CompiledStage, GraphError> {
-        let (result, evaluated, mut forward_results) = match ending {
+        let (result, evaluated, flowing) = match ending {
             Ending::Hidden(hidden) => {
                 self.graph.rename(hidden, "hidden_out");
                 self.bindings.insert(hidden, Binding::Hidden);
@@ -678,10 +710,57 @@ impl<'a> Stage<'a> {
             }
         };
         let computed = self.forward_values();
+        // Made before the gradient's nodes, which read them in the one variant of the graph.
+        let halves = self.halves(ending, &computed)?;
+        let first_gradient = self.graph.nodes().len();
         let gradients = self.differentiate(ending, result)?;
-        let cut: BTreeSet<Id> = computed.iter().filter(|id| !self.is_done_again(**id)).copied().collect();
+        let evaluate = self.graph.extract(&evaluated, &BTreeSet::new());
+        let mut files = Vec::new();
 
-        let backward = (!gradients.is_empty()).then(|| self.graph.extract(&gradients, &cut));
+        let whole = self.passes(&flowing, &gradients, &computed);
+        let forward_file = self.file(stem, "forward", &whole.forward, &mut files)?;
+        let backward_file = self.optional_file(stem, "backward", whole.backward.as_ref(), &mut files)?;
+        let lowest_file = self.optional_file(stem, "backward_lowest", whole.lowest.as_ref(), &mut files)?;
+        // Scores that the backward graph needs were a residual so far.
+        if let Ending::Loss { logits, .. } = ending {
+            self.bindings.insert(logits, Binding::Logits);
+        }
+        let evaluate_file = self.file(stem, "evaluate", &evaluate, &mut files)?;
+
+        let graph = self.graph.clone();
+        let (mut half_spec, mut half) = (None, None);
+        if !halves.is_empty() && whole.backward.is_some() {
+            self.graph.redirect(first_gradient, &|node, operand| {
+                let (own, direct) = (halves.get(&node.inputs[operand])?, node.op.halves());
+                let all = node.inputs[direct.clone()].iter().all(|id| halves.contains_key(id));
+                Some(if all && direct.contains(&operand) { own.narrow } else { own.widened })
+            });
+            let computed = computed.iter().copied().chain(halves.values().map(|half| half.narrow)).collect();
+            let passes = self.passes(&flowing, &gradients, &computed);
+            let forward = self.file(stem, "half.forward", &passes.forward, &mut files)?;
+            let backward = self.optional_file(stem, "half.backward", passes.backward.as_ref(), &mut files)?;
+            let backward_lowest =
+                self.optional_file(stem, "half.backward_lowest", passes.lowest.as_ref(), &mut files)?;
+            half_spec = backward.map(|backward| HalfSpec { forward, backward, backward_lowest });
+            let cuts = Cuts { forward: passes.forward, backward: passes.backward, evaluate: evaluate.clone() };
+            half = Some((std::mem::replace(&mut self.graph, graph.clone()), cuts));
+        }
+        let spec = StageSpec {
+            forward: forward_file,
+            backward: backward_file,
+            backward_lowest: lowest_file,
+            evaluate: evaluate_file,
+            half: half_spec,
+        };
+        let trainable = self.trainable.into_iter().map(|(_, tensor)| tensor).collect();
+        let cuts = Cuts { forward: whole.forward, backward: whole.backward, evaluate };
+        Ok(CompiledStage { spec, files, frozen: self.frozen, trainable, graph, cuts, half })
+    }
+
+    /// Cuts what computes `flowing` from what computes `gradients`; of `computed`, the values that both need are carried over.
+    fn passes(&mut self, flowing: &[Id], gradients: &[Id], computed: &BTreeSet<Id>) -> Passes {
+        let cut: BTreeSet<Id> = computed.iter().filter(|id| !self.is_done_again(**id)).copied().collect();
+        let backward = (!gradients.is_empty()).then(|| self.graph.extract(gradients, &cut));
         let of_trainables = &gradients[..self.trainable.len()];
         let lowest = (!of_trainables.is_empty() && of_trainables.len() < gradients.len())
             .then(|| self.graph.extract(of_trainables, &cut));
@@ -691,30 +770,36 @@ impl<'a> Stage<'a> {
             let name = self.graph.value(id).name.clone();
             self.bindings.entry(id).or_insert(Binding::Residual(name));
         }
-        let uncut = BTreeSet::new();
-        forward_results.extend(&residuals);
-        let forward = self.graph.extract(&forward_results, &uncut);
-        let evaluate = self.graph.extract(&evaluated, &uncut);
+        let forward = self.graph.extract(&[flowing, &residuals].concat(), &BTreeSet::new());
+        Passes { forward, backward, lowest }
+    }
 
-        let mut files = Vec::new();
-        let mut file = |stage: &Self, kind: &str, part: &Extract| stage.file(stem, kind, part, &mut files);
-        let forward_file = file(&self, "forward", &forward)?;
-        let backward_file = backward.as_ref().map(|part| file(&self, "backward", part)).transpose()?;
-        let lowest_file = lowest.as_ref().map(|part| file(&self, "backward_lowest", part)).transpose()?;
-        // Scores that the backward graph needs were a residual so far.
-        if let Ending::Loss { logits, .. } = ending {
-            self.bindings.insert(logits, Binding::Logits);
+    /// Adds to a block of fused operators each of its activations in half precision, and widened again. Not its statistics of
+    /// rows: they would save little, and their rounding would move whole rows.
+    fn halves(&mut self, ending: Ending, computed: &BTreeSet<Id>) -> Result<BTreeMap<Id, Halved>, GraphError> {
+        const NARROWEST: usize = 16;
+        let block = self.layer.is_some() && self.only.is_none() && matches!(ending, Ending::Hidden(_));
+        if !block || !self.graph.is_fused() {
+            return Ok(BTreeMap::new());
         }
-        let evaluate_file = file(&self, "evaluate", &evaluate)?;
-        let spec = StageSpec {
-            forward: forward_file,
-            backward: backward_file,
-            backward_lowest: lowest_file,
-            evaluate: evaluate_file,
+        let large = |value: &Value| {
+            let [first, .., last] = value.shape.as_slice() else { return false };
+            let wide = last.known().map_or(value.shape.len() > 2, |size| size >= NARROWEST);
+            value.dtype == DType::F32 && first.known().is_none() && wide
         };
-        let trainable = self.trainable.into_iter().map(|(_, tensor)| tensor).collect();
-        let cuts = Cuts { forward, backward, evaluate };
-        Ok(CompiledStage { spec, files, frozen: self.frozen, trainable, graph: self.graph, cuts })
+        let mut halves = BTreeMap::new();
+        for &id in computed {
+            let value = self.graph.value(id);
+            if !large(value) {
+                continue;
+            }
+            let name = value.name.clone();
+            let narrow = self.graph.op(Op::Narrow, &[id])?;
+            let widened = self.graph.op(Op::Cast, &[narrow])?;
+            self.graph.rename(narrow, &format!("{name}.half"));
+            halves.insert(id, Halved { narrow, widened });
+        }
+        Ok(halves)
     }
 
     /// Writes one file of the stage.
@@ -731,6 +816,16 @@ impl<'a> Stage<'a> {
         let ports = |ids: &mut dyn Iterator<Item = Id>| ids.map(|id| self.port(id)).collect();
         let (inputs, outputs) = (ports(&mut part.inputs.iter().copied()), ports(&mut part.outputs.iter().copied()));
         Ok(GraphSpec { file: path, inputs, outputs })
+    }
+
+    fn optional_file(
+        &self,
+        stem: &str,
+        kind: &str,
+        part: Option<&Extract>,
+        files: &mut Vec<(String, Vec<u8>)>,
+    ) -> Result<Option<GraphSpec>, GraphError> {
+        part.map(|part| self.file(stem, kind, part, files)).transpose()
     }
 
     fn forward_values(&self) -> BTreeSet<Id> {

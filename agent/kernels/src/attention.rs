@@ -1,10 +1,13 @@
 //! Attention over rows of tokens, one head of one example at a time, and its gradient.
 //!
 //! What is multiplied fits the processor's caches: the matrix of probabilities is made for [`QUERIES`] queries at a time and
-//! never stored. The gradient makes it again from the logarithms of its sums (Dao et al., arXiv 2205.14135).
+//! never stored. The gradient makes it again from queries and keys (Dao et al., arXiv 2205.14135), its sums too: where those were
+//! rounded since, its rows still sum to 1.
 
 use crate::product::{Rows, Sizes, Strided, product};
 use crate::vectors::{COMMON_FMA, exp, largest, sum, vectorised};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// Queries whose probabilities are in memory at once.
 const QUERIES: usize = 32;
@@ -43,24 +46,24 @@ pub struct Span {
     pub position: usize,
 }
 
+/// Numbers in one of two precisions; what is computed of them is always single.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// 32 bits.
+    Single(&'a [f32]),
+    /// 16 bits.
+    Half(&'a [f16]),
+}
+
 /// Rows of tokens: `query` `[Q, h d]`, `key` and `value` `[T, k d]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// Queries.
-    pub query: &'a [f32],
+    pub query: Numbers<'a>,
     /// Keys.
-    pub key: &'a [f32],
+    pub key: Numbers<'a>,
     /// Values.
-    pub value: &'a [f32],
-}
-
-/// What [`attend`] computes for one key head of one example: for each of its query heads a block.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Attended {
-    /// `[h / k, queries, d]`.
-    pub context: Vec<f32>,
-    /// `[h / k, queries]`: `log sum exp` of each query's scores.
-    pub log_sums: Vec<f32>,
+    pub value: Numbers<'a>,
 }
 
 /// The gradients that [`attend_back`] computes for one key head of one example.
@@ -75,17 +78,17 @@ pub struct Gradients {
 }
 
 vectorised! {
-    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the key head `head` of the example `span`.
-    pub fn attend(form: Form, span: Span, head: usize, inputs: Inputs<'_>, out: &mut Attended)
+    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the key head `head` of the example `span`: a block
+    /// for each of its query heads, `[h / k, queries, d]`.
+    pub fn attend(form: Form, span: Span, head: usize, inputs: Inputs<'_>, out: &mut Vec<f32>)
         = attend_of::<true, 8, 32>, attend_of::<true, 4, 16>, attend_of::<COMMON_FMA, 4, 8>
 }
 
 vectorised! {
-    /// The gradients of [`attend`], given that of its result, rows `[Q, h d]`, and its `log_sums` as rows `[Q, h]`:
-    /// with `P = exp(scale Q K^T - log sum)` and `dS = P (dO V^T - sum(P dO V^T))`: `dQ = scale dS K`, `dK = scale dS^T Q`,
-    /// `dV = P^T dO`.
+    /// The gradients of [`attend`], given that of its result, rows `[Q, h d]`: with `P = softmax(scale Q K^T)` and
+    /// `dS = P (dO V^T - sum(P dO V^T))`: `dQ = scale dS K`, `dK = scale dS^T Q`, `dV = P^T dO`.
     pub fn attend_back(
-        form: Form, span: Span, head: usize, inputs: Inputs<'_>, log_sums: &[f32], gradient: &[f32], out: &mut Gradients,
+        form: Form, span: Span, head: usize, inputs: Inputs<'_>, gradient: &[f32], out: &mut Gradients,
     ) = back_of::<true, 8, 32>, back_of::<true, 4, 16>, back_of::<COMMON_FMA, 4, 8>
 }
 
@@ -96,11 +99,29 @@ fn seen(form: Form, span: Span, position: usize) -> std::ops::Range<usize> {
 
 /// One head's columns of the rows `first..first + count`, side by side.
 #[inline(always)]
-fn columns(rows: &[f32], [heads, size]: [usize; 2], head: usize, first: usize, count: usize, into: &mut Vec<f32>) {
-    into.clear();
-    for row in first..first + count {
-        into.extend_from_slice(&rows[(row * heads + head) * size..][..size]);
+fn columns(rows: Numbers<'_>, [heads, size]: [usize; 2], head: usize, first: usize, count: usize, into: &mut Vec<f32>) {
+    into.resize(count * size, 0.0);
+    for (row, into) in (first..first + count).zip(into.chunks_exact_mut(size)) {
+        let place = (row * heads + head) * size;
+        match rows {
+            Numbers::Single(rows) => into.copy_from_slice(&rows[place..][..size]),
+            Numbers::Half(rows) => rows[place..][..size].convert_to_f32_slice(into),
+        }
     }
+}
+
+/// `softmax(scale row)` in its place, over the keys that are seen; the others' are 0.
+#[inline(always)]
+fn softmax<const FMA: bool>(row: &mut [f32], seen: &std::ops::Range<usize>, scale: f32) {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+    let row = &mut row[seen.clone()];
+    let most = scale * largest(row);
+    for value in row.iter_mut() {
+        *value = exp::<FMA>(scale * *value - most);
+    }
+    let share = 1.0 / sum(row.len(), |at| row[at]);
+    row.iter_mut().for_each(|value| *value *= share);
 }
 
 /// `[tokens, size]` as `[size, padded]`, zeros at the end of each row.
@@ -121,7 +142,7 @@ fn attend_of<const FMA: bool, const MR: usize, const NR: usize>(
     span: Span,
     head: usize,
     inputs: Inputs<'_>,
-    out: &mut Attended,
+    out: &mut Vec<f32>,
 ) {
     let Form { heads, key_heads, size, scale, .. } = form;
     let (group, padded) = (heads / key_heads, span.tokens.next_multiple_of(PADDING));
@@ -129,10 +150,8 @@ fn attend_of<const FMA: bool, const MR: usize, const NR: usize>(
     columns(inputs.key, [key_heads, size], head, span.first, span.tokens, &mut keys);
     columns(inputs.value, [key_heads, size], head, span.first, span.tokens, &mut values);
     transpose(&keys, size, padded, &mut turned);
-    out.context.clear();
-    out.context.resize(group * span.queries * size, 0.0);
-    out.log_sums.clear();
-    out.log_sums.resize(group * span.queries, 0.0);
+    out.clear();
+    out.resize(group * span.queries * size, 0.0);
     let mut scores = vec![0.0; QUERIES.min(span.queries) * padded];
     for member in 0..group {
         columns(inputs.query, [heads, size], head * group + member, span.query, span.queries, &mut queries);
@@ -148,22 +167,11 @@ fn attend_of<const FMA: bool, const MR: usize, const NR: usize>(
                 false,
             );
             for (query, row) in scores.chunks_exact_mut(padded).take(count).enumerate() {
-                let seen = seen(form, span, span.position + first + query);
-                let most = scale * largest(&row[seen.clone()]);
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-                let row = &mut row[seen];
-                for value in row.iter_mut() {
-                    *value = exp::<FMA>(scale * *value - most);
-                }
-                let total = sum(row.len(), |at| row[at]);
-                let share = 1.0 / total;
-                row.iter_mut().for_each(|value| *value *= share);
-                out.log_sums[member * span.queries + first + query] = most + total.ln();
+                softmax::<FMA>(row, &seen(form, span, span.position + first + query), scale);
             }
             let sizes = Sizes { m: count, n: size, k: span.tokens };
             let left = Strided { data: &scores, rows: padded, columns: 1 };
-            let context = &mut out.context[(member * span.queries + first) * size..];
+            let context = &mut out[(member * span.queries + first) * size..];
             product::<FMA, MR, NR>(
                 sizes,
                 left,
@@ -181,7 +189,6 @@ fn back_of<const FMA: bool, const MR: usize, const NR: usize>(
     span: Span,
     head: usize,
     inputs: Inputs<'_>,
-    log_sums: &[f32],
     gradient: &[f32],
     out: &mut Gradients,
 ) {
@@ -204,7 +211,7 @@ fn back_of<const FMA: bool, const MR: usize, const NR: usize>(
     for member in 0..group {
         let query_head = head * group + member;
         columns(inputs.query, [heads, size], query_head, span.query, span.queries, &mut queries);
-        columns(gradient, [heads, size], query_head, span.query, span.queries, &mut flowing);
+        columns(Numbers::Single(gradient), [heads, size], query_head, span.query, span.queries, &mut flowing);
         for first in (0..span.queries).step_by(QUERIES) {
             let count = QUERIES.min(span.queries - first);
             let to_keys = Sizes { m: count, n: padded, k: size };
@@ -222,18 +229,13 @@ fn back_of<const FMA: bool, const MR: usize, const NR: usize>(
             }
             let both = probabilities.chunks_exact_mut(padded).zip(slopes.chunks_exact_mut(padded));
             for (query, (probability, slope)) in both.take(count).enumerate() {
-                let log_sum = log_sums[(span.query + first + query) * heads + query_head];
                 let seen = seen(form, span, span.position + first + query);
-                for row in [&mut *probability, &mut *slope] {
-                    row[..seen.start].fill(0.0);
-                    row[seen.end..].fill(0.0);
-                }
-                let (probability, slope) = (&mut probability[seen.clone()], &mut slope[seen]);
-                for value in probability.iter_mut() {
-                    *value = exp::<FMA>(scale * *value - log_sum);
-                }
+                softmax::<FMA>(probability, &seen, scale);
+                slope[..seen.start].fill(0.0);
+                slope[seen.end..].fill(0.0);
+                let (probability, slope) = (&probability[seen.clone()], &mut slope[seen]);
                 let mean = sum(slope.len(), |at| probability[at] * slope[at]);
-                for (slope, &probability) in slope.iter_mut().zip(&*probability) {
+                for (slope, &probability) in slope.iter_mut().zip(probability) {
                     *slope = scale * probability * (*slope - mean);
                 }
             }
@@ -298,11 +300,12 @@ mod tests {
 
     impl Case {
         fn inputs(&self) -> Inputs<'_> {
-            Inputs { query: &self.query, key: &self.key, value: &self.value }
+            let [query, key, value] = [&self.query, &self.key, &self.value].map(|rows| Numbers::Single(rows));
+            Inputs { query, key, value }
         }
 
         /// The probabilities of query `at` of a query head, in f64, by the formula.
-        fn probabilities(&self, at: usize, query_head: usize) -> (Vec<f64>, f64) {
+        fn probabilities(&self, at: usize, query_head: usize) -> Vec<f64> {
             let Form { heads, key_heads, size, scale, .. } = self.form;
             let head = query_head / (heads / key_heads);
             let score = |key: usize| {
@@ -314,7 +317,7 @@ mod tests {
             let weight = |key| if seen.contains(&key) { score(key).exp() } else { 0.0 };
             let weights: Vec<f64> = (0..self.span.tokens).map(weight).collect();
             let total: f64 = weights.iter().sum();
-            (weights.into_iter().map(|weight| weight / total).collect(), total.ln())
+            weights.into_iter().map(|weight| weight / total).collect()
         }
 
         /// `value` or its like, of a token and a feature.
@@ -338,34 +341,45 @@ mod tests {
         fn attention_is_what_its_formula_says(case in cases()) {
             let (group, size, queries) = (HEADS / case.form.key_heads, case.form.size, case.span.queries);
             for head in 0..case.form.key_heads {
-                let mut out = Attended::default();
+                let mut out = Vec::new();
                 attend(case.form, case.span, head, case.inputs(), &mut out);
                 for (member, at) in (0..group).flat_map(|member| (0..queries).map(move |at| (member, at))) {
-                    let (weights, log_sum) = case.probabilities(at, head * group + member);
-                    prop_assert!(close(out.log_sums[member * queries + at], log_sum));
+                    let weights = case.probabilities(at, head * group + member);
                     for feature in 0..size {
                         let weighted = weights.iter().enumerate().map(|(token, w)| w * case.of_key(&case.value, token, head, feature));
-                        prop_assert!(close(out.context[(member * queries + at) * size + feature], weighted.sum()));
+                        prop_assert!(close(out[(member * queries + at) * size + feature], weighted.sum()));
                     }
                 }
             }
         }
 
         #[test]
+        fn halves_give_what_the_numbers_that_they_hold_do(case in cases()) {
+            let halves = [&case.query, &case.key, &case.value]
+                .map(|rows| rows.iter().map(|&number| f16::from_f32(number)).collect::<Vec<_>>());
+            let held = halves.each_ref().map(|rows| rows.iter().map(|half| half.to_f32()).collect::<Vec<_>>());
+            let inputs = |[query, key, value]: [Numbers<'_>; 3]| {
+                let (mut out, mut back) = (Vec::new(), Gradients::default());
+                let inputs = Inputs { query, key, value };
+                attend(case.form, case.span, 0, inputs, &mut out);
+                attend_back(case.form, case.span, 0, inputs, &case.gradient, &mut back);
+                (out, back)
+            };
+            let halved = inputs(halves.each_ref().map(|rows| Numbers::Half(rows)));
+            prop_assert_eq!(halved, inputs(held.each_ref().map(|rows| Numbers::Single(rows))));
+        }
+
+        #[test]
         fn its_gradient_is_what_its_formula_says(case in cases()) {
             let Form { key_heads, size, scale, .. } = case.form;
             let (group, queries, tokens) = (HEADS / key_heads, case.span.queries, case.span.tokens);
-            let mut log_sums = vec![0.0; (2 + queries) * HEADS];
-            for (at, head) in (0..queries).flat_map(|at| (0..HEADS).map(move |head| (at, head))) {
-                log_sums[(2 + at) * HEADS + head] = case.probabilities(at, head).1 as f32;
-            }
             for head in 0..key_heads {
                 let mut out = Gradients::default();
-                attend_back(case.form, case.span, head, case.inputs(), &log_sums, &case.gradient, &mut out);
+                attend_back(case.form, case.span, head, case.inputs(), &case.gradient, &mut out);
                 let (mut of_key, mut of_value) = (vec![0.0; tokens * size], vec![0.0; tokens * size]);
                 for (member, at) in (0..group).flat_map(|member| (0..queries).map(move |at| (member, at))) {
                     let query_head = head * group + member;
-                    let (weights, _) = case.probabilities(at, query_head);
+                    let weights = case.probabilities(at, query_head);
                     let slope = |token| (0..size).map(|f| case.above(at, query_head, f) * case.of_key(&case.value, token, head, f)).sum::<f64>();
                     let slopes: Vec<f64> = (0..tokens).map(slope).collect();
                     let mean: f64 = slopes.iter().zip(&weights).map(|(slope, weight)| slope * weight).sum();

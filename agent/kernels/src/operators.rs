@@ -1,8 +1,10 @@
 //! The operators of the domain `skiff`, for ONNX Runtime. Work is cut into pieces that its own threads take; each piece writes
 //! what no other does, so the result does not depend on who takes which.
 
-use crate::attention::{self, Attended, Form, Gradients, Inputs, Span};
+use crate::attention::{self, Form, Gradients, Inputs, Numbers, Span};
 use crate::elementwise::{self, Norm};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use ort::operator::{
     BoxedKernel, ComputeContext, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
@@ -19,20 +21,39 @@ const PIECE: usize = 16_384;
 /// # Errors
 /// What ONNX Runtime refuses.
 pub fn domain() -> ort::Result<OperatorDomain> {
-    OperatorDomain::new(DOMAIN)?
-        .add(Fused::GeluGrad)?
-        .add(Fused::SoftmaxGrad)?
-        .add(Fused::LayerNormGrad)?
-        .add(Fused::RmsNormGrad)?
-        .add(Fused::Attention)?
-        .add(Fused::AttentionGrad)?
-        .add(Fused::AttentionAt)?
-        .add(Fused::AttentionAtGrad)
+    let whole = |name, kind| Fused { name, kind, half: false };
+    let of_half = |name, kind| Fused { name, kind, half: true };
+    let all = [
+        whole("Narrow", Kind::Narrow),
+        whole("GeluGrad", Kind::GeluGrad),
+        of_half("GeluGradOfHalf", Kind::GeluGrad),
+        whole("SoftmaxGrad", Kind::SoftmaxGrad),
+        whole("LayerNormGrad", Kind::LayerNormGrad),
+        of_half("LayerNormGradOfHalf", Kind::LayerNormGrad),
+        whole("RmsNormGrad", Kind::RmsNormGrad),
+        of_half("RmsNormGradOfHalf", Kind::RmsNormGrad),
+        whole("Attention", Kind::Attention { one_query: false }),
+        whole("AttentionAt", Kind::Attention { one_query: true }),
+        whole("AttentionGrad", Kind::AttentionGrad { one_query: false }),
+        of_half("AttentionGradOfHalf", Kind::AttentionGrad { one_query: false }),
+        whole("AttentionAtGrad", Kind::AttentionGrad { one_query: true }),
+    ];
+    all.into_iter().try_fold(OperatorDomain::new(DOMAIN)?, OperatorDomain::add)
 }
 
 /// An operator. Shapes are those of the graph's operator of the same name.
 #[derive(Clone, Copy, Debug)]
-enum Fused {
+struct Fused {
+    name: &'static str,
+    kind: Kind,
+    /// Whether what was kept from the forward pass comes in half precision.
+    half: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// A number in single precision to the nearest in half precision, ties to even.
+    Narrow,
     /// `x`, `dy`.
     GeluGrad,
     /// `y`, `dy`.
@@ -41,68 +62,59 @@ enum Fused {
     LayerNormGrad,
     /// `dy`, `x`, weight, inverse.
     RmsNormGrad,
-    /// Queries, keys, values, first rows; to context and log sums.
-    Attention,
-    /// Those, log sums, gradient of the context; to three gradients.
-    AttentionGrad,
-    /// Queries, keys, values, first rows, rows of the queries, one for each example.
-    AttentionAt,
-    /// As above.
-    AttentionAtGrad,
+    /// Queries, keys, values, first rows, and where there is one query for each example its row; to the context.
+    Attention { one_query: bool },
+    /// Those, gradient of the context; to three gradients.
+    AttentionGrad { one_query: bool },
 }
 
 impl Operator for Fused {
     type Kernel<'attr> = BoxedKernel<'attr>;
 
     fn name(&self) -> &str {
-        match self {
-            Self::GeluGrad => "GeluGrad",
-            Self::SoftmaxGrad => "SoftmaxGrad",
-            Self::LayerNormGrad => "LayerNormGrad",
-            Self::RmsNormGrad => "RmsNormGrad",
-            Self::Attention => "Attention",
-            Self::AttentionGrad => "AttentionGrad",
-            Self::AttentionAt => "AttentionAt",
-            Self::AttentionAtGrad => "AttentionAtGrad",
-        }
+        self.name
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
         let (numbers, rows) = (TensorElementType::Float32, TensorElementType::Int64);
-        let kinds = match self {
-            Self::GeluGrad | Self::SoftmaxGrad => vec![numbers; 2],
-            Self::LayerNormGrad => vec![numbers; 5],
-            Self::RmsNormGrad => vec![numbers; 4],
-            Self::Attention => vec![numbers, numbers, numbers, rows],
-            Self::AttentionGrad => vec![numbers, numbers, numbers, rows, numbers, numbers],
-            Self::AttentionAt => vec![numbers, numbers, numbers, rows, rows],
-            Self::AttentionAtGrad => vec![numbers, numbers, numbers, rows, rows, numbers, numbers],
+        let kept = if self.half { TensorElementType::Float16 } else { numbers };
+        let attention = |one_query: bool| [vec![kept; 3], vec![rows; 1 + usize::from(one_query)]].concat();
+        let kinds = match self.kind {
+            Kind::Narrow => vec![numbers],
+            Kind::GeluGrad | Kind::SoftmaxGrad => vec![kept, numbers],
+            Kind::LayerNormGrad => vec![numbers, kept, numbers, numbers, numbers],
+            Kind::RmsNormGrad => vec![numbers, kept, numbers, numbers],
+            Kind::Attention { one_query } => attention(one_query),
+            Kind::AttentionGrad { one_query } => [attention(one_query), vec![numbers]].concat(),
         };
         kinds.into_iter().map(OperatorInput::required)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        let results = match self {
-            Self::GeluGrad | Self::SoftmaxGrad | Self::LayerNormGrad | Self::RmsNormGrad => 1,
-            Self::Attention | Self::AttentionAt => 2,
-            Self::AttentionGrad | Self::AttentionAtGrad => 3,
+        let results = match self.kind {
+            Kind::Narrow => vec![TensorElementType::Float16],
+            Kind::AttentionGrad { .. } => vec![TensorElementType::Float32; 3],
+            Kind::GeluGrad | Kind::SoftmaxGrad | Kind::LayerNormGrad | Kind::RmsNormGrad | Kind::Attention { .. } => {
+                vec![TensorElementType::Float32]
+            }
         };
-        std::iter::repeat_with(|| OperatorOutput::required(TensorElementType::Float32)).take(results)
+        results.into_iter().map(OperatorOutput::required)
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
-        let operator = *self;
-        Ok(match self {
-            Self::GeluGrad | Self::SoftmaxGrad | Self::LayerNormGrad | Self::RmsNormGrad => {
-                Box::new(move |context: &ComputeContext| operator.gradient(context))
+        let Self { kind, .. } = *self;
+        Ok(match kind {
+            Kind::Narrow => Box::new(narrow),
+            Kind::GeluGrad | Kind::SoftmaxGrad | Kind::LayerNormGrad | Kind::RmsNormGrad => {
+                Box::new(move |context: &ComputeContext| elementwise_gradient(kind, context))
             }
-            Self::Attention | Self::AttentionAt => {
+            Kind::Attention { one_query } => {
                 let form = form(context)?;
-                Box::new(move |context: &ComputeContext| operator.attention(context, form))
+                Box::new(move |context: &ComputeContext| attention(context, form, one_query))
             }
-            Self::AttentionGrad | Self::AttentionAtGrad => {
+            Kind::AttentionGrad { one_query } => {
                 let form = form(context)?;
-                Box::new(move |context: &ComputeContext| operator.attention_grad(context, form))
+                Box::new(move |context: &ComputeContext| attention_grad(context, form, one_query))
             }
         })
     }
@@ -127,107 +139,107 @@ fn form(context: &KernelContext<'_>) -> ort::Result<Form> {
     Ok(Form { heads, key_heads, size, scale, causal: whole("causal")? != 0, window })
 }
 
-impl Fused {
-    /// The gradient of an operator whose result has its operand's shape.
-    fn gradient(self, context: &ComputeContext) -> ort::Result<()> {
-        let values = inputs(context)?;
-        let tensors = values.iter().map(numbers).collect::<ort::Result<Vec<_>>>()?;
-        let (shape, first) = &tensors[0];
-        let mut result = output(context, 0, shape)?;
-        let (_, result) = result.try_extract_tensor_mut::<f32>()?;
-        let row = match self {
-            Self::LayerNormGrad | Self::RmsNormGrad => tensors[2].1.len(),
-            Self::SoftmaxGrad => shape.last().copied().unwrap_or(1),
-            Self::GeluGrad | Self::Attention | Self::AttentionGrad | Self::AttentionAt | Self::AttentionAtGrad => 1,
-        };
-        let count = first.len();
-        if count == 0 {
-            return Ok(());
+fn narrow(context: &ComputeContext) -> ort::Result<()> {
+    let values = inputs(context)?;
+    let (shape, numbers) = values[0].try_extract_tensor::<f32>()?;
+    let shape: Vec<usize> = shape.iter().map(|&size| size as usize).collect();
+    let mut result = output(context, 0, &shape)?;
+    let (_, result) = result.try_extract_tensor_mut::<f16>()?;
+    in_pieces(context, result, PIECE, |start, out| out.convert_from_f32_slice(&numbers[start..start + out.len()]))
+}
+
+/// The gradient of an operator whose result has its operand's shape.
+fn elementwise_gradient(kind: Kind, context: &ComputeContext) -> ort::Result<()> {
+    let values = inputs(context)?;
+    let tensors = values.iter().map(numbers).collect::<ort::Result<Vec<_>>>()?;
+    let (shape, first) = &tensors[0];
+    let mut result = output(context, 0, shape)?;
+    let (_, result) = result.try_extract_tensor_mut::<f32>()?;
+    let row = match kind {
+        Kind::LayerNormGrad | Kind::RmsNormGrad => tensors[2].1.len(),
+        Kind::SoftmaxGrad => shape.last().copied().unwrap_or(1),
+        Kind::Narrow | Kind::GeluGrad | Kind::Attention { .. } | Kind::AttentionGrad { .. } => 1,
+    };
+    let count = first.len();
+    if count == 0 {
+        return Ok(());
+    }
+    let rows = count / row.max(1);
+    let expected: Vec<usize> = match kind {
+        Kind::LayerNormGrad => vec![count, count, row, rows, rows],
+        Kind::RmsNormGrad => vec![count, count, row, rows],
+        Kind::Narrow | Kind::GeluGrad | Kind::SoftmaxGrad | Kind::Attention { .. } | Kind::AttentionGrad { .. } => {
+            vec![count, count]
         }
-        let rows = count / row.max(1);
-        let expected: Vec<usize> = match self {
-            Self::LayerNormGrad => vec![count, count, row, rows, rows],
-            Self::RmsNormGrad => vec![count, count, row, rows],
-            Self::GeluGrad
-            | Self::SoftmaxGrad
-            | Self::Attention
-            | Self::AttentionGrad
-            | Self::AttentionAt
-            | Self::AttentionAtGrad => vec![count, count],
-        };
-        let lengths: Vec<usize> = tensors.iter().map(|(_, values)| values.len()).collect();
-        if row == 0 || rows * row != count || lengths != expected {
-            return Err(ort::Error::new(format!("operands of {lengths:?} numbers, expected {expected:?}")));
-        }
-        let piece = (PIECE / row).max(1) * row;
-        let part = |at: usize, start: usize, length: usize| &tensors[at].1[start..start + length];
-        in_pieces(context, result, piece, |start, out| {
-            let of_rows = |at: usize| part(at, start / row, out.len() / row);
-            match self {
-                Self::SoftmaxGrad => {
-                    elementwise::softmax_grad(part(0, start, out.len()), part(1, start, out.len()), row, out);
-                }
-                Self::LayerNormGrad | Self::RmsNormGrad => {
-                    let centred = matches!(self, Self::LayerNormGrad);
-                    let (mean, inverse) = (centred.then(|| of_rows(3)), of_rows(3 + usize::from(centred)));
-                    let (dy, x) = (part(0, start, out.len()), part(1, start, out.len()));
-                    elementwise::norm_grad(Norm { dy, x, weight: tensors[2].1, mean, inverse }, out);
-                }
-                Self::GeluGrad | Self::Attention | Self::AttentionGrad | Self::AttentionAt | Self::AttentionAtGrad => {
-                    elementwise::gelu_grad(part(0, start, out.len()), part(1, start, out.len()), out)
-                }
+    };
+    let lengths: Vec<usize> = tensors.iter().map(|(_, values)| values.len()).collect();
+    if row == 0 || rows * row != count || lengths != expected {
+        return Err(ort::Error::new(format!("operands of {lengths:?} numbers, expected {expected:?}")));
+    }
+    let piece = (PIECE / row).max(1) * row;
+    in_pieces(context, result, piece, |start, out| {
+        // What comes in half precision is widened a piece at a time, which the cache holds.
+        let mut widened = [Vec::new(), Vec::new()];
+        let [first, second] = &mut widened;
+        let first = tensors[0].1.part(start, out.len(), first);
+        let second = tensors[1].1.part(start, out.len(), second);
+        let whole = |at: usize| tensors[at].1.single();
+        let of_rows = |at: usize| &whole(at)[start / row..][..out.len() / row];
+        match kind {
+            Kind::SoftmaxGrad => elementwise::softmax_grad(first, second, row, out),
+            Kind::LayerNormGrad | Kind::RmsNormGrad => {
+                let centred = matches!(kind, Kind::LayerNormGrad);
+                let (mean, inverse) = (centred.then(|| of_rows(3)), of_rows(3 + usize::from(centred)));
+                elementwise::norm_grad(Norm { dy: first, x: second, weight: whole(2), mean, inverse }, out);
             }
-        })
-    }
-
-    fn attention(self, context: &ComputeContext, form: Form) -> ort::Result<()> {
-        let values = inputs(context)?;
-        let operands = Operands::of(&values, form, matches!(self, Self::AttentionAt))?;
-        let mut attended = output(context, 0, &[operands.queries, form.heads * form.size])?;
-        let mut log_sums = output(context, 1, &[operands.queries, form.heads])?;
-        let attended =
-            operands
-                .by_example(attended.try_extract_tensor_mut::<f32>()?.1, form.heads * form.size, |span| span.queries);
-        let log_sums =
-            operands.by_example(log_sums.try_extract_tensor_mut::<f32>()?.1, form.heads, |span| span.queries);
-        let group = form.heads / form.key_heads;
-        context.par_for(operands.spans.len() * form.key_heads, 0, |piece| {
-            let (example, head) = (piece / form.key_heads, piece % form.key_heads);
-            let span = operands.spans[example];
-            let mut found = Attended::default();
-            attention::attend(form, span, head, operands.inputs, &mut found);
-            put(&attended[example], &found.context, span.queries, form.size, [form.heads, head * group]);
-            put(&log_sums[example], &found.log_sums, span.queries, 1, [form.heads, head * group]);
-        })
-    }
-
-    fn attention_grad(self, context: &ComputeContext, form: Form) -> ort::Result<()> {
-        let values = inputs(context)?;
-        let at = matches!(self, Self::AttentionAtGrad);
-        let operands = Operands::of(&values, form, at)?;
-        let [log_sums, gradient] = [4, 5].map(|place| numbers(&values[place + usize::from(at)]));
-        let ((_, log_sums), (_, gradient)) = (log_sums?, gradient?);
-        let (wide, narrow) = (form.heads * form.size, form.key_heads * form.size);
-        if log_sums.len() != operands.queries * form.heads || gradient.len() != operands.queries * wide {
-            return Err(ort::Error::new("the gradient or the log sums are not of the queries' size"));
+            Kind::Narrow | Kind::GeluGrad | Kind::Attention { .. } | Kind::AttentionGrad { .. } => {
+                elementwise::gelu_grad(first, second, out);
+            }
         }
-        let mut query = output(context, 0, &[operands.queries, wide])?;
-        let mut key = output(context, 1, &[operands.tokens, narrow])?;
-        let mut value = output(context, 2, &[operands.tokens, narrow])?;
-        let query = operands.by_example(query.try_extract_tensor_mut::<f32>()?.1, wide, |span| span.queries);
-        let key = operands.by_example(key.try_extract_tensor_mut::<f32>()?.1, narrow, |span| span.tokens);
-        let value = operands.by_example(value.try_extract_tensor_mut::<f32>()?.1, narrow, |span| span.tokens);
-        let group = form.heads / form.key_heads;
-        context.par_for(operands.spans.len() * form.key_heads, 0, |piece| {
-            let (example, head) = (piece / form.key_heads, piece % form.key_heads);
-            let span = operands.spans[example];
-            let mut found = Gradients::default();
-            attention::attend_back(form, span, head, operands.inputs, log_sums, gradient, &mut found);
-            put(&query[example], &found.query, span.queries, form.size, [form.heads, head * group]);
-            put(&key[example], &found.key, span.tokens, form.size, [form.key_heads, head]);
-            put(&value[example], &found.value, span.tokens, form.size, [form.key_heads, head]);
-        })
+    })
+}
+
+fn attention(context: &ComputeContext, form: Form, one_query: bool) -> ort::Result<()> {
+    let values = inputs(context)?;
+    let operands = Operands::of(&values, form, one_query)?;
+    let wide = form.heads * form.size;
+    let mut attended = output(context, 0, &[operands.queries, wide])?;
+    let attended = operands.by_example(attended.try_extract_tensor_mut::<f32>()?.1, wide, |span| span.queries);
+    let group = form.heads / form.key_heads;
+    context.par_for(operands.spans.len() * form.key_heads, 0, |piece| {
+        let (example, head) = (piece / form.key_heads, piece % form.key_heads);
+        let span = operands.spans[example];
+        let mut found = Vec::new();
+        attention::attend(form, span, head, operands.inputs, &mut found);
+        put(&attended[example], &found, span.queries, form.size, [form.heads, head * group]);
+    })
+}
+
+fn attention_grad(context: &ComputeContext, form: Form, one_query: bool) -> ort::Result<()> {
+    let values = inputs(context)?;
+    let operands = Operands::of(&values, form, one_query)?;
+    let (_, gradient) = numbers(&values[4 + usize::from(one_query)])?;
+    let (wide, narrow) = (form.heads * form.size, form.key_heads * form.size);
+    if gradient.len() != operands.queries * wide {
+        return Err(ort::Error::new("the gradient is not of the queries' size"));
     }
+    let gradient = gradient.single();
+    let mut query = output(context, 0, &[operands.queries, wide])?;
+    let mut key = output(context, 1, &[operands.tokens, narrow])?;
+    let mut value = output(context, 2, &[operands.tokens, narrow])?;
+    let query = operands.by_example(query.try_extract_tensor_mut::<f32>()?.1, wide, |span| span.queries);
+    let key = operands.by_example(key.try_extract_tensor_mut::<f32>()?.1, narrow, |span| span.tokens);
+    let value = operands.by_example(value.try_extract_tensor_mut::<f32>()?.1, narrow, |span| span.tokens);
+    let group = form.heads / form.key_heads;
+    context.par_for(operands.spans.len() * form.key_heads, 0, |piece| {
+        let (example, head) = (piece / form.key_heads, piece % form.key_heads);
+        let span = operands.spans[example];
+        let mut found = Gradients::default();
+        attention::attend_back(form, span, head, operands.inputs, gradient, &mut found);
+        put(&query[example], &found.query, span.queries, form.size, [form.heads, head * group]);
+        put(&key[example], &found.key, span.tokens, form.size, [form.key_heads, head]);
+        put(&value[example], &found.value, span.tokens, form.size, [form.key_heads, head]);
+    })
 }
 
 /// The operands of attention, looked at.
@@ -308,13 +320,13 @@ fn put(rows: &Mutex<&mut [f32]>, blocks: &[f32], count: usize, size: usize, [hea
 }
 
 /// Has the threads fill `result`, `piece` numbers at a time: `fill` gets the place of the first and the numbers.
-fn in_pieces(
+fn in_pieces<T: Send>(
     context: &ComputeContext,
-    result: &mut [f32],
+    result: &mut [T],
     piece: usize,
-    fill: impl Fn(usize, &mut [f32]) + Send + Sync,
+    fill: impl Fn(usize, &mut [T]) + Send + Sync,
 ) -> ort::Result<()> {
-    let pieces: Vec<Mutex<&mut [f32]>> = result.chunks_mut(piece).map(Mutex::new).collect();
+    let pieces: Vec<Mutex<&mut [T]>> = result.chunks_mut(piece).map(Mutex::new).collect();
     context.par_for(pieces.len(), 0, |at| {
         fill(at * piece, &mut pieces[at].lock().unwrap_or_else(PoisonError::into_inner));
     })
@@ -331,7 +343,45 @@ fn output<'a>(context: &'a ComputeContext, at: usize, shape: &[usize]) -> ort::R
 }
 
 /// Shape and numbers of an operand.
-fn numbers<'a>(value: &'a ValueRef<'_>) -> ort::Result<(Vec<usize>, &'a [f32])> {
-    let (shape, values) = value.try_extract_tensor::<f32>()?;
-    Ok((shape.iter().map(|&size| size as usize).collect(), values))
+fn numbers<'a>(value: &'a ValueRef<'_>) -> ort::Result<(Vec<usize>, Numbers<'a>)> {
+    let sizes = |shape: &[i64]| shape.iter().map(|&size| size as usize).collect();
+    Ok(match value.dtype().tensor_type() {
+        Some(TensorElementType::Float16) => {
+            let (shape, values) = value.try_extract_tensor::<f16>()?;
+            (sizes(shape), Numbers::Half(values))
+        }
+        _ => {
+            let (shape, values) = value.try_extract_tensor::<f32>()?;
+            (sizes(shape), Numbers::Single(values))
+        }
+    })
+}
+
+impl<'a> Numbers<'a> {
+    const fn len(self) -> usize {
+        match self {
+            Self::Single(values) => values.len(),
+            Self::Half(values) => values.len(),
+        }
+    }
+
+    /// Those of an operand that always comes in single precision, as ONNX Runtime has checked.
+    const fn single(self) -> &'a [f32] {
+        match self {
+            Self::Single(values) => values,
+            Self::Half(_) => &[],
+        }
+    }
+
+    /// `length` of them from `start` on, in `into` where they have to be widened.
+    fn part(self, start: usize, length: usize, into: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::Single(values) => &values[start..start + length],
+            Self::Half(values) => {
+                into.resize(length, 0.0);
+                values[start..start + length].convert_to_f32_slice(into);
+                into
+            }
+        }
+    }
 }

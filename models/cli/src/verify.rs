@@ -72,7 +72,7 @@ fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
     let open_seconds = monotonic().saturating_sub(begun).as_secs_f64();
     let first = run_all(&pack, &mut trainer)?;
     drop(trainer);
-    let fused = manifest.fused.is_some() && runtime.fuses();
+    let fused = runtime.fuses();
     let fused_difference = match fused {
         true => {
             let mut plain = Trainer::open_with(&runtime, Arc::clone(&pack), Operators::Plain)
@@ -85,7 +85,7 @@ fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
     {
         bail!("the fused graphs score otherwise than the plain ones, by {difference:.1e} of the largest score");
     }
-    let sets = std::iter::once(&manifest.stages).chain(manifest.fused.iter().filter(|_| fused));
+    let sets = std::iter::once(&manifest.stages).chain(fused.then_some(&manifest.fused));
     Ok(Findings {
         files: manifest.files.len(),
         digest: blake3::Hash::from(pack.digest()).to_hex().to_string(),

@@ -132,10 +132,9 @@ impl Attending {
             window: if let Sees::Window(window) = self.sees { Some(window) } else { None },
             one_query: places.is_some(),
         };
-        let results =
-            g.apply(Op::Attention(form), &[vec![query, key, value, firsts], places.into_iter().collect()].concat())?;
-        g.rename(results[1], "log_sums");
-        Ok(g.rename(results[0], "context"))
+        let operands = [vec![query, key, value, firsts], places.into_iter().collect()].concat();
+        let context = g.op(Op::Attention(form), &operands)?;
+        Ok(g.rename(context, "context"))
     }
 
     fn scale(&self) -> f32 {

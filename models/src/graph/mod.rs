@@ -300,6 +300,16 @@ impl Graph {
         if self.shape(source) == &shape { Ok(source) } else { self.op(Op::Reshape(shape), &[source]) }
     }
 
+    /// Has the nodes from number `first` on read `instead(node, operand)` where that is something.
+    pub(crate) fn redirect(&mut self, first: usize, instead: &dyn Fn(&Node, usize) -> Option<Id>) {
+        for node in &mut self.nodes[first..] {
+            let found: Vec<Option<Id>> = (0..node.inputs.len()).map(|operand| instead(node, operand)).collect();
+            for (input, instead) in node.inputs.iter_mut().zip(found) {
+                *input = instead.unwrap_or(*input);
+            }
+        }
+    }
+
     /// Sums `a` down to `shape`: the adjoint of broadcasting `shape` to `a`'s.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The operators: what each computes and what shapes it takes. Each is one ONNX operator, or two or three plain ones.
 
 use super::{DType, Dim, Shape, broadcast, elements};
+use std::ops::Range;
 
 /// An operator. `A`, `B`, `C` are its operands in order.
 #[derive(Clone, PartialEq, Debug)]
@@ -104,6 +105,8 @@ pub enum Op {
     Unskew,
     /// `A` as F32.
     Cast,
+    /// `A` as F16, to the nearest, ties to even. Fused: ONNX Runtime's own conversion takes a number at a time.
+    Narrow,
     /// `A * B` along the first dimension: integers and the scale of each row.
     Dequantize,
     /// `B gelu'(A)`: the adjoint of [`Op::Gelu`]. It and those below are fused: one kernel each, in graphs that may use them.
@@ -115,10 +118,9 @@ pub enum Op {
     /// The same of [`Op::RmsNorm`]: of `A`, the result's gradient, the operand, the weight, `inv_rms`.
     RmsNormGrad,
     /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the rows of `A`, `B`, `C` that are of one example;
-    /// `D` has the first row of each example. Results: that, and `log sum exp` of every query's scores, `[Q, h]`.
+    /// `D` has the first row of each example.
     Attention(Attention),
-    /// The adjoint of [`Op::Attention`] by queries, keys and values: of its operands, its second result, and the gradient of its
-    /// first.
+    /// The adjoint of [`Op::Attention`] by queries, keys and values: of its operands and the gradient of its result.
     AttentionGrad(Attention),
 }
 
@@ -186,6 +188,7 @@ impl Op {
             Self::Skew => "Skew",
             Self::Unskew => "Unskew",
             Self::Cast => "Cast",
+            Self::Narrow => "Narrow",
             Self::Dequantize => "Dequantize",
             Self::GeluGrad => "GeluGrad",
             Self::SoftmaxGrad => "SoftmaxGrad",
@@ -219,6 +222,7 @@ impl Op {
         match (self, wrong) {
             (_, Some(operand)) => Err(operand),
             (Self::Gather | Self::Permute(_) | Self::Reshape(_), None) => Ok(dtypes[0]),
+            (Self::Narrow, None) => Ok(DType::F16),
             (_, None) => Ok(DType::F32),
         }
     }
@@ -231,7 +235,18 @@ impl Op {
             (Self::Cast, _) => &[DType::F16, DType::I64],
             (Self::Dequantize, 0) => &[DType::I8],
             (Self::Attention(form) | Self::AttentionGrad(form), 3..) if operand < form.operands() => &[DType::I64],
+            _ if self.halves().contains(&operand) => &[DType::F32, DType::F16],
             _ => &[DType::F32],
+        }
+    }
+
+    /// Operands that a kernel reads in half precision too, if it is all of them.
+    pub(crate) const fn halves(&self) -> Range<usize> {
+        match self {
+            Self::GeluGrad => 0..1,
+            Self::LayerNormGrad | Self::RmsNormGrad => 1..2,
+            Self::AttentionGrad(Attention { one_query: false, .. }) => 0..3,
+            _ => 0..0,
         }
     }
 
@@ -267,7 +282,8 @@ impl Op {
                 | Self::Cos
                 | Self::Sin
                 | Self::Gelu
-                | Self::Cast,
+                | Self::Cast
+                | Self::Narrow,
                 [a],
             ) => one((*a).clone()),
             (Self::Softmax | Self::LogSoftmax, [a]) if !a.is_empty() => one((*a).clone()),
@@ -338,14 +354,11 @@ impl Op {
             }
             (Self::Attention(form), operands) => {
                 let fits = operands.len() == form.operands() && form.fits(operands);
-                fits.then(|| vec![operands[0].clone(), vec![operands[0][0].clone(), form.heads.into()]])
+                fits.then(|| vec![operands[0].clone()])
             }
             (Self::AttentionGrad(form), operands) => {
                 let (own, of_result) = operands.split_at_checked(form.operands())?;
-                let [log_sums, dy] = of_result else { return None };
-                let fits = form.fits(own)
-                    && *dy == own[0]
-                    && log_sums.as_slice() == [own[0][0].clone(), Dim::fixed(form.heads)];
+                let fits = form.fits(own) && of_result == &own[..1];
                 fits.then(|| own[..3].iter().map(|shape| (*shape).clone()).collect())
             }
             (Self::Dequantize, [a, scale]) => (scale.as_slice() == a.get(..1)?).then(|| vec![(*a).clone()]),
@@ -369,7 +382,8 @@ impl Op {
             | Self::Cos
             | Self::Sin
             | Self::Gelu
-            | Self::Cast => "one operand",
+            | Self::Cast
+            | Self::Narrow => "one operand",
             Self::Softmax | Self::LogSoftmax | Self::LogSumExp | Self::MeanLast => "one operand of rank 1 or more",
             Self::LayerNorm { .. } => "[..., D], [D] and [D]",
             Self::RmsNorm { .. } => "[..., D] and [D]",
@@ -396,7 +410,7 @@ impl Op {
             Self::Attention(_) => {
                 "[Q, h*d], [T, k*d], [T, k*d], [B], and [B] where there is one query for each example"
             }
-            Self::AttentionGrad(_) => "what Attention takes, [Q, h] and [Q, h*d]",
+            Self::AttentionGrad(_) => "what Attention takes, and [Q, h*d]",
         }
     }
 }

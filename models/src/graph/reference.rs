@@ -136,6 +136,7 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
             result
         }
         Op::Cast => x[0].clone(),
+        Op::Narrow => x[0].mapv(|a| half::f16::from_f64(a).to_f64()),
         Op::GeluGrad => {
             let phi = |a: f64| (-a * a / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
             x[0].mapv(|a| 0.5 * (1.0 + erf(a / 2f64.sqrt())) + a * phi(a)) * x[1]
@@ -155,7 +156,7 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
             let without_mean = if *op == Op::LayerNormGrad { &scaled - &mean(&scaled) } else { scaled };
             (without_mean - normal * slope) * inverse
         }
-        Op::Attention(form) => return attention(form, x),
+        Op::Attention(form) => attention(form, x),
         Op::AttentionGrad(form) => return attention_grad(form, x),
         Op::Dequantize => {
             let sizes: Vec<usize> =
@@ -166,8 +167,8 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     vec![result]
 }
 
-/// A query: its row, its head, the weight of each key that it sees, the logarithm of the sum of its weights.
-type Query = (usize, usize, Vec<(usize, f64)>, f64);
+/// A query: its row, its head, the weight of each key that it sees.
+type Query = (usize, usize, Vec<(usize, f64)>);
 
 fn attended(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<Query> {
     let tokens = x[1].shape()[0];
@@ -187,33 +188,26 @@ fn attended(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<Query> {
         let scores: Vec<(usize, f64)> =
             (firsts[example]..end).filter(|&key| sees(key)).map(|key| (key, score(key))).collect();
         let log_sum = scores.iter().map(|(_, score)| score.exp()).sum::<f64>().ln();
-        all.push((
-            query,
-            head,
-            scores.into_iter().map(|(key, score)| (key, (score - log_sum).exp())).collect(),
-            log_sum,
-        ));
+        all.push((query, head, scores.into_iter().map(|(key, score)| (key, (score - log_sum).exp())).collect()));
     }
     all
 }
 
-fn attention(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
+fn attention(form: &Attention, x: &[&ArrayD<f64>]) -> ArrayD<f64> {
     let mut context = ArrayD::zeros(x[0].raw_dim());
-    let mut log_sums = ArrayD::zeros(IxDyn(&[x[0].shape()[0], form.heads]));
-    for (query, head, weights, log_sum) in attended(form, x) {
-        log_sums[[query, head]] = log_sum;
+    for (query, head, weights) in attended(form, x) {
         let of_key = head / (form.heads / form.key_heads);
         for ((key, weight), d) in weights.into_iter().flat_map(|pair| (0..form.size).map(move |d| (pair, d))) {
             context[[query, head * form.size + d]] += weight * x[2][[key, of_key * form.size + d]];
         }
     }
-    vec![context, log_sums]
+    context
 }
 
 fn attention_grad(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<ArrayD<f64>> {
     let (size, dy) = (form.size, x[x.len() - 1]);
     let mut gradients: Vec<ArrayD<f64>> = x[..3].iter().map(|operand| ArrayD::zeros(operand.raw_dim())).collect();
-    for (query, head, weights, _) in attended(form, x) {
+    for (query, head, weights) in attended(form, x) {
         let (at, of_key) = (head * size, head / (form.heads / form.key_heads) * size);
         let slope = |key: usize| (0..size).map(|d| dy[[query, at + d]] * x[2][[key, of_key + d]]).sum::<f64>();
         let mean: f64 = weights.iter().map(|&(key, weight)| weight * slope(key)).sum();

@@ -133,8 +133,8 @@ impl Writer<'_> {
             Op::Skew => self.skew(&name, lead(self.graph, node), inputs, outputs),
             Op::Unskew => self.unskew(&name, lead(self.graph, node), inputs, outputs),
             Op::Cast => self.emit("Cast", inputs, outputs, vec![integer("to", i64::from(FLOAT))]),
-            Op::GeluGrad | Op::SoftmaxGrad | Op::LayerNormGrad | Op::RmsNormGrad => {
-                self.emit_fused(node.op.name(), inputs, outputs, vec![]);
+            Op::Narrow | Op::GeluGrad | Op::SoftmaxGrad | Op::LayerNormGrad | Op::RmsNormGrad => {
+                self.emit_fused(&self.fused_name(node), inputs, outputs, vec![]);
             }
             Op::Attention(form) | Op::AttentionGrad(form) => {
                 let counts = [("heads", form.heads), ("key_heads", form.key_heads), ("size", form.size)];
@@ -144,7 +144,7 @@ impl Writer<'_> {
                     integer("causal", i64::from(form.causal)),
                     integer("window", form.window.unwrap_or(0) as i64),
                 ];
-                self.emit_fused(node.op.name(), inputs, outputs, counts.chain(rest).collect());
+                self.emit_fused(&self.fused_name(node), inputs, outputs, counts.chain(rest).collect());
             }
             Op::Dequantize => self.emit("DequantizeLinear", inputs, outputs, vec![integer("axis", 0)]),
         }
@@ -241,6 +241,13 @@ impl Writer<'_> {
         let parts = kept.into_iter().chain([size.to_owned(), rest]).collect();
         self.emit("Concat", parts, vec![shape.clone()], vec![integer("axis", 0)]);
         shape
+    }
+
+    /// Kernels that read what was kept in half precision are operators of their own.
+    fn fused_name(&self, node: &Node) -> String {
+        let mut halves = node.inputs[node.op.halves()].iter();
+        let half = halves.any(|&id| self.graph.value(id).dtype == DType::F16);
+        format!("{}{}", node.op.name(), if half { "OfHalf" } else { "" })
     }
 
     fn emit_fused(&mut self, op_type: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>) {

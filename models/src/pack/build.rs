@@ -272,7 +272,7 @@ impl Source {
             layers: self.design.model.sizes().layers,
             schema: stages.schema(),
             stages: stages.specs(),
-            fused: Some(fused.specs()),
+            fused: fused.specs(),
             rounding,
             files: files.entries()?,
             design: self.design,

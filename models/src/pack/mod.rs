@@ -34,7 +34,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// The pack format this build reads and writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// A manifest may be this large.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
@@ -60,9 +60,8 @@ pub struct Manifest {
     pub schema: Schema,
     /// The graphs, of plain operators.
     pub stages: StageSpecs,
-    /// The same with fused operators; absent in packs from before there were any.
-    #[serde(default)]
-    pub fused: Option<StageSpecs>,
+    /// The same with fused operators.
+    pub fused: StageSpecs,
     /// What storing the frozen matrices in fewer bits changed, where that was done.
     pub rounding: Option<Rounding>,
     /// Every other file of the pack.
@@ -257,16 +256,12 @@ impl Pack {
                 return differs(self.file("frozen.safetensors"), &format!("{name:?} has other values"));
             }
         }
-        let mut made = vec![again];
-        if let Some(fused) = fused {
-            let again = design.fused_stages()?;
-            if again.specs() != *fused {
-                return differs(manifest, "its fused graphs have other ports than `fused` says");
-            }
-            made.push(again);
+        let fused_again = design.fused_stages()?;
+        if fused_again.specs() != *fused {
+            return differs(manifest, "its fused graphs have other ports than `fused` says");
         }
         let same_maker = *made_by == build::maker();
-        for (name, bytes) in made.iter().flat_map(Stages::files).filter(|_| same_maker) {
+        for (name, bytes) in [&again, &fused_again].into_iter().flat_map(Stages::files).filter(|_| same_maker) {
             let found = self.manifest.files.get(name).map(|entry| entry.blake3.as_str());
             if found != Some(blake3::hash(bytes).to_hex().as_str()) {
                 return differs(self.file(name), "the graph is another one");
@@ -289,8 +284,7 @@ impl Pack {
 
     /// Every tensor that a graph reads is there, in the type and shape that the graph takes.
     fn check_ports(&self) -> Result<(), PackError> {
-        let sets = std::iter::once(&self.manifest.stages).chain(&self.manifest.fused);
-        for (stage, layer) in sets.flat_map(of_layers) {
+        for (stage, layer) in [&self.manifest.stages, &self.manifest.fused].into_iter().flat_map(of_layers) {
             for graph in stage.graphs() {
                 // A rank is a letter, and the same wherever it stands in one graph.
                 let mut letters = BTreeMap::new();
@@ -397,7 +391,7 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
         let (kinds, model) = (stages.kinds.len(), design.model.sizes().layers);
         return fail(format!("{layers} layers with {kinds} kinds, but the model has {model}"));
     }
-    for stages in std::iter::once(stages).chain(&manifest.fused) {
+    for stages in [stages, &manifest.fused] {
         let lasts = stages.last_blocks.len();
         if stages.kinds.len() != *layers || stages.kinds.iter().any(|&kind| kind >= stages.blocks.len()) {
             return fail("a layer is of a kind that is not there".to_owned());
@@ -421,7 +415,7 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     if let Some(spec) = schema.tensors.iter().find(|spec| spec.layer.is_some_and(|layer| layer >= *layers)) {
         return fail(format!("tensor {:?} is of layer {:?}, but there are {layers}", spec.name, spec.layer));
     }
-    let stages = std::iter::once(stages).chain(&manifest.fused).flat_map(StageSpecs::all);
+    let stages = [stages, &manifest.fused].into_iter().flat_map(StageSpecs::all);
     let graphs = stages.flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
     let needed = graphs.chain(["frozen.safetensors", "peft.safetensors", "tokenizer.json"]);
     match needed.into_iter().find(|name| !manifest.files.contains_key(*name)) {

@@ -7,11 +7,13 @@ use ort::value::{DynValue, DynValueRefMut, PrimitiveTensorElementType, Shape, Te
 use skiff_models::pack::{Frozen, FrozenTensor};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::ops::Range;
 
 /// Views of all frozen tensors. It must go before the file that they are in.
 pub(super) struct Views {
     places: BTreeMap<String, usize>,
     views: Vec<DynValueRefMut<'static>>,
+    bytes: Vec<Range<usize>>,
 }
 
 impl Views {
@@ -21,7 +23,27 @@ impl Views {
         let views = frozen.tensors().map(|(name, tensor)| view(&tensor).map_err(|source| failed(name, source)));
         let views = views.collect::<Result<_, _>>()?;
         let places = frozen.tensors().enumerate().map(|(place, (name, _))| (name.to_owned(), place)).collect();
-        Ok(Self { places, views })
+        let bytes = frozen.tensors().map(|(_, tensor)| tensor.bytes.as_ptr_range());
+        let bytes = bytes.map(|range| range.start.addr()..range.end.addr()).collect();
+        Ok(Self { places, views, bytes })
+    }
+
+    /// Takes the pages of a large table out of the process: reading a row of it brings its neighbours in too, which nobody
+    /// reads. They stay in the system's cache of files while there is room.
+    pub(super) fn forget(&self, place: usize) {
+        const PAGE: usize = 4096;
+        const LARGE: usize = 1 << 20;
+        let Range { start, end } = self.bytes[place];
+        let (first, last) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
+        if last.saturating_sub(first) >= LARGE {
+            #[expect(
+                unsafe_code,
+                reason = "the pages are a file's, mapped to be read only: the next read finds the same bytes"
+            )]
+            unsafe {
+                libc::madvise(std::ptr::without_provenance_mut(first), last - first, libc::MADV_DONTNEED);
+            }
+        }
     }
 
     /// The place of the tensor called `name`.

@@ -1,13 +1,15 @@
 //! A graph file in a session, and what its ports are tied to: looked up once, when the pack is opened.
 
 use super::frozen::Views;
+use super::stack::Stack;
 use crate::batch::{Batch, Part};
 use crate::error::TrainerError;
 use crate::runtime::Runtime;
 use ndarray::{ArrayD, IxDyn};
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{RunOptions, Session, SessionInputValue};
-use ort::value::{DynValue, PrimitiveTensorElementType, TensorRef};
+use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef};
+use skiff_models::graph::DType;
 use skiff_models::stage::{BatchPart, Binding, GraphSpec, Port};
 use skiff_models::tensors::{NamedTensors, Schema};
 use std::borrow::Cow;
@@ -24,9 +26,27 @@ pub(super) struct Graph {
     file: String,
     session: Session,
     inputs: Vec<String>,
-    outputs: Vec<String>,
+    outputs: Vec<Output>,
     /// By layer.
     pub(super) tables: BTreeMap<usize, Table>,
+}
+
+/// An output, and how large it will be, where the inputs tell.
+struct Output {
+    name: String,
+    dtype: TensorElementType,
+    shape: Option<Vec<Extent>>,
+}
+
+/// A dimension of an output.
+#[derive(Clone, Copy)]
+enum Extent {
+    Fixed(i64),
+    /// As long as this dimension of that input.
+    Like {
+        input: usize,
+        axis: usize,
+    },
 }
 
 /// What the ports of a graph are tied to in one layer, in their order.
@@ -123,6 +143,7 @@ impl Graph {
         let session = Session::builder(runtime.environment())
             .and_then(|builder| Ok(builder.with_env_allocators()?))
             .and_then(|builder| Ok(builder.with_operators(skiff_kernels::operators::domain()?)?))
+            .and_then(|builder| Ok(builder.with_memory_pattern(false)?))
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|builder| Ok(builder.with_execution_providers(runtime.providers())?))
             .and_then(|mut builder| builder.commit_from_file(&path))
@@ -132,13 +153,27 @@ impl Graph {
             file: spec.file.clone(),
             session,
             inputs: names(&spec.inputs),
-            outputs: names(&spec.outputs),
+            outputs: spec.outputs.iter().map(|port| Output::of(port, &spec.inputs)).collect(),
             tables,
         })
     }
 
-    /// Runs it as `layer`.
+    /// Runs it as `layer`; results are in the arena.
     pub(super) fn run(&mut self, layer: usize, given: &Given<'_>) -> Result<Results, TrainerError> {
+        self.run_in(None, layer, given)
+    }
+
+    /// Runs it as `layer`; what stays until the backward pass is in the stack, as far as its size is known before.
+    pub(super) fn run_on(
+        &mut self,
+        stack: &mut Stack,
+        layer: usize,
+        given: &Given<'_>,
+    ) -> Result<Results, TrainerError> {
+        self.run_in(Some(stack), layer, given)
+    }
+
+    fn run_in(&mut self, stack: Option<&mut Stack>, layer: usize, given: &Given<'_>) -> Result<Results, TrainerError> {
         let failed = |source| TrainerError::Run { graph: self.file.clone(), source };
         let no_layer = || TrainerError::Stages { what: format!("{} does not serve layer {layer}", self.file) };
         let table = self.tables.get(&layer).ok_or_else(no_layer)?;
@@ -152,13 +187,19 @@ impl Graph {
             };
             inputs.push((Cow::from(name.as_str()), value.ok_or_else(unbound)?));
         }
-        let mut outputs = match given.options {
-            Some(options) => self.session.run_with_options(inputs, options),
-            None => self.session.run(inputs),
+        let placed;
+        let mut outputs = match (stack, given.options) {
+            (Some(stack), _) => {
+                let places = places(&self.outputs, table, &inputs, stack).map_err(failed)?;
+                placed = RunOptions::new().map_err(failed)?.with_outputs(places);
+                self.session.run_with_options(inputs, &placed)
+            }
+            (None, Some(options)) => self.session.run_with_options(inputs, options),
+            (None, None) => self.session.run(inputs),
         }
         .map_err(failed)?;
         let mut results = Results::default();
-        for (name, target) in self.outputs.iter().zip(&table.yields) {
+        for (Output { name, .. }, target) in self.outputs.iter().zip(&table.yields) {
             let missing = || TrainerError::Unbound {
                 graph: self.file.clone(),
                 port: name.clone(),
@@ -178,10 +219,59 @@ impl Graph {
         Ok(results)
     }
 
+    /// Takes the tables that it reads as `layer` out of memory.
+    pub(super) fn forget_tables(&self, layer: usize, frozen: &Views) {
+        for feed in self.tables.get(&layer).iter().flat_map(|table| &table.feeds) {
+            if let Feed::Frozen(place) = feed {
+                frozen.forget(*place);
+            }
+        }
+    }
+
     /// An output that the graph must have.
     pub(super) fn required<T>(&self, output: Option<T>, binding: &'static str) -> Result<T, TrainerError> {
         output.ok_or_else(|| TrainerError::NoOutput { graph: self.file.clone(), binding })
     }
+}
+
+impl Output {
+    fn of(port: &Port, inputs: &[Port]) -> Self {
+        let extent = |dim: &String| {
+            let like = |(input, other): (usize, &Port)| {
+                other.shape.iter().position(|known| known == dim).map(|axis| Extent::Like { input, axis })
+            };
+            let fixed = dim.parse().ok().map(Extent::Fixed);
+            fixed.or_else(|| inputs.iter().enumerate().find_map(like))
+        };
+        let dtype = match port.dtype {
+            DType::F32 => TensorElementType::Float32,
+            DType::F16 => TensorElementType::Float16,
+            DType::I8 => TensorElementType::Int8,
+            DType::I64 => TensorElementType::Int64,
+        };
+        Self { name: port.name.clone(), dtype, shape: port.shape.iter().map(extent).collect() }
+    }
+}
+
+/// Where in `stack` the outputs go that stay until the backward pass.
+fn places(
+    outputs: &[Output],
+    table: &Table,
+    inputs: &[(Cow<'_, str>, SessionInputValue<'_>)],
+    stack: &mut Stack,
+) -> ort::Result<OutputSelector> {
+    let mut places = OutputSelector::default();
+    for (Output { name, dtype, shape }, target) in outputs.iter().zip(&table.yields) {
+        let (Yield::Hidden | Yield::Residual | Yield::Context, Some(shape)) = (target, shape) else { continue };
+        let size = |extent: &Extent| match *extent {
+            Extent::Fixed(size) => Some(size),
+            Extent::Like { input, axis } => inputs[input].1.dtype().tensor_shape()?.get(axis).copied(),
+        };
+        if let Some(shape) = shape.iter().map(size).collect::<Option<Vec<i64>>>() {
+            places = places.preallocate(name.clone(), stack.tensor(*dtype, &shape)?);
+        }
+    }
+    Ok(places)
 }
 
 impl Scope<'_> {

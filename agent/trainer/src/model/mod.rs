@@ -9,7 +9,7 @@
 
 mod frozen;
 mod graph;
-mod residuals;
+mod stack;
 #[cfg(test)]
 mod tests;
 
@@ -23,13 +23,13 @@ use graph::{Given, Graph, Rows, Scope, array, contents};
 use ndarray::{ArrayD, IxDyn};
 use ort::session::RunOptions;
 use ort::value::DynValue;
-use residuals::{Halved, Halves, Residuals};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::pack::Frozen;
-use skiff_models::stage::{BatchPart, Binding, GraphSpec, Port, StageSpec, StageSpecs};
+use skiff_models::stage::{BatchPart, Binding, GraphSpec, HalfSpec, Port, StageSpec, StageSpecs};
 use skiff_models::task::Task;
 use skiff_models::tensors::{NamedTensors, Schema};
+use stack::Stack;
 use std::any::Any;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ pub(super) struct Model {
     /// As `blocks`, for the highest layer that runs, where it computes only the rows that the head reads; else empty.
     last_blocks: Vec<Stage>,
     policy: Policy,
-    halves: Halves,
+    stack: Stack,
     kinds: Vec<usize>,
     head: Stage,
     chunk_rows: usize,
@@ -113,12 +113,19 @@ pub(super) struct Parts<'a> {
 }
 
 struct Stage {
-    forward: Graph,
-    backward: Option<Graph>,
-    backward_lowest: Option<Graph>,
+    passes: Passes,
+    /// The same, but that what they keep is in half precision.
+    half: Option<Passes>,
     evaluate: Graph,
     /// Whether it has something to train.
     trains: bool,
+}
+
+/// Forward and backward.
+struct Passes {
+    forward: Graph,
+    backward: Option<Graph>,
+    backward_lowest: Option<Graph>,
 }
 
 /// What the head gave: the loss, and the gradient of the activations where it was asked for.
@@ -137,7 +144,7 @@ enum Flow {
 impl Model {
     pub(super) fn open(runtime: &Runtime, pack: &Arc<Pack>, operators: Operators) -> Result<Self, TrainerError> {
         let manifest = pack.manifest();
-        let fused = manifest.fused.as_ref().filter(|_| operators == Operators::Fused && runtime.fuses());
+        let fused = (operators == Operators::Fused && runtime.fuses()).then_some(&manifest.fused);
         let mapping = Arc::clone(pack) as Arc<dyn Any + Send + Sync>;
         Self::of(
             runtime,
@@ -179,14 +186,13 @@ impl Model {
         let chunk_rows = layout.head_rows();
         let kinds = stages.kinds.clone();
         let policy = Policy::default();
-        let halves = Halves::new(runtime.threads);
         Ok(Self {
             form,
             embed,
             blocks,
             last_blocks,
             policy,
-            halves,
+            stack: Stack::default(),
             kinds,
             head,
             chunk_rows,
@@ -205,9 +211,10 @@ impl Model {
         self.chunk_rows = rows.max(1);
     }
 
-    /// What layers keep from now on.
+    /// What layers keep from now on. Where there are no graphs that keep halves, they keep all of it.
     pub(super) fn set_policy(&mut self, policy: Policy) {
-        self.policy = policy;
+        let halves = self.blocks.iter().all(|block| block.half.is_some());
+        self.policy = if policy == Policy::Half && !halves { Policy::Keep } else { policy };
     }
 
     /// Forward and backward through the layers of `mask`.
@@ -218,10 +225,12 @@ impl Model {
         mask: &LayerMask,
     ) -> Result<StepOutcome, TrainerError> {
         self.check_mask(mask)?;
-        let Self { embed, blocks, last_blocks, kinds, frozen, policy, halves, .. } = self;
+        self.stack.clear();
+        let Self { embed, blocks, last_blocks, kinds, frozen, policy, stack, .. } = self;
         let (policy, picked) = (*policy, !last_blocks.is_empty() && !mask.active().is_empty());
         let given = Given::new(batch, frozen, weights);
-        let embedded = embed.run(WHOLE, &given)?;
+        let embedded = embed.run_on(stack, WHOLE, &given)?;
+        embed.forget_tables(WHOLE, frozen);
         let given = Given { contexts: &embedded.contexts, ..given };
         let mut hidden = embed.required(embedded.hidden, "activations")?;
         let lowest = mask.active().iter().position(|&layer| blocks[kinds[layer]].trains);
@@ -230,21 +239,19 @@ impl Model {
             let highest = at + 1 == mask.active().len();
             let stages = if picked && highest { &mut *last_blocks } else { &mut *blocks };
             let stage = &mut stages[kinds[layer]];
-            let differentiated = lowest.is_some_and(|lowest| at >= lowest);
+            let given = Given { hidden: Some(Rows::Value(&hidden)), ..given };
+            if lowest.is_none_or(|lowest| at < lowest) {
+                let results = stage.evaluate.run(layer, &given)?;
+                hidden = stage.evaluate.required(results.hidden, "activations")?;
+                continue;
+            }
+            // The highest layer's residuals are read at once.
             let again = policy == Policy::Recompute && !highest;
-            let graph = if differentiated && !again { &mut stage.forward } else { &mut stage.evaluate };
-            let results = graph.run(layer, &Given { hidden: Some(Rows::Value(&hidden)), ..given })?;
+            let graph = if again { &mut stage.evaluate } else { &mut stage.passes(policy).forward };
+            let results = graph.run_on(stack, layer, &given)?;
             let output = graph.required(results.hidden, "activations")?;
             let input = std::mem::replace(&mut hidden, output);
-            if differentiated {
-                let residuals = match policy {
-                    _ if highest => Residuals::Whole(results.residuals),
-                    Policy::Keep => Residuals::Whole(results.residuals),
-                    Policy::Half => halves.narrow(results.residuals)?,
-                    Policy::Recompute => Residuals::Again,
-                };
-                kept.push((layer, input, residuals));
-            }
+            kept.push((layer, input, (!again).then_some(results.residuals)));
         }
         let mut gradients = NamedTensors::new();
         let given = Given { contexts: &embedded.contexts, ..Given::new(batch, &self.frozen, weights) };
@@ -261,40 +268,17 @@ impl Model {
             let stages = if picked && highest { &mut self.last_blocks } else { &mut self.blocks };
             highest = false;
             let stage = &mut stages[self.kinds[layer]];
-            let mut results = {
-                let (again, widened);
-                let values: Vec<&DynValue> = match &residuals {
-                    Residuals::Whole(values) => values.iter().collect(),
-                    Residuals::Half(halved) => {
-                        widened = self.halves.widen(halved)?;
-                        let mut values: Vec<&DynValue> = Vec::with_capacity(halved.len());
-                        for (widened, halved) in widened.iter().zip(halved) {
-                            match (widened, halved) {
-                                (Some(value), _) => values.push(value),
-                                (None, Halved::Whole(value)) => values.push(value),
-                                (None, Halved::Half { .. }) => {}
-                            }
-                        }
-                        values
-                    }
-                    Residuals::Again => {
-                        again =
-                            stage.forward.run(layer, &Given { hidden: Some(Rows::Value(&input)), ..given })?.residuals;
-                        again.iter().collect()
-                    }
-                };
-                let graph = stage.backward(kept.is_empty())?;
-                graph.run(
-                    layer,
-                    &Given {
-                        hidden: Some(Rows::Value(&input)),
-                        hidden_gradient: flowing.as_ref().map(Flow::rows),
-                        residuals: &values,
-                        ..given
-                    },
-                )?
+            let given = Given { hidden: Some(Rows::Value(&input)), ..given };
+            let mark = self.stack.mark();
+            let residuals = match residuals {
+                Some(residuals) => residuals,
+                None => stage.passes(policy).forward.run_on(&mut self.stack, layer, &given)?.residuals,
             };
-            self.halves.recycle(residuals);
+            let residuals: Vec<&DynValue> = residuals.iter().collect();
+            let hidden_gradient = flowing.as_ref().map(Flow::rows);
+            let graph = stage.passes(policy).backward(kept.is_empty())?;
+            let mut results = graph.run(layer, &Given { hidden_gradient, residuals: &residuals, ..given })?;
+            self.stack.release(mark);
             add_gradients(&mut gradients, results.gradients.drain(..))?;
             flowing = results.hidden_gradient.map(Flow::Value);
         }
@@ -363,7 +347,7 @@ impl Model {
             options.map_err(|source| TrainerError::Run { graph: "shrinking the arena".to_owned(), source })?;
         let given = Given { options: Some(&options), ..Given::new(&batch, &self.frozen, weights) };
         self.embed.run(WHOLE, &given)?;
-        self.halves.clear();
+        self.stack.shrink();
         trim_heap();
         Ok(())
     }
@@ -379,6 +363,7 @@ impl Model {
         self.check_mask(mask)?;
         let given = Given::new(batch, &self.frozen, weights);
         let embedded = self.embed.run(WHOLE, &given)?;
+        self.embed.forget_tables(WHOLE, &self.frozen);
         let mut hidden = self.embed.required(embedded.hidden, "activations")?;
         for (at, &layer) in mask.active().iter().enumerate() {
             let picked = read && !self.last_blocks.is_empty() && at + 1 == mask.active().len();
@@ -409,28 +394,35 @@ impl Stage {
         scope: &Scope<'_>,
         hidden_gradient: bool,
     ) -> Result<Self, TrainerError> {
-        let residuals =
-            names(
-                &spec.forward.outputs,
-                |binding| if let Binding::Residual(name) = binding { Some(name) } else { None },
-            );
-        let back = Scope { residuals: &residuals, hidden_gradient, ..*scope };
         let graph = |spec: &GraphSpec, scope: &Scope<'_>| Graph::open(runtime, file(&spec.file), spec, layers, scope);
-        let back = |spec: &Option<GraphSpec>| spec.as_ref().map(|spec| graph(spec, &back)).transpose();
+        let passes = |forward: &GraphSpec, backward: Option<&GraphSpec>, lowest: Option<&GraphSpec>| {
+            let residuals =
+                names(
+                    &forward.outputs,
+                    |binding| if let Binding::Residual(name) = binding { Some(name) } else { None },
+                );
+            let back = Scope { residuals: &residuals, hidden_gradient, ..*scope };
+            let back = |spec: Option<&GraphSpec>| spec.map(|spec| graph(spec, &back)).transpose();
+            Ok::<_, TrainerError>(Passes {
+                forward: graph(forward, scope)?,
+                backward: back(backward)?,
+                backward_lowest: back(lowest)?,
+            })
+        };
+        let half = |half: &HalfSpec| passes(&half.forward, Some(&half.backward), half.backward_lowest.as_ref());
         Ok(Self {
-            forward: graph(&spec.forward, scope)?,
-            backward: back(&spec.backward)?,
-            backward_lowest: back(&spec.backward_lowest)?,
+            passes: passes(&spec.forward, spec.backward.as_ref(), spec.backward_lowest.as_ref())?,
+            half: spec.half.as_ref().map(half).transpose()?,
             evaluate: graph(&spec.evaluate, scope)?,
             trains: trains(spec),
         })
     }
 
-    /// The backward graph, without the gradient of the stage's input where nobody needs it.
-    fn backward(&mut self, lowest: bool) -> Result<&mut Graph, TrainerError> {
-        let shorter = if lowest { self.backward_lowest.as_mut() } else { None };
-        let missing = || TrainerError::Stages { what: "a stage below which something trains has no derivative".into() };
-        shorter.or(self.backward.as_mut()).ok_or_else(missing)
+    fn passes(&mut self, policy: Policy) -> &mut Passes {
+        match (policy, &mut self.half) {
+            (Policy::Half, Some(half)) => half,
+            (Policy::Keep | Policy::Half | Policy::Recompute, _) => &mut self.passes,
+        }
     }
 
     /// The head over all rows at once.
@@ -442,12 +434,12 @@ impl Stage {
         gradients: &mut NamedTensors,
     ) -> Result<Headed, TrainerError> {
         let given = Given { hidden: Some(Rows::Value(hidden)), ..*given };
-        let scored = self.forward.run(WHOLE, &given)?;
-        let loss = first(&self.forward.required(scored.loss, "the loss")?)?;
+        let scored = self.passes.forward.run(WHOLE, &given)?;
+        let loss = first(&self.passes.forward.required(scored.loss, "the loss")?)?;
         if !(flows || self.trains) {
             return Ok(Headed { loss, flowing: None });
         }
-        let graph = self.backward(!flows)?;
+        let graph = self.passes.backward(!flows)?;
         let mut results =
             graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
         add_gradients(gradients, results.gradients.drain(..))?;
@@ -478,12 +470,12 @@ impl Stage {
             let span = rows.start * width..rows.end * width;
             let hidden = Some(Rows::Slice(width, &values[span.clone()]));
             let given = Given { hidden, rows: Some((rows.start, rows.end)), ..*given };
-            let scored = self.forward.run(WHOLE, &given)?;
-            loss += f64::from(first(&self.forward.required(scored.loss, "the loss")?)?);
+            let scored = self.passes.forward.run(WHOLE, &given)?;
+            loss += f64::from(first(&self.passes.forward.required(scored.loss, "the loss")?)?);
             if !(flows || self.trains) {
                 continue;
             }
-            let graph = self.backward(!flows)?;
+            let graph = self.passes.backward(!flows)?;
             let mut results =
                 graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
             add_gradients(gradients, results.gradients.drain(..))?;
@@ -493,6 +485,15 @@ impl Stage {
             }
         }
         Ok(Headed { loss: loss as f32, flowing: flows.then_some(Flow::Buffer(width, buffer)) })
+    }
+}
+
+impl Passes {
+    /// The backward graph, without the gradient of the stage's input where nobody needs it.
+    fn backward(&mut self, lowest: bool) -> Result<&mut Graph, TrainerError> {
+        let shorter = if lowest { self.backward_lowest.as_mut() } else { None };
+        let missing = || TrainerError::Stages { what: "a stage below which something trains has no derivative".into() };
+        shorter.or(self.backward.as_mut()).ok_or_else(missing)
     }
 }
 

@@ -47,7 +47,8 @@ fn embed() -> (StageSpec, Vec<(String, Vec<u8>)>) {
     let part = g.extract(&outputs, &BTreeSet::new());
     let port = |id: Id| {
         let value = g.value(id);
-        Port { name: value.name.clone(), binding: binding(&value.name), dtype: value.dtype, shape: Vec::new() }
+        let shape = value.shape.iter().map(ToString::to_string).collect();
+        Port { name: value.name.clone(), binding: binding(&value.name), dtype: value.dtype, shape }
     };
     let spec = GraphSpec {
         file: "embed.onnx".to_owned(),
@@ -55,7 +56,7 @@ fn embed() -> (StageSpec, Vec<(String, Vec<u8>)>) {
         outputs: part.outputs.iter().map(|&id| port(id)).collect(),
     };
     let bytes = onnx::write("embed", &g, &part).unwrap();
-    let stage = StageSpec { forward: spec.clone(), backward: None, backward_lowest: None, evaluate: spec };
+    let stage = StageSpec { forward: spec.clone(), backward: None, backward_lowest: None, evaluate: spec, half: None };
     (stage, vec![("embed.onnx".to_owned(), bytes)])
 }
 
@@ -288,7 +289,7 @@ fn where_no_token_counts_the_gradients_are_zeros() {
 fn layers_below_the_lowest_that_trains_keep_nothing() {
     let (mut model, weights, batch) = sound(false);
     // A layer that is only evaluated does not need its forward graph.
-    model.blocks[1].forward.tables.clear();
+    model.blocks[1].passes.forward.tables.clear();
     model.step(&weights, &batch, &mask(&[1, 2])).unwrap();
     assert!(model.step(&weights, &batch, &mask(&[0, 1, 2])).is_err(), "between layers that train it does");
     assert!(model.step(&weights, &batch, &mask(&[1])).unwrap().gradients.is_empty());

@@ -386,6 +386,26 @@ mod tests {
         Adapter::open(folder.path())
     }
 
+    #[test]
+    fn settings_and_tensors_that_are_no_files_are_refused_without_waiting_for_them() {
+        for name in [CONFIG_FILE, TENSORS_FILE] {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = r#"{"peft_type":"LORA","r":8,"lora_alpha":16,"target_modules":["query"]}"#;
+            fs::write(folder.path().join(CONFIG_FILE), settings).unwrap();
+            let path = folder.path().join(name);
+            let _ = fs::remove_file(&path);
+            std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+            let error = Adapter::open(folder.path()).unwrap_err();
+            let mut chain = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                chain = format!("{chain}: {error}");
+                cause = error.source();
+            }
+            assert!(chain.contains(name) && chain.ends_with("not a regular file"), "{chain}");
+        }
+    }
+
     fn refusal(more: &str) -> String {
         let error = open(more).unwrap_err();
         assert!(error.source().is_none(), "the settings' value is refused, not its form: {more}");

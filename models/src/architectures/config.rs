@@ -2,13 +2,24 @@
 
 use super::SUPPORTED;
 use serde::de::DeserializeOwned;
+use serde::de::value::MapDeserializer;
+use serde_json::{Map, Value};
+use std::cell::Cell;
 
 /// Why a `config.json` cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A key is missing or malformed.
+    /// A key is missing, or what should hold keys is something else.
     #[error("reading the model's sizes")]
     Malformed(#[from] serde_json::Error),
+    /// What a key says is of another kind than it should be.
+    #[error("reading {key}")]
+    Key {
+        /// The key; with those around it and dots between them where it is not one of the outermost.
+        key: String,
+        /// What is there, and what should be.
+        source: serde_json::Error,
+    },
     /// A model that this version cannot take.
     #[error("model_type {found:?} is not supported; supported: {}", SUPPORTED.join(", "))]
     Architecture {
@@ -33,9 +44,34 @@ pub enum ConfigError {
     },
 }
 
-/// The keys of a `config.json` that `T` names.
-pub(super) fn keys<T: DeserializeOwned>(config: &serde_json::Value) -> Result<T, ConfigError> {
-    Ok(T::deserialize(config)?)
+/// The keys of a `config.json` that `T` names. An error says at which key it was.
+pub(super) fn keys<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError> {
+    let Some(object) = config.as_object() else { return Ok(T::deserialize(config)?) };
+    let mut entries = object.iter();
+    // The key that is being read; none when all have been, and only what is missing can still be wrong.
+    let at = Cell::new(None);
+    let pairs = std::iter::from_fn(|| {
+        let (key, value) = entries.next().unzip();
+        at.set(key);
+        key.map(String::as_str).zip(value)
+    });
+    T::deserialize(MapDeserializer::new(pairs)).map_err(|source| match at.get() {
+        Some(key) => ConfigError::Key { key: key.clone(), source },
+        None => ConfigError::Malformed(source),
+    })
+}
+
+/// As [`keys`], those of the object that `config` has at `outer`; `None` where there is none, or nothing in it.
+pub(super) fn keys_within<T: DeserializeOwned>(config: &Value, outer: &str) -> Result<Option<T>, ConfigError> {
+    let Some(inner) = config.get(outer).filter(|inner| !inner.is_null() && inner.as_object() != Some(&Map::new()))
+    else {
+        return Ok(None);
+    };
+    keys(inner).map(Some).map_err(|error| match error {
+        ConfigError::Key { key, source } => ConfigError::Key { key: format!("{outer}.{key}"), source },
+        ConfigError::Malformed(source) => ConfigError::Key { key: outer.to_owned(), source },
+        other @ (ConfigError::Architecture { .. } | ConfigError::Setting { .. } | ConfigError::Sizes { .. }) => other,
+    })
 }
 
 /// The first size that is out of its bounds, 1 to the number beside it, named.
@@ -57,3 +93,54 @@ pub(super) const MAX_INTERMEDIATE: usize = 1 << 18;
 pub(super) const MAX_VOCABULARY: usize = 1 << 24;
 pub(super) const MAX_POSITIONS: usize = 1 << 21;
 pub(super) const MAX_SEGMENTS: usize = 1 << 10;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use crate::architectures::Model;
+    use serde_json::{Value, json};
+    use std::error::Error;
+
+    /// What is wrong with a small model's settings with these among them.
+    fn refusal(model_type: &str, more: &Value) -> String {
+        let mut config = json!({
+            "model_type": model_type, "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8,
+            "vocab_size": 16, "max_position_embeddings": 16, "num_key_value_heads": 2,
+        });
+        assert!(Model::read(&config).is_ok(), "{model_type}");
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let error = Model::read(&config).unwrap_err();
+        error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+    }
+
+    #[test]
+    fn a_value_of_another_kind_is_refused_with_its_key() {
+        for (model_type, key, value) in [
+            ("bert", "hidden_size", json!("384")),
+            ("bert", "layer_norm_eps", json!([1e-12])),
+            ("bert", "hidden_act", json!("mish")),
+            ("bert", "vocab_size", json!(-1)),
+            ("deberta-v2", "pos_att_type", json!(2)),
+            ("deberta-v2", "relative_attention", json!("yes")),
+            ("llama", "rms_norm_eps", json!("1e-6")),
+            ("llama", "num_hidden_layers", json!(2.5)),
+            ("qwen2", "layer_types", json!("full_attention")),
+            ("llama", "rope_theta", json!("10000")),
+            ("llama", "rope_scaling", json!(["linear"])),
+        ] {
+            let message = refusal(model_type, &json!({ key: value }));
+            assert!(message.starts_with(&format!("reading {key}: ")), "{message}");
+        }
+        let message = refusal("llama", &json!({"rope_scaling": {"rope_type": "linear", "factor": "2"}}));
+        assert!(message.starts_with("reading rope_scaling.factor: "), "{message}");
+    }
+
+    #[test]
+    fn of_two_bad_keys_one_is_named_and_a_missing_key_is_called_missing() {
+        let message = refusal("bert", &json!({"hidden_size": "8", "intermediate_size": "8"}));
+        assert!(message.starts_with("reading hidden_size: "), "{message}");
+        let error = Model::read(&json!({"model_type": "bert"})).unwrap_err();
+        assert_eq!(error.to_string(), "reading the model's sizes");
+        assert!(error.source().unwrap().to_string().contains("missing field `num_hidden_layers`"));
+    }
+}

@@ -3,7 +3,7 @@
 //! The formulas of the scalings are those of transformers' `modeling_rope_utils.py`.
 
 use super::ConfigError;
-use super::config::keys;
+use super::config::{keys, keys_within};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
 
@@ -71,8 +71,9 @@ pub enum Scaling {
 /// The keys of `rope_parameters` or, in older files, `rope_scaling`.
 #[derive(Deserialize, Default)]
 struct Parameters {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What `rope_type` was called once.
+    r#type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -91,23 +92,46 @@ struct Parameters {
 #[derive(Deserialize)]
 struct Keys {
     rope_theta: Option<f64>,
-    rope_parameters: Option<Parameters>,
-    rope_scaling: Option<Parameters>,
     original_max_position_embeddings: Option<f64>,
     partial_rotary_factor: Option<f64>,
 }
 
 impl Rotary {
-    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens.
+    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens. Where a file has
+    /// both they must say the same: it depends on the version of transformers which of them counts.
     pub(super) fn read(config: &serde_json::Value, positions: usize) -> Result<Self, ConfigError> {
-        let keys: Keys = keys(config)?;
-        let given = keys.rope_parameters.or(keys.rope_scaling).unwrap_or_default();
-        if let Some(share) = keys.partial_rotary_factor.or(given.partial_rotary_factor).filter(|&share| share < 1.0) {
+        let from = |key| Self::read_from(config, key, positions);
+        match (from("rope_parameters")?, from("rope_scaling")?) {
+            (Some(new), Some(old)) if new != old => Err(ConfigError::Sizes {
+                what:
+                    "rope_parameters and rope_scaling (with rope_theta beside it) differ; keep the one that the model \
+                       was trained with"
+                        .to_owned(),
+            }),
+            (Some(rotary), _) | (None, Some(rotary)) => Ok(rotary),
+            (None, None) => Self::of(Parameters::default(), &keys(config)?, positions),
+        }
+    }
+
+    /// Reads what is at `key`, `None` where nothing is.
+    fn read_from(config: &serde_json::Value, key: &'static str, positions: usize) -> Result<Option<Self>, ConfigError> {
+        let inner = config.get(key).and_then(serde_json::Value::as_object);
+        if let Some((name, _)) = inner.and_then(|inner| inner.iter().find(|(_, value)| value.is_object())) {
+            let found = format!("one set for each type of layers ({name})");
+            return Err(ConfigError::Setting { key, found, supported: "one set for all layers" });
+        }
+        let given = keys_within::<Parameters>(config, key)?;
+        given.map(|given| Self::of(given, &keys(config)?, positions)).transpose()
+    }
+
+    fn of(given: Parameters, outer: &Keys, positions: usize) -> Result<Self, ConfigError> {
+        let share = given.partial_rotary_factor.or(outer.partial_rotary_factor).unwrap_or(1.0);
+        if (share - 1.0).abs() > f64::EPSILON {
             let found = share.to_string();
             return Err(ConfigError::Setting { key: "partial_rotary_factor", found, supported: "1" });
         }
-        let theta = given.rope_theta.or(keys.rope_theta).unwrap_or(10_000.0);
-        let original = keys.original_max_position_embeddings.or(given.original_max_position_embeddings);
+        let theta = given.rope_theta.or(outer.rope_theta).unwrap_or(10_000.0);
+        let original = outer.original_max_position_embeddings.or(given.original_max_position_embeddings);
         let scaling = given.scaling(original.unwrap_or(positions as f64), positions as f64)?;
         Ok(Self { theta, scaling })
     }
@@ -212,7 +236,14 @@ impl Parameters {
                 supported: "a positive number",
             })
         };
-        Ok(match self.rope_type.as_deref().unwrap_or("default") {
+        let kind = match (self.rope_type.as_deref(), self.r#type.as_deref()) {
+            (Some(new), Some(old)) if new != old => {
+                let found = format!("{new:?} beside a type of {old:?}");
+                return Err(ConfigError::Setting { key: "rope_type", found, supported: "the same in both" });
+            }
+            (new, old) => new.or(old).unwrap_or("default"),
+        };
+        Ok(match kind {
             "default" => Scaling::Default,
             "linear" => Scaling::Linear { factor: needed("factor", self.factor)? },
             "dynamic" => Scaling::Dynamic,
@@ -275,6 +306,10 @@ mod tests {
         rotary
     }
 
+    fn refusal(config: serde_json::Value) -> String {
+        Rotary::read(&config, 1024).unwrap_err().to_string()
+    }
+
     #[test]
     fn old_and_new_files_say_the_same() {
         let scaling = json!({"rope_type": "linear", "factor": 2.0});
@@ -283,6 +318,39 @@ mod tests {
         let older = read(json!({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}));
         assert_eq!((&old, &old), (&new, &older));
         assert!((old.frequencies(8)[1] - 500f64.powf(-0.25) / 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_scaling_may_have_its_old_name_beside_the_new_one_but_not_another() {
+        let both = read(json!({"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0}}));
+        assert_eq!(both.scaling, Scaling::Linear { factor: 2.0 });
+        let message = refusal(json!({"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2.0}}));
+        assert!(message.contains("rope_type") && message.contains("\"dynamic\""), "{message}");
+    }
+
+    #[test]
+    fn rope_scaling_beside_rope_parameters_must_say_the_same() {
+        let new = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0});
+        let both = |old: serde_json::Value| json!({"rope_parameters": new, "rope_scaling": old, "rope_theta": 500.0});
+        let alone = read(json!({ "rope_parameters": new }));
+        assert_eq!(read(both(json!({"type": "linear", "factor": 2.0}))), alone);
+        assert_eq!(read(both(json!(null))), alone);
+        assert_eq!(read(both(json!({}))), alone);
+        for old in
+            [json!({"type": "linear", "factor": 3.0}), json!({"type": "linear", "factor": 2.0, "rope_theta": 7.0})]
+        {
+            let message = refusal(both(old));
+            assert!(message.contains("rope_parameters") && message.contains("rope_scaling"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_set_for_each_type_of_layers_is_refused() {
+        for key in ["rope_parameters", "rope_scaling"] {
+            let full = json!({"rope_type": "linear", "factor": 2.0});
+            let message = refusal(json!({ key: {"full_attention": full, "sliding_attention": null} }));
+            assert!(message.contains(key) && message.contains("full_attention"), "{message}");
+        }
     }
 
     #[test]

@@ -166,6 +166,12 @@ impl Rotary {
                         size / 2
                     ));
                 }
+                // Texts are cut there.
+                if *original_max_position_embeddings < 1.0 {
+                    return Some(format!(
+                        "original_max_position_embeddings is {original_max_position_embeddings}, expected at least 1"
+                    ));
+                }
                 [short_factor.as_slice(), &[*attention_factor, *original_max_position_embeddings]].concat()
             }
         };
@@ -356,6 +362,60 @@ mod tests {
     #[test]
     fn without_any_keys_the_base_is_ten_thousand() {
         assert_eq!(read(json!({})).frequencies(4), [1.0, 0.01]);
+    }
+
+    /// Heads of 8 features, 1024 positions, a base of 500: the frequencies and the factor of cosine and sine that transformers
+    /// 5.23.0's `LlamaRotaryEmbedding` has after the longest text that is not cut here.
+    #[test]
+    fn scaled_frequencies_are_those_of_transformers() {
+        let plain = [1.0, 0.211_474_24, 0.044_721_361_2, 0.009_457_415_9];
+        let short = [1.0, 0.140_982_822, 0.022_360_680_6, 0.002_909_974_2];
+        let yarn = [1.0, 0.132_171_392, 0.011_180_340_3, 0.002_364_353_98];
+        let exact = [1.0, 0.136_416_391, 0.011_180_340_3, 0.002_364_353_98];
+        let by_ratio = [1.0, 0.112_345_688, 0.002_795_085_08, 0.000_591_088_494];
+        let llama3 = [1.0, 0.113_881_998, 0.011_180_340_3, 0.002_364_353_98];
+        let factors = json!({"short_factor": [1.0, 1.5, 2.0, 3.25], "long_factor": [4.0, 5.0, 6.0, 7.0]});
+        for (kind, more, frequencies, factor) in [
+            ("dynamic", json!({"factor": 4.0}), plain, 1.0),
+            ("longrope", json!({"factor": 4.0}), short, 1.154_700_538_379_251_7),
+            ("longrope", json!({}), short, 1.290_994_448_735_805_6),
+            ("longrope", json!({"attention_factor": 1.25}), short, 1.25),
+            ("yarn", json!({"factor": 4.0}), yarn, 1.138_629_436_111_989),
+            ("yarn", json!({"factor": 4.0, "mscale": 0.707, "mscale_all_dim": 1.2}), yarn, 0.941_403_523_749_669),
+            ("yarn", json!({"factor": 4.0, "mscale": 0.707, "mscale_all_dim": 0.0}), yarn, 1.138_629_436_111_989),
+            (
+                "yarn",
+                json!({"factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": false}),
+                exact,
+                1.138_629_436_111_989,
+            ),
+            ("yarn", json!({"factor": null}), by_ratio, 1.277_258_872_223_978_2),
+            ("llama3", json!({"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}), llama3, 1.0),
+        ] {
+            let mut parameters =
+                json!({"rope_type": kind, "rope_theta": 500.0, "original_max_position_embeddings": 64});
+            let of = |value: &serde_json::Value| value.as_object().unwrap().clone();
+            parameters.as_object_mut().unwrap().extend(of(&factors).into_iter().chain(of(&more)));
+            let rotary = read(json!({ "rope_parameters": parameters }));
+            assert!((rotary.attention_factor() - factor).abs() < 1e-12, "{kind} {more}: {}", rotary.attention_factor());
+            for (found, expected) in rotary.frequencies(8).into_iter().zip(frequencies) {
+                assert!((found / expected - 1.0).abs() < F32, "{kind} {more}: {found}, expected {expected}");
+            }
+            let longest = if kind == "longrope" { 64 } else { 1024 };
+            assert_eq!(rotary.max_tokens(1024), longest, "{kind}");
+        }
+    }
+
+    /// transformers computes them in f32.
+    const F32: f64 = 1e-6;
+
+    #[test]
+    fn a_longrope_that_leaves_no_token_is_refused() {
+        let short = json!({"rope_type": "longrope", "short_factor": [1.0], "factor": 2.0});
+        let rotary =
+            Rotary::read(&json!({"rope_scaling": short, "original_max_position_embeddings": 0.5}), 1024).unwrap();
+        let problem = rotary.problem(2).unwrap();
+        assert!(problem.contains("original_max_position_embeddings is 0.5"), "{problem}");
     }
 
     #[test]

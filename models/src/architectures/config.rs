@@ -1,8 +1,8 @@
 //! Reading a checkpoint's `config.json`.
 
 use super::SUPPORTED;
-use serde::de::DeserializeOwned;
 use serde::de::value::MapDeserializer;
+use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::{Map, Value};
 use std::cell::Cell;
 
@@ -72,6 +72,11 @@ pub(super) fn keys_within<T: DeserializeOwned>(config: &Value, outer: &str) -> R
         ConfigError::Malformed(source) => ConfigError::Key { key: outer.to_owned(), source },
         other @ (ConfigError::Architecture { .. } | ConfigError::Setting { .. } | ConfigError::Sizes { .. }) => other,
     })
+}
+
+/// Reads a key for which null and its absence do not mean the same: `Some(None)` is null. With `serde(default)`.
+pub(super) fn null_or<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// The first size that is out of its bounds, 1 to the number beside it, named.

@@ -193,7 +193,11 @@ impl TensorFile {
         }
         match width(entry.dtype) {
             Some(width) => Ok((entry, width)),
-            None => fail(TensorError::Type { name: name.to_owned(), found: format!("{:?}", entry.dtype) }),
+            None => fail(TensorError::Unsupported {
+                name: name.to_owned(),
+                found: format!("{:?}", entry.dtype),
+                supported: "F32, F16, BF16",
+            }),
         }
     }
 }
@@ -376,7 +380,7 @@ mod tests {
         file(&path, &tensors);
         let opened = TensorFile::open(&path).unwrap();
         let error = |name, shape: &[usize]| message(&opened.read(name, shape).unwrap_err());
-        assert!(error("i", &[1]).contains("\"i\" has type I32"));
+        assert!(error("i", &[1]).contains("\"i\" has type I32, which is not supported; supported: F32, F16, BF16"));
         assert!(error("n", &[2]).contains("\"n\" holds a value that is not finite"));
         assert!(error("s", &[2, 1]).contains("\"s\" has shape [2], expected [2, 1]"));
     }

@@ -80,6 +80,14 @@ impl Family {
             Self::Roberta | Self::XlmRoberta => None,
         }
     }
+
+    /// The linear layers of the head for sequences, where it is more than one, which PEFT then takes for targets.
+    pub(super) const fn head_linears(self) -> &'static [&'static str] {
+        match self {
+            Self::Bert => &[],
+            Self::Roberta | Self::XlmRoberta => &["classifier.dense", "classifier.out_proj"],
+        }
+    }
 }
 
 /// The linear layers of a block.

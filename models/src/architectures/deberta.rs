@@ -446,6 +446,9 @@ impl Relative {
     }
 }
 
+/// The layer that makes embeddings of another size as wide as the blocks.
+pub(super) const PROJECTION: &str = "deberta.embeddings.embed_proj";
+
 const RELATIVE_KEYS: &str = "relative_keys";
 const RELATIVE_QUERIES: &str = "relative_queries";
 
@@ -458,6 +461,8 @@ fn twice_s() -> Dim {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
     use super::*;
+    use crate::architectures::Model;
+    use crate::peft::{Lora, Peft};
     use serde_json::{Value, json};
 
     fn read(more: &Value) -> Deberta {
@@ -482,5 +487,19 @@ mod tests {
         assert_eq!((with.relative.as_ref().map(Relative::terms), with.idle_terms), (Some(2), 0));
         assert!(Deberta { idle_terms: 2, ..with }.problem().is_some());
         assert_eq!(read(&json!({})).idle_terms, 0);
+    }
+
+    #[test]
+    fn lora_on_the_projection_of_the_embeddings_is_refused_by_name() {
+        let problem = |embedding: usize, target: &str| {
+            let model = Model::Deberta(read(&json!({ "embedding_size": embedding })));
+            model.peft_problem(&Peft::Lora(Lora { targets: vec![target.to_owned()], ..Lora::default() }))
+        };
+        assert_eq!(problem(8, "all-linear"), None);
+        assert_eq!(problem(4, "query_proj"), None);
+        for target in ["all-linear", "embed_proj", PROJECTION] {
+            assert!(problem(4, target).is_some_and(|what| what.contains(PROJECTION)), "{target}");
+        }
+        assert!(problem(8, "embed_proj").is_some());
     }
 }

@@ -28,7 +28,7 @@ pub use config::ConfigError;
 
 use crate::graph::{Dim, GraphError, Id, Shape};
 use crate::layout::Layout;
-use crate::peft::Peft;
+use crate::peft::{Linears, Peft};
 use crate::stage::{BatchPart, Ending, Stage};
 use crate::task::Task;
 use bert::Bert;
@@ -269,8 +269,13 @@ impl Model {
         let blocks = (0..layers).map(|layer| self.block_prefix().replace("{layer}", &layer.to_string()));
         let in_blocks = blocks.flat_map(|block| linears.iter().map(move |linear| format!("{block}{linear}")));
         let pooler = self.pooler(Task::SequenceClassification).map(str::to_owned);
-        let names: Vec<String> = in_blocks.chain(pooler).collect();
-        let problem = peft.problem(&linears, layers, &names);
+        let names = in_blocks.chain(pooler).collect();
+        let (of_heads, unadapted): (&[&str], &[&str]) = match self {
+            Self::Bert(model) => (model.family.head_linears(), &[]),
+            Self::Deberta(model) if model.embedding != model.hidden => (&[], &[deberta::PROJECTION]),
+            Self::Deberta(_) | Self::Decoder(_) => (&[], &[]),
+        };
+        let problem = peft.problem(&Linears { of_blocks: &linears, names, of_heads, unadapted }, layers);
         problem.or_else(|| {
             (matches!(peft, Peft::BitFit) && !self.has_biases())
                 .then(|| format!("BitFit trains biases, and the blocks of this {} have none; use lora", self.name()))

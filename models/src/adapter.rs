@@ -2,11 +2,11 @@
 //!
 //! Tensors have PEFT's names in a pack already, so this is about the settings, and about what other writers leave out.
 //!
-//! Not read: `task_type`, which chooses PEFT's wrapper and changes no number, as the head's tensors say whose it is; and
-//! `lora_dropout`, which like the model's own dropouts has no part here (see [`crate::architectures`]).
+//! Not read: `lora_dropout`, which like the model's own dropouts has no part here (see [`crate::architectures`]).
 
 use crate::architectures::Model;
 use crate::checkpoint::{CheckpointError, TensorFile};
+use crate::design::Design;
 use crate::pack::Manifest;
 use crate::peft::{ALL_LINEAR, Lora, PREFIX, Patterns, Peft};
 use crate::task::Task;
@@ -28,6 +28,8 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 pub struct Adapter {
     /// Its settings.
     pub lora: Lora,
+    /// PEFT's name of what it was trained for, where it says it.
+    task_type: Option<String>,
     folder: PathBuf,
     tensors: TensorFile,
     /// Names nobody has asked for yet.
@@ -123,6 +125,7 @@ const HARMLESS_INITIAL: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 #[derive(Deserialize)]
 struct Keys {
     peft_type: String,
+    task_type: Option<String>,
     r: usize,
     lora_alpha: f32,
     target_modules: Option<Targets>,
@@ -189,7 +192,7 @@ impl Adapter {
         }
         let targets = match keys.target_modules {
             Some(Targets::List(targets)) if !targets.is_empty() => targets,
-            Some(Targets::Pattern(pattern)) if pattern == ALL_LINEAR => vec![pattern],
+            Some(Targets::Pattern(pattern)) if pattern.to_lowercase() == ALL_LINEAR => vec![ALL_LINEAR.to_owned()],
             Some(Targets::Pattern(pattern)) => {
                 return Err(refuse("target_modules", &json!(pattern), "a list of names, or all-linear"));
             }
@@ -221,7 +224,30 @@ impl Adapter {
             freeze_a: false,
         };
         let unused = tensors.names().map(str::to_owned).collect();
-        Ok(Self { lora, folder: folder.to_owned(), tensors, unused })
+        Ok(Self { lora, task_type: keys.task_type, folder: folder.to_owned(), tensors, unused })
+    }
+
+    /// Fails where the adapter was trained for something else than `task`. One that says nothing, or was trained for the features
+    /// alone, fits all.
+    ///
+    /// # Errors
+    /// That setting, named.
+    pub fn check_task(&self, task: Task) -> Result<(), AdapterError> {
+        match self.task_type.as_deref() {
+            None | Some("FEATURE_EXTRACTION") => Ok(()),
+            Some(found) if found == task_type(task) => Ok(()),
+            Some(found) => Err(AdapterError::Setting {
+                path: self.folder.join(CONFIG_FILE),
+                key: "task_type".to_owned(),
+                found: json!(found).to_string(),
+                supported: match task {
+                    Task::SequenceClassification => "SEQ_CLS for sequence-classification, or null",
+                    Task::Regression => "SEQ_CLS for regression, or null",
+                    Task::TokenClassification => "TOKEN_CLS for token-classification, or null",
+                    Task::CausalLm => "CAUSAL_LM for causal-lm, or null",
+                },
+            }),
+        }
     }
 
     /// The tensor that a pack of `model` calls `name`, where the adapter has it. An adapter of the bare model lacks the first
@@ -293,7 +319,7 @@ struct Config<'a> {
     base_model_name_or_path: Option<&'a str>,
     r: usize,
     lora_alpha: f32,
-    target_modules: Value,
+    target_modules: Vec<&'a str>,
     rank_pattern: &'a Patterns<usize>,
     alpha_pattern: &'a Patterns<f32>,
     layers_to_transform: Option<&'a [usize]>,
@@ -306,19 +332,13 @@ struct Config<'a> {
 }
 
 fn config<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Config<'a> {
-    let task_type = match manifest.design.head.task {
-        Task::SequenceClassification | Task::Regression => "SEQ_CLS",
-        Task::TokenClassification => "TOKEN_CLS",
-        Task::CausalLm => "CAUSAL_LM",
-    };
-    let all = lora.targets.iter().any(|target| target == ALL_LINEAR);
     Config {
         peft_type: "LORA",
-        task_type,
+        task_type: task_type(manifest.design.head.task),
         base_model_name_or_path: manifest.base_model.as_deref(),
         r: lora.rank,
         lora_alpha: lora.alpha,
-        target_modules: if all { json!(ALL_LINEAR) } else { json!(lora.targets) },
+        target_modules: targets(manifest, lora),
         rank_pattern: &lora.rank_pattern,
         alpha_pattern: &lora.alpha_pattern,
         layers_to_transform: lora.layers.as_deref(),
@@ -329,6 +349,25 @@ fn config<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Config<'a> {
         fan_in_fan_out: false,
         inference_mode: true,
     }
+}
+
+/// PEFT's name of a task.
+const fn task_type(task: Task) -> &'static str {
+    match task {
+        Task::SequenceClassification | Task::Regression => "SEQ_CLS",
+        Task::TokenClassification => "TOKEN_CLS",
+        Task::CausalLm => "CAUSAL_LM",
+    }
+}
+
+/// The targets, each named: PEFT takes `all-linear` for a head that trains whole too, and then fails where that is one layer.
+fn targets<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Vec<&'a str> {
+    if !lora.targets.iter().any(|target| target == ALL_LINEAR) {
+        return lora.targets.iter().map(String::as_str).collect();
+    }
+    let Design { model, head, .. } = &manifest.design;
+    let is_adapted = |name: &&str| manifest.schema.find(&format!("{PREFIX}{name}.lora_B.weight")).is_some();
+    model.linears().into_iter().chain(model.pooler(head.task).filter(is_adapted)).collect()
 }
 
 /// The parts of the head that train: the first parts of the names of their tensors.
@@ -386,10 +425,60 @@ mod tests {
         Adapter::open(folder.path())
     }
 
+    #[test]
+    fn settings_and_tensors_that_are_no_files_are_refused_without_waiting_for_them() {
+        for name in [CONFIG_FILE, TENSORS_FILE] {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = r#"{"peft_type":"LORA","r":8,"lora_alpha":16,"target_modules":["query"]}"#;
+            fs::write(folder.path().join(CONFIG_FILE), settings).unwrap();
+            let path = folder.path().join(name);
+            let _ = fs::remove_file(&path);
+            std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+            let error = Adapter::open(folder.path()).unwrap_err();
+            let mut chain = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                chain = format!("{chain}: {error}");
+                cause = error.source();
+            }
+            assert!(chain.contains(name) && chain.ends_with("not a regular file"), "{chain}");
+        }
+    }
+
     fn refusal(more: &str) -> String {
         let error = open(more).unwrap_err();
         assert!(error.source().is_none(), "the settings' value is refused, not its form: {more}");
         error.to_string()
+    }
+
+    #[test]
+    fn an_adapter_for_another_task_is_refused() {
+        for (fits, tasks) in [
+            ("null", &Task::ALL[..]),
+            ("\"FEATURE_EXTRACTION\"", &Task::ALL),
+            ("\"SEQ_CLS\"", &[Task::SequenceClassification, Task::Regression]),
+            ("\"TOKEN_CLS\"", &[Task::TokenClassification]),
+            ("\"CAUSAL_LM\"", &[Task::CausalLm]),
+            ("\"QUESTION_ANS\"", &[]),
+        ] {
+            let adapter = open(&format!(r#","task_type":{fits}"#)).unwrap();
+            for task in Task::ALL {
+                let checked = adapter.check_task(task);
+                assert_eq!(checked.is_ok(), tasks.contains(&task), "{fits} {task}");
+                let message = checked.err().map(|error| error.to_string()).unwrap_or_default();
+                let names = [CONFIG_FILE, "task_type", task.name()];
+                assert!(message.is_empty() || names.iter().all(|name| message.contains(name)), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_linear_is_read_in_any_case_as_in_peft() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(TENSORS_FILE), [2u64.to_le_bytes().as_slice(), b"{}"].concat()).unwrap();
+        let settings = r#"{"peft_type":"LORA","r":8,"lora_alpha":16,"target_modules":"All-Linear"}"#;
+        fs::write(folder.path().join(CONFIG_FILE), settings).unwrap();
+        assert_eq!(Adapter::open(folder.path()).unwrap().lora.targets, [ALL_LINEAR]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Headers are checked whole and values are read in pieces, at their place in the file: reading a tensor of gigabytes takes
 //! as much memory as one piece of it.
 
+use crate::files;
 use crate::tensors::TensorError;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -13,7 +14,6 @@ use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -99,7 +99,7 @@ impl TensorFile {
     /// A file that cannot be read or whose header is malformed.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let read = |source| CheckpointError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
+        let file = files::open_regular(path).map_err(read)?;
         #[expect(unsafe_code, reason = "mapped for its header only; a file that shrinks meanwhile is a broken machine")]
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         let tensors = SafeTensors::deserialize(&map).map_err(|error| malformed(path, TensorError::Header(error)))?;
@@ -193,7 +193,11 @@ impl TensorFile {
         }
         match width(entry.dtype) {
             Some(width) => Ok((entry, width)),
-            None => fail(TensorError::Type { name: name.to_owned(), found: format!("{:?}", entry.dtype) }),
+            None => fail(TensorError::Unsupported {
+                name: name.to_owned(),
+                found: format!("{:?}", entry.dtype),
+                supported: "F32, F16, BF16",
+            }),
         }
     }
 }
@@ -281,14 +285,9 @@ impl Checkpoint {
 /// Reads a file of settings, up to 64 MiB of it.
 ///
 /// # Errors
-/// A file that cannot be read or is longer.
+/// Those of [`files::read_bounded`].
 pub(crate) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_end(&mut text)?;
-    match text.len() as u64 > MAX_JSON_BYTES {
-        true => Err(std::io::Error::other(format!("more than {MAX_JSON_BYTES} bytes"))),
-        false => Ok(text),
-    }
+    files::read_bounded(path, MAX_JSON_BYTES)
 }
 
 fn malformed(path: &Path, source: TensorError) -> CheckpointError {
@@ -381,7 +380,7 @@ mod tests {
         file(&path, &tensors);
         let opened = TensorFile::open(&path).unwrap();
         let error = |name, shape: &[usize]| message(&opened.read(name, shape).unwrap_err());
-        assert!(error("i", &[1]).contains("\"i\" has type I32"));
+        assert!(error("i", &[1]).contains("\"i\" has type I32, which is not supported; supported: F32, F16, BF16"));
         assert!(error("n", &[2]).contains("\"n\" holds a value that is not finite"));
         assert!(error("s", &[2, 1]).contains("\"s\" has shape [2], expected [2, 1]"));
     }
@@ -418,6 +417,17 @@ mod tests {
         assert!(message(&index(json!({"b": "one.safetensors"})).unwrap_err()).contains("\"b\" is missing"));
         assert!(matches!(index(json!({"a": "three.safetensors"})), Err(CheckpointError::Read { .. })));
         assert!(matches!(index(json!([1])), Err(CheckpointError::Index { .. })));
+    }
+
+    #[test]
+    fn a_shard_that_is_no_file_is_refused_without_waiting_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("one.safetensors");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let index = folder.path().join("model.safetensors.index.json");
+        fs::write(&index, json!({"weight_map": {"a": "one.safetensors"}}).to_string()).unwrap();
+        let error = message(&Checkpoint::open(folder.path()).unwrap_err());
+        assert!(error.contains("one.safetensors") && error.contains("not a regular file"), "{error}");
     }
 
     #[test]

@@ -217,7 +217,12 @@ mod tests {
     fn pefts(model: &Model) -> Vec<Peft> {
         let targets = model.usual_targets().map(str::to_owned).to_vec();
         let lora = Lora { targets, ..Lora::default() };
-        let ffa = Lora { freeze_a: true, targets: vec!["all-linear".to_owned()], ..lora.clone() };
+        let every = Lora { targets: vec!["all-linear".to_owned()], ..lora.clone() };
+        let every = match model.peft_problem(&Peft::Lora(every.clone())) {
+            None => every,
+            Some(_) => Lora { targets: model.linears().into_iter().map(str::to_owned).collect(), ..every },
+        };
+        let ffa = Lora { freeze_a: true, ..every };
         let all = [Peft::Lora(lora), Peft::Lora(ffa), Peft::Houlsby { width: 5 }, Peft::BitFit];
         all.into_iter().filter(|peft| model.peft_problem(peft).is_none()).collect()
     }

@@ -3,7 +3,7 @@
 //! It runs no graph, trains nothing and knows no network: the agent does that with the pack it finds here.
 //!
 //! Rooms, in the order a checkpoint travels:
-//! - [`checkpoint`], [`adapter`]: what Hugging Face's libraries write, read and written
+//! - [`checkpoint`], [`adapter`]: what Hugging Face's libraries write, read and written; [`files`]: how any of it is opened
 //! - [`architectures`]: BERT, DeBERTa, Llama and their kin as formulas; [`task`], [`peft`]: what they are tuned for, and how
 //! - [`stage`]: a formula becomes graphs, forward, backward and evaluate; [`design`]: those of a whole model;
 //!   [`layout`]: what a batch has to know of it
@@ -14,6 +14,7 @@ pub mod adapter;
 pub mod architectures;
 pub mod checkpoint;
 pub mod design;
+pub mod files;
 pub mod gradient;
 pub mod graph;
 pub mod layout;

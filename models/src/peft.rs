@@ -36,9 +36,10 @@ pub struct Lora {
     pub rank: usize,
     /// The scale is `s = alpha / rank`.
     pub alpha: f32,
-    /// The linear layers it sits on, by the end of their name: `query`, `attention.output.dense`. `all-linear` alone: every
-    /// one of the blocks, and the pooler where it is frozen, as in PEFT. Not a projection of DeBERTa's embeddings, whose
-    /// product is computed before the first block: an adapter that has one there is refused, as it has a tensor too many.
+    /// The linear layers it sits on, by the end of their name or all of it: `query`, `attention.output.dense`. `all-linear`
+    /// alone: those that it stands for in PEFT, which are every one of the blocks, and the pooler where it is frozen, but no part
+    /// of a head, as that trains whole. A DeBERTa that projects its embeddings has a linear layer there too, which cannot be
+    /// adapted here: `all-linear` is refused for it.
     pub targets: Vec<String>,
     /// Other ranks for the layers whose name ends so.
     #[serde(default)]
@@ -55,6 +56,19 @@ pub struct Lora {
     /// `A` stays as it was drawn, and only `B` trains (FFA-LoRA, Sun et al., arXiv 2403.12313).
     #[serde(default)]
     pub freeze_a: bool,
+}
+
+/// The linear layers of a model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Linears<'a> {
+    /// What they are called in each block.
+    pub of_blocks: &'a [&'a str],
+    /// The full names of all that LoRA may sit on.
+    pub names: Vec<String>,
+    /// The full names of those that train whole, as parts of a head: an adapter of PEFT may list them as targets, too.
+    pub of_heads: &'a [&'a str],
+    /// The full names of those that LoRA cannot sit on here.
+    pub unadapted: &'a [&'a str],
 }
 
 /// LoRA on one linear layer.
@@ -103,12 +117,11 @@ impl Peft {
         }
     }
 
-    /// What is wrong with it for a model of `layers` blocks with linear layers called `linears` in each, and with `names` for
-    /// the full names of all that it may sit on, if anything.
+    /// What is wrong with it for a model with these linear layers in each of so many blocks, if anything.
     #[must_use]
-    pub fn problem(&self, linears: &[&str], layers: usize, names: &[String]) -> Option<String> {
+    pub fn problem(&self, linears: &Linears<'_>, layers: usize) -> Option<String> {
         match self {
-            Self::Lora(lora) => lora.problem(linears, layers).or_else(|| lora.idle_pattern(names)),
+            Self::Lora(lora) => lora.problem(linears, layers),
             Self::Houlsby { width } if !(1..=MAX_RANK).contains(width) => {
                 Some(format!("adapter width {width}: expected 1 to {MAX_RANK}"))
             }
@@ -142,7 +155,7 @@ impl Lora {
         Some(format!("LoRA {kind} pattern {end:?}: no layer that LoRA sits on is called so"))
     }
 
-    fn problem(&self, linears: &[&str], layers: usize) -> Option<String> {
+    fn problem(&self, linears: &Linears<'_>, layers: usize) -> Option<String> {
         let ranks = self.rank_pattern.values().chain([&self.rank]);
         if let Some(rank) = ranks.copied().find(|rank| !(1..=MAX_RANK).contains(rank)) {
             return Some(format!("LoRA rank {rank}: expected 1 to {MAX_RANK}"));
@@ -157,9 +170,25 @@ impl Lora {
         if let Some(layer) = self.layers.iter().flatten().find(|layer| **layer >= layers) {
             return Some(format!("LoRA in layer {layer}: this model has layers 0 to {}", layers.saturating_sub(1)));
         }
-        let fits = |target: &String| target == ALL_LINEAR || linears.iter().any(|name| ends_with_parts(name, target));
-        let target = self.targets.iter().find(|target| !fits(target))?;
-        Some(format!("LoRA target {target:?}: this model has {}, or {ALL_LINEAR}", linears.join(", ")))
+        self.bad_target(linears).or_else(|| self.idle_pattern(&linears.names))
+    }
+
+    /// A target that no layer is called, or one that cannot be adapted.
+    fn bad_target(&self, linears: &Linears<'_>) -> Option<String> {
+        let there = linears.of_blocks.join(", ");
+        for target in &self.targets {
+            let fits = |name: &str| target == ALL_LINEAR || ends_with_parts(name, target);
+            if let Some(name) = linears.unadapted.iter().find(|name| fits(name)) {
+                return Some(format!(
+                    "LoRA target {target:?} takes in {name}, which cannot be adapted; choose of {there}"
+                ));
+            }
+            if !linears.names.iter().map(String::as_str).chain(linears.of_heads.iter().copied()).any(fits) {
+                return Some(format!("LoRA target {target:?}: this model has {there}, or {ALL_LINEAR}"));
+            }
+        }
+        let adapts_something = linears.names.iter().any(|name| self.on(name).is_some());
+        (!adapts_something).then(|| format!("LoRA targets {:?} are no layers that it sits on: {there}", self.targets))
     }
 }
 
@@ -194,15 +223,46 @@ pub fn draw(name: &str, shape: &[usize], bound: f32, seed: u64) -> ArrayD<f32> {
 mod tests {
     use super::*;
 
+    const NAMES: [&str; 3] =
+        ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.query", "bert.pooler.dense"];
+
+    /// What is wrong with it for a model with those layers.
+    fn problem(lora: Lora) -> Option<String> {
+        Peft::Lora(lora).problem(
+            &Linears {
+                of_blocks: &["attention.self.query"],
+                names: NAMES.map(str::to_owned).to_vec(),
+                of_heads: &["classifier.dense"],
+                unadapted: &[],
+            },
+            2,
+        )
+    }
+
+    fn with_targets<const N: usize>(targets: [&str; N]) -> Lora {
+        Lora { targets: targets.map(str::to_owned).to_vec(), ..Lora::default() }
+    }
+
+    #[test]
+    fn targets_are_ends_of_names_or_whole_ones_as_peft_writes_them() {
+        for targets in
+            [["query", "self.query"], [NAMES[0], NAMES[2]], [ALL_LINEAR, "query"], ["query", "classifier.dense"]]
+        {
+            assert_eq!(problem(with_targets(targets)), None, "{targets:?}");
+        }
+        for targets in [["query", "key"], ["query", "uery"], ["query", "layer.2.attention.self.query"]] {
+            assert!(problem(with_targets(targets)).is_some_and(|what| what.contains(targets[1])), "{targets:?}");
+        }
+        assert!(problem(with_targets(["classifier.dense"])).is_some_and(|what| what.contains("classifier.dense")));
+        assert_eq!(with_targets([NAMES[0]]).on(NAMES[1]), None);
+    }
+
     #[test]
     fn a_pattern_that_fits_no_adapted_layer_is_refused() {
-        let names = ["encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.query", "pooler.dense"];
-        let names = names.map(str::to_owned);
         let problem = |target: &str, end: &str, layers| {
-            let lora = Lora { targets: vec![target.to_owned()], layers, ..Lora::default() };
+            let lora = Lora { layers, ..with_targets([target]) };
             let of_rank = Lora { rank_pattern: [(end.to_owned(), 4)].into(), ..lora.clone() };
             let of_alpha = Lora { alpha_pattern: [(end.to_owned(), 4.0)].into(), ..lora };
-            let problem = |lora| Peft::Lora(lora).problem(&["attention.self.query"], 2, &names);
             let (rank, alpha) = (problem(of_rank), problem(of_alpha));
             assert_eq!(rank.is_some(), alpha.is_some(), "{rank:?} {alpha:?}");
             rank

@@ -55,8 +55,18 @@ pub enum TensorError {
         /// What is there.
         found: Vec<usize>,
     },
-    /// Another type than f32.
-    #[error("tensor {name:?} has type {found}, expected F32")]
+    /// A type that is not read from such a file.
+    #[error("tensor {name:?} has type {found}, which is not supported; supported: {supported}")]
+    Unsupported {
+        /// Its name.
+        name: String,
+        /// What is there.
+        found: String,
+        /// What could be there.
+        supported: &'static str,
+    },
+    /// Another type than what reads it takes.
+    #[error("tensor {name:?} has type {found}, which is not the one that is read there")]
     Type {
         /// Its name.
         name: String,
@@ -126,7 +136,8 @@ fn read_one(file: &SafeTensors<'_>, spec: &TensorSpec) -> Result<ArrayD<f32>, Te
     let name = || spec.name.clone();
     let view = file.tensor(&spec.name).map_err(|_| TensorError::Missing { name: name() })?;
     if view.dtype() != Dtype::F32 {
-        return Err(TensorError::Type { name: name(), found: format!("{:?}", view.dtype()) });
+        let found = format!("{:?}", view.dtype());
+        return Err(TensorError::Unsupported { name: name(), found, supported: "F32" });
     }
     let shape_error =
         || TensorError::Shape { name: name(), expected: spec.shape.clone(), found: view.shape().to_vec() };
@@ -157,4 +168,35 @@ pub fn write(tensors: &NamedTensors) -> Result<Vec<u8>, TensorError> {
         })
         .collect();
     safetensors::serialize(views.map_err(TensorError::Write)?, None).map_err(TensorError::Write)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+
+    fn file(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
+        let bytes = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+        safetensors::serialize([("a", TensorView::new(dtype, shape.to_vec(), &bytes).unwrap())], None).unwrap()
+    }
+
+    #[test]
+    fn an_error_says_type_where_the_type_is_another_and_shape_where_that_is() {
+        let schema = Schema { tensors: vec![TensorSpec { name: "a".to_owned(), shape: vec![2, 3], layer: None }] };
+        let error = |bytes: &[u8]| schema.read(bytes).unwrap_err().to_string();
+        assert!(schema.read(&file(Dtype::F32, &[2, 3])).is_ok());
+        for shape in [&[3, 2][..], &[6], &[2], &[2, 3, 1], &[0, 3]] {
+            let expected = format!("tensor \"a\" has shape {shape:?}, expected [2, 3]");
+            assert_eq!(error(&file(Dtype::F32, shape)), expected);
+        }
+        for shape in [&[2, 3][..], &[6]] {
+            assert_eq!(
+                error(&file(Dtype::F64, shape)),
+                "tensor \"a\" has type F64, which is not supported; supported: F32"
+            );
+        }
+        let mut cut = file(Dtype::F32, &[2, 3]);
+        cut.pop();
+        assert!(matches!(schema.read(&cut), Err(TensorError::Header(_))));
+    }
 }

@@ -49,6 +49,10 @@ VARIANTS = {
                          vocab_size=39, embedding_size=18, relative_attention=True, max_relative_positions=6,
                          max_position_embeddings=16, position_buckets=-1, pos_att_type=["c2p"], share_att_key=False,
                          position_biased_input=True, type_vocab_size=2), dict(prefix="deberta.")),
+    # No attention by distance; what pos_att_type names still counts for the scale of the scores.
+    "deberta-v2-absolute": (transformers.DebertaV2Config, dict(DEBERTA, relative_attention=False, position_biased_input=True,
+                            hidden_size=24, num_attention_heads=3, intermediate_size=35, vocab_size=37,
+                            max_position_embeddings=16), dict(prefix="deberta.")),
     "llama": (transformers.LlamaConfig, dict(DECODER, hidden_size=24, intermediate_size=51, vocab_size=59,
               rope_parameters=LLAMA3), dict(old_rope=True)),
     "llama-plain": (transformers.LlamaConfig, dict(DECODER, hidden_size=32, intermediate_size=35, vocab_size=37,

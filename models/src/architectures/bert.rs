@@ -7,7 +7,7 @@
 use super::attention::{Attending, Sees};
 use super::config::{
     ConfigError, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_SEGMENTS, MAX_VOCABULARY,
-    bad_epsilon, keys, out_of_bounds,
+    bad_epsilon, keys, null_or, out_of_bounds,
 };
 use super::{Activation, Head, Sizes, heads, shape};
 use crate::graph::{GraphError, Id};
@@ -80,6 +80,14 @@ impl Family {
             Self::Roberta | Self::XlmRoberta => None,
         }
     }
+
+    /// The linear layers of the head for sequences, where it is more than one, which PEFT then takes for targets.
+    pub(super) const fn head_linears(self) -> &'static [&'static str] {
+        match self {
+            Self::Bert => &[],
+            Self::Roberta | Self::XlmRoberta => &["classifier.dense", "classifier.out_proj"],
+        }
+    }
 }
 
 /// The linear layers of a block.
@@ -107,15 +115,11 @@ struct Keys {
     layer_norm_eps: f32,
     #[serde(default = "gelu")]
     hidden_act: Activation,
-    #[serde(default = "one")]
-    pad_token_id: usize,
+    #[serde(default, deserialize_with = "null_or")]
+    pad_token_id: Option<Option<i64>>,
     position_embedding_type: Option<String>,
     #[serde(default)]
     is_decoder: bool,
-}
-
-fn one() -> usize {
-    1
 }
 
 fn two() -> usize {
@@ -138,13 +142,13 @@ impl Bert {
             "roberta" => Family::Roberta,
             _ => Family::XlmRoberta,
         };
-        if let Some(found) = keys.position_embedding_type.filter(|kind| kind != "absolute") {
+        if let Some(found) = keys.position_embedding_type.clone().filter(|kind| kind != "absolute") {
             return Err(ConfigError::Setting { key: "position_embedding_type", found, supported: "absolute" });
         }
         if keys.is_decoder {
             return Err(ConfigError::Setting { key: "is_decoder", found: "true".to_owned(), supported: "false" });
         }
-        let first_position = if family == Family::Bert { 0 } else { keys.pad_token_id.saturating_add(1) };
+        let first_position = if family == Family::Bert { 0 } else { keys.position_after_padding()? };
         Ok(Self {
             family,
             layers: keys.num_hidden_layers,
@@ -253,6 +257,19 @@ impl Bert {
             }
         };
         heads::loss(stage, logits, head)
+    }
+}
+
+impl Keys {
+    /// The first position of RoBERTa and XLM-R, which comes after that of the padding token.
+    fn position_after_padding(&self) -> Result<usize, ConfigError> {
+        let id = self.pad_token_id.unwrap_or(Some(1));
+        let position = id.and_then(|id| usize::try_from(id.checked_add(1)?).ok());
+        position.ok_or_else(|| ConfigError::Setting {
+            key: "pad_token_id",
+            found: id.map_or_else(|| "null".to_owned(), |id| id.to_string()),
+            supported: "a token's number, after which positions begin",
+        })
     }
 }
 

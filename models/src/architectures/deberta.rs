@@ -46,6 +46,10 @@ pub struct Deberta {
     pub pooler_activation: Activation,
     /// Attention by distance.
     pub relative: Option<Relative>,
+    /// Terms of attention by distance that the checkpoint names and, as it has no such attention, does not compute: scores are
+    /// scaled as if they were there, as in transformers.
+    #[serde(default)]
+    pub idle_terms: usize,
     /// The convolution beside the first block.
     pub convolution: Option<Convolution>,
 }
@@ -169,7 +173,9 @@ impl Deberta {
             let (found, supported) = (size.to_string(), "hidden_size / num_attention_heads");
             return Err(ConfigError::Setting { key: "attention_head_size", found, supported });
         }
-        let relative = if keys.relative_attention { Some(Relative::read(&keys)?) } else { None };
+        let relative = Relative::read(&keys)?;
+        let (relative, idle_terms) =
+            if keys.relative_attention { (Some(relative), 0) } else { (None, relative.terms()) };
         let convolution = (keys.conv_kernel_size > 0).then_some(Convolution {
             width: keys.conv_kernel_size,
             groups: keys.conv_groups,
@@ -189,6 +195,7 @@ impl Deberta {
             activation: keys.hidden_act,
             pooler_activation: keys.pooler_hidden_act,
             relative,
+            idle_terms,
             convolution,
         })
     }
@@ -217,6 +224,9 @@ impl Deberta {
         }
         if !self.hidden.is_multiple_of(self.heads) {
             return Some(format!("{} heads do not divide hidden_size {}", self.heads, self.hidden));
+        }
+        if self.idle_terms > if self.relative.is_some() { 0 } else { 2 } {
+            return Some(format!("pos_att_type names {} terms too many", self.idle_terms));
         }
         if let Some(RelativePositions { buckets: Some(buckets), max_distance, .. }) =
             self.relative.as_ref().map(|relative| relative.positions)
@@ -321,7 +331,7 @@ impl Deberta {
         let (key, value) = (project("key_proj", "keys")?, project("value_proj", "values")?);
         let counts = [self.heads, self.heads, heads.size];
         let mut scores = products(stage, query, key, counts)?;
-        let mut terms = 1;
+        let mut terms = 1 + self.idle_terms;
         if let Some(relative) = &self.relative {
             if relative.content_to_position {
                 let layer = if relative.shared { "key_proj" } else { "pos_key_proj" };
@@ -406,13 +416,18 @@ impl Deberta {
 }
 
 impl Relative {
+    /// How many terms it adds to the scores.
+    fn terms(&self) -> usize {
+        usize::from(self.content_to_position) + usize::from(self.position_to_content)
+    }
+
     fn read(keys: &Keys) -> Result<Self, ConfigError> {
         let kinds: Vec<String> = match &keys.pos_att_type {
             None => Vec::new(),
             Some(Kinds::List(kinds)) => kinds.clone(),
-            Some(Kinds::Joined(kinds)) => kinds.split('|').map(|kind| kind.trim().to_owned()).collect(),
+            Some(Kinds::Joined(kinds)) => kinds.split('|').map(|kind| kind.trim().to_lowercase()).collect(),
         };
-        let kinds: Vec<String> = kinds.iter().map(|kind| kind.to_lowercase()).filter(|kind| !kind.is_empty()).collect();
+        let kinds: Vec<String> = kinds.into_iter().filter(|kind| !kind.is_empty()).collect();
         if let Some(found) = kinds.iter().find(|kind| !["c2p", "p2c"].contains(&kind.as_str())) {
             let found = found.clone();
             return Err(ConfigError::Setting { key: "pos_att_type", found, supported: "c2p, p2c" });
@@ -431,10 +446,60 @@ impl Relative {
     }
 }
 
+/// The layer that makes embeddings of another size as wide as the blocks.
+pub(super) const PROJECTION: &str = "deberta.embeddings.embed_proj";
+
 const RELATIVE_KEYS: &str = "relative_keys";
 const RELATIVE_QUERIES: &str = "relative_queries";
 
 /// One row for each distance between two of `S` tokens, and one to spare.
 fn twice_s() -> Dim {
     Dim::from("S").times(&2.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use crate::architectures::Model;
+    use crate::peft::{Lora, Peft};
+    use serde_json::{Value, json};
+
+    fn read(more: &Value) -> Deberta {
+        let mut config = json!({
+            "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let model = Deberta::read(&config).unwrap();
+        assert_eq!(model.problem(), None);
+        model
+    }
+
+    #[test]
+    fn without_relative_attention_its_terms_have_no_layers_and_count_for_the_scale_alone() {
+        let kinds = json!({"pos_att_type": "p2c|c2p", "position_buckets": 4});
+        let idle = read(&kinds);
+        assert_eq!((&idle.relative, idle.idle_terms), (&None, 2));
+        assert!(!idle.linears().iter().any(|linear| linear.contains("pos_")));
+        let mut with = kinds;
+        with["relative_attention"] = json!(true);
+        let with = read(&with);
+        assert_eq!((with.relative.as_ref().map(Relative::terms), with.idle_terms), (Some(2), 0));
+        assert!(Deberta { idle_terms: 2, ..with }.problem().is_some());
+        assert_eq!(read(&json!({})).idle_terms, 0);
+    }
+
+    #[test]
+    fn lora_on_the_projection_of_the_embeddings_is_refused_by_name() {
+        let problem = |embedding: usize, target: &str| {
+            let model = Model::Deberta(read(&json!({ "embedding_size": embedding })));
+            model.peft_problem(&Peft::Lora(Lora { targets: vec![target.to_owned()], ..Lora::default() }))
+        };
+        assert_eq!(problem(8, "all-linear"), None);
+        assert_eq!(problem(4, "query_proj"), None);
+        for target in ["all-linear", "embed_proj", PROJECTION] {
+            assert!(problem(4, target).is_some_and(|what| what.contains(PROJECTION)), "{target}");
+        }
+        assert!(problem(8, "embed_proj").is_some());
+    }
 }

@@ -4,7 +4,7 @@
 use super::attention::{Attending, Sees};
 use super::config::{
     ConfigError, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, bad_epsilon, keys,
-    out_of_bounds,
+    null_or, out_of_bounds,
 };
 use super::rotary::Rotary;
 use super::{Activation, Head, Sizes, heads, shape};
@@ -102,7 +102,8 @@ struct Keys {
     num_hidden_layers: usize,
     hidden_size: usize,
     num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
+    #[serde(default, deserialize_with = "null_or")]
+    num_key_value_heads: Option<Option<usize>>,
     head_dim: Option<usize>,
     intermediate_size: usize,
     vocab_size: usize,
@@ -145,6 +146,10 @@ fn usual_window_layers() -> usize {
 impl Decoder {
     pub(super) fn read(config: &serde_json::Value, model_type: &str) -> Result<Self, ConfigError> {
         let keys: Keys = keys(config)?;
+        // Before lists are made of as many layers.
+        if let Some(what) = out_of_bounds(&[("num_hidden_layers", keys.num_hidden_layers, MAX_LAYERS)]) {
+            return Err(ConfigError::Sizes { what });
+        }
         let family = match model_type {
             "llama" => Family::Llama,
             "mistral" => Family::Mistral,
@@ -170,14 +175,14 @@ impl Decoder {
             Family::Mistral => keys.sliding_window,
             Family::Qwen2 | Family::Qwen3 => keys.sliding_window.filter(|_| keys.use_sliding_window),
         };
-        let windowed = if window.is_some() { keys.windowed(family)? } else { Vec::new() };
+        let windowed = keys.windowed(family, window)?;
         let usual_head = if family == Family::Qwen3 { 128 } else { keys.hidden_size / keys.num_attention_heads.max(1) };
         Ok(Self {
             family,
             layers: keys.num_hidden_layers,
             hidden: keys.hidden_size,
             heads: keys.num_attention_heads,
-            key_heads: keys.num_key_value_heads.unwrap_or(keys.num_attention_heads),
+            key_heads: keys.key_heads(family)?,
             head_size: keys.head_dim.unwrap_or(usual_head),
             intermediate: keys.intermediate_size,
             vocabulary: keys.vocab_size,
@@ -352,22 +357,51 @@ impl Decoder {
 }
 
 impl Keys {
-    /// Which layers have a sliding window.
-    fn windowed(&self, family: Family) -> Result<Vec<usize>, ConfigError> {
-        let all = 0..self.num_hidden_layers;
-        match (family, &self.layer_types) {
-            (Family::Mistral | Family::Llama, _) => Ok(all.collect()),
-            (Family::Qwen2 | Family::Qwen3, None) => Ok(all.skip(self.max_window_layers).collect()),
-            (Family::Qwen2 | Family::Qwen3, Some(types)) => {
-                let known = ["sliding_attention", "full_attention"];
-                if let Some(found) = types.iter().find(|kind| !known.contains(&kind.as_str())) {
-                    let (found, supported) = (found.clone(), "sliding_attention, full_attention");
-                    return Err(ConfigError::Setting { key: "layer_types", found, supported });
-                }
-                let slides = |layer: &usize| types.get(*layer).is_some_and(|kind| kind == known[0]);
-                Ok(all.filter(slides).collect())
-            }
+    /// Key heads: the default of transformers depends on the family, and null means as many as there are query heads.
+    fn key_heads(&self, family: Family) -> Result<usize, ConfigError> {
+        let usual = match family {
+            Family::Llama => self.num_attention_heads,
+            Family::Mistral => 8,
+            Family::Qwen2 | Family::Qwen3 => 32,
+        };
+        match self.num_key_value_heads {
+            Some(given) => Ok(given.unwrap_or(self.num_attention_heads)),
+            None if self.num_attention_heads.is_multiple_of(usual) => Ok(usual),
+            None => Err(ConfigError::Sizes {
+                what: format!(
+                    "num_key_value_heads is missing, and its default for {}, {usual}, does not divide num_attention_heads {}",
+                    family.name(),
+                    self.num_attention_heads
+                ),
+            }),
         }
+    }
+
+    /// Which layers have a sliding window of that size.
+    fn windowed(&self, family: Family, window: Option<usize>) -> Result<Vec<usize>, ConfigError> {
+        const KINDS: [&str; 2] = ["sliding_attention", "full_attention"];
+        let by_types = matches!(family, Family::Qwen2 | Family::Qwen3);
+        let first = if by_types { self.max_window_layers } else { 0 };
+        let usual: Vec<usize> = (first..self.num_hidden_layers).filter(|_| window.is_some()).collect();
+        let Some(types) = &self.layer_types else { return Ok(usual) };
+        if types.len() != self.num_hidden_layers {
+            let (found, layers) = (types.len(), self.num_hidden_layers);
+            let what = format!("layer_types has {found} layers, and num_hidden_layers is {layers}");
+            return Err(ConfigError::Sizes { what });
+        }
+        if let Some(found) = types.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+            let (found, supported) = (found.clone(), "sliding_attention, full_attention");
+            return Err(ConfigError::Setting { key: "layer_types", found, supported });
+        }
+        let sliding: Vec<usize> = (0..types.len()).filter(|&layer| types[layer] == KINDS[0]).collect();
+        if sliding == usual || (by_types && (window.is_some() || sliding.is_empty())) {
+            return Ok(sliding);
+        }
+        let what = match (window, family) {
+            (None, _) => "layer_types has sliding_attention, and there is no sliding window (sliding_window with, for Qwen, use_sliding_window)".to_owned(),
+            (Some(_), _) => format!("layer_types has full_attention, and in a {} every layer has the sliding window", family.name()),
+        };
+        Err(ConfigError::Sizes { what })
     }
 }
 
@@ -376,4 +410,57 @@ const SINE: &str = "rotary_sine";
 
 const fn bias(there: bool) -> Bias {
     if there { Bias::Yes } else { Bias::No }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn read(family: &str, more: &Value) -> Result<Decoder, ConfigError> {
+        let mut config = json!({
+            "num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 64, "intermediate_size": 8, "vocab_size": 16,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Decoder::read(&config, family)
+    }
+
+    fn refusal(family: &str, more: &Value) -> String {
+        read(family, more).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn missing_key_heads_are_those_of_transformers() {
+        for (family, usual) in [("llama", 64), ("mistral", 8), ("qwen2", 32), ("qwen3", 32)] {
+            assert_eq!(read(family, &json!({})).unwrap().key_heads, usual, "{family}");
+            assert_eq!(read(family, &json!({"num_key_value_heads": null})).unwrap().key_heads, 64, "{family}");
+            assert_eq!(read(family, &json!({"num_key_value_heads": 4})).unwrap().key_heads, 4, "{family}");
+        }
+        let message = refusal("qwen2", &json!({"num_attention_heads": 4}));
+        assert!(message.contains("num_key_value_heads is missing"), "{message}");
+    }
+
+    #[test]
+    fn the_types_of_layers_are_as_many_as_the_layers_and_fit_the_window() {
+        let (sliding, full) = ("sliding_attention", "full_attention");
+        let types = |types: &[&str]| json!({"layer_types": types, "use_sliding_window": true});
+        assert_eq!(read("qwen2", &types(&[full, sliding, full])).unwrap().windowed, [1]);
+        assert_eq!(read("qwen3", &json!({"layer_types": [full, full, full]})).unwrap().windowed, [0; 0]);
+        assert_eq!(read("llama", &types(&[full, full, full])).unwrap().windowed, [0; 0]);
+        assert_eq!(read("mistral", &types(&[sliding, sliding, sliding])).unwrap().windowed, [0, 1, 2]);
+        for short in [&[][..], &[sliding, sliding], &[sliding, full, full, full]] {
+            let message = refusal("qwen2", &types(short));
+            assert!(message.contains("num_hidden_layers is 3"), "{message}");
+        }
+        assert!(refusal("qwen2", &types(&[full, "chunked_attention", full])).contains("chunked_attention"));
+        assert!(refusal("qwen2", &json!({"layer_types": [sliding, full, full]})).contains("no sliding window"));
+        assert!(refusal("llama", &types(&[full, sliding, full])).contains("no sliding window"));
+        assert!(refusal("mistral", &types(&[full, sliding, full])).contains("every layer"));
+    }
+
+    #[test]
+    fn layers_without_number_are_refused_before_memory_is_taken_for_them() {
+        assert!(refusal("mistral", &json!({"num_hidden_layers": u64::MAX})).contains("num_hidden_layers"));
+    }
 }

@@ -5,6 +5,16 @@
 //! - [`decoder`]: Llama, Mistral, Qwen2, Qwen3
 //! - [`rotary`]: the angles of rotary positions and their scalings
 //! - [`attention`], [`heads`]: what several of them share
+//!
+//! What a checkpoint's `config.json` says of training is not used: no part of a model drops features at random
+//! (`hidden_dropout_prob`, `attention_probs_dropout_prob`, `attention_dropout`, `classifier_dropout`, `pooler_dropout`), and
+//! first values are those of [`crate::peft::draw`], not of `initializer_range`.
+//!
+//! `pad_token_id` counts for RoBERTa and XLM-R alone, whose positions begin after it; elsewhere in an encoder it only says which
+//! row of an embedding was zero at first. A decoder classifies by the last token of a text. transformers looks for it in
+//! padded rows, as the last that is not `pad_token_id`; here rows hold no padding, and it is the last token of each example. The
+//! two differ where a text itself ends in the padding token, as one may whose end token pads as well: transformers then takes
+//! the token before.
 
 mod attention;
 pub mod bert;
@@ -18,7 +28,7 @@ pub use config::ConfigError;
 
 use crate::graph::{Dim, GraphError, Id, Shape};
 use crate::layout::Layout;
-use crate::peft::Peft;
+use crate::peft::{Linears, Peft};
 use crate::stage::{BatchPart, Ending, Stage};
 use crate::task::Task;
 use bert::Bert;
@@ -63,6 +73,9 @@ impl Model {
     /// A `model_type` that is not [`SUPPORTED`], a key that is missing, malformed, out of bounds or not supported.
     pub fn read(config: &serde_json::Value) -> Result<Self, ConfigError> {
         let found = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("(none)");
+        if SUPPORTED.contains(&found) {
+            config::refuse_unsupported(config)?;
+        }
         let model = match found {
             "bert" | "roberta" | "xlm-roberta" => Self::Bert(Bert::read(config, found)?),
             "deberta-v2" => Self::Deberta(Deberta::read(config)?),
@@ -256,8 +269,13 @@ impl Model {
         let blocks = (0..layers).map(|layer| self.block_prefix().replace("{layer}", &layer.to_string()));
         let in_blocks = blocks.flat_map(|block| linears.iter().map(move |linear| format!("{block}{linear}")));
         let pooler = self.pooler(Task::SequenceClassification).map(str::to_owned);
-        let names: Vec<String> = in_blocks.chain(pooler).collect();
-        let problem = peft.problem(&linears, layers, &names);
+        let names = in_blocks.chain(pooler).collect();
+        let (of_heads, unadapted): (&[&str], &[&str]) = match self {
+            Self::Bert(model) => (model.family.head_linears(), &[]),
+            Self::Deberta(model) if model.embedding != model.hidden => (&[], &[deberta::PROJECTION]),
+            Self::Deberta(_) | Self::Decoder(_) => (&[], &[]),
+        };
+        let problem = peft.problem(&Linears { of_blocks: &linears, names, of_heads, unadapted }, layers);
         problem.or_else(|| {
             (matches!(peft, Peft::BitFit) && !self.has_biases())
                 .then(|| format!("BitFit trains biases, and the blocks of this {} have none; use lora", self.name()))

@@ -3,7 +3,7 @@
 //! The formulas of the scalings are those of transformers' `modeling_rope_utils.py`.
 
 use super::ConfigError;
-use super::config::keys;
+use super::config::{keys, keys_within};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
 
@@ -71,8 +71,9 @@ pub enum Scaling {
 /// The keys of `rope_parameters` or, in older files, `rope_scaling`.
 #[derive(Deserialize, Default)]
 struct Parameters {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What `rope_type` was called once.
+    r#type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -91,23 +92,46 @@ struct Parameters {
 #[derive(Deserialize)]
 struct Keys {
     rope_theta: Option<f64>,
-    rope_parameters: Option<Parameters>,
-    rope_scaling: Option<Parameters>,
     original_max_position_embeddings: Option<f64>,
     partial_rotary_factor: Option<f64>,
 }
 
 impl Rotary {
-    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens.
+    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens. Where a file has
+    /// both they must say the same: it depends on the version of transformers which of them counts.
     pub(super) fn read(config: &serde_json::Value, positions: usize) -> Result<Self, ConfigError> {
-        let keys: Keys = keys(config)?;
-        let given = keys.rope_parameters.or(keys.rope_scaling).unwrap_or_default();
-        if let Some(share) = keys.partial_rotary_factor.or(given.partial_rotary_factor).filter(|&share| share < 1.0) {
+        let from = |key| Self::read_from(config, key, positions);
+        match (from("rope_parameters")?, from("rope_scaling")?) {
+            (Some(new), Some(old)) if new != old => Err(ConfigError::Sizes {
+                what:
+                    "rope_parameters and rope_scaling (with rope_theta beside it) differ; keep the one that the model \
+                       was trained with"
+                        .to_owned(),
+            }),
+            (Some(rotary), _) | (None, Some(rotary)) => Ok(rotary),
+            (None, None) => Self::of(Parameters::default(), &keys(config)?, positions),
+        }
+    }
+
+    /// Reads what is at `key`, `None` where nothing is.
+    fn read_from(config: &serde_json::Value, key: &'static str, positions: usize) -> Result<Option<Self>, ConfigError> {
+        let inner = config.get(key).and_then(serde_json::Value::as_object);
+        if let Some((name, _)) = inner.and_then(|inner| inner.iter().find(|(_, value)| value.is_object())) {
+            let found = format!("one set for each type of layers ({name})");
+            return Err(ConfigError::Setting { key, found, supported: "one set for all layers" });
+        }
+        let given = keys_within::<Parameters>(config, key)?;
+        given.map(|given| Self::of(given, &keys(config)?, positions)).transpose()
+    }
+
+    fn of(given: Parameters, outer: &Keys, positions: usize) -> Result<Self, ConfigError> {
+        let share = given.partial_rotary_factor.or(outer.partial_rotary_factor).unwrap_or(1.0);
+        if (share - 1.0).abs() > f64::EPSILON {
             let found = share.to_string();
             return Err(ConfigError::Setting { key: "partial_rotary_factor", found, supported: "1" });
         }
-        let theta = given.rope_theta.or(keys.rope_theta).unwrap_or(10_000.0);
-        let original = keys.original_max_position_embeddings.or(given.original_max_position_embeddings);
+        let theta = given.rope_theta.or(outer.rope_theta).unwrap_or(10_000.0);
+        let original = outer.original_max_position_embeddings.or(given.original_max_position_embeddings);
         let scaling = given.scaling(original.unwrap_or(positions as f64), positions as f64)?;
         Ok(Self { theta, scaling })
     }
@@ -140,6 +164,12 @@ impl Rotary {
                         "rope scaling has {} short factors, expected {}",
                         short_factor.len(),
                         size / 2
+                    ));
+                }
+                // Texts are cut there.
+                if *original_max_position_embeddings < 1.0 {
+                    return Some(format!(
+                        "original_max_position_embeddings is {original_max_position_embeddings}, expected at least 1"
                     ));
                 }
                 [short_factor.as_slice(), &[*attention_factor, *original_max_position_embeddings]].concat()
@@ -212,7 +242,14 @@ impl Parameters {
                 supported: "a positive number",
             })
         };
-        Ok(match self.rope_type.as_deref().unwrap_or("default") {
+        let kind = match (self.rope_type.as_deref(), self.r#type.as_deref()) {
+            (Some(new), Some(old)) if new != old => {
+                let found = format!("{new:?} beside a type of {old:?}");
+                return Err(ConfigError::Setting { key: "rope_type", found, supported: "the same in both" });
+            }
+            (new, old) => new.or(old).unwrap_or("default"),
+        };
+        Ok(match kind {
             "default" => Scaling::Default,
             "linear" => Scaling::Linear { factor: needed("factor", self.factor)? },
             "dynamic" => Scaling::Dynamic,
@@ -275,6 +312,10 @@ mod tests {
         rotary
     }
 
+    fn refusal(config: serde_json::Value) -> String {
+        Rotary::read(&config, 1024).unwrap_err().to_string()
+    }
+
     #[test]
     fn old_and_new_files_say_the_same() {
         let scaling = json!({"rope_type": "linear", "factor": 2.0});
@@ -286,8 +327,95 @@ mod tests {
     }
 
     #[test]
+    fn a_scaling_may_have_its_old_name_beside_the_new_one_but_not_another() {
+        let both = read(json!({"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0}}));
+        assert_eq!(both.scaling, Scaling::Linear { factor: 2.0 });
+        let message = refusal(json!({"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2.0}}));
+        assert!(message.contains("rope_type") && message.contains("\"dynamic\""), "{message}");
+    }
+
+    #[test]
+    fn rope_scaling_beside_rope_parameters_must_say_the_same() {
+        let new = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0});
+        let both = |old: serde_json::Value| json!({"rope_parameters": new, "rope_scaling": old, "rope_theta": 500.0});
+        let alone = read(json!({ "rope_parameters": new }));
+        assert_eq!(read(both(json!({"type": "linear", "factor": 2.0}))), alone);
+        assert_eq!(read(both(json!(null))), alone);
+        assert_eq!(read(both(json!({}))), alone);
+        for old in
+            [json!({"type": "linear", "factor": 3.0}), json!({"type": "linear", "factor": 2.0, "rope_theta": 7.0})]
+        {
+            let message = refusal(both(old));
+            assert!(message.contains("rope_parameters") && message.contains("rope_scaling"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_set_for_each_type_of_layers_is_refused() {
+        for key in ["rope_parameters", "rope_scaling"] {
+            let full = json!({"rope_type": "linear", "factor": 2.0});
+            let message = refusal(json!({ key: {"full_attention": full, "sliding_attention": null} }));
+            assert!(message.contains(key) && message.contains("full_attention"), "{message}");
+        }
+    }
+
+    #[test]
     fn without_any_keys_the_base_is_ten_thousand() {
         assert_eq!(read(json!({})).frequencies(4), [1.0, 0.01]);
+    }
+
+    /// Heads of 8 features, 1024 positions, a base of 500: the frequencies and the factor of cosine and sine that transformers
+    /// 5.23.0's `LlamaRotaryEmbedding` has after the longest text that is not cut here.
+    #[test]
+    fn scaled_frequencies_are_those_of_transformers() {
+        let plain = [1.0, 0.211_474_24, 0.044_721_361_2, 0.009_457_415_9];
+        let short = [1.0, 0.140_982_822, 0.022_360_680_6, 0.002_909_974_2];
+        let yarn = [1.0, 0.132_171_392, 0.011_180_340_3, 0.002_364_353_98];
+        let exact = [1.0, 0.136_416_391, 0.011_180_340_3, 0.002_364_353_98];
+        let by_ratio = [1.0, 0.112_345_688, 0.002_795_085_08, 0.000_591_088_494];
+        let llama3 = [1.0, 0.113_881_998, 0.011_180_340_3, 0.002_364_353_98];
+        let factors = json!({"short_factor": [1.0, 1.5, 2.0, 3.25], "long_factor": [4.0, 5.0, 6.0, 7.0]});
+        for (kind, more, frequencies, factor) in [
+            ("dynamic", json!({"factor": 4.0}), plain, 1.0),
+            ("longrope", json!({"factor": 4.0}), short, 1.154_700_538_379_251_7),
+            ("longrope", json!({}), short, 1.290_994_448_735_805_6),
+            ("longrope", json!({"attention_factor": 1.25}), short, 1.25),
+            ("yarn", json!({"factor": 4.0}), yarn, 1.138_629_436_111_989),
+            ("yarn", json!({"factor": 4.0, "mscale": 0.707, "mscale_all_dim": 1.2}), yarn, 0.941_403_523_749_669),
+            ("yarn", json!({"factor": 4.0, "mscale": 0.707, "mscale_all_dim": 0.0}), yarn, 1.138_629_436_111_989),
+            (
+                "yarn",
+                json!({"factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": false}),
+                exact,
+                1.138_629_436_111_989,
+            ),
+            ("yarn", json!({"factor": null}), by_ratio, 1.277_258_872_223_978_2),
+            ("llama3", json!({"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}), llama3, 1.0),
+        ] {
+            let mut parameters =
+                json!({"rope_type": kind, "rope_theta": 500.0, "original_max_position_embeddings": 64});
+            let of = |value: &serde_json::Value| value.as_object().unwrap().clone();
+            parameters.as_object_mut().unwrap().extend(of(&factors).into_iter().chain(of(&more)));
+            let rotary = read(json!({ "rope_parameters": parameters }));
+            assert!((rotary.attention_factor() - factor).abs() < 1e-12, "{kind} {more}: {}", rotary.attention_factor());
+            for (found, expected) in rotary.frequencies(8).into_iter().zip(frequencies) {
+                assert!((found / expected - 1.0).abs() < F32, "{kind} {more}: {found}, expected {expected}");
+            }
+            let longest = if kind == "longrope" { 64 } else { 1024 };
+            assert_eq!(rotary.max_tokens(1024), longest, "{kind}");
+        }
+    }
+
+    /// transformers computes them in f32.
+    const F32: f64 = 1e-6;
+
+    #[test]
+    fn a_longrope_that_leaves_no_token_is_refused() {
+        let short = json!({"rope_type": "longrope", "short_factor": [1.0], "factor": 2.0});
+        let rotary =
+            Rotary::read(&json!({"rope_scaling": short, "original_max_position_embeddings": 0.5}), 1024).unwrap();
+        let problem = rotary.problem(2).unwrap();
+        assert!(problem.contains("original_max_position_embeddings is 0.5"), "{problem}");
     }
 
     #[test]

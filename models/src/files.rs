@@ -1,0 +1,74 @@
+//! Opens what others name: a path may lead to a pipe or a device, and a file may be of any length.
+//!
+//! The errors are those of `std::io` and do not say which file it was; what calls these says it beside them.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
+/// Reads a whole file of at most `limit` bytes, as [`std::fs::read`] does.
+///
+/// # Errors
+/// A path that leads to anything but a regular file, a file that is longer, one that cannot be read.
+pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let too_long = || io::Error::new(ErrorKind::FileTooLarge, format!("the file is longer than {limit} bytes"));
+    let length = file.metadata()?.len();
+    if length > limit {
+        return Err(too_long());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(length).map_err(|_| too_long())?);
+    // Not trusted to be as long as it said: it may grow, and those of the kernel say that they have no length.
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
+}
+
+/// Opens a file for reading; a pipe is refused before it is opened, which would wait for somebody to write into it.
+///
+/// # Errors
+/// A path that leads to anything but a regular file, a file that cannot be opened.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit_and_not_beyond() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "12345").unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
+        let error = read_bounded(&path, 4).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+        assert!(error.to_string().contains("longer than 4 bytes"), "{error}");
+        assert_eq!(read_bounded(&folder.path().join("other"), 5).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_that_says_it_is_empty_is_bounded_all_the_same() {
+        assert!(!read_bounded(Path::new("/proc/self/status"), 1 << 20).unwrap().is_empty());
+        let error = read_bounded(Path::new("/proc/self/status"), 4).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn pipes_devices_and_folders_are_refused_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        for path in [pipe.as_path(), &link, Path::new("/dev/zero"), folder.path()] {
+            let error = read_bounded(path, 1 << 20).unwrap_err();
+            assert_eq!(error.to_string(), "not a regular file", "{}", path.display());
+        }
+    }
+}

@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use proptest::prelude::*;
+use proptest::test_runner::{RngSeed, TestRunner};
 use skiff_models::Pack;
-use skiff_models::adapter::Adapter;
+use skiff_models::adapter::{Adapter, TENSORS_FILE};
 use skiff_models::architectures::Model;
+use skiff_models::onnx::{input_names, nodes};
 use skiff_models::pack::{BuildOptions, build};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 /// A golden variant's folder.
 fn golden(variant: &str) -> PathBuf {
@@ -115,19 +119,131 @@ proptest! {
             Err(_) => prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the checkpoint is there"),
         }
     }
+}
 
-    #[test]
-    fn a_damaged_manifest_is_refused_or_is_a_pack_that_fits_its_files(damage in damage()) {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("pack");
-        let options = BuildOptions::new(&golden("bert/checkpoint"), &out, vec!["no".to_owned(), "yes".to_owned()]);
-        build(&options, &mut |_| {}).unwrap();
-        let path = out.join("manifest.json");
-        let mut bytes = fs::read(&path).unwrap();
-        damage.apply(&mut bytes);
-        fs::write(&path, bytes).unwrap();
+/// A pack of the golden BERT, with the adapter of a case where one is named.
+fn pack(folder: &Path, adapter: Option<&str>) -> Pack {
+    let out = folder.join("pack");
+    // As many as the cases' adapters have.
+    let labels = (0..4).map(|label| label.to_string()).collect();
+    let options = BuildOptions::new(&golden("bert/checkpoint"), &out, labels);
+    build(&BuildOptions { adapter: adapter.map(golden), ..options }, &mut |_| {}).unwrap();
+    Pack::open(&out).unwrap()
+}
+
+/// Hands `cases` damaged copies of `sound` to `read`, the same in every run. A reader that hangs is a failure, not a test that
+/// never ends.
+fn each_damaged(sound: Vec<u8>, cases: u32, read: impl Fn(&[u8]) + Send + 'static) {
+    const LONGEST: Duration = Duration::from_secs(120);
+    let config =
+        ProptestConfig { rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    let (ended, end) = channel();
+    let work = std::thread::spawn(move || {
+        let damages = prop::collection::vec(damage(), 1..4);
+        let result = TestRunner::new(config).run(&damages, |damages| {
+            let mut bytes = sound.clone();
+            for damage in damages {
+                if !bytes.is_empty() {
+                    damage.apply(&mut bytes);
+                }
+            }
+            read(&bytes);
+            Ok(())
+        });
+        result.unwrap();
+        ended.send(()).unwrap();
+    });
+    match end.recv_timeout(LONGEST) {
+        Err(RecvTimeoutError::Timeout) => panic!("{cases} cases took more than {LONGEST:?}"),
+        // A panic is passed on.
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => work.join().unwrap(),
+    }
+}
+
+#[test]
+fn a_damaged_manifest_is_refused_or_is_a_pack_that_fits_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = pack(folder.path(), None).file("manifest.json");
+    let out = folder.path().join("pack");
+    each_damaged(fs::read(&manifest).unwrap(), 500, move |bytes| {
+        fs::write(&manifest, bytes).unwrap();
         if let Ok(pack) = Pack::open(&out) {
             let _ = pack.initial_weights();
         }
+    });
+}
+
+#[test]
+fn damaged_weights_are_those_of_the_schema_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = pack(folder.path(), None);
+    let sound = fs::read(pack.file("peft.safetensors")).unwrap();
+    let schema = pack.schema().clone();
+    assert!(schema.read(&sound).is_ok());
+    each_damaged(sound, 2000, move |bytes| {
+        let Ok(tensors) = schema.read(bytes) else { return };
+        assert_eq!(tensors.len(), schema.tensors.len());
+        for spec in &schema.tensors {
+            assert_eq!(tensors[&spec.name].shape(), spec.shape);
+            assert!(tensors[&spec.name].iter().all(|value| value.is_finite()), "{}", spec.name);
+        }
+    });
+}
+
+#[test]
+fn weights_are_read_or_refused_by_a_damaged_schema() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = pack(folder.path(), None);
+    let weights = fs::read(pack.file("peft.safetensors")).unwrap();
+    each_damaged(serde_json::to_vec(pack.schema()).unwrap(), 2000, move |bytes| {
+        if let Ok(schema) = serde_json::from_slice::<skiff_models::tensors::Schema>(bytes) {
+            let _ = schema.read(&weights);
+        }
+    });
+}
+
+#[test]
+fn a_damaged_adapters_values_fit_or_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (case, copied) = ("bert/sequence-lora-every/adapter", folder.path().join("adapter"));
+    copy(&golden(case), &copied);
+    let pack = pack(folder.path(), Some(case));
+    let sound = fs::read(copied.join(TENSORS_FILE)).unwrap();
+    let read = move |bytes: &[u8]| {
+        fs::write(copied.join(TENSORS_FILE), bytes).unwrap();
+        let Ok(mut adapter) = Adapter::open(&copied) else { return false };
+        for spec in &pack.schema().tensors {
+            match adapter.take(&pack.manifest().design.model, &spec.name, &spec.shape) {
+                Ok(None) | Err(_) => return false,
+                Ok(Some(values)) => {
+                    assert_eq!(values.shape(), spec.shape);
+                    assert!(values.iter().all(|value| value.is_finite()), "{}", spec.name);
+                }
+            }
+        }
+        adapter.finish().is_ok()
+    };
+    assert!(read(&sound));
+    each_damaged(sound, 1000, move |bytes| {
+        let _ = read(bytes);
+    });
+}
+
+#[test]
+fn a_damaged_models_nodes_and_inputs_are_listed_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = pack(folder.path(), None);
+    let stages = pack.manifest().stages.blocks.iter().chain(&pack.manifest().fused.as_ref().unwrap().blocks);
+    for graph in stages.flat_map(skiff_models::stage::StageSpec::graphs) {
+        let sound = fs::read(pack.file(&graph.file)).unwrap();
+        let inputs: Vec<String> = graph.inputs.iter().map(|port| port.name.clone()).collect();
+        assert_eq!(input_names(&sound).unwrap(), inputs);
+        assert!(!nodes(&sound).unwrap().is_empty());
+        each_damaged(sound, 500, |bytes| {
+            let (nodes, inputs) = (nodes(bytes), input_names(bytes));
+            assert_eq!(nodes.is_ok(), inputs.is_ok());
+            // Each takes two bytes at least, so memory is bounded by what was read.
+            assert!(nodes.unwrap_or_default().len() + inputs.unwrap_or_default().len() <= bytes.len());
+        });
     }
 }

@@ -1,9 +1,11 @@
 //! `skiff-pack export`.
 
+use crate::screen::{Screen, bytes, count};
 use anyhow::Context;
+use serde_json::json;
 use skiff_models::Pack;
 use skiff_models::design::Design;
-use skiff_models::pack::{Storage, export_adapter, export_merged};
+use skiff_models::pack::{Progress, Storage, export_adapter, export_merged};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -11,7 +13,11 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  skiff-pack export --pack minilm.pack --weights tuned.safetensors --out adapter\n\
     \x20 skiff-pack export --pack minilm.pack --weights tuned.safetensors --merged --out tuned\n\n\
     The adapter loads with peft.PeftModel.from_pretrained(model, DIR), the merged checkpoint with\n\
-    transformers' AutoModelFor...from_pretrained(DIR).")]
+    transformers' AutoModelFor...from_pretrained(DIR).\n\n\
+    The folder appears whole or not at all: it is written as DIR.partial-PID beside DIR and renamed at the end. \
+    An earlier export is replaced if it is as it was written: its skiff-export.json lists every file there with its size. \
+    An empty folder is filled. Anything else there is an error and stays as it is. \
+    After a kill, DIR.partial-PID can be removed; if there is no DIR then, DIR.replaced-PID is the earlier export.")]
 pub(crate) struct Arguments {
     /// The pack's folder.
     #[arg(long, value_name = "PACK")]
@@ -19,41 +25,74 @@ pub(crate) struct Arguments {
     /// Tuned values of the trainable tensors, as `skiff-agent train --out` writes them [default: the pack's first values].
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// The new folder.
+    /// The folder to write; an earlier export there is replaced, anything else is not.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Merge what was tuned into the model's own weights and write a plain checkpoint.
     #[arg(long)]
     merged: bool,
-    /// Take the model's own weights from this checkpoint instead of the pack, which may hold them in fewer bits.
+    /// Take the model's own weights from this checkpoint instead of the pack, which may hold them in fewer bits, and the
+    /// tokenizer's other files with them.
     #[arg(long, value_name = "DIR", requires = "merged")]
     checkpoint: Option<PathBuf>,
+    /// Print what was written as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Writes the adapter or the checkpoint.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let pack = Pack::open(&arguments.pack).with_context(|| format!("opening the pack {}", arguments.pack.display()))?;
-    let weights = match &arguments.weights {
-        None => pack.initial_weights()?,
-        Some(path) => {
-            let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-            pack.schema().read(&bytes).with_context(|| format!("reading {}", path.display()))?
-        }
+    let mut screen = Screen::new();
+    screen.show(Progress { doing: "checking the pack", bytes: None });
+    let mut write = || -> anyhow::Result<_> {
+        let pack =
+            Pack::open(&arguments.pack).with_context(|| format!("opening the pack {}", arguments.pack.display()))?;
+        let weights = match &arguments.weights {
+            None => pack.initial_weights()?,
+            Some(path) => {
+                let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+                pack.schema().read(&bytes).with_context(|| format!("reading {}", path.display()))?
+            }
+        };
+        let Arguments { checkpoint, out, .. } = arguments;
+        let progress = &mut |progress: Progress<'_>| screen.show(progress);
+        let exported = match arguments.merged {
+            true => export_merged(&pack, &weights, checkpoint.as_deref(), out, progress)?,
+            false => export_adapter(&pack, &weights, out, progress)?,
+        };
+        let Design { frozen, .. } = pack.manifest().design;
+        Ok((exported, arguments.merged && frozen != Storage::F32 && checkpoint.is_none()))
     };
-    let mut out = std::io::stdout().lock();
-    let folder = arguments.out.display();
-    if !arguments.merged {
-        export_adapter(&pack, &weights, &arguments.out)?;
-        writeln!(out, "{folder} holds an adapter of {} tensors in Hugging Face PEFT's format", weights.len())?;
-        return Ok(());
-    }
-    let Design { frozen, .. } = pack.manifest().design;
-    if frozen != Storage::F32 && arguments.checkpoint.is_none() {
+    let written = write();
+    screen.clear();
+    let (exported, rounded) = written?;
+    if rounded {
         eprintln!(
-            "skiff-pack: the pack holds rounded weights, and so will the checkpoint; give --checkpoint for the original ones"
+            "skiff-pack: the pack holds rounded weights, and so does the checkpoint; give --checkpoint for the original ones"
         );
     }
-    export_merged(&pack, &weights, arguments.checkpoint.as_deref(), &arguments.out)?;
-    writeln!(out, "{folder} holds a plain checkpoint, tuned weights merged")?;
+    let mut out = std::io::stdout().lock();
+    let total: u64 = exported.files.values().sum();
+    if arguments.json {
+        let kind = if arguments.merged { "merged" } else { "adapter" };
+        let mut written = json!({ "out": arguments.out, "kind": kind, "bytes": total });
+        let parts = serde_json::to_value(&exported)?;
+        written.as_object_mut().into_iter().for_each(|all| all.extend(parts.as_object().cloned().unwrap_or_default()));
+        writeln!(out, "{written}")?;
+        return Ok(());
+    }
+    let what = match arguments.merged {
+        true => "a plain checkpoint, tuned weights merged",
+        false => "an adapter in Hugging Face PEFT's format",
+    };
+    writeln!(
+        out,
+        "{} holds {what}: {} parameters in {} tensors, {} in {} files",
+        arguments.out.display(),
+        count(exported.parameters),
+        exported.tensors,
+        bytes(total),
+        exported.files.len()
+    )?;
     Ok(())
 }

@@ -81,6 +81,202 @@ fn check_wanted(mut case: Case, wanted: &[Id]) {
     }
 }
 
+/// One to four dimensions.
+fn shapes() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(1..4usize, 1..5)
+}
+
+/// The order that brings `axis` to the end, which is also the order back: the two are swapped.
+fn last_and(axis: usize, rank: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rank).collect();
+    order.swap(axis, rank - 1);
+    order
+}
+
+/// `shape` with ones where `ones` has a bit, and without its first dimensions as far as those are ones and `short` says so.
+fn narrowed(shape: &[usize], ones: u8, short: bool) -> Vec<usize> {
+    let narrow = shape.iter().enumerate().map(|(axis, &size)| if ones >> axis & 1 == 1 { 1 } else { size });
+    narrow.skip(if short { ones.trailing_ones() as usize } else { 0 }).collect()
+}
+
+/// Integers that are given and not differentiated.
+fn integers(case: &mut Case, name: &str, shape: &[usize], values: &[usize]) -> Id {
+    let id = case.graph.input(name, DType::I64, fixed(shape));
+    let values = values.iter().map(|&value| value as f64).collect();
+    case.inputs.push((id, ArrayD::from_shape_vec(IxDyn(shape), values).unwrap()));
+    id
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn rows_chosen_by_integers_of_any_rank_agree(
+        shape in shapes(),
+        index in prop::collection::vec(1..4usize, 0..3),
+        choices in prop::collection::vec(any::<prop::sample::Index>(), 9),
+        salt: u64,
+    ) {
+        let mut case = case(&[&shape], salt, |_, x| x[0]);
+        let x = case.inputs[0].0;
+        // Some rows are chosen more than once, which adds up, and some not at all, which is zero.
+        let chosen: Vec<usize> = choices[..index.iter().product()].iter().map(|choice| choice.index(shape[0])).collect();
+        let chosen = integers(&mut case, "chosen", &index, &chosen);
+        let rows = case.graph.op(Op::Gather, &[x, chosen]).unwrap();
+        case.output = case.graph.mul(rows, rows).unwrap();
+        check_wanted(case, &[x]);
+    }
+
+    #[test]
+    fn rows_in_another_order_agree(
+        rest in prop::collection::vec(1..4usize, 0..4),
+        order in (1..5usize).prop_flat_map(|rows| Just((0..rows).collect::<Vec<_>>()).prop_shuffle()),
+        salt: u64,
+    ) {
+        let rows = order.len();
+        let mut case = case(&[&[&[rows], rest.as_slice()].concat()], salt, |_, x| x[0]);
+        let x = case.inputs[0].0;
+        let back: Vec<usize> = (0..rows).map(|row| order.iter().position(|&from| from == row).unwrap()).collect();
+        let there = integers(&mut case, "there", &[rows], &order);
+        let back = integers(&mut case, "back", &[rows], &back);
+        let moved = case.graph.op(Op::Relayout, &[x, there, back]).unwrap();
+        case.output = case.graph.mul(moved, moved).unwrap();
+        check_wanted(case, &[x]);
+    }
+
+    #[test]
+    fn rows_padded_and_back_agree_where_padding_is_masked(
+        lengths in prop::collection::vec(1..4usize, 1..4),
+        rest in prop::collection::vec(1..3usize, 0..3),
+        salt: u64,
+    ) {
+        let (tokens, slots) = (lengths.iter().sum::<usize>(), *lengths.iter().max().unwrap());
+        let ones = vec![1; rest.len()];
+        let shape = |lead: &[usize], rest: &[usize]| [lead, rest].concat();
+        let (mut into, mut home, mut mask) = (Vec::new(), Vec::new(), Vec::new());
+        for (example, &length) in lengths.iter().enumerate() {
+            for slot in 0..slots {
+                let real = slot < length;
+                mask.push(f64::from(u8::from(real)));
+                into.push(if real { home.len() } else { 0 });
+                if real {
+                    home.push(example * slots + slot);
+                }
+            }
+        }
+        let mut case = case(&[&shape(&[tokens], &rest)], salt, |_, x| x[0]);
+        let x = case.inputs[0].0;
+        let into = integers(&mut case, "into", &[lengths.len(), slots], &into);
+        let home = integers(&mut case, "home", &[tokens], &home);
+        let mask_shape = shape(&[lengths.len(), slots], &ones);
+        let real = case.graph.input("mask", DType::F32, fixed(&mask_shape));
+        case.inputs.push((real, ArrayD::from_shape_vec(IxDyn(&mask_shape), mask).unwrap()));
+        let g = &mut case.graph;
+        let padded = g.op(Op::Relayout, &[x, into, home]).unwrap();
+        let square = g.mul(padded, padded).unwrap();
+        let masked = g.mul(square, real).unwrap();
+        let rows = g.reshape(masked, fixed(&shape(&[lengths.len() * slots], &rest))).unwrap();
+        case.output = g.op(Op::Relayout, &[rows, home, into]).unwrap();
+        check_wanted(case, &[x]);
+    }
+
+    #[test]
+    fn sums_over_any_axes_agree(shape in shapes(), chosen in 1..16u8, salt: u64) {
+        let axes: Vec<usize> = (0..shape.len()).filter(|axis| chosen >> axis & 1 == 1).collect();
+        prop_assume!(!axes.is_empty());
+        check(case(&[&shape], salt, |g, x| {
+            // Squared before and after, so that the gradient differs from place to place.
+            let square = g.mul(x[0], x[0]).unwrap();
+            let sum = g.op(Op::ReduceSum { axes }, &[square]).unwrap();
+            g.mul(sum, sum).unwrap()
+        }));
+    }
+
+    #[test]
+    fn operators_of_one_axis_agree_over_each_axis(shape in shapes(), salt: u64) {
+        let rank = shape.len();
+        for axis in 0..rank {
+            let order = last_and(axis, rank);
+            for fused in [false, true] {
+                for op in [Op::Softmax, Op::LogSoftmax, Op::LogSumExp, Op::MeanLast] {
+                    let graph = if fused { Graph::fused() } else { Graph::default() };
+                    check(case_in(graph, &[&shape], salt, |g, x| {
+                        let last = g.permute(x[0], &order).unwrap();
+                        let result = g.op(op.clone(), &[last]).unwrap();
+                        g.permute(result, &order).unwrap()
+                    }));
+                }
+                let size = [shape[axis]];
+                let norms: [(Op, &[&[usize]]); 2] = [
+                    (Op::LayerNorm { epsilon: 0.1 }, &[&shape, &size, &size]),
+                    (Op::RmsNorm { epsilon: 0.1 }, &[&shape, &size]),
+                ];
+                for (op, shapes) in norms {
+                    let graph = if fused { Graph::fused() } else { Graph::default() };
+                    check(case_in(graph, shapes, salt, |g, x| {
+                        let last = g.permute(x[0], &order).unwrap();
+                        let result = g.op(op.clone(), &[&[last], &x[1..]].concat()).unwrap();
+                        g.permute(result, &order).unwrap()
+                    }));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn elementwise_operators_agree_in_any_rank(shape in shapes(), fused: bool, salt: u64) {
+        for op in [Op::Erf, Op::Exp, Op::Tanh, Op::Sigmoid, Op::Cos, Op::Sin, Op::Gelu] {
+            let graph = if fused { Graph::fused() } else { Graph::default() };
+            check(case_in(graph, &[&shape], salt, |g, x| g.op(op.clone(), x).unwrap()));
+        }
+    }
+
+    #[test]
+    fn broadcasting_agrees_in_any_rank_on_both_sides_at_once(
+        shape in shapes(),
+        (left, right) in (0..16u8, 0..16u8),
+        (short_left, short_right) in any::<(bool, bool)>(),
+        salt: u64,
+    ) {
+        let sides = [narrowed(&shape, left, short_left), narrowed(&shape, right, short_right)];
+        for op in [Op::Add, Op::Sub, Op::Mul] {
+            check(case(&[&sides[0], &sides[1]], salt, |g, x| g.op(op.clone(), x).unwrap()));
+            // One value in both positions, and in one beside itself broadcast.
+            check(case(&[&sides[0]], salt, |g, x| g.op(op.clone(), &[x[0], x[0]]).unwrap()));
+            check(case(&[&sides[0], &sides[1]], salt, |g, x| {
+                let once = g.op(op.clone(), x).unwrap();
+                g.op(op.clone(), &[x[1], once]).unwrap()
+            }));
+        }
+    }
+
+    #[test]
+    fn movements_agree_in_any_rank(
+        (shape, order) in shapes().prop_flat_map(|shape| {
+            let order = Just((0..shape.len()).collect::<Vec<_>>()).prop_shuffle();
+            (Just(shape), order)
+        }),
+        salt: u64,
+    ) {
+        check(case(&[&shape], salt, |g, x| {
+            let moved = g.permute(x[0], &order).unwrap();
+            let square = g.mul(moved, moved).unwrap();
+            g.permute(square, &order).unwrap()
+        }));
+        let flat = [shape.iter().product::<usize>()];
+        check(case(&[&shape], salt, |g, x| {
+            let flat = g.reshape(x[0], fixed(&flat)).unwrap();
+            let square = g.mul(flat, flat).unwrap();
+            g.reshape(square, fixed(&[&[1], shape.as_slice()].concat())).unwrap()
+        }));
+        let (lead, last) = (&shape[1..], shape[0]);
+        let with = |sizes: &[usize]| [lead, sizes].concat();
+        check(case(&[&with(&[2 * last])], salt, |g, x| g.op(Op::RotateHalf, x).unwrap()));
+        check(case(&[&with(&[last, 2 * last])], salt, |g, x| g.op(Op::Skew, x).unwrap()));
+        check(case(&[&with(&[last, last])], salt, |g, x| g.op(Op::Unskew, x).unwrap()));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 

@@ -80,9 +80,10 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
         }
         Op::ScatterRows => {
             let mut zeros = ArrayD::zeros(x[0].raw_dim());
-            for (at, &row) in x[1].iter().enumerate() {
-                let mut target = zeros.index_axis_mut(Axis(0), row as usize);
-                target += &x[2].index_axis(Axis(0), at);
+            let rows = x[2].to_shape([&[x[1].len()], &x[0].shape()[1..]].concat()).expect("a row for each integer");
+            for (row, added) in x[1].iter().zip(rows.outer_iter()) {
+                let mut target = zeros.index_axis_mut(Axis(0), *row as usize);
+                target += &added;
             }
             zeros
         }

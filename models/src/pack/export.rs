@@ -1,28 +1,48 @@
 //! Turns tuned weights back into what others read: a Hugging Face PEFT adapter, or a plain checkpoint with everything merged.
+//!
+//! An export is written into a folder beside the target, brought to the disk, and renamed: under the target's name there is
+//! the whole of it or what was there before. A record among its files says what they are, so that a later export can tell
+//! what it may replace.
 
-use super::{Pack, PackError};
+use super::{Pack, PackError, Progress};
 use crate::adapter::{self, AdapterError};
 use crate::architectures::Model;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, TensorFile, read_bounded};
 use crate::peft::{PREFIX, Peft};
 use crate::stage::{StageSpec, of_layer};
 use crate::task::Task;
-use crate::tensors::NamedTensors;
-use ndarray::{Array2, ArrayD, Ix2};
-use safetensors::tensor::{Dtype, View};
+use crate::tensors::{NamedTensors, TensorError};
+use ndarray::{Array2, ArrayD, ArrayView2, Ix2, s};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+
+/// What an export consists of; a file among them, `skiff-export.json`, says the same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exported {
+    /// The Skiff that made it.
+    pub made_by: String,
+    /// The digest of the pack, 64 hexadecimal digits.
+    pub pack: String,
+    /// The size of each file but the record.
+    pub files: BTreeMap<String, u64>,
+    /// The tensors in them.
+    pub tensors: usize,
+    /// The numbers in the tensors.
+    pub parameters: usize,
+}
 
 /// Why tuned weights cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The folder is there already.
-    #[error("{path} exists; choose another --out or remove it", path = path.display())]
+    /// There is something at the target that is no earlier export.
+    #[error("{path} exists and is not an earlier export as it was written; choose another --out or remove it", path = path.display())]
     Occupied {
-        /// The folder.
+        /// The target.
         path: PathBuf,
     },
     /// A file cannot be read.
@@ -41,14 +61,9 @@ pub enum ExportError {
         /// Why.
         source: std::io::Error,
     },
-    /// The tensors cannot be written.
-    #[error("writing {path}", path = path.display())]
-    Tensors {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: safetensors::SafeTensorError,
-    },
+    /// The weights are not the pack's.
+    #[error("exporting the tuned weights")]
+    Weights(#[source] TensorError),
     /// The pack's copy of `config.json` is malformed.
     #[error("the pack's config.json is not a JSON object; make the pack again with `skiff-pack build`")]
     Config,
@@ -66,12 +81,49 @@ pub enum ExportError {
     Houlsby,
 }
 
-/// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the new folder `out`.
+/// The record's file.
+const RECORD: &str = "skiff-export.json";
+/// What the record's `made_by` begins with.
+const MAKER: &str = "skiff-pack ";
+const TENSORS: &str = "model.safetensors";
+/// Numbers computed at a time, where a row is shorter.
+const PIECE: usize = 1 << 20;
+/// What the names of the rotary tables begin with, which are computed and in no checkpoint.
+const ROTARY: &str = "rotary.";
+/// What a checkpoint may have beside its tensors that `transformers` reads and a merged one keeps.
+const COMPANIONS: [&str; 13] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
+/// A companion may be this large.
+const MAX_COMPANION_BYTES: u64 = 64 << 20;
+
+/// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the folder `out`, telling `progress`
+/// what it is at. The folder appears complete or not at all; an earlier export there is replaced, an empty folder filled, and
+/// anything else left as it is.
 ///
 /// # Errors
-/// A folder that is there, a pack that trains something else than LoRA.
-pub fn export_adapter(pack: &Pack, weights: &NamedTensors, out: &Path) -> Result<(), ExportError> {
+/// A target that is something else, a pack that trains something else than LoRA, a disk that is full.
+pub fn export_adapter(
+    pack: &Pack,
+    weights: &NamedTensors,
+    out: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Exported, ExportError> {
     refuse_occupied(out)?;
+    check(pack, weights)?;
+    progress(Progress { doing: "writing the adapter", bytes: None });
     let mut all = weights.clone();
     if let Peft::Lora(lora) = &pack.manifest().design.peft
         && lora.freeze_a
@@ -83,51 +135,303 @@ pub fn export_adapter(pack: &Pack, weights: &NamedTensors, out: &Path) -> Result
             all.insert(format!("{PREFIX}{name}"), tensor);
         }
     }
-    Ok(adapter::write(out, pack.manifest(), &all)?)
+    let contents = Contents { tensors: all.len(), parameters: all.values().map(ArrayD::len).sum() };
+    put_in_place(pack, out, |staging| {
+        adapter::write(staging, pack.manifest(), &all)?;
+        Ok(contents)
+    })
 }
 
-/// Writes the model with `weights` merged as a plain checkpoint in the new folder `out`: `config.json`, `model.safetensors`,
-/// `tokenizer.json`. A merged matrix is `W + s B A`, summed in f32. Frozen matrices come from the pack as it stores them, or in
-/// full from the checkpoint in `original`.
+/// Writes the model with `weights` merged as a plain checkpoint in the folder `out`, as [`export_adapter`] does its own:
+/// `config.json`, `model.safetensors`, `tokenizer.json`. A merged matrix is `W + s B A`, summed in f32. Frozen matrices come
+/// from the pack as it stores them, or in full from the checkpoint in `original`, which also gives the tokenizer's other
+/// files where it has them. Memory is bounded by the largest tensor.
 ///
 /// # Errors
-/// A folder that is there, a pack with Houlsby adapters, a checkpoint that is not the pack's, a disk that is full.
+/// A target that is something else, a pack with Houlsby adapters, a checkpoint that is not the pack's, a disk that is full.
 pub fn export_merged(
     pack: &Pack,
     weights: &NamedTensors,
     original: Option<&Path>,
     out: &Path,
-) -> Result<(), ExportError> {
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Exported, ExportError> {
     refuse_occupied(out)?;
-    let design = &pack.manifest().design;
-    if matches!(design.peft, Peft::Houlsby { .. }) {
+    if matches!(pack.manifest().design.peft, Peft::Houlsby { .. }) {
         return Err(ExportError::Houlsby);
     }
-    let original = original.map(Checkpoint::open).transpose()?;
-    let merge = Merge { pack, weights, original: original.as_ref() };
-    let config = merge.config()?;
-    let tensors: BTreeMap<String, MergedTensor<'_>> = merge.tensors()?;
+    check(pack, weights)?;
+    let checkpoint = original.map(Checkpoint::open).transpose()?;
+    let merge = Merge { pack, weights, original: checkpoint.as_ref() };
+    let config = serde_json::to_vec_pretty(&merge.config()?).expect("JSON has string keys only");
+    let tensors = merge.tensors()?;
+    let parameters = tensors.values().map(Merged::parameters).sum();
+    put_in_place(pack, out, |staging| {
+        fs::create_dir_all(staging).map_err(failed_at(staging))?;
+        write_tensors(&tensors, &staging.join(TENSORS), progress)?;
+        progress(Progress { doing: "copying the tokenizer", bytes: None });
+        put(&staging.join("config.json"), &config)?;
+        copy(&pack.tokenizer_path(), &staging.join("tokenizer.json"))?;
+        for name in COMPANIONS {
+            // A link is followed, as in the folders that the hub's own client makes.
+            let companion = original.map(|folder| folder.join(name)).filter(|path| path.is_file());
+            companion.map_or(Ok(()), |path| copy(&path, &staging.join(name)))?;
+        }
+        Ok(Contents { tensors: tensors.len(), parameters })
+    })
+}
 
-    fs::create_dir_all(out).map_err(|source| ExportError::Write { path: out.to_owned(), source })?;
-    let path = out.join("model.safetensors");
-    // The format is what transformers looks for.
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(tensors, Some(metadata), &path)
-        .map_err(|source| ExportError::Tensors { path, source })?;
-    let put = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        fs::write(&path, bytes).map_err(|source| ExportError::Write { path, source })
-    };
-    put("config.json", &serde_json::to_vec_pretty(&config).expect("JSON has string keys only"))?;
-    let tokenizer = pack.tokenizer_path();
-    put("tokenizer.json", &fs::read(&tokenizer).map_err(|source| ExportError::Read { path: tokenizer, source })?)
+/// Whether `weights` are the pack's trainable tensors, no more and no fewer.
+fn check(pack: &Pack, weights: &NamedTensors) -> Result<(), ExportError> {
+    let schema = pack.schema();
+    let unknown = weights.keys().find(|name| schema.find(name).is_none());
+    let unknown = unknown.map(|name| TensorError::Unknown { name: name.clone() });
+    let wrong = schema.tensors.iter().find_map(|spec| {
+        let name = spec.name.clone();
+        match weights.get(&name) {
+            None => Some(TensorError::Missing { name }),
+            Some(tensor) if tensor.shape() != spec.shape => {
+                Some(TensorError::Shape { name, expected: spec.shape.clone(), found: tensor.shape().to_vec() })
+            }
+            Some(_) => None,
+        }
+    });
+    unknown.or(wrong).map_or(Ok(()), |problem| Err(ExportError::Weights(problem)))
+}
+
+struct Contents {
+    tensors: usize,
+    parameters: usize,
 }
 
 fn refuse_occupied(out: &Path) -> Result<(), ExportError> {
-    match out.exists() {
-        true => Err(ExportError::Occupied { path: out.to_owned() }),
+    let free = match fs::symlink_metadata(out) {
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound && out.file_name().is_some(),
+        Ok(found) => found.is_dir() && out.file_name().is_some() && (is_empty(out) || is_an_export(out)),
+    };
+    if free { Ok(()) } else { Err(ExportError::Occupied { path: out.to_owned() }) }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether the folder has the record, the files that it lists in the sizes that it says, and nothing else.
+fn is_an_export(folder: &Path) -> bool {
+    let record = folder.join(RECORD);
+    if !is_a_file(&record) {
+        return false;
+    }
+    let record: Option<Exported> = read_bounded(&record).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    record.is_some_and(|record| {
+        record.made_by.starts_with(MAKER)
+            && sizes(folder).is_ok_and(|mut found| found.remove(RECORD).is_some() && found == record.files)
+    })
+}
+
+fn is_a_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+/// The files of a folder that has nothing but files.
+fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
+    let size = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        let name = entry.file_name().into_string().ok().filter(|_| found.is_file());
+        Ok((name.ok_or_else(|| std::io::Error::other("not a file with a plain name"))?, found.len()))
+    };
+    fs::read_dir(folder)?.map(size).collect()
+}
+
+/// Has `fill` make the folder beside `out`, and gives it that name once all of it is on the disk.
+fn put_in_place(
+    pack: &Pack,
+    out: &Path,
+    fill: impl FnOnce(&Path) -> Result<Contents, ExportError>,
+) -> Result<Exported, ExportError> {
+    let staging = beside(out, "partial");
+    let _ = fs::remove_dir_all(&staging);
+    let made = fill(&staging).and_then(|contents| {
+        let exported = record(pack, &staging, &contents)?;
+        bring_to_disk(&staging)?;
+        replace(&staging, out)?;
+        Ok(exported)
+    });
+    if made.is_err() {
+        let _ = fs::remove_dir_all(&staging);
+    }
+    made
+}
+
+fn record(pack: &Pack, folder: &Path, contents: &Contents) -> Result<Exported, ExportError> {
+    let files = sizes(folder).map_err(|source| ExportError::Read { path: folder.to_owned(), source })?;
+    let exported = Exported {
+        made_by: format!("{MAKER}{}", env!("CARGO_PKG_VERSION")),
+        pack: blake3::Hash::from(pack.digest()).to_hex().to_string(),
+        files,
+        tensors: contents.tensors,
+        parameters: contents.parameters,
+    };
+    put(&folder.join(RECORD), &serde_json::to_vec_pretty(&exported).expect("JSON has string keys only"))?;
+    Ok(exported)
+}
+
+/// Every file, then the names.
+fn bring_to_disk(folder: &Path) -> Result<(), ExportError> {
+    for name in sizes(folder).map_err(failed_at(folder))?.keys() {
+        sync(&folder.join(name))?;
+    }
+    sync(folder)
+}
+
+fn sync(path: &Path) -> Result<(), ExportError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(failed_at(path))
+}
+
+/// What is there, an export or an empty folder, is moved aside first and removed last.
+fn replace(staging: &Path, out: &Path) -> Result<(), ExportError> {
+    // It may have been filled meanwhile.
+    refuse_occupied(out)?;
+    let replaced = beside(out, "replaced");
+    let there = out.exists();
+    if there {
+        fs::rename(out, &replaced).map_err(failed_at(out))?;
+    }
+    if let Err(error) = fs::rename(staging, out) {
+        if there {
+            let _ = fs::rename(&replaced, out);
+        }
+        return Err(failed_at(out)(error));
+    }
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(parent)?;
+    if there { fs::remove_dir_all(&replaced).map_err(failed_at(&replaced)) } else { Ok(()) }
+}
+
+/// A name of this process's own in the same folder.
+fn beside(out: &Path, what: &str) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{what}-{}", std::process::id()));
+    out.with_file_name(name)
+}
+
+fn failed_at(path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
+    let path = path.to_owned();
+    move |source| ExportError::Write { path, source }
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<(), ExportError> {
+    fs::write(path, bytes).map_err(failed_at(path))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
+    let unread = |source| ExportError::Read { path: from.to_owned(), source };
+    let mut source = File::open(from).map_err(unread)?.take(MAX_COMPANION_BYTES + 1);
+    let mut target = File::create(to).map_err(failed_at(to))?;
+    let bytes = std::io::copy(&mut source, &mut target).map_err(failed_at(to))?;
+    match bytes > MAX_COMPANION_BYTES {
+        true => Err(unread(std::io::Error::other(format!("more than {MAX_COMPANION_BYTES} bytes")))),
         false => Ok(()),
     }
+}
+
+/// The header from the shapes alone, then one tensor after the other, in the order of their names.
+fn write_tensors(
+    tensors: &BTreeMap<String, Merged<'_>>,
+    path: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), ExportError> {
+    let header = header(tensors);
+    let mut file = File::create(path).map_err(failed_at(path))?;
+    let total = (header.len() + tensors.values().map(|tensor| 4 * tensor.parameters()).sum::<usize>()) as u64;
+    let mut done = 0;
+    let mut put = |bytes: &[u8]| {
+        file.write_all(bytes).map_err(failed_at(path))?;
+        done += bytes.len() as u64;
+        progress(Progress { doing: "merging", bytes: Some((done, total)) });
+        Ok::<_, ExportError>(())
+    };
+    put(&header)?;
+    let mut bytes = Vec::new();
+    for tensor in tensors.values() {
+        tensor.pieces(&mut |values| {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            put(&bytes)
+        })?;
+    }
+    Ok(())
+}
+
+fn header(tensors: &BTreeMap<String, Merged<'_>>) -> Vec<u8> {
+    // The format is what transformers looks for.
+    let mut entries = serde_json::Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
+    let mut begin = 0;
+    for (name, tensor) in tensors {
+        let end = begin + 4 * tensor.parameters();
+        entries.insert(name.clone(), json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end] }));
+        begin = end;
+    }
+    let mut text = serde_json::to_vec(&entries).expect("JSON has string keys only");
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [(text.len() as u64).to_le_bytes().as_slice(), &text].concat()
+}
+
+/// A tensor of the checkpoint to be; its values are made when it is written.
+struct Merged<'a> {
+    shape: Vec<usize>,
+    base: Base<'a>,
+    update: Option<Update<'a>>,
+}
+
+/// Where the values come from, but for what LoRA adds.
+enum Base<'a> {
+    Pack(&'a Pack, String),
+    Checkpoint(&'a TensorFile, String),
+    Trained(&'a ArrayD<f32>),
+}
+
+/// `s B A`.
+struct Update<'a> {
+    scale: f32,
+    up: ArrayView2<'a, f32>,
+    down: Array2<f32>,
+}
+
+impl Merged<'_> {
+    fn parameters(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Gives the values to `take`, in order, some rows at a time.
+    fn pieces(&self, take: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>) -> Result<(), ExportError> {
+        let row = self.shape.get(1..).map_or(1, |rest| rest.iter().product::<usize>()).max(1);
+        let (mut rows, mut sums) = (0, Vec::new());
+        let mut add = |values: &[f32]| {
+            let Some(Update { scale, up, down }) = &self.update else { return take(values) };
+            let end = rows + values.len() / row;
+            let update = up.slice(s![rows..end, ..]).dot(down) * *scale;
+            rows = end;
+            sums.clear();
+            sums.extend(values.iter().zip(&update).map(|(base, update)| base + update));
+            take(&sums)
+        };
+        match &self.base {
+            Base::Checkpoint(file, name) => file.pieces(name, &self.shape, row, &mut add),
+            Base::Pack(pack, name) => stored(pack, name)?.chunks((PIECE / row).max(1) * row).try_for_each(add),
+            Base::Trained(tensor) => add(&tensor.iter().copied().collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// A frozen tensor's values as the pack stores them.
+fn stored(pack: &Pack, name: &str) -> Result<Vec<f32>, PackError> {
+    pack.frozen().values(name).ok_or_else(|| absent(pack, name))
+}
+
+fn absent(pack: &Pack, name: &str) -> PackError {
+    PackError::Tensors { path: pack.file("frozen.safetensors"), source: TensorError::Missing { name: name.to_owned() } }
 }
 
 struct Merge<'a> {
@@ -136,51 +440,21 @@ struct Merge<'a> {
     original: Option<&'a Checkpoint>,
 }
 
-/// A tensor of the checkpoint to be; its values are made when it is written, one tensor at a time.
-struct MergedTensor<'a> {
-    shape: Vec<usize>,
-    values: Box<dyn Fn() -> Vec<f32> + 'a>,
-}
-
-impl View for MergedTensor<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        (self.values)().iter().flat_map(|value| value.to_le_bytes()).collect()
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.shape.iter().product::<usize>()
-    }
-}
-
 impl<'a> Merge<'a> {
     /// Every tensor of the plain model, by its name there.
-    fn tensors(&self) -> Result<BTreeMap<String, MergedTensor<'a>>, ExportError> {
+    fn tensors(&self) -> Result<BTreeMap<String, Merged<'a>>, ExportError> {
         let mut tensors = BTreeMap::new();
         for name in self.of_checkpoint() {
-            let frozen = self.pack.frozen();
-            let Some(tensor) = frozen.tensor(&name) else { continue };
-            let shape = tensor.shape.to_vec();
-            let update = name.strip_suffix(".weight").and_then(|module| self.update(module));
+            let shape = self.pack.frozen().tensor(&name).ok_or_else(|| absent(self.pack, &name))?.shape.to_vec();
+            let update = name.strip_suffix(".weight").map(|module| self.update(module)).transpose()?.flatten();
             let base = self.base(&name, &shape)?;
-            let values = Box::new(move || match &update {
-                None => base(),
-                Some(update) => base().iter().zip(update()).map(|(base, update)| base + update).collect(),
-            });
-            tensors.insert(name, MergedTensor { shape, values });
+            tensors.insert(name, Merged { shape, base, update });
         }
         for (name, tensor) in self.weights {
             let plain = name.strip_prefix(PREFIX).unwrap_or(name);
             if !plain.contains(".lora_") {
-                let values = Box::new(move || tensor.iter().copied().collect());
-                tensors.insert(plain.to_owned(), MergedTensor { shape: tensor.shape().to_vec(), values });
+                let merged = Merged { shape: tensor.shape().to_vec(), base: Base::Trained(tensor), update: None };
+                tensors.insert(plain.to_owned(), merged);
             }
         }
         Ok(tensors)
@@ -199,35 +473,31 @@ impl<'a> Merge<'a> {
         names.filter(|name| own(&name.replace(self.pack.manifest().design.model.base(), ""))).collect()
     }
 
-    /// A frozen tensor's values: from the original checkpoint, or as the pack stores them.
-    fn base(&self, name: &str, shape: &[usize]) -> Result<Box<dyn Fn() -> Vec<f32> + 'a>, ExportError> {
-        let frozen = self.pack.frozen();
-        let Some(checkpoint) = self.original else {
-            let name = name.to_owned();
-            return Ok(Box::new(move || frozen.values(&name).unwrap_or_default()));
-        };
+    /// Where a frozen tensor's values are: in the original checkpoint, or in the pack. A checkpoint that lacks it, or has another
+    /// shape of it, is found out before anything is written.
+    fn base(&self, name: &str, shape: &[usize]) -> Result<Base<'a>, ExportError> {
+        let Some(checkpoint) = self.original else { return Ok(Base::Pack(self.pack, name.to_owned())) };
         let (file, found) = checkpoint.require(name, self.pack.manifest().design.model.base())?;
-        let values: Vec<f32> = file.read(found, shape)?.into_iter().collect();
-        Ok(Box::new(move || values.clone()))
+        file.check(found, shape)?;
+        Ok(Base::Checkpoint(file, found.to_owned()))
     }
 
-    /// `s B A` of a linear layer, where LoRA sits on it.
-    fn update(&self, module: &str) -> Option<Box<dyn Fn() -> Array2<f32> + 'a>> {
-        let Peft::Lora(lora) = &self.pack.manifest().design.peft else { return None };
-        let scale = lora.on(module)?.scale;
-        let up = self.weights.get(&format!("{PREFIX}{module}.lora_B.weight"))?;
-        let down = format!("{module}.lora_A.weight");
-        let (pack, trained) = (self.pack, self.weights.get(&format!("{PREFIX}{down}")));
-        Some(Box::new(move || {
-            let frozen = || {
-                let shape = pack.frozen().tensor(&down).map_or([0, 0].as_slice(), |tensor| tensor.shape);
-                let values = pack.frozen().values(&down).unwrap_or_default();
-                ArrayD::from_shape_vec(shape, values).expect("as many values as the shape says")
-            };
-            let matrix = |tensor: ArrayD<f32>| tensor.into_dimensionality::<Ix2>().expect("LoRA has matrices");
-            let down = matrix(trained.cloned().unwrap_or_else(frozen));
-            matrix(up.clone()).dot(&down) * scale
-        }))
+    /// What LoRA adds to a linear layer, where it sits on it.
+    fn update(&self, module: &str) -> Result<Option<Update<'a>>, ExportError> {
+        let Peft::Lora(lora) = &self.pack.manifest().design.peft else { return Ok(None) };
+        let up = self.weights.get(&format!("{PREFIX}{module}.lora_B.weight"));
+        let (Some(settings), Some(up)) = (lora.on(module), up) else { return Ok(None) };
+        let name = format!("{module}.lora_A.weight");
+        let down = match self.weights.get(&format!("{PREFIX}{name}")) {
+            Some(trained) => trained.clone(),
+            None => {
+                let shape = self.pack.frozen().tensor(&name).ok_or_else(|| absent(self.pack, &name))?.shape;
+                ArrayD::from_shape_vec(shape, stored(self.pack, &name)?).expect("as many values as the shape says")
+            }
+        };
+        let up = up.view().into_dimensionality::<Ix2>().expect("LoRA has matrices");
+        let down = down.into_dimensionality::<Ix2>().expect("LoRA has matrices");
+        Ok(Some(Update { scale: settings.scale, up, down }))
     }
 
     /// The checkpoint's settings with the task's head written in.
@@ -255,6 +525,8 @@ impl<'a> Merge<'a> {
             Task::TokenClassification => "ForTokenClassification",
             Task::CausalLm => "ForCausalLM",
         };
+        // What is written is f32, whatever the checkpoint was.
+        settings.remove("quantization_config");
         settings.insert("architectures".to_owned(), json!([format!("{class}{suffix}")]));
         for key in ["torch_dtype", "dtype"] {
             if settings.contains_key(key) {
@@ -282,5 +554,39 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// What the names of the rotary tables begin with, which are computed and in no checkpoint.
-const ROTARY: &str = "rotary.";
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use safetensors::tensor::{Dtype, TensorView};
+
+    #[test]
+    fn a_matrix_of_many_pieces_is_merged_a_few_rows_at_a_time() {
+        let (rows, columns) = (5, 450_000);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TENSORS);
+        let value = |at: usize| (at % 1021) as f32 / 64.0;
+        let bytes: Vec<u8> = (0..rows * columns).flat_map(|at| value(at).to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, vec![rows, columns], &bytes).unwrap();
+        safetensors::serialize_to_file([("w", view)], None, &path).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        let up = Array2::from_shape_fn((rows, 2), |(row, rank)| (row + 2 * rank) as f32);
+        let down = Array2::from_shape_fn((2, columns), |(rank, column)| ((column + rank) % 7) as f32);
+        let expected = Array2::from_shape_fn((rows, columns), |(row, column)| {
+            value(row * columns + column) + 0.5 * (0..2).map(|r| up[[row, r]] * down[[r, column]]).sum::<f32>()
+        });
+        let update = Some(Update { scale: 0.5, up: up.view(), down });
+        let merged = Merged { shape: vec![rows, columns], base: Base::Checkpoint(&file, "w".to_owned()), update };
+        let (mut found, mut pieces) = (Vec::new(), 0);
+        merged
+            .pieces(&mut |values| {
+                assert!(values.len() <= PIECE && values.len().is_multiple_of(columns));
+                found.extend_from_slice(values);
+                pieces += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(pieces, 3);
+        assert!(found.iter().eq(&expected), "these values are exact in f32, in whatever order they are summed");
+    }
+}

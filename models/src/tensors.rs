@@ -1,5 +1,6 @@
 //! Named tensors: what trains, what travels, what is merged. Always by name, never by position.
 
+use crate::graph::DType;
 use ndarray::ArrayD;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -66,12 +67,22 @@ pub enum TensorError {
         supported: &'static str,
     },
     /// Another type than what reads it takes.
-    #[error("tensor {name:?} has type {found}, which is not the one that is read there")]
+    #[error("tensor {name:?} has type {found:?}, expected {expected:?}")]
     Type {
         /// Its name.
         name: String,
+        /// What reads it.
+        expected: DType,
         /// What is there.
-        found: String,
+        found: DType,
+    },
+    /// Values that do not begin at a multiple of their size.
+    #[error("tensor {name:?} begins at byte {begin} of the file, which is no multiple of the size of its values")]
+    Misaligned {
+        /// Its name.
+        name: String,
+        /// Where it begins.
+        begin: usize,
     },
     /// A NaN or an infinity.
     #[error("tensor {name:?} holds a value that is not finite")]

@@ -233,7 +233,7 @@ fn a_damaged_adapters_values_fit_or_are_refused() {
 fn a_damaged_models_nodes_and_inputs_are_listed_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pack = pack(folder.path(), None);
-    let stages = pack.manifest().stages.blocks.iter().chain(&pack.manifest().fused.as_ref().unwrap().blocks);
+    let stages = pack.manifest().stages.blocks.iter().chain(&pack.manifest().fused.blocks);
     for graph in stages.flat_map(skiff_models::stage::StageSpec::graphs) {
         let sound = fs::read(pack.file(&graph.file)).unwrap();
         let inputs: Vec<String> = graph.inputs.iter().map(|port| port.name.clone()).collect();

@@ -85,7 +85,7 @@ fn optimised(model: &Path, folder: &Path) -> Vec<u8> {
 
 /// The problems of every graph of a pack, plain and fused, and how many graphs there are.
 fn check(name: &str, pack: &Pack, folder: &Path, found: &mut Vec<String>) -> usize {
-    let sets = std::iter::once(&pack.manifest().stages).chain(&pack.manifest().fused);
+    let sets = [&pack.manifest().stages, &pack.manifest().fused].into_iter();
     let graphs: Vec<&GraphSpec> = sets.flat_map(|stages| stages.all().flat_map(StageSpec::graphs)).collect();
     for spec in &graphs {
         let kind = |binding: &Binding| match matches!(binding, Binding::Frozen(_) | Binding::Trainable(_)) {

@@ -5,6 +5,7 @@ use crate::{inspect, tokenizer};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use skiff_models::design::MAX_LABELS;
+use skiff_models::files::read_bounded;
 use skiff_models::pack::{BuildOptions, Storage, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
@@ -184,15 +185,16 @@ fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
         }
         return Ok((0..count).map(|class| class.to_string()).collect());
     }
-    let reading = || format!("reading the labels in {argument}");
-    let found = std::fs::metadata(argument).with_context(reading)?;
-    if !found.is_file() || found.len() > MAX_BYTES {
-        bail!("--labels {argument}: expected a number, or a file with one class name a line");
-    }
-    let text = std::fs::read_to_string(argument).with_context(reading)?;
+    let reading =
+        || format!("reading the labels in {argument} (a number of classes, or a file with one class name a line)");
+    let text = read_bounded(Path::new(argument), MAX_BYTES).with_context(reading)?;
+    let text = String::from_utf8(text).with_context(reading)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
+
+/// More than any `config.json`.
+const MAX_CONFIG_BYTES: u64 = 64 << 20;
 
 /// Before minutes are spent on the weights; what is wrong with `config.json` is for the builder to say.
 fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
@@ -200,9 +202,7 @@ fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
     if !tokenizer.exists() {
         return Ok(());
     }
-    let config = std::fs::metadata(checkpoint.join("config.json"));
-    let config = config.ok().filter(|found| found.is_file() && found.len() < 1 << 26);
-    let config = config.and_then(|_| std::fs::read(checkpoint.join("config.json")).ok());
+    let config = read_bounded(&checkpoint.join("config.json"), MAX_CONFIG_BYTES).ok();
     let config: Option<serde_json::Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
     let vocabulary = config.and_then(|config| usize::try_from(config.get("vocab_size")?.as_u64()?).ok());
     tokenizer::check(&tokenizer, vocabulary).map(drop)

@@ -5,6 +5,7 @@ use anyhow::Context;
 use serde_json::json;
 use skiff_models::Pack;
 use skiff_models::design::Design;
+use skiff_models::files::read_bounded;
 use skiff_models::pack::{Progress, Storage, export_adapter, export_merged};
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,10 +15,10 @@ use std::path::PathBuf;
     \x20 skiff-pack export --pack minilm.pack --weights tuned.safetensors --merged --out tuned\n\n\
     The adapter loads with peft.PeftModel.from_pretrained(model, DIR), the merged checkpoint with\n\
     transformers' AutoModelFor...from_pretrained(DIR).\n\n\
-    The folder appears whole or not at all: it is written as DIR.partial-PID beside DIR and renamed at the end. \
+    The folder appears whole or not at all: it is written as DIR.partial beside DIR and renamed at the end. \
     An earlier export is replaced if it is as it was written: its skiff-export.json lists every file there with its size. \
     An empty folder is filled. Anything else there is an error and stays as it is. \
-    After a kill, DIR.partial-PID can be removed; if there is no DIR then, DIR.replaced-PID is the earlier export.")]
+    What a kill leaves in DIR.partial is written over by the next export.")]
 pub(crate) struct Arguments {
     /// The pack's folder.
     #[arg(long, value_name = "PACK")]
@@ -40,6 +41,9 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+/// What trains is a small part of a model.
+const MAX_WEIGHTS_BYTES: u64 = 8 << 30;
+
 /// Writes the adapter or the checkpoint.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut screen = Screen::new();
@@ -50,7 +54,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let weights = match &arguments.weights {
             None => pack.initial_weights()?,
             Some(path) => {
-                let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+                let bytes =
+                    read_bounded(path, MAX_WEIGHTS_BYTES).with_context(|| format!("reading {}", path.display()))?;
                 pack.schema().read(&bytes).with_context(|| format!("reading {}", path.display()))?
             }
         };

@@ -7,6 +7,7 @@ use crate::adapter::{Adapter, AdapterError};
 use crate::architectures::{ConfigError, Head, Model};
 use crate::checkpoint::{Checkpoint, CheckpointError, read_bounded};
 use crate::design::{Design, Stages};
+use crate::files;
 use crate::graph::GraphError;
 use crate::peft::{PREFIX, Peft, draw};
 use crate::stage::{FrozenSource, FrozenTensor, Initial};
@@ -17,6 +18,9 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// A `tokenizer.json` may be this large; the largest known ones have 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -210,6 +214,9 @@ impl Source {
         let labels = labels(options, &value)?;
         let checkpoint = Checkpoint::open(&options.checkpoint)?;
         let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
+        if let Some(adapter) = &adapter {
+            adapter.check_task(options.task)?;
+        }
         let lacks_pooler = |name: &str| checkpoint.find(&format!("{name}.weight"), model.base()).is_none();
         let train_pooler = model.pooler(options.task).is_some_and(lacks_pooler);
         let peft = peft(options, &model, adapter.as_ref());
@@ -245,7 +252,8 @@ impl Source {
         if !tokenizer.exists() {
             return Err(BuildError::Tokenizer { path: tokenizer });
         }
-        let bytes = fs::read(&tokenizer).map_err(|source| BuildError::Read { path: tokenizer, source })?;
+        let bytes = files::read_bounded(&tokenizer, MAX_TOKENIZER_BYTES);
+        let bytes = bytes.map_err(|source| BuildError::Read { path: tokenizer, source })?;
         files.put("tokenizer.json", &bytes)?;
 
         progress(Progress { doing: "drawing the first values of the trainable tensors", bytes: None });

@@ -4,6 +4,7 @@
 //! the whole of it or what was there before. A record among its files says what they are, so that a later export can tell
 //! what it may replace.
 
+use super::staging::Staging;
 use super::{Pack, PackError, Progress};
 use crate::adapter::{self, AdapterError};
 use crate::architectures::Model;
@@ -167,7 +168,6 @@ pub fn export_merged(
     let tensors = merge.tensors()?;
     let parameters = tensors.values().map(Merged::parameters).sum();
     put_in_place(pack, out, |staging| {
-        fs::create_dir_all(staging).map_err(failed_at(staging))?;
         write_tensors(&tensors, &staging.join(TENSORS), progress)?;
         progress(Progress { doing: "copying the tokenizer", bytes: None });
         put(&staging.join("config.json"), &config)?;
@@ -250,18 +250,13 @@ fn put_in_place(
     out: &Path,
     fill: impl FnOnce(&Path) -> Result<Contents, ExportError>,
 ) -> Result<Exported, ExportError> {
-    let staging = beside(out, "partial");
-    let _ = fs::remove_dir_all(&staging);
-    let made = fill(&staging).and_then(|contents| {
-        let exported = record(pack, &staging, &contents)?;
-        bring_to_disk(&staging)?;
-        replace(&staging, out)?;
-        Ok(exported)
-    });
-    if made.is_err() {
-        let _ = fs::remove_dir_all(&staging);
-    }
-    made
+    let staging = Staging::begin(out).map_err(failed_at(out))?;
+    let contents = fill(staging.path())?;
+    let exported = record(pack, staging.path(), &contents)?;
+    // The target may have been filled meanwhile.
+    refuse_occupied(out)?;
+    staging.commit().map_err(failed_at(out))?;
+    Ok(exported)
 }
 
 fn record(pack: &Pack, folder: &Path, contents: &Contents) -> Result<Exported, ExportError> {
@@ -275,45 +270,6 @@ fn record(pack: &Pack, folder: &Path, contents: &Contents) -> Result<Exported, E
     };
     put(&folder.join(RECORD), &serde_json::to_vec_pretty(&exported).expect("JSON has string keys only"))?;
     Ok(exported)
-}
-
-/// Every file, then the names.
-fn bring_to_disk(folder: &Path) -> Result<(), ExportError> {
-    for name in sizes(folder).map_err(failed_at(folder))?.keys() {
-        sync(&folder.join(name))?;
-    }
-    sync(folder)
-}
-
-fn sync(path: &Path) -> Result<(), ExportError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(failed_at(path))
-}
-
-/// What is there, an export or an empty folder, is moved aside first and removed last.
-fn replace(staging: &Path, out: &Path) -> Result<(), ExportError> {
-    // It may have been filled meanwhile.
-    refuse_occupied(out)?;
-    let replaced = beside(out, "replaced");
-    let there = out.exists();
-    if there {
-        fs::rename(out, &replaced).map_err(failed_at(out))?;
-    }
-    if let Err(error) = fs::rename(staging, out) {
-        if there {
-            let _ = fs::rename(&replaced, out);
-        }
-        return Err(failed_at(out)(error));
-    }
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync(parent)?;
-    if there { fs::remove_dir_all(&replaced).map_err(failed_at(&replaced)) } else { Ok(()) }
-}
-
-/// A name of this process's own in the same folder.
-fn beside(out: &Path, what: &str) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{what}-{}", std::process::id()));
-    out.with_file_name(name)
 }
 
 fn failed_at(path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
@@ -503,7 +459,7 @@ impl<'a> Merge<'a> {
     /// The checkpoint's settings with the task's head written in.
     fn config(&self) -> Result<Value, ExportError> {
         let path = self.pack.file("config.json");
-        let text = fs::read(&path).map_err(|source| ExportError::Read { path, source })?;
+        let text = read_bounded(&path).map_err(|source| ExportError::Read { path, source })?;
         let mut config: Value = serde_json::from_slice(&text).map_err(|_| ExportError::Config)?;
         let settings = config.as_object_mut().ok_or(ExportError::Config)?;
         let manifest = self.pack.manifest();

@@ -107,11 +107,13 @@ fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
     let entry = |(name, view): (String, TensorView<'_>)| {
         let begin = view.data().as_ptr().addr() - start;
         let known = [(Dtype::F32, DType::F32, 4), (Dtype::F16, DType::F16, 2), (Dtype::I8, DType::I8, 1)];
-        let found =
-            known.into_iter().find(|(stored, _, width)| *stored == view.dtype() && begin.is_multiple_of(*width));
-        let Some((_, dtype, _)) = found else {
-            return Err(TensorError::Type { name, found: format!("{:?} at byte {begin}", view.dtype()) });
+        let Some((_, dtype, width)) = known.into_iter().find(|(stored, ..)| *stored == view.dtype()) else {
+            let found = format!("{:?}", view.dtype());
+            return Err(TensorError::Unsupported { name, found, supported: "F32, F16, I8" });
         };
+        if !begin.is_multiple_of(width) {
+            return Err(TensorError::Misaligned { name, begin });
+        }
         Ok((name, Entry { shape: view.shape().to_vec(), dtype, range: begin..begin + view.data().len() }))
     };
     tensors.tensors().into_iter().filter(|(name, _)| !name.starts_with(FILLER)).map(entry).collect()

@@ -17,11 +17,12 @@ mod staging;
 mod storage;
 
 pub use build::{BuildError, BuildOptions, Progress, build};
-pub use export::{ExportError, export_adapter, export_merged};
+pub use export::{ExportError, Exported, export_adapter, export_merged};
 pub use frozen::{Frozen, FrozenTensor, check};
 pub use storage::{Rounding, Storage, StorageError};
 
 use crate::design::{Design, Stages};
+use crate::files;
 use crate::graph::DType;
 use crate::layout::Layout;
 use crate::stage::{FrozenSource, Port, StageSpec, StageSpecs, of_layer};
@@ -30,7 +31,6 @@ use crate::tensors::{NamedTensors, Schema, TensorError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// The pack format this build reads and writes.
@@ -96,14 +96,6 @@ pub enum PackError {
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
-    },
-    /// The manifest is absurdly large.
-    #[error("{path} has {bytes} bytes, more than any manifest", path = path.display())]
-    ManifestSize {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
     },
     /// Made for another version of Skiff.
     #[error("{path} has pack format {found}, this build reads {FORMAT}; use the matching Skiff or make the pack again", path = path.display())]
@@ -184,7 +176,8 @@ impl Pack {
     /// A missing, damaged or foreign file, another format, a manifest that contradicts itself.
     pub fn open(directory: &Path) -> Result<Self, PackError> {
         let path = directory.join("manifest.json");
-        let text = read_bounded(&path)?;
+        let text = files::read_bounded(&path, MAX_MANIFEST_BYTES);
+        let text = text.map_err(|source| PackError::Read { path: path.clone(), source })?;
         let manifest = parse_manifest(&path, &text)?;
         for (name, entry) in &manifest.files {
             verify(directory, name, entry)?;
@@ -227,7 +220,9 @@ impl Pack {
     /// A file that cannot be read or does not follow the schema.
     pub fn initial_weights(&self) -> Result<NamedTensors, PackError> {
         let path = self.directory.join("peft.safetensors");
-        let bytes = std::fs::read(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
+        let most = self.manifest.files.get("peft.safetensors").map_or(0, |entry| entry.bytes);
+        let bytes =
+            files::read_bounded(&path, most).map_err(|source| PackError::Read { path: path.clone(), source })?;
         self.schema().read(&bytes).map_err(|source| PackError::Tensors { path, source })
     }
 
@@ -312,7 +307,7 @@ impl Pack {
         let fail = |source| Err(PackError::Tensors { path: path.clone(), source });
         let Some((shape, dtype)) = found else { return fail(TensorError::Missing { name }) };
         if dtype != port.dtype {
-            return fail(TensorError::Type { name, found: format!("{dtype:?}") });
+            return fail(TensorError::Type { name, expected: port.dtype, found: dtype });
         }
         let fits = shape.len() == port.shape.len()
             && shape.iter().zip(&port.shape).all(|(&size, dim)| match dim.parse::<usize>() {
@@ -327,18 +322,6 @@ impl Pack {
         let expected = port.shape.iter().map(size).collect();
         fail(TensorError::Shape { name, expected, found: shape.to_vec() })
     }
-}
-
-fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
-    let read = |source| PackError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
-    let bytes = file.metadata().map_err(read)?.len();
-    if bytes > MAX_MANIFEST_BYTES {
-        return Err(PackError::ManifestSize { path: path.to_owned(), bytes });
-    }
-    let mut text = Vec::new();
-    file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).map_err(read)?;
-    Ok(text)
 }
 
 /// The format is looked at before anything else, so that a newer pack is called newer and not malformed.

@@ -15,6 +15,7 @@
 //! ```
 
 use serde::Deserialize;
+use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
 use skiff_trainer::Provider;
 use std::fmt;
@@ -89,6 +90,18 @@ pub struct Settings {
     #[arg(long, env = "SKIFF_PROTECTED", value_name = "LAYERS", value_delimiter = ',', help_heading = "Training")]
     pub protected: Option<Vec<u32>>,
 
+    /// The kind of device, jetson-nx for instance: those of one class share what is learned about dropout rates
+    #[arg(long, env = "SKIFF_CLASS", value_name = "NAME", help_heading = "Device")]
+    pub class: Option<String>,
+    /// Where it is; groups of a sharing policy go by it
+    #[arg(long, env = "SKIFF_REGION", value_name = "NAME", help_heading = "Device")]
+    pub region: Option<String>,
+    /// Anything else that groups go by: lab,fan
+    #[arg(long, env = "SKIFF_LABELS", value_name = "LABELS", value_delimiter = ',', help_heading = "Device")]
+    pub labels: Option<Vec<String>>,
+    /// MiB that training may take; the coordinator drops as many layers as that needs [default: three quarters of the memory]
+    #[arg(long, env = "SKIFF_MEMORY_MB", value_name = "N", help_heading = "Device")]
+    pub memory_mb: Option<u64>,
     /// Folder for what must survive a restart; made if missing [default: /var/lib/skiff-agent]
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR", help_heading = "Device")]
     pub state: Option<PathBuf>,
@@ -197,6 +210,10 @@ pub struct Training {
     pub onnxruntime: Option<PathBuf>,
     /// Layers that are never skipped, ascending.
     pub protected: Vec<u32>,
+    /// What the coordinator's rules go by.
+    pub place: Place,
+    /// MiB that training may take; `None`: three quarters of the memory.
+    pub memory_mb: Option<u64>,
 }
 
 /// Why the settings are no configuration.
@@ -286,6 +303,10 @@ impl Settings {
             provider: self.provider.or(others.provider),
             onnxruntime: self.onnxruntime.or(others.onnxruntime),
             protected: self.protected.or(others.protected),
+            class: self.class.or(others.class),
+            region: self.region.or(others.region),
+            labels: self.labels.or(others.labels),
+            memory_mb: self.memory_mb.or(others.memory_mb),
             state: self.state.or(others.state),
             telemetry_seconds: self.telemetry_seconds.or(others.telemetry_seconds),
         }
@@ -376,7 +397,21 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         provider,
         onnxruntime: settings.onnxruntime.clone(),
         protected,
+        place: place(settings)?,
+        memory_mb: settings.memory_mb,
     })
+}
+
+fn place(settings: &Settings) -> Result<Place, ConfigError> {
+    let named = |setting, text: &Option<String>| {
+        let text = text.clone().unwrap_or_default();
+        if text.len() <= 64 { Ok(text) } else { Err(invalid(setting, text, "at most 64 bytes")) }
+    };
+    let labels = settings.labels.clone().unwrap_or_default();
+    if labels.len() > 16 || labels.iter().any(|label| label.len() > 64) {
+        return Err(invalid("labels", labels.join(","), "at most 16 labels of at most 64 bytes"));
+    }
+    Ok(Place { class: named("class", &settings.class)?, region: named("region", &settings.region)?, labels })
 }
 
 fn broker(settings: Settings, device: &DeviceId) -> Result<Broker, ConfigError> {

@@ -5,8 +5,9 @@ use crate::corpus::count;
 use crate::participant::Profile;
 use crate::telemetry::machine;
 use anyhow::{Context, bail};
+use skiff_models::memory::{Step, predict};
 use skiff_models::pack::Pack;
-use skiff_protocol::messages::Birth;
+use skiff_protocol::messages::{Birth, REFERENCE_TOKENS, StepMemory};
 use skiff_protocol::{BootId, Digest};
 
 /// Opens the pack (which checks every file of it) and counts the examples; keeps neither in memory.
@@ -19,6 +20,7 @@ pub fn profile(training: &Training, boot: BootId) -> anyhow::Result<Profile> {
     if let Some(layer) = training.protected.iter().find(|layer| **layer as usize >= layers) {
         bail!("protected names layer {layer}, but the pack has layers 0 to {}", layers.saturating_sub(1));
     }
+    let machine = machine();
     let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count(path, &pack));
     Ok(Profile {
         birth: Birth {
@@ -27,12 +29,32 @@ pub fn profile(training: &Training, boot: BootId) -> anyhow::Result<Profile> {
             pack: Digest(pack.digest()),
             train_examples: examples(&training.train)?,
             test_examples: examples(&training.test)?,
-            machine: machine(),
+            place: training.place.clone(),
+            memory: memory(&pack, training.memory_mb, machine.memory_bytes),
+            machine,
         },
         schema: Digest(pack.schema().hash()),
         layers,
         protected: training.protected.clone(),
     })
+}
+
+/// What ONNX Runtime, its sessions and the agent take of memory whatever is trained, in bytes: roundly what MiniLM's agent
+/// has beyond the prediction of its step.
+const PROCESS_BYTES: u64 = 96 << 20;
+
+/// The memory that training may take, and what it will.
+#[must_use]
+pub fn memory(pack: &Pack, limit_mb: Option<u64>, machine_bytes: u64) -> StepMemory {
+    let manifest = pack.manifest();
+    let limit_bytes = limit_mb.map_or(machine_bytes / 4 * 3, |megabytes| megabytes.saturating_mul(1 << 20));
+    let Ok(stages) = manifest.design.fused_stages() else { return StepMemory { limit_bytes, ..StepMemory::default() } };
+    let tokens = manifest.layout.max_tokens.clamp(1, 128);
+    let examples = (REFERENCE_TOKENS as usize).div_ceil(tokens);
+    let predicted = |active| predict(&manifest.design, &stages, Step { examples, tokens, active }).total();
+    let (one, two) = (predicted(1), predicted(2));
+    let layer_bytes = two.saturating_sub(one);
+    StepMemory { limit_bytes, process_bytes: PROCESS_BYTES, step_bytes: one.saturating_sub(layer_bytes), layer_bytes }
 }
 
 /// 64 random bits for a new life of the agent.

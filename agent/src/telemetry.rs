@@ -8,7 +8,7 @@
 //! sequence numbers.
 
 use skiff_protocol::BootId;
-use skiff_protocol::messages::{AgentState, Machine, Telemetry, WorkSample};
+use skiff_protocol::messages::{AgentState, Battery, Machine, Telemetry, WorkSample};
 use skiff_protocol::time::Timestamp;
 use std::collections::VecDeque;
 use std::io::Read;
@@ -79,6 +79,7 @@ impl Sampler {
             memory_available_bytes: machine.memory_available_bytes,
             load_1m: sysinfo::System::load_average().map_or(0.0, |load| load.one as f32),
             temperatures: temperatures(&self.root),
+            battery: battery(&self.root),
             agent_rss_bytes: own.resident_bytes,
             agent_peak_rss_bytes: own.peak_bytes,
             work,
@@ -180,6 +181,25 @@ pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     }
     found.truncate(MAX_SENSORS);
     found
+}
+
+/// The first battery of the device under `root`; those of mice and pens are not.
+#[must_use]
+pub fn battery(root: &Path) -> Option<Battery> {
+    let mut supplies: Vec<PathBuf> = std::fs::read_dir(root.join("sys/class/power_supply"))
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    supplies.sort();
+    supplies.into_iter().find_map(|supply| {
+        let is = |file: &str, what: &str| read_name(&supply.join(file)).is_some_and(|found| found == what);
+        if !is("type", "Battery") || is("scope", "Device") {
+            return None;
+        }
+        let percent: u8 = read_name(&supply.join("capacity"))?.parse().ok()?;
+        let charging = !is("status", "Discharging");
+        Some(Battery { percent: f32::from(percent.min(100)), charging })
+    })
 }
 
 /// What is in `folder` and begins with `prefix`, ordered by the number that follows: 2 before 10.

@@ -12,11 +12,12 @@ use crate::worker::{Product, Workshop};
 use anyhow::{Context, bail};
 use skiff_blobs::Blobs;
 use skiff_models::pack::Pack;
-use skiff_models::tensors::{NamedTensors, Schema, write};
+use skiff_models::tensors::{NamedTensors, Schema, cut, pad, write};
 use skiff_protocol::DeviceId;
-use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, TrainReport, WorkSample};
+use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, Probe, TrainOrder, TrainReport, WorkSample};
 use skiff_trainer::{
-    AdamWOptions, EvaluatePlan, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary, Trainer,
+    AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary,
+    Trainer,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -62,32 +63,15 @@ impl PackWorkshop {
     ) -> anyhow::Result<Trained> {
         let (pack, trainer) = opened(&mut self.open, &self.training)?;
         let corpus = self.train.corpus(&pack, order.max_tokens)?;
-        trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
-        let plan = TrainPlan {
-            seed: order.seed,
-            device: self.device.to_string(),
-            round: work.round,
-            data: String::new(),
-            rates: order.rates.clone(),
-            steps: order.steps,
-            batch: order.batch as usize,
-            micro_batch: order.batch as usize,
-            learning_rate: order.learning_rate,
-            schedule: Schedule::default(),
-            optimizer: AdamWOptions::default(),
-            clip_norm: CLIP_NORM,
+        let probe = match self.test.path {
+            Some(_) if order.probe_examples > 0 => Some(self.test.corpus(&pack, order.max_tokens)?),
+            Some(_) | None => None,
         };
-        let summary =
-            trainer.train(&plan, corpus, &mut |report| step(work_sample(work, report))).context("training")?;
-        if summary.skipped_steps > 0 {
-            tracing::warn!(
-                round = work.round,
-                skipped = summary.skipped_steps,
-                steps = summary.steps,
-                "steps whose loss or gradients were not finite changed nothing; the learning rate may be too high"
-            );
-        }
-        hand_in(pack.schema(), trainer.weights(), order, summary, corpus.len())
+        let weights = starting_weights(&self.blobs, pack.schema(), work)?;
+        let texts = Held { train: corpus, probe: probe.unwrap_or(corpus) };
+        train_as_ordered(trainer, &pack, &self.device, work.round, order, weights, &texts, &mut |report| {
+            step(work_sample(work, report))
+        })
     }
 
     fn evaluate(
@@ -110,6 +94,90 @@ impl PackWorkshop {
             peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
         })
     }
+}
+
+/// The examples that an order is carried out on.
+pub struct Held<'a> {
+    /// To train on.
+    pub train: &'a dyn Examples,
+    /// To measure on what the training brought.
+    pub probe: &'a dyn Examples,
+}
+
+/// Trains as ordered, from `weights`, every trainable tensor; they may be of more ranks than the order asks for.
+///
+/// # Errors
+/// A plan that does not fit, a graph that fails, a training that diverged.
+#[expect(clippy::too_many_arguments, reason = "an order, and everything that it is carried out with")]
+pub fn train_as_ordered(
+    trainer: &mut Trainer,
+    pack: &Pack,
+    device: &DeviceId,
+    round: u32,
+    order: &TrainOrder,
+    weights: NamedTensors,
+    held: &Held<'_>,
+    watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
+) -> anyhow::Result<Trained> {
+    trainer.set_weights(cut(weights, &pack.schema().at_rank(order.rank as usize)))?;
+    let plan = TrainPlan {
+        seed: order.seed,
+        device: device.to_string(),
+        round,
+        data: String::new(),
+        rates: order.rates.clone(),
+        most_active: order.most_active as usize,
+        proximal: order.proximal,
+        steps: order.steps,
+        batch: order.batch as usize,
+        micro_batch: order.batch as usize,
+        learning_rate: order.learning_rate,
+        schedule: Schedule::default(),
+        optimizer: AdamWOptions::default(),
+        clip_norm: CLIP_NORM,
+    };
+    let before = probed(trainer, held.probe, order)?;
+    let summary = trainer.train(&plan, held.train, watch).context("training")?;
+    if summary.skipped_steps > 0 {
+        tracing::warn!(
+            round,
+            skipped = summary.skipped_steps,
+            steps = summary.steps,
+            "steps whose loss or gradients were not finite changed nothing; the learning rate may be too high"
+        );
+    }
+    let after = probed(trainer, held.probe, order)?;
+    let probe = before.zip(after).and_then(|(before, after)| gained(&before, &after));
+    hand_in(pack.schema(), trainer.weights(), order, summary, held.train.len(), probe)
+}
+
+/// The model with all layers on the first examples, where the order asks for it.
+fn probed(
+    trainer: &mut Trainer,
+    examples: &dyn Examples,
+    order: &TrainOrder,
+) -> anyhow::Result<Option<EvaluateSummary>> {
+    if order.probe_examples == 0 {
+        return Ok(None);
+    }
+    let plan = EvaluatePlan { examples: order.probe_examples as usize, batch: order.batch as usize };
+    let summary =
+        trainer.evaluate(examples, &plan, &mut |_| ControlFlow::Continue(())).context("measuring the gain")?;
+    Ok(Some(summary))
+}
+
+/// What a training brought; `None` where a loss is not finite, or nothing counted.
+fn gained(before: &EvaluateSummary, after: &EvaluateSummary) -> Option<Probe> {
+    let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    let loss = |summary: &EvaluateSummary| Some(summary.mean_loss() as f32).filter(|loss| loss.is_finite());
+    (before.counted > 0).then_some(())?;
+    Some(Probe {
+        examples: count(before.counted),
+        loss_before: loss(before)?,
+        loss_after: loss(after)?,
+        correct_before: count(before.correct),
+        correct_after: count(after.correct),
+    })
 }
 
 impl Workshop for PackWorkshop {
@@ -193,6 +261,7 @@ fn hand_in(
     order: &TrainOrder,
     summary: TrainSummary,
     texts: usize,
+    probe: Option<Probe>,
 ) -> anyhow::Result<Trained> {
     if let Some((name, _)) = weights.iter().find(|(_, tensor)| tensor.iter().any(|value| !value.is_finite())) {
         bail!("the training diverged: {name} is not finite any more; lower the learning rate");
@@ -203,6 +272,8 @@ fn hand_in(
     let kept: Vec<u32> = (0..).take(importance.len()).filter(|layer| !shared.contains(layer)).collect();
     let shared_indices: Vec<usize> = shared.iter().map(|layer| *layer as usize).collect();
     let update = write(&selected(weights, &schema.of_layers(&shared_indices)))?;
+    // What stays is of all ranks, so that it fits whatever rank comes next.
+    let weights = &pad(weights.clone(), schema);
     let personal = match kept.is_empty() {
         true => None,
         false => Some((kept.clone(), write(&selected(weights, &only_layers(schema, &kept)))?)),
@@ -218,6 +289,7 @@ fn hand_in(
         train_ms: millis(summary.elapsed),
         step_ms: summary.median_step.as_secs_f32() * 1000.0,
         peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
+        probe,
     };
     Ok(Trained { update, personal, report })
 }
@@ -280,6 +352,10 @@ mod tests {
             schema: Digest(schema().hash()),
             seed: 1,
             rates: vec![0.5; LAYERS],
+            most_active: 3,
+            proximal: 0.0,
+            rank: 0,
+            probe_examples: 0,
             steps: 4,
             batch: 5,
             max_tokens: 16,
@@ -305,7 +381,7 @@ mod tests {
     }
 
     fn handed_in(sharing: SharingPlan, texts: usize) -> Trained {
-        hand_in(&schema(), &all_of(&schema(), 1.0), &order(Digest([0; 32]), sharing), summary(), texts).unwrap()
+        hand_in(&schema(), &all_of(&schema(), 1.0), &order(Digest([0; 32]), sharing), summary(), texts, None).unwrap()
     }
 
     #[test]
@@ -365,7 +441,7 @@ mod tests {
         let mut weights = all_of(&schema(), 1.0);
         weights.extend(all_of(&only_layers(&schema(), &[2]), f32::NAN));
         let order = order(Digest([0; 32]), SharingPlan::All);
-        let error = hand_in(&schema(), &weights, &order, summary(), 7).unwrap_err();
+        let error = hand_in(&schema(), &weights, &order, summary(), 7, None).unwrap_err();
         assert!(error.to_string().contains("layer.2"), "{error}");
     }
 }

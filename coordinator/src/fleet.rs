@@ -1,7 +1,7 @@
 //! Who is there, what they are, and what they last reported. Bounded; reads no clock.
 
 use crate::progress::{DeviceProgress, Presence};
-use crate::round::Here;
+use crate::round::{Condition, Here};
 use skiff_protocol::messages::{AgentState, Birth, Gone, Telemetry};
 use skiff_protocol::{DeviceId, Digest, Timestamp};
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ struct Device {
 }
 
 /// What a birth or a farewell changes for a run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// The device is there and fit for work, in this life.
     Here(Here),
@@ -79,7 +79,7 @@ impl Fleet {
         if !is_same_life {
             known.telemetry = None;
         }
-        let here = Here { boot: birth.boot, train_examples: birth.train_examples, test_examples: birth.test_examples };
+        let here = here(&birth);
         let is_fit = birth.pack == pack;
         (known.presence, known.note) = if is_fit {
             (Presence::Here, None)
@@ -137,10 +137,7 @@ impl Fleet {
     /// The devices that are fit for work.
     pub fn here(&self) -> impl Iterator<Item = (&DeviceId, Here)> {
         self.devices.iter().filter_map(|(device, known)| match (known.presence, &known.birth) {
-            (Presence::Here, Some(birth)) => Some((
-                device,
-                Here { boot: birth.boot, train_examples: birth.train_examples, test_examples: birth.test_examples },
-            )),
+            (Presence::Here, Some(birth)) => Some((device, here(birth))),
             _ => None,
         })
     }
@@ -166,6 +163,19 @@ impl Fleet {
         let unknown = || Device { presence: Presence::Lost, birth: None, since: now, telemetry: None, note: None };
         Ok(self.devices.entry(device.clone()).or_insert_with(unknown))
     }
+}
+
+fn here(birth: &Birth) -> Here {
+    let Birth { boot, train_examples, test_examples, ref place, memory, .. } = *birth;
+    Here { boot, train_examples, test_examples, place: place.clone(), memory }
+}
+
+/// How a device feels by its last sample.
+#[must_use]
+pub fn condition(sample: &Telemetry) -> Condition {
+    let hottest = sample.temperatures.iter().map(|(_, celsius)| *celsius).filter(|celsius| celsius.is_finite());
+    let battery = sample.battery.filter(|battery| !battery.charging && battery.percent.is_finite());
+    Condition { celsius: hottest.reduce(f32::max), battery_percent: battery.map(|battery| battery.percent) }
 }
 
 impl Device {
@@ -216,7 +226,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
     use skiff_protocol::BootId;
-    use skiff_protocol::messages::Machine;
+    use skiff_protocol::messages::{Machine, Place, StepMemory};
 
     const PACK: Digest = Digest([1; 32]);
 
@@ -226,7 +236,17 @@ mod tests {
 
     fn birth(boot: u64, pack: Digest) -> Birth {
         let machine = Machine { arch: "aarch64".into(), os: "Debian 12".into(), cores: 4, memory_bytes: 1 << 32 };
-        Birth { boot: BootId(boot), agent_version: "0.1.0".into(), pack, train_examples: 10, test_examples: 5, machine }
+        let (place, memory) = (Place::default(), StepMemory::default());
+        Birth {
+            boot: BootId(boot),
+            agent_version: "0.1.0".into(),
+            pack,
+            train_examples: 10,
+            test_examples: 5,
+            machine,
+            place,
+            memory,
+        }
     }
 
     fn sample(boot: u64, sequence: u64) -> Telemetry {
@@ -241,6 +261,7 @@ mod tests {
             memory_available_bytes: 50,
             load_1m: 1.0,
             temperatures: vec![("cpu".into(), 50.0), ("gpu".into(), 61.5)],
+            battery: None,
             agent_rss_bytes: 20,
             agent_peak_rss_bytes: 30,
             work: None,

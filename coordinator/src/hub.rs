@@ -4,15 +4,16 @@
 //! Several messages are taken at once where they are there at once, and their records committed together. Nothing that
 //! rests on a record leaves before the commit.
 
-use crate::fleet::{Change, Fleet};
+use crate::fleet::{self, Change, Fleet};
 use crate::model::Model;
 use crate::mqtt::{self, Refusals, Said, Writer};
 use crate::progress::{Progress, RunProgress};
-use crate::round::{Action, Entry, Event, MergeJob, Phase, Record, Run, RunSettings, Start, Verdict};
+use crate::round::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
 use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::{Step, Transfers, chain};
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication};
+use skiff_models::tensors::NamedTensors;
 use skiff_protocol::transfer::{Offer, Purpose};
 use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +65,8 @@ pub struct Hub {
     refusals: Refusals,
     connected: bool,
     run: Option<Run>,
+    /// The weights that the last checked update started from.
+    base: Option<(Digest, NamedTensors)>,
     /// Decided, not yet committed nor carried out.
     decided: Vec<Action>,
     effects: Vec<Effect>,
@@ -110,6 +113,7 @@ impl Hub {
             refusals: Refusals::default(),
             connected: false,
             run: None,
+            base: None,
             decided: Vec::new(),
             effects: Vec::new(),
             traffic: Traffic::default(),
@@ -169,7 +173,7 @@ impl Hub {
     pub fn merge_ended(
         &mut self,
         job: (RunId, u64),
-        merged: Result<Digest, String>,
+        merged: Result<Merged, String>,
         now: Timestamp,
     ) -> Result<Vec<Effect>, HubError> {
         let (run, epoch) = job;
@@ -210,6 +214,7 @@ impl Hub {
         }
         let weights = self.blobs.put(&self.model.initial)?;
         let schema = Digest(self.model.schema.hash());
+        let settings = Box::new(settings);
         let start = Start { run, settings, layers: self.model.layers, pack: self.model.pack, schema, weights };
         let (started, actions) = match Run::start(start, now) {
             Ok(started) => started,
@@ -262,12 +267,12 @@ impl Hub {
         let mut devices = self.fleet.progress(now);
         if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
             let choices = match &ledger.phase {
-                Phase::Train(training) | Phase::Merge(training) => Some(&training.choices),
+                Phase::Train(training) | Phase::Merge(training) => Some(&training.assignments),
                 Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
             };
             for device in &mut devices {
                 let choice = choices.and_then(|choices| choices.get(&device.device));
-                device.mean_rate = choice.map(|choice| mean(&choice.rates));
+                device.mean_rate = choice.map(|assigned| mean(&assigned.choice.rates));
                 if let Some(totals) = ledger.totals.get(&device.device) {
                     device.updates = totals.updates;
                     device.mean_active_layers = totals.mean_active_layers();
@@ -326,7 +331,14 @@ impl Hub {
         let changed = match said {
             Said::Birth(birth) => self.fleet.birth(&device, birth, now),
             Said::Gone(gone) => self.fleet.gone(&device, &gone, now),
-            Said::Telemetry(sample) => self.fleet.telemetry(&device, sample, now).map(|()| Change::Nothing),
+            Said::Telemetry(sample) => {
+                let condition = fleet::condition(&sample);
+                let taken = self.fleet.telemetry(&device, sample, now);
+                if let (Ok(()), Some(run)) = (&taken, &mut self.run) {
+                    run.feels(&device, condition);
+                }
+                taken.map(|()| Change::Nothing)
+            }
             Said::Answer(answer) => {
                 if let skiff_protocol::messages::Outcome::Refused { reason } = &answer.outcome {
                     tracing::warn!(%device, reason, "the device refuses an order");
@@ -389,12 +401,10 @@ impl Hub {
     fn arrived(&mut self, device: DeviceId, offer: Offer, now: Timestamp) {
         let Offer { digest, purpose, .. } = offer;
         let Purpose::Update { epoch, report, .. } = purpose else { return };
-        let checked = match self.blobs.read(digest) {
-            Ok(bytes) => self.model.check_update(&bytes, &report.shared_layers),
-            Err(error) => Err(chain(&error)),
-        };
-        match checked {
-            Ok(()) => self.feed(Event::UpdateStored { device, epoch, update: digest, report }, now),
+        match self.check(&device, digest, &report.shared_layers) {
+            Ok(distance) => {
+                self.feed(Event::UpdateStored { device, epoch, update: digest, report, distance }, now);
+            }
             Err(reason) => {
                 tracing::warn!(%device, reason, "an update is unfit");
                 self.fleet.note(&device, &format!("update refused: {reason}"));
@@ -406,6 +416,23 @@ impl Hub {
                 self.follow(steps, now);
             }
         }
+    }
+
+    /// Whether an update is what it should be; how far it is from the weights that it started from.
+    fn check(&mut self, device: &DeviceId, update: Digest, shared_layers: &[u32]) -> Result<f64, String> {
+        let ledger = self.run.as_ref().map(Run::ledger).ok_or("no run is going on")?;
+        let rank = match &ledger.phase {
+            Phase::Train(training) => training.assignments.get(device).map_or(0, |assigned| assigned.share.rank),
+            Phase::Gather(_) | Phase::Merge(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => 0,
+        };
+        let weights = ledger.weights;
+        if self.base.as_ref().is_none_or(|(known, _)| *known != weights) {
+            let read = self.model.weights(&self.blobs, weights).map_err(|error| chain(&error))?;
+            self.base = Some((weights, read));
+        }
+        let bytes = self.blobs.read(update).map_err(|error| chain(&error))?;
+        let base = self.base.as_ref().map(|(_, base)| base).ok_or("there are no weights")?;
+        self.model.check_update(&bytes, shared_layers, rank, base)
     }
 
     /// Commits what was decided, then carries it out, until nothing is left.
@@ -421,7 +448,7 @@ impl Hub {
             for action in actions {
                 self.carry_out(action, now);
             }
-            if entries.iter().any(|entry| matches!(entry.record, Record::Merged { .. } | Record::Skipped { .. })) {
+            if entries.iter().any(|entry| matches!(entry.record, Record::Merged(_) | Record::Skipped { .. })) {
                 self.remove_blobs()?;
             }
             if !entries.is_empty() {
@@ -482,6 +509,7 @@ impl Hub {
         let mut needed: BTreeSet<Digest> = self.store.final_weights()?.into_values().collect();
         if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
             needed.extend([ledger.weights, ledger.start.weights]);
+            needed.extend(ledger.moments);
             if let Phase::Train(training) | Phase::Merge(training) = &ledger.phase {
                 needed.extend(training.updates.values().map(|stored| stored.update));
             }
@@ -530,13 +558,13 @@ fn log(run: RunId, record: &Record) {
     match record {
         Record::RunStarted(start) => tracing::info!(%run, rounds = start.settings.rounds, "run started"),
         Record::Resumed => tracing::info!(%run, "run resumed"),
-        Record::TrainingStarted { choices, .. } => tracing::info!(%run, devices = choices.len(), "training"),
+        Record::TrainingStarted { assignments, .. } => tracing::info!(%run, devices = assignments.len(), "training"),
         Record::UpdateStored { device, report, .. } => {
             tracing::info!(%run, %device, examples = report.examples, train_ms = report.train_ms, "update stored");
         }
         Record::DeviceOut { device, reason } => tracing::warn!(%run, %device, reason, "out of this round"),
         Record::Collected => tracing::debug!(%run, "merging"),
-        Record::Merged { weights } => tracing::info!(%run, %weights, "round merged"),
+        Record::Merged(Merged { weights, .. }) => tracing::info!(%run, %weights, "round merged"),
         Record::Skipped { reason } => tracing::warn!(%run, reason, "round skipped"),
         Record::EvaluationStarted { examples, .. } => tracing::info!(%run, devices = examples.len(), "evaluating"),
         Record::Evaluated(evaluation) => {

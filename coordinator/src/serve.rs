@@ -18,7 +18,7 @@ use crate::keys;
 use crate::model::Model;
 use crate::mqtt::Writer;
 use crate::progress::Progress;
-use crate::round::RunSettings;
+use crate::round::{Merged, RunSettings};
 use crate::store::Store;
 use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
@@ -27,7 +27,7 @@ use skiff_blobs::Blobs;
 use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
 use skiff_protocol::topics::coordinator_filters;
 use skiff_protocol::transfer::WINDOW;
-use skiff_protocol::{BootId, Digest, RunId, Timestamp};
+use skiff_protocol::{BootId, RunId, Timestamp};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -178,7 +178,7 @@ impl Coordinator {
 }
 
 /// A merge that ended: its run and epoch, and the new weights or why there are none.
-type MergeEnd = ((RunId, u64), Result<Digest, String>);
+type MergeEnd = ((RunId, u64), Result<Merged, String>);
 
 struct Shell {
     defaults: RunSettings,

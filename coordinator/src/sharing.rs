@@ -1,7 +1,101 @@
 //! Which layers a device shares: the plan that is sent, and whether an update keeps to it.
+//!
+//! A [`Policy`] is a plan for everybody, and groups of devices with a plan of their own. It stands in the run's settings, so
+//! that the journal tells it, and what each device was ordered to share stands in the record of the order.
 
 use serde::{Deserialize, Serialize};
-use skiff_protocol::messages::{SharingPlan, TrainReport};
+use skiff_protocol::messages::{Place, SharingPlan, TrainReport};
+
+/// The most groups of a policy.
+pub const MAX_GROUPS: usize = 64;
+/// The largest rank that LoRA can have on a device.
+const MAX_RANK: u32 = 1024;
+
+/// Who shares what: `policy.toml`, and two keys of table `[run]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// For devices of no group (default `all`).
+    pub sharing: Sharing,
+    /// Devices with a plan of their own; a device is in the first group whose rules it fulfils.
+    pub groups: Vec<Group>,
+}
+
+/// Devices with a plan of their own. A rule that is left out is fulfilled by everybody.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// The devices' class.
+    pub class: Option<String>,
+    /// The devices' region.
+    pub region: Option<String>,
+    /// Labels that they have, all of them.
+    pub labels: Vec<String>,
+    /// What they share; left out: as everybody.
+    pub sharing: Option<Sharing>,
+    /// LoRA's rank on them, up to 1024; 0: the pack's.
+    pub rank: u32,
+}
+
+/// What a policy means for one device.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Share {
+    /// The group that it is in; `None`: none.
+    pub group: Option<String>,
+    /// What it shares.
+    pub plan: SharingPlan,
+    /// LoRA's rank on it; 0: the pack's.
+    pub rank: u32,
+}
+
+impl Policy {
+    /// Checks it for a model of `layers` layers.
+    ///
+    /// # Errors
+    /// The first plan that the model cannot keep, too many groups, two of a name, or one that takes in everybody.
+    pub fn check(&self, layers: u32) -> Result<(), String> {
+        self.sharing.plan(layers)?;
+        if self.groups.len() > MAX_GROUPS {
+            return Err(format!("groups: {} of them, expected at most {MAX_GROUPS}", self.groups.len()));
+        }
+        for (at, group) in self.groups.iter().enumerate() {
+            let name = &group.name;
+            if name.is_empty() || self.groups[..at].iter().any(|other| other.name == *name) {
+                return Err(format!("groups: number {} needs a name that no other has", at + 1));
+            }
+            if group.class.is_none() && group.region.is_none() && group.labels.is_empty() {
+                return Err(format!("group {name:?} has no class, region or labels: it would take in every device"));
+            }
+            if group.rank > MAX_RANK {
+                return Err(format!("group {name:?}: rank is {}, expected 0 to {MAX_RANK}", group.rank));
+            }
+            if let Some(sharing) = &group.sharing {
+                sharing.plan(layers).map_err(|what| format!("group {name:?}: {what}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What it means for a device at that place.
+    ///
+    /// # Errors
+    /// Where [`Policy::check`] has one.
+    pub fn share(&self, place: &Place, layers: u32) -> Result<Share, String> {
+        let group = self.groups.iter().find(|group| group.takes(place));
+        let plan = group.and_then(|group| group.sharing.as_ref()).unwrap_or(&self.sharing).plan(layers)?;
+        Ok(Share { group: group.map(|group| group.name.clone()), plan, rank: group.map_or(0, |group| group.rank) })
+    }
+}
+
+impl Group {
+    fn takes(&self, place: &Place) -> bool {
+        self.class.as_ref().is_none_or(|class| *class == place.class)
+            && self.region.as_ref().is_none_or(|region| *region == place.region)
+            && self.labels.iter().all(|label| place.labels.contains(label))
+    }
+}
 
 /// The plan as it stands in the configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -96,6 +190,7 @@ mod tests {
             train_ms: 900,
             step_ms: 90.0,
             peak_rss_bytes: 1,
+            probe: None,
         }
     }
 
@@ -114,6 +209,42 @@ mod tests {
         ] {
             assert!(bad.plan(4).unwrap_err().starts_with("sharing: "), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_device_is_in_the_first_group_whose_rules_it_fulfils() {
+        let toml = r#"
+            sharing = { least_important = 3 }
+            [[groups]]
+            name = "lab"
+            region = "eu"
+            labels = ["lab", "fan"]
+            sharing = "all"
+            [[groups]]
+            name = "small"
+            class = "tx2"
+            rank = 2
+        "#;
+        let policy: Policy = toml::from_str(toml).unwrap();
+        policy.check(4).unwrap();
+        let share = |class: &str, region: &str, labels: &[&str]| {
+            let labels = labels.iter().map(|&label| label.to_owned()).collect();
+            let share = policy.share(&Place { class: class.into(), region: region.into(), labels }, 4).unwrap();
+            (share.group, share.plan, share.rank)
+        };
+        let three = SharingPlan::LeastImportant { k: 3 };
+        assert_eq!(share("tx2", "eu", &["fan", "lab"]), (Some("lab".into()), SharingPlan::All, 0));
+        assert_eq!(share("tx2", "eu", &["lab"]), (Some("small".into()), three.clone(), 2));
+        assert_eq!(share("agx", "", &[]), (None, three, 0));
+        assert!(policy.check(2).unwrap_err().contains("3 layers of a model with 2"));
+        let refused = |group: &str| {
+            let policy = toml::from_str::<Policy>(&format!("[[groups]]\n{group}")).unwrap();
+            policy.check(4).unwrap_err()
+        };
+        assert!(refused("class = 'a'").contains("number 1 needs a name"));
+        assert!(refused("name = 'a'").contains("every device"));
+        assert!(refused("name = 'a'\nclass = 'b'\nsharing = { most_important = 9 }").contains("group \"a\""));
+        assert!(toml::from_str::<Policy>("[[groups]]\nlabel = 'a'").is_err());
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! A run is the sequence of its records. Beside it stand the bytes that travelled in each round, and the last merged weights.
 //! Blobs (weights, updates) lie beside it, see [`crate::transfers`].
 
-use crate::round::{Action, Entry, OutOfPlace, Record, Run};
+use crate::round::{Action, Entry, Merged, OutOfPlace, Record, Run};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use skiff_protocol::{Digest, RunId, Timestamp};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The layout of the file; a newer one is refused.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 /// The journal's name in the state folder.
 pub const FILE: &str = "journal.sqlite";
 
@@ -51,6 +51,14 @@ pub enum StoreError {
     /// Written by a newer version.
     #[error("{} has layout {found}, this version knows {SCHEMA_VERSION}: update Skiff", path.display())]
     Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: i64,
+    },
+    /// Written by an older version.
+    #[error("{} has layout {found}, this version writes {SCHEMA_VERSION}: let the older version end its runs, then move the file away", path.display())]
+    Older {
         /// The file.
         path: PathBuf,
         /// Its layout.
@@ -206,6 +214,9 @@ impl Store {
         if found > SCHEMA_VERSION {
             return Ok(Err(StoreError::Newer { path: path(), found }));
         }
+        if found < SCHEMA_VERSION {
+            return Ok(Err(StoreError::Older { path: path(), found }));
+        }
         let finding: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         Ok(if finding == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path: path(), finding }) })
     }
@@ -269,7 +280,7 @@ fn append(
     for (at, entry) in (next.unwrap_or(0)..).zip(entries) {
         let bytes = postcard::to_stdvec(entry).expect("records are plain values, which postcard writes");
         transaction.execute("INSERT INTO journal VALUES (?, ?, ?)", params![run, at, bytes])?;
-        if let Record::Merged { weights } = &entry.record {
+        if let Record::Merged(Merged { weights, .. }) = &entry.record {
             transaction.execute("UPDATE run SET weights = ? WHERE run = ?", params![weights.to_string(), run])?;
         }
     }
@@ -301,7 +312,7 @@ mod tests {
 
     fn started(run: RunId) -> Entry {
         let digest = Digest([1; 32]);
-        let settings = RunSettings { final_examples: 0, ..RunSettings::default() };
+        let settings = Box::new(RunSettings { final_examples: 0, ..RunSettings::default() });
         entry(5, Record::RunStarted(Start { run, settings, layers: 4, pack: digest, schema: digest, weights: digest }))
     }
 
@@ -341,7 +352,7 @@ mod tests {
         let mut store = open(&folder);
         store.append(run, &[started(run)], 0, Traffic::default()).unwrap();
         assert_eq!(store.final_weights().unwrap(), BTreeMap::new());
-        let merged = |byte| entry(9, Record::Merged { weights: Digest([byte; 32]) });
+        let merged = |byte| entry(9, Record::Merged(Merged { weights: Digest([byte; 32]), moments: None }));
         store.append(run, &[merged(2), merged(3)], 1, Traffic::default()).unwrap();
         store.append(RunId(5), &[started(RunId(5))], 0, Traffic::default()).unwrap();
         assert_eq!(store.final_weights().unwrap(), BTreeMap::from([(run, Digest([3; 32]))]));
@@ -357,10 +368,13 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_layout_is_refused() {
+    fn another_layout_is_refused() {
         let folder = TempDir::new().unwrap();
-        open(&folder).connection.pragma_update(None, "user_version", 2).unwrap();
-        assert!(message(&folder).contains("layout 2, this version knows 1: update Skiff"));
+        open(&folder).connection.pragma_update(None, "user_version", 3).unwrap();
+        assert!(message(&folder).contains("layout 3, this version knows 2: update Skiff"));
+        let folder = TempDir::new().unwrap();
+        open(&folder).connection.pragma_update(None, "user_version", 1).unwrap();
+        assert!(message(&folder).contains("layout 1, this version writes 2"));
     }
 
     #[test]

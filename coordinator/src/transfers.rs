@@ -413,6 +413,7 @@ mod tests {
             train_ms: 0,
             step_ms: 0.0,
             peak_rss_bytes: 0,
+            probe: None,
         };
         let purpose = Purpose::Update { run: RUN, round: 1, epoch: 2, report };
         Offer { purpose, digest: Digest::of(bytes), total_bytes: bytes.len() as u64 }

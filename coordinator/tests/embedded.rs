@@ -17,7 +17,7 @@ use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_models::tensors::{self, Schema, TensorSpec};
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
-    Answer, Birth, BootId, Command, EvaluationReport, Machine, Order, Outcome, TrainReport,
+    Answer, Birth, BootId, Command, EvaluationReport, Machine, Order, Outcome, Place, StepMemory, TrainReport,
 };
 use skiff_protocol::topics::device_filters;
 use skiff_protocol::transfer::{
@@ -96,8 +96,17 @@ impl Device {
     async fn birth(&self) {
         let machine = Machine { arch: "x".into(), os: "y".into(), cores: 1, memory_bytes: 1 };
         let agent_version = "0.1.0".to_owned();
-        let birth =
-            Birth { boot: BootId(1), agent_version, pack: PACK, train_examples: 10, test_examples: 10, machine };
+        let (place, memory) = (Place::default(), StepMemory::default());
+        let birth = Birth {
+            boot: BootId(1),
+            agent_version,
+            pack: PACK,
+            train_examples: 10,
+            test_examples: 10,
+            machine,
+            place,
+            memory,
+        };
         self.say(Topic::Birth(self.name.clone()), Message::Birth(birth)).await;
     }
 
@@ -145,6 +154,7 @@ impl Device {
                     train_ms: 0,
                     step_ms: 0.0,
                     peak_rss_bytes: 1,
+                    probe: None,
                 };
                 let purpose = Purpose::Update { run: command.run, round: command.round, epoch: command.epoch, report };
                 let offer = Offer { purpose, digest: Digest::of(&bytes), total_bytes: bytes.len() as u64 };

@@ -130,6 +130,21 @@ impl Schema {
         Self { tensors: self.tensors.iter().filter(kept).cloned().collect() }
     }
 
+    /// The tensors that a device of LoRA rank `rank` trains: the first rows of every `A`, the first columns of every `B`. 0, or
+    /// more than there are: all of them.
+    #[must_use]
+    pub fn at_rank(&self, rank: usize) -> Self {
+        let mut schema = self.clone();
+        if rank > 0 {
+            for spec in &mut schema.tensors {
+                if let Some(size) = rank_axis(&spec.name).and_then(|axis| spec.shape.get_mut(axis)) {
+                    *size = (*size).min(rank);
+                }
+            }
+        }
+        schema
+    }
+
     /// Reads exactly the tensors of this schema from safetensors bytes.
     ///
     /// # Errors
@@ -141,6 +156,57 @@ impl Schema {
         }
         self.tensors.iter().map(|spec| Ok((spec.name.clone(), read_one(&file, spec)?))).collect()
     }
+}
+
+/// The names of the tensors in safetensors bytes.
+///
+/// # Errors
+/// Bytes that are no safetensors file.
+pub fn names(bytes: &[u8]) -> Result<std::collections::BTreeSet<String>, TensorError> {
+    let file = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
+    Ok(file.names().into_iter().map(str::to_owned).collect())
+}
+
+/// The dimension of a tensor that is LoRA's rank, by the tensor's name.
+#[must_use]
+pub fn rank_axis(name: &str) -> Option<usize> {
+    if name.contains(".lora_A.") {
+        return Some(0);
+    }
+    name.contains(".lora_B.").then_some(1)
+}
+
+/// The part of `weights` that has the shapes of `schema`, whose dimensions are no larger: the first rows and columns.
+#[must_use]
+pub fn cut(weights: NamedTensors, schema: &Schema) -> NamedTensors {
+    let shortened = |(name, mut tensor): (String, ArrayD<f32>)| {
+        if let Some(spec) = schema.find(&name).filter(|spec| spec.shape.len() == tensor.ndim()) {
+            for (axis, &size) in spec.shape.iter().enumerate() {
+                if tensor.shape()[axis] > size {
+                    tensor = tensor.slice_axis(ndarray::Axis(axis), (0..size).into()).to_owned();
+                }
+            }
+        }
+        (name, tensor)
+    };
+    weights.into_iter().map(shortened).collect()
+}
+
+/// The other way round: `weights` with zeros where `schema` has more rows or columns.
+#[must_use]
+pub fn pad(weights: NamedTensors, schema: &Schema) -> NamedTensors {
+    let filled = |(name, tensor): (String, ArrayD<f32>)| match schema.find(&name) {
+        Some(spec) if spec.shape.len() == tensor.ndim() && spec.shape != tensor.shape() => {
+            let mut whole = ArrayD::zeros(spec.shape.clone());
+            let sizes: Vec<usize> =
+                spec.shape.iter().zip(tensor.shape()).map(|(&whole, &size)| whole.min(size)).collect();
+            let part = |at: ndarray::AxisDescription| (0..sizes[at.axis.index()]).into();
+            whole.slice_each_axis_mut(part).assign(&tensor.slice_each_axis(part));
+            (name, whole)
+        }
+        Some(_) | None => (name, tensor),
+    };
+    weights.into_iter().map(filled).collect()
 }
 
 fn read_one(file: &SafeTensors<'_>, spec: &TensorSpec) -> Result<ArrayD<f32>, TensorError> {
@@ -189,6 +255,36 @@ mod tests {
     fn file(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
         let bytes = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
         safetensors::serialize([("a", TensorView::new(dtype, shape.to_vec(), &bytes).unwrap())], None).unwrap()
+    }
+
+    #[test]
+    fn a_smaller_rank_is_cut_off_and_filled_up_again() {
+        let spec =
+            |name: &str, shape: &[usize]| TensorSpec { name: name.to_owned(), shape: shape.into(), layer: Some(0) };
+        let schema =
+            Schema { tensors: vec![spec("q.lora_A.w", &[4, 3]), spec("q.lora_B.w", &[5, 4]), spec("z", &[4])] };
+        let small = schema.at_rank(2);
+        let shapes = |schema: &Schema| schema.tensors.iter().map(|spec| spec.shape.clone()).collect::<Vec<_>>();
+        assert_eq!(shapes(&small), [vec![2, 3], vec![5, 2], vec![4]]);
+        assert_eq!((schema.at_rank(0), schema.at_rank(9)), (schema.clone(), schema.clone()));
+        let counted = |spec: &TensorSpec| {
+            let mut next = 0.0;
+            (
+                spec.name.clone(),
+                ArrayD::from_shape_simple_fn(spec.shape.clone(), || {
+                    next += 1.0;
+                    next
+                }),
+            )
+        };
+        let weights: NamedTensors = schema.tensors.iter().map(counted).collect();
+        let part = cut(weights.clone(), &small);
+        assert!(small.tensors.iter().all(|spec| part[&spec.name].shape() == spec.shape));
+        let whole = pad(part.clone(), &schema);
+        assert_eq!(whole["q.lora_A.w"].as_slice().unwrap(), [&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..], &[0.0; 6]].concat());
+        assert_eq!(whole["q.lora_B.w"].as_slice().unwrap()[..8], [1.0, 2.0, 0.0, 0.0, 5.0, 6.0, 0.0, 0.0]);
+        assert_eq!(whole["z"], weights["z"]);
+        assert_eq!(cut(whole, &small), part);
     }
 
     #[test]

@@ -52,6 +52,8 @@ fn training_and_evaluation_stop_and_fail_at_the_step_that_they_would_without_rea
         round: 1,
         data: String::new(),
         rates: vec![0.5; 6],
+        most_active: 6,
+        proximal: 0.0,
         steps: 10,
         batch: 4,
         micro_batch: 4,

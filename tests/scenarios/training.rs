@@ -54,6 +54,8 @@ fn plan() -> TrainPlan {
         round: 0,
         data: String::new(),
         rates: vec![0.5; 3],
+        most_active: 3,
+        proximal: 0.0,
         steps: 6,
         batch: 3,
         micro_batch: 2,

@@ -222,6 +222,8 @@ impl Arguments {
             round: 0,
             data,
             rates: self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers]),
+            most_active: layers,
+            proximal: 0.0,
             steps: self.steps,
             batch: self.batch.into(),
             micro_batch: self.micro_batch.unwrap_or(self.batch).into(),

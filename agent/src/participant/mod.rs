@@ -54,6 +54,7 @@ use skiff_protocol::{BootId, Digest, RunId, Timestamp};
 use std::collections::BTreeSet;
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Phase {
     Resting,
     Fetching { work: Work, deadline: Timestamp, receiver: Option<Receiver> },

@@ -4,7 +4,9 @@
 
 use super::*;
 use proptest::prelude::*;
-use skiff_protocol::messages::{Birth, EvaluateOrder, EvaluationReport, Machine, SharingPlan, TrainReport};
+use skiff_protocol::messages::{
+    Birth, EvaluateOrder, EvaluationReport, Machine, Place, SharingPlan, StepMemory, TrainReport,
+};
 use skiff_protocol::transfer::Held;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,6 +26,8 @@ fn profile(boot: u64) -> Profile {
         train_examples: 10,
         test_examples: 10,
         machine,
+        place: Place::default(),
+        memory: StepMemory::default(),
     };
     Profile { birth, schema: schema(), layers: LAYERS, protected: vec![1] }
 }
@@ -39,6 +43,10 @@ fn train(run: u64, epoch: u64, version: u8) -> Command {
         schema: schema(),
         seed: 7,
         rates: vec![0.5; LAYERS],
+        most_active: 4,
+        proximal: 0.0,
+        rank: 0,
+        probe_examples: 0,
         steps: 3,
         batch: 2,
         max_tokens: 16,
@@ -86,6 +94,7 @@ fn training(work: &Work) -> Trained {
         train_ms: 1,
         step_ms: 1.0,
         peak_rss_bytes: 1,
+        probe: None,
     };
     Trained { update: text.into_bytes(), personal, report }
 }

@@ -23,13 +23,22 @@ impl LayerMask {
 
     /// Draws a mask: layer `l` is skipped with probability `rates[l]`, independently of the others.
     ///
+    /// Where more than `most` layers would run, as many do: those with rate 0 before others, then those that came closest to
+    /// staying; so memory has a bound, and not on average only.
+    ///
     /// A function of its arguments alone, so a mask can be drawn again. Where every layer would be skipped, the one that
     /// came closest to staying (largest `draw - rate`, the lower of equals) stays.
     #[must_use]
-    pub fn draw(rates: &[f32], seed: u64, device: &str, round: u32, step: u32) -> Self {
+    pub fn draw(rates: &[f32], most: usize, seed: u64, device: &str, round: u32, step: u32) -> Self {
         let mut random = stream("layer mask", seed, device, round, step);
         let margins: Vec<f64> = rates.iter().map(|&rate| random.unit() - f64::from(rate)).collect();
-        let active: Vec<usize> = (0..rates.len()).filter(|&layer| margins[layer] >= 0.0).collect();
+        let mut active: Vec<usize> = (0..rates.len()).filter(|&layer| margins[layer] >= 0.0).collect();
+        if active.len() > most.max(1) {
+            let order = |&layer: &usize| (rates[layer] > 0.0, -margins[layer]);
+            active.sort_by(|a, b| order(a).partial_cmp(&order(b)).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(b)));
+            active.truncate(most.max(1));
+            active.sort_unstable();
+        }
         if !active.is_empty() {
             return Self(active);
         }
@@ -65,16 +74,30 @@ mod tests {
         #[test]
         fn a_mask_is_a_function_of_its_arguments(seed: u64, round: u32, step: u32, rate in 0f32..=1.0, layers in 1..30usize) {
             let rates = vec![rate; layers];
-            let mask = LayerMask::draw(&rates, seed, "a", round, step);
-            prop_assert_eq!(&mask, &LayerMask::draw(&rates, seed, "a", round, step));
+            let mask = LayerMask::draw(&rates, layers, seed, "a", round, step);
+            prop_assert_eq!(&mask, &LayerMask::draw(&rates, layers, seed, "a", round, step));
             prop_assert!(!mask.active().is_empty());
             prop_assert!(mask.active().windows(2).all(|pair| pair[0] < pair[1]));
             prop_assert!(mask.active().iter().all(|&layer| layer < layers));
         }
 
         #[test]
+        fn no_more_layers_run_than_may_and_protected_ones_before_others(
+            seed: u64, step: u32, rates in proptest::collection::vec(0.0f32..0.5, 4..12), most in 1..12usize,
+        ) {
+            let mut rates = rates;
+            (rates[1], rates[3]) = (0.0, 0.0);
+            let all = LayerMask::draw(&rates, rates.len(), seed, "a", 1, step);
+            let mask = LayerMask::draw(&rates, most, seed, "a", 1, step);
+            prop_assert_eq!(mask.active().len(), all.active().len().min(most));
+            prop_assert!(mask.active().iter().all(|layer| all.active().contains(layer)));
+            prop_assert!(mask.active().is_sorted());
+            prop_assert!(most < 2 || [1, 3].iter().all(|layer| mask.active().contains(layer)));
+        }
+
+        #[test]
         fn protected_layers_always_run_and_certain_ones_are_always_skipped(seed: u64, step: u32) {
-            let mask = LayerMask::draw(&[0.0, 1.0, 0.0, 1.0], seed, "a", 1, step);
+            let mask = LayerMask::draw(&[0.0, 1.0, 0.0, 1.0], 4, seed, "a", 1, step);
             prop_assert_eq!(mask.active(), &[0, 2]);
         }
     }
@@ -85,7 +108,7 @@ mod tests {
         let steps = 20_000;
         let mut skipped = [0u32; 4];
         for step in 0..steps {
-            let mask = LayerMask::draw(&rates, 7, "device", 3, step);
+            let mask = LayerMask::draw(&rates, 4, 7, "device", 3, step);
             (0..4).filter(|layer| !mask.active().contains(layer)).for_each(|layer| skipped[layer] += 1);
         }
         // Three standard deviations of a share of 20,000 draws are at most 0.011; keeping one layer alive adds bias on
@@ -99,7 +122,7 @@ mod tests {
     #[test]
     fn devices_rounds_and_steps_draw_differently() {
         let draws = |device: &str, round| {
-            (0..64).map(|step| LayerMask::draw(&[0.5; 12], 1, device, round, step)).collect::<Vec<_>>()
+            (0..64).map(|step| LayerMask::draw(&[0.5; 12], 12, 1, device, round, step)).collect::<Vec<_>>()
         };
         assert_ne!(draws("a", 1), draws("b", 1));
         assert_ne!(draws("a", 1), draws("a", 2));

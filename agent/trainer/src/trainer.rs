@@ -12,7 +12,7 @@ use crate::runtime::Runtime;
 use crate::training::{StepReport, TrainPlan, TrainSummary, Training};
 use ndarray::{Array2, ArrayD};
 use skiff_models::Pack;
-use skiff_models::tensors::NamedTensors;
+use skiff_models::tensors::{NamedTensors, rank_axis};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -52,14 +52,30 @@ impl Trainer {
         &self.weights
     }
 
-    /// Replaces them all.
+    /// Replaces them all. LoRA's may have fewer ranks than the pack's, every `A` as few as its `B`; the scale stays the pack's.
     ///
     /// # Errors
     /// Tensors that are not the schema's.
     pub fn set_weights(&mut self, weights: NamedTensors) -> Result<(), TrainerError> {
         let schema = self.pack.schema();
-        let fits =
-            |name: &String, tensor: &ArrayD<f32>| schema.find(name).is_some_and(|spec| spec.shape == tensor.shape());
+        let partner = |name: &str| match rank_axis(name) {
+            Some(0) => weights.get(&name.replace(".lora_A.", ".lora_B.")).and_then(|b| b.shape().get(1).copied()),
+            Some(_) => weights.get(&name.replace(".lora_B.", ".lora_A.")).and_then(|a| a.shape().first().copied()),
+            None => None,
+        };
+        let fits = |name: &String, tensor: &ArrayD<f32>| {
+            let Some(spec) = schema.find(name) else { return false };
+            let Some(axis) = rank_axis(name).filter(|&axis| axis < tensor.ndim()) else {
+                return spec.shape == tensor.shape();
+            };
+            let rank = tensor.shape()[axis];
+            // Where A is frozen, B has no partner here, and must have its ranks.
+            let agrees = partner(name).map_or(rank == spec.shape[axis], |other| rank == other);
+            let cut = |(at, (&size, &found)): (usize, (&usize, &usize))| {
+                if at == axis { (1..=size).contains(&found) } else { size == found }
+            };
+            agrees && spec.shape.len() == tensor.ndim() && spec.shape.iter().zip(tensor.shape()).enumerate().all(cut)
+        };
         if let Some((name, _)) = weights.iter().find(|(name, tensor)| !fits(name, tensor)) {
             return Err(TrainerError::Weights { name: name.clone() });
         }

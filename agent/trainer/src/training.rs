@@ -10,6 +10,8 @@ use crate::optimizer::{AdamW, AdamWOptions, clip, global_norm};
 use crate::schedule::Schedule;
 use crate::tally::Tally;
 use crate::trainer::{Brought, Trainer, bring};
+use ndarray::Zip;
+use skiff_models::tensors::NamedTensors;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -30,6 +32,11 @@ pub struct TrainPlan {
     pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
+    /// So many layers run in any step at the most; 0 is as 1.
+    pub most_active: usize,
+    /// FedProx's factor `mu` (Li et al., arXiv:1812.06127, Algorithm 2): the loss has `mu/2` times the squared distance from the
+    /// weights that the training began with beside it, so a gradient has `mu (w - w0)`. 0: none.
+    pub proximal: f32,
     /// Optimizer steps.
     pub steps: u32,
     /// Examples in a step.
@@ -101,6 +108,8 @@ pub struct Training<'a> {
     examples: &'a dyn Examples,
     optimizer: AdamW,
     tally: Tally,
+    /// The weights it began with, where it is held near them.
+    anchor: NamedTensors,
 }
 
 impl<'a> Training<'a> {
@@ -111,7 +120,8 @@ impl<'a> Training<'a> {
     ) -> Result<Self, TrainerError> {
         let layers = trainer.pack.manifest().layers;
         check(plan, layers, examples.len())?;
-        Ok(Self { trainer, plan, examples, optimizer: AdamW::new(plan.optimizer), tally: Tally::new(layers) })
+        let anchor = if plan.proximal > 0.0 { trainer.weights.clone() } else { NamedTensors::new() };
+        Ok(Self { trainer, plan, examples, optimizer: AdamW::new(plan.optimizer), tally: Tally::new(layers), anchor })
     }
 
     /// Steps done, those that were skipped included.
@@ -176,13 +186,14 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         let (step, begun) = (self.done() + 1, monotonic());
-        let mask = LayerMask::draw(&plan.rates, plan.seed, &plan.device, plan.round, step);
+        let mask = LayerMask::draw(&plan.rates, plan.most_active, plan.seed, &plan.device, plan.round, step);
         let sequences = brought.take(plan.batch).collect::<Result<Vec<_>, TrainerError>>()?;
         let mut outcome = self.trainer.step_in_parts(&sequences, &mask, plan.micro_batch)?;
         let norm = global_norm(&outcome.gradients);
         let skipped = !is_usable(outcome.loss, norm);
         if !skipped {
             self.tally.add_importance(self.trainer.pack.schema(), &mask, &outcome.gradients);
+            self.hold(&mut outcome.gradients);
             clip(&mut outcome.gradients, plan.clip_norm);
             let learning_rate = plan.learning_rate * plan.schedule.factor(step, plan.steps);
             self.optimizer.step(&mut self.trainer.weights, &outcome.gradients, learning_rate);
@@ -236,6 +247,18 @@ impl<'a> Training<'a> {
         self.tally.summary()
     }
 
+    /// Adds FedProx's pull to the gradients of what this step trains.
+    fn hold(&self, gradients: &mut NamedTensors) {
+        for (name, gradient) in gradients {
+            if let (Some(weight), Some(anchor)) = (self.trainer.weights.get(name), self.anchor.get(name)) {
+                let pull = |gradient: &mut f32, &weight: &f32, &anchor: &f32| {
+                    *gradient += self.plan.proximal * (weight - anchor);
+                };
+                Zip::from(gradient).and(weight).and(anchor).for_each(pull);
+            }
+        }
+    }
+
     fn origin(&self) -> Origin {
         Origin { pack: self.trainer.pack.digest(), settings: settings(self.plan, self.examples.len()) }
     }
@@ -255,6 +278,8 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         round,
         data,
         rates,
+        most_active,
+        proximal,
         steps,
         batch,
         micro_batch,
@@ -269,6 +294,8 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         ("round", round.to_string()),
         ("data", data.clone()),
         ("dropout rates", format!("{rates:?}")),
+        ("active layers", most_active.min(&rates.len()).to_string()),
+        ("proximal factor", proximal.to_string()),
         ("steps", steps.to_string()),
         ("batch", batch.to_string()),
         ("micro-batch", micro_batch.min(batch).to_string()),
@@ -292,6 +319,9 @@ fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), Trainer
     }
     if let Some(rate) = plan.rates.iter().find(|rate| !(0.0..=1.0).contains(*rate)) {
         return fail(format!("dropout rate {rate} is not between 0 and 1"));
+    }
+    if !(plan.proximal.is_finite() && plan.proximal >= 0.0) {
+        return fail(format!("the proximal factor {} is not 0 or more", plan.proximal));
     }
     if examples == 0 {
         return fail("there is nothing to train on".to_owned());
@@ -350,6 +380,8 @@ mod tests {
             round,
             data: String::new(),
             rates: vec![0.0; 2],
+            most_active: 2,
+            proximal: 0.0,
             steps: 3,
             batch: 4,
             micro_batch: 4,

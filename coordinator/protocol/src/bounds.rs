@@ -6,7 +6,7 @@
 
 use crate::codec::Message;
 use crate::messages::{
-    Answer, Birth, Command, EvaluateOrder, Order, Outcome, SharingPlan, Telemetry, TrainOrder, TrainReport,
+    Answer, Birth, Command, EvaluateOrder, Order, Outcome, Probe, SharingPlan, Telemetry, TrainOrder, TrainReport,
 };
 use crate::transfer::{CHUNK_BYTES, Held, MAX_CHUNKS, MAX_TRANSFER_BYTES, Offer, Purpose, TransferMessage};
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
@@ -17,6 +17,8 @@ use std::marker::PhantomData;
 pub(crate) const LAYERS: usize = 512;
 /// Temperature sensors in a sample.
 pub(crate) const SENSORS: usize = 16;
+/// Labels of a device.
+pub(crate) const LABELS: usize = 16;
 /// A name.
 const NAME_BYTES: usize = 64;
 /// A reason or a description.
@@ -37,7 +39,11 @@ pub(crate) fn check(message: &Message) -> Result<(), &'static str> {
 fn check_birth(birth: &Birth) -> Result<(), &'static str> {
     within(birth.agent_version.len() <= NAME_BYTES, "agent_version")?;
     within(birth.machine.arch.len() <= NAME_BYTES, "machine.arch")?;
-    within(birth.machine.os.len() <= TEXT_BYTES, "machine.os")
+    within(birth.machine.os.len() <= TEXT_BYTES, "machine.os")?;
+    within(birth.place.class.len() <= NAME_BYTES, "place.class")?;
+    within(birth.place.region.len() <= NAME_BYTES, "place.region")?;
+    let labels = &birth.place.labels;
+    within(labels.len() <= LABELS && labels.iter().all(|label| label.len() <= NAME_BYTES), "place.labels")
 }
 
 fn check_telemetry(sample: &Telemetry) -> Result<(), &'static str> {
@@ -65,10 +71,12 @@ fn check_train(order: &TrainOrder) -> Result<(), &'static str> {
     let layers = order.rates.len();
     within((1..=LAYERS).contains(&layers), "rates")?;
     within(order.rates.iter().all(|rate| (0.0..=1.0).contains(rate)), "rates")?;
+    within(order.most_active >= 1, "most_active")?;
     within(order.steps >= 1, "steps")?;
     within((1..=4096).contains(&order.batch), "batch")?;
     within((2..=65_536).contains(&order.max_tokens), "max_tokens")?;
     within(order.learning_rate.is_finite() && order.learning_rate > 0.0, "learning_rate")?;
+    within(order.proximal.is_finite() && order.proximal >= 0.0, "proximal")?;
     within(order.deadline_ms >= 1, "deadline_ms")?;
     match &order.sharing {
         SharingPlan::Fixed { layers: shared } => within(ascending(shared, layers), "sharing.layers"),
@@ -110,7 +118,13 @@ fn check_offer(offer: &Offer) -> Result<(), &'static str> {
 fn check_report(report: &TrainReport) -> Result<(), &'static str> {
     within(report.shared_layers.len() <= LAYERS && ascending(&report.shared_layers, LAYERS), "shared_layers")?;
     within(report.importance.len() <= LAYERS, "importance")?;
-    within(report.importance.iter().all(|norm| norm.is_finite() && *norm >= 0.0), "importance")
+    within(report.importance.iter().all(|norm| norm.is_finite() && *norm >= 0.0), "importance")?;
+    within(report.probe.is_none_or(|probe| fits(&probe)), "probe")
+}
+
+fn fits(probe: &Probe) -> bool {
+    let finite = probe.loss_before.is_finite() && probe.loss_after.is_finite();
+    finite && probe.correct_before <= probe.examples && probe.correct_after <= probe.examples
 }
 
 fn check_held(held: &Held) -> Result<(), &'static str> {

@@ -28,7 +28,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
 
 /// The protocol's version; a message with another one is refused.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// The largest message, header included: below AWS IoT's 128 KiB.
 pub const MAX_MESSAGE_BYTES: usize = 120 * 1024;
 
@@ -469,6 +469,10 @@ mod tests {
             schema: Digest([0; 32]),
             seed: 0,
             rates: vec![0.5; 6],
+            most_active: 6,
+            proximal: 0.0,
+            rank: 0,
+            probe_examples: 0,
             steps: 1,
             batch: 8,
             max_tokens: 128,
@@ -492,6 +496,8 @@ mod tests {
             assert_eq!(refused(TrainOrder { rates: vec![rate; 6], ..good.clone() }), "rates");
         }
         assert_eq!(refused(TrainOrder { batch: 0, ..good.clone() }), "batch");
+        assert_eq!(refused(TrainOrder { most_active: 0, ..good.clone() }), "most_active");
+        assert_eq!(refused(TrainOrder { proximal: -1.0, ..good.clone() }), "proximal");
         assert_eq!(refused(TrainOrder { learning_rate: f32::NAN, ..good.clone() }), "learning_rate");
         for layers in [vec![1, 1], vec![2, 1], vec![6]] {
             let sharing = SharingPlan::Fixed { layers };

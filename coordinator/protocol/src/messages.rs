@@ -72,6 +72,38 @@ pub struct Birth {
     pub test_examples: u64,
     /// What the machine is.
     pub machine: Machine,
+    /// What its owner says of it.
+    pub place: Place,
+    /// What it predicts of its memory.
+    pub memory: StepMemory,
+}
+
+/// What a device's owner says of it: rules of the coordinator's go by it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Place {
+    /// The kind of device, `jetson-nx` for instance: those of one class are taken to be alike. May be empty; at most 64 bytes.
+    pub class: String,
+    /// Where it is. May be empty; at most 64 bytes.
+    pub region: String,
+    /// Anything else, at most 16 of at most 64 bytes.
+    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LABELS }, _, _>")]
+    pub labels: Vec<String>,
+}
+
+/// The tokens of the step that [`StepMemory`] speaks of: 8 texts of 128.
+pub const REFERENCE_TOKENS: u64 = 8 * 128;
+
+/// A device's memory, and its prediction of what a training step of [`REFERENCE_TOKENS`] tokens takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StepMemory {
+    /// What training may take in all, in bytes; 0: nothing is said, nothing is limited.
+    pub limit_bytes: u64,
+    /// What the process takes whatever it does, in bytes.
+    pub process_bytes: u64,
+    /// What a step takes beside its layers, in bytes.
+    pub step_bytes: u64,
+    /// What each active layer adds, in bytes.
+    pub layer_bytes: u64,
 }
 
 /// The hardware and system under an agent.
@@ -135,12 +167,23 @@ pub struct Telemetry {
     /// Sensors: name (at most 64 bytes) and degrees Celsius; at most 16.
     #[serde(deserialize_with = "bounds::at_most::<{ bounds::SENSORS }, _, _>")]
     pub temperatures: Vec<(String, f32)>,
+    /// The battery, where there is one.
+    pub battery: Option<Battery>,
     /// Resident memory of the agent, in bytes.
     pub agent_rss_bytes: u64,
     /// Largest resident memory of the agent so far, in bytes.
     pub agent_peak_rss_bytes: u64,
     /// The work in hand, where there is any.
     pub work: Option<WorkSample>,
+}
+
+/// A battery.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Battery {
+    /// What is left, 0 to 100.
+    pub percent: f32,
+    /// False while the device lives on it.
+    pub charging: bool,
 }
 
 /// How training goes at the moment.
@@ -202,6 +245,8 @@ pub struct TrainOrder {
     /// Dropout rate of each layer, 0 to 1: the probability that a batch skips it; 1 to 512 layers.
     #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
     pub rates: Vec<f32>,
+    /// So many layers run in any step at the most; at least 1.
+    pub most_active: u32,
     /// Optimizer steps; at least 1.
     pub steps: u32,
     /// Examples in a step, 1 to 4096.
@@ -210,6 +255,13 @@ pub struct TrainOrder {
     pub max_tokens: u32,
     /// AdamW's learning rate; finite, above 0.
     pub learning_rate: f32,
+    /// FedProx's factor (Li et al., arXiv:1812.06127): so many times the distance from the weights it started from is added to
+    /// a gradient. Finite, 0 or more.
+    pub proximal: f32,
+    /// The rank that LoRA has on this device; 0, or more than the pack's: the pack's.
+    pub rank: u32,
+    /// Examples on which the device measures the model with all layers, before and after; 0: it does not.
+    pub probe_examples: u32,
     /// Which layers go into the update.
     pub sharing: SharingPlan,
     /// The device gives up after this many milliseconds; at least 1.
@@ -324,6 +376,24 @@ pub struct TrainReport {
     pub step_ms: f32,
     /// Largest resident memory of the agent so far, in bytes.
     pub peak_rss_bytes: u64,
+    /// What the training brought, where the order asked for it.
+    pub probe: Option<Probe>,
+}
+
+/// The model with all layers on some of the device's examples, before and after its training. Examples to evaluate on are
+/// taken where there are any, else examples to train on.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    /// How many.
+    pub examples: u32,
+    /// Mean loss before, in nats; finite.
+    pub loss_before: f32,
+    /// Mean loss after; finite.
+    pub loss_after: f32,
+    /// Of which the label was right before; no more than there are.
+    pub correct_before: u32,
+    /// Of which the label was right after; no more than there are.
+    pub correct_after: u32,
 }
 
 /// What a device found on its test examples.

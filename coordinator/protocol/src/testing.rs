@@ -3,8 +3,8 @@
 use crate::bounds::{LAYERS, SENSORS};
 use crate::codec::Message;
 use crate::messages::{
-    AgentState, Answer, Birth, BootId, Command, Digest, EvaluateOrder, EvaluationReport, Gone, Machine, Order, Outcome,
-    Presence, RunId, SharingPlan, Telemetry, TrainOrder, TrainReport, WorkSample,
+    AgentState, Answer, Battery, Birth, BootId, Command, Digest, EvaluateOrder, EvaluationReport, Gone, Machine, Order,
+    Outcome, Place, Presence, Probe, RunId, SharingPlan, StepMemory, Telemetry, TrainOrder, TrainReport, WorkSample,
 };
 use crate::transfer::{CHUNK_BYTES, Held, MAX_CHUNKS, MAX_TRANSFER_BYTES, Offer, Purpose, TransferMessage};
 use proptest::collection::{btree_set, vec};
@@ -35,6 +35,12 @@ fn birth() -> impl Strategy<Value = Birth> {
             pack,
             train_examples: n[1],
             test_examples: n[2],
+            place: Place {
+                class: name.clone(),
+                region: String::new(),
+                labels: vec![name.clone(); cores as usize % 17],
+            },
+            memory: StepMemory { limit_bytes: n[0], process_bytes: n[1], step_bytes: n[2], layer_bytes: n[3] },
             machine: Machine { arch: name, os, cores, memory_bytes: n[3] },
         }
     })
@@ -56,6 +62,7 @@ fn telemetry() -> impl Strategy<Value = Telemetry> {
             memory_available_bytes: n[4],
             load_1m: percent,
             temperatures,
+            battery: (n[5] % 2 == 0).then_some(Battery { percent, charging: n[6] % 2 == 0 }),
             agent_rss_bytes: n[5],
             agent_peak_rss_bytes: n[6],
             work: work.map(|([round, step, steps, active_layers], run, value)| WorkSample {
@@ -123,6 +130,10 @@ fn train() -> impl Strategy<Value = TrainOrder> {
                 },
             },
             rates,
+            most_active: steps,
+            proximal: learning_rate,
+            rank: k,
+            probe_examples: k,
             steps,
             batch,
             max_tokens,
@@ -177,6 +188,13 @@ fn offer() -> impl Strategy<Value = Offer> {
                     train_ms: n[2],
                     step_ms: 1.5,
                     peak_rss_bytes: n[2],
+                    probe: (n[1] % 2 == 0).then_some(Probe {
+                        examples: steps,
+                        loss_before: 1.5,
+                        loss_after: -0.5,
+                        correct_before: steps / 2,
+                        correct_after: steps,
+                    }),
                 },
             }
         });

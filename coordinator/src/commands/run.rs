@@ -320,7 +320,7 @@ mod tests {
             parsed(&["--rounds", "3", "--dropout", "0.4", "--set", "sharing={least_important=3}", "--set", "seed=9"]);
         assert_eq!((settings.rounds, settings.seed, settings.sharing), (3, 9, Sharing::LeastImportant(3)));
         assert!(matches!(settings.rates, Rates::Fixed { mean, .. } if (mean - 0.4).abs() < 1e-6));
-        assert!(matches!(parsed(&["--bandit"]).rates, Rates::Bandit { .. }));
+        assert!(matches!(parsed(&["--bandit"]).rates, Rates::Bandit(_)));
         assert_eq!(parsed(&["--set", "sharing=all"]).sharing, Sharing::All, "a bare word is text");
         assert!(said(&["--set", "seed"]).unwrap_err().to_string().contains("KEY=VALUE"));
         assert!(said(&["--bandit", "--dropout", "0.1"]).is_err());

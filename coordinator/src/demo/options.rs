@@ -1,6 +1,6 @@
 //! What a user of the demo can set.
 
-use crate::configurator::{MAX_MEAN_RATE, Rates, Shape};
+use crate::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
 use crate::round::RunSettings;
 use crate::sharing::Sharing;
 use std::path::PathBuf;
@@ -117,10 +117,9 @@ impl Options {
     /// The run, where the agents hold `test_examples` in all, and texts have `mean_text_bytes`.
     pub(super) fn run_settings(&self, test_examples: u64, mean_text_bytes: usize) -> RunSettings {
         let pace = Pace::of(mean_text_bytes);
-        let shape = Shape::Uniform;
         let rates = match self.dropout {
-            Dropout::Fixed(mean) => Rates::Fixed { mean, shape },
-            Dropout::Bandit => Rates::Bandit { arms: vec![0.0, 0.2, 0.4, 0.6], epsilon: 0.2, shape },
+            Dropout::Fixed(mean) => Rates::Fixed { mean, shape: Shape::Uniform, schedule: Schedule::Constant },
+            Dropout::Bandit => Rates::Bandit(Bandit::default()),
         };
         RunSettings {
             rounds: self.rounds.unwrap_or(pace.rounds),
@@ -176,9 +175,9 @@ mod tests {
         assert_eq!((settings.rounds, settings.devices, settings.quorum, settings.steps), (3, 5, 3, 7));
         assert_eq!((settings.batch, settings.seed, settings.evaluate_examples), (4, 9, 100));
         assert_eq!(settings.sharing, Sharing::LeastImportant(2));
-        assert!(matches!(settings.rates, Rates::Bandit { .. }));
+        assert!(matches!(settings.rates, Rates::Bandit(_)));
         let fixed = parse("--dropout 0.5").unwrap().run_settings(100, 40).rates;
-        assert_eq!(fixed, Rates::Fixed { mean: 0.5, shape: Shape::Uniform });
+        assert_eq!(fixed, Rates::Fixed { mean: 0.5, shape: Shape::Uniform, schedule: Schedule::Constant });
     }
 
     #[test]

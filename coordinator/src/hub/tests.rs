@@ -9,7 +9,7 @@ use crate::progress;
 use crate::sharing::Sharing;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
-    Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, TrainReport,
+    Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
 };
 use skiff_protocol::transfer::{CHUNK_BYTES, TransferId, TransferMessage};
 use skiff_protocol::{Signer, Topic};
@@ -73,6 +73,7 @@ fn report(shared_layers: Vec<u32>) -> TrainReport {
         train_ms: 70,
         step_ms: 17.0,
         peak_rss_bytes: 1000,
+        probe: None,
     }
 }
 
@@ -133,8 +134,10 @@ impl World {
     fn birth(&mut self, name: &str, pack: Digest) {
         let machine = Machine { arch: "x".into(), os: "y".into(), cores: 1, memory_bytes: 1 };
         let (train_examples, test_examples) = (50, 50);
+        let (place, memory) = (Place::default(), StepMemory::default());
         let agent_version = "0.1.0".to_owned();
-        let birth = Birth { boot: BootId(3), agent_version, pack, train_examples, test_examples, machine };
+        let birth =
+            Birth { boot: BootId(3), agent_version, pack, train_examples, test_examples, machine, place, memory };
         self.say(&Topic::Birth(device(name)), &Message::Birth(birth));
     }
 
@@ -198,7 +201,7 @@ impl World {
         let merged = self.hub.model.merge(&job, &self.hub.blobs).unwrap();
         let effects = self.hub.merge_ended((job.run, job.epoch), Ok(merged), Timestamp(self.now)).unwrap();
         self.carry_out(effects);
-        merged
+        merged.weights
     }
 
     fn restart(&mut self) {

@@ -1,11 +1,11 @@
 //! What the journal's facts add up to. Live decisions and a replay both change it through [`Ledger::apply`] alone.
 
-use super::record::{Entry, Evaluation, Record, Start};
-use crate::configurator::{Choice, Configurator};
+use super::record::{Assignment, Entry, Evaluation, Merged, Record, Start};
+use crate::configurator::{Configurator, Pace};
 use crate::progress::RoundProgress;
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The durable state of a run.
 #[derive(Clone, PartialEq, Debug)]
@@ -26,6 +26,8 @@ pub struct Ledger {
     pub epoch: u64,
     /// The global weights.
     pub weights: Digest,
+    /// The server optimizer's moments, where it has any.
+    pub moments: Option<Digest>,
     /// Chooses rates; knows the rewards so far.
     pub configurator: Configurator,
     /// The devices of the last order.
@@ -40,10 +42,8 @@ pub struct Ledger {
     pub accuracy: Option<f64>,
     /// Accuracy found by the evaluation that ended the run.
     pub accuracy_after: Option<f64>,
-    /// Arms whose reward the next evaluation tells.
-    unrewarded: Vec<Pulled>,
-    /// The last evaluation, where anything was evaluated.
-    measured: Option<Measured>,
+    /// How far the last stored updates were from the weights they started from, oldest first.
+    distances: VecDeque<f64>,
 }
 
 /// What a run is doing.
@@ -78,7 +78,7 @@ pub struct Training {
     /// When it was ordered.
     pub started_ms: u64,
     /// What each device is to do.
-    pub choices: BTreeMap<DeviceId, Choice>,
+    pub assignments: BTreeMap<DeviceId, Assignment>,
     /// What was delivered.
     pub updates: BTreeMap<DeviceId, StoredUpdate>,
     /// Who will not deliver, and why.
@@ -107,6 +107,8 @@ pub struct Totals {
     pub active_layers: f64,
     /// Largest resident memory reported with an update, in bytes.
     pub peak_rss_bytes: u64,
+    /// How fast it was in its last update.
+    pub pace: Option<Pace>,
 }
 
 impl Totals {
@@ -117,42 +119,8 @@ impl Totals {
     }
 }
 
-#[derive(Clone, PartialEq, Debug)]
-struct Pulled {
-    device: DeviceId,
-    arm: u32,
-    seconds: f64,
-}
-
-/// An accuracy may be compared with another one where so large a share of the examples is in both.
-const COMPARABLE_SHARE: f64 = 0.9;
-
-/// An evaluation, and what was ordered for it.
-#[derive(Clone, PartialEq, Debug)]
-struct Measured {
-    accuracy: f64,
-    examples: u64,
-    ordered: BTreeMap<DeviceId, u64>,
-}
-
-impl Measured {
-    fn of(evaluation: &Evaluation, ordered: BTreeMap<DeviceId, u64>) -> Option<Self> {
-        evaluation.accuracy().map(|accuracy| Self { accuracy, examples: evaluation.examples, ordered })
-    }
-
-    /// True where both rest on the same examples, but for a tenth. The first and the last evaluation of a run may be of
-    /// more examples than the others, and devices come and go: the difference in accuracy would be that of the examples.
-    ///
-    /// A device evaluates the first of its examples, so of two orders it has the smaller one in common. Who did not
-    /// report is not known: every missing example is taken for one that would have been common.
-    fn is_comparable(&self, other: &Self) -> bool {
-        let missing = |of: &Self| of.ordered.values().sum::<u64>().saturating_sub(of.examples);
-        let common = |(device, examples): (&DeviceId, &u64)| other.ordered.get(device).map_or(0, |o| *examples.min(o));
-        let common: u64 = self.ordered.iter().map(common).sum();
-        let common = common.saturating_sub(missing(self) + missing(other));
-        common as f64 >= COMPARABLE_SHARE * self.examples.max(other.examples) as f64
-    }
-}
+/// The distances of so many updates are remembered.
+const DISTANCES: usize = 64;
 
 /// A journal whose records do not follow from one another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -171,8 +139,13 @@ impl Ledger {
     #[must_use]
     pub fn new(start: Start, now_ms: u64) -> Self {
         let settings = &start.settings;
-        let configurator =
-            Configurator::new(settings.rates.clone(), settings.seed, start.layers as usize, settings.protected.clone());
+        let configurator = Configurator::new(
+            settings.rates.clone(),
+            settings.seed,
+            start.layers as usize,
+            settings.rounds,
+            settings.protected.clone(),
+        );
         let mut ledger = Self {
             started_ms: now_ms,
             last_ms: now_ms,
@@ -181,6 +154,7 @@ impl Ledger {
             phase_ms: now_ms,
             epoch: 0,
             weights: start.weights,
+            moments: None,
             configurator,
             selected: BTreeSet::new(),
             closed: Vec::new(),
@@ -188,8 +162,7 @@ impl Ledger {
             accuracy_before: None,
             accuracy: None,
             accuracy_after: None,
-            unrewarded: Vec::new(),
-            measured: None,
+            distances: VecDeque::new(),
             start,
         };
         ledger.evaluate_or_go_on();
@@ -227,17 +200,19 @@ impl Ledger {
         match &entry.record {
             Record::RunStarted(_) => {}
             Record::Resumed => self.phase_ms = entry.at_ms,
-            Record::TrainingStarted { epoch, choices } => {
+            Record::TrainingStarted { epoch, assignments } => {
                 self.epoch = *epoch;
-                self.selected = choices.keys().cloned().collect();
+                self.selected = assignments.keys().cloned().collect();
                 self.enter(Phase::Train(Training {
                     started_ms: entry.at_ms,
-                    choices: choices.clone(),
+                    assignments: assignments.clone(),
                     updates: BTreeMap::new(),
                     out: BTreeMap::new(),
                 }));
             }
-            Record::UpdateStored { device, update, report } => self.keep_update(device, *update, report, entry.at_ms),
+            Record::UpdateStored { device, update, report, distance } => {
+                self.keep_update(device, *update, report, *distance, entry.at_ms);
+            }
             Record::DeviceOut { device, reason } => {
                 if let Phase::Train(training) = &mut self.phase {
                     training.out.insert(device.clone(), reason.clone());
@@ -248,8 +223,9 @@ impl Ledger {
                     self.enter(Phase::Merge(training));
                 }
             }
-            Record::Merged { weights } => {
+            Record::Merged(Merged { weights, moments }) => {
                 self.weights = *weights;
+                self.moments = *moments;
                 self.close_round(None);
             }
             Record::Skipped { reason } => self.close_round(Some(reason)),
@@ -291,7 +267,7 @@ impl Ledger {
                 training.is_pending(device)
             }
             (Record::Collected, Phase::Train(training)) => !training.updates.is_empty(),
-            (Record::Merged { .. }, Phase::Merge(_)) => true,
+            (Record::Merged(_), Phase::Merge(_)) => true,
             (Record::Skipped { .. }, phase) => {
                 matches!(phase, Phase::Gather(Purpose::Train) | Phase::Train(_) | Phase::Merge(_))
             }
@@ -308,7 +284,7 @@ impl Ledger {
                 | Record::UpdateStored { .. }
                 | Record::DeviceOut { .. }
                 | Record::Collected
-                | Record::Merged { .. },
+                | Record::Merged(_),
                 _,
             ) => false,
         }
@@ -336,8 +312,27 @@ impl Ledger {
         }
     }
 
-    fn keep_update(&mut self, device: &DeviceId, update: Digest, report: &TrainReport, stored_ms: u64) {
+    /// The distance above which an update is refused as far out; `None` while too few are known.
+    #[must_use]
+    pub fn most_distance(&self) -> Option<f64> {
+        let factor = f64::from(self.start.settings.merge.far_out);
+        let mut known: Vec<f64> = self.distances.iter().copied().collect();
+        known.sort_by(f64::total_cmp);
+        let median = known.get(known.len() / 2).copied().filter(|&median| median > 0.0);
+        median.filter(|_| factor > 0.0 && known.len() >= DISTANCES / 8).map(|median| factor * median)
+    }
+
+    fn keep_update(&mut self, device: &DeviceId, update: Digest, report: &TrainReport, distance: f64, stored_ms: u64) {
         if let Phase::Train(training) = &mut self.phase {
+            self.distances.push_back(distance);
+            if self.distances.len() > DISTANCES {
+                self.distances.pop_front();
+            }
+            if let (Some(probe), Some(assigned)) = (&report.probe, training.assignments.get(device)) {
+                let seconds = (stored_ms - training.started_ms) as f64 / 1000.0;
+                let gain = self.configurator.gain(probe);
+                self.configurator.reward(device, &assigned.choice, self.round, gain, seconds);
+            }
             let stored = StoredUpdate { update, report: report.clone(), stored_ms };
             training.updates.insert(device.clone(), stored);
             let totals = self.totals.entry(device.clone()).or_default();
@@ -345,6 +340,8 @@ impl Ledger {
             totals.steps += u64::from(report.steps);
             totals.active_layers += f64::from(report.mean_active_layers) * f64::from(report.steps);
             totals.peak_rss_bytes = totals.peak_rss_bytes.max(report.peak_rss_bytes);
+            totals.pace =
+                Some(Pace { step_ms: report.step_ms.into(), active_layers: report.mean_active_layers.into() });
         }
     }
 
@@ -353,8 +350,15 @@ impl Ledger {
             Phase::Train(training) | Phase::Merge(training) => Some(training),
             Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
         };
-        if let (Some(training), None) = (&training, skipped) {
-            self.unrewarded = training.pulled();
+        if let Some(training) = &training {
+            let wanted = training.assignments.len().min(self.start.settings.devices as usize);
+            let all_in = training.updates.len() >= wanted;
+            // Where enough came, those who were still training are only slower than the round.
+            let failed = training
+                .assignments
+                .keys()
+                .filter(|device| training.out.contains_key(*device) || (!all_in && training.is_pending(device)));
+            self.configurator.round_closed(self.round, training.updates.keys(), failed, wanted);
         }
         let summary = training.map_or_else(Training::nothing, |training| training.summary(self.last_ms));
         self.closed.push(RoundProgress { round: self.round, skipped: skipped.cloned(), ..summary });
@@ -368,19 +372,7 @@ impl Ledger {
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
         let accuracy = evaluation.accuracy();
-        let ordered = match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Evaluate(examples) => examples,
-            Phase::Gather(_) | Phase::Train(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => BTreeMap::new(),
-        };
-        let before = std::mem::replace(&mut self.measured, Measured::of(evaluation, ordered));
-        let pulled = std::mem::take(&mut self.unrewarded);
-        if let (Some(before), Some(after)) = (&before, &self.measured)
-            && before.is_comparable(after)
-        {
-            for Pulled { device, arm, seconds } in &pulled {
-                self.configurator.reward(device, *arm, after.accuracy - before.accuracy, *seconds);
-            }
-        }
+        self.configurator.evaluated(evaluation.loss());
         self.accuracy = accuracy.or(self.accuracy);
         if self.round == 0 {
             self.accuracy_before = accuracy;
@@ -401,34 +393,26 @@ impl Training {
     /// True while the device's update is to be waited for.
     #[must_use]
     pub fn is_pending(&self, device: &DeviceId) -> bool {
-        self.choices.contains_key(device) && !self.updates.contains_key(device) && !self.out.contains_key(device)
+        self.assignments.contains_key(device) && !self.updates.contains_key(device) && !self.out.contains_key(device)
     }
 
     /// The devices whose update is to be waited for.
     pub fn pending(&self) -> impl Iterator<Item = &DeviceId> {
-        self.choices.keys().filter(|device| self.is_pending(device))
-    }
-
-    fn pulled(&self) -> Vec<Pulled> {
-        let pulled = |(device, stored): (&DeviceId, &StoredUpdate)| {
-            let arm = self.choices.get(device)?.arm?;
-            let seconds = (stored.stored_ms - self.started_ms) as f64 / 1000.0;
-            Some(Pulled { device: device.clone(), arm, seconds })
-        };
-        self.updates.iter().filter_map(pulled).collect()
+        self.assignments.keys().filter(|device| self.is_pending(device))
     }
 
     fn nothing() -> RoundProgress {
-        Self { started_ms: 0, choices: BTreeMap::new(), updates: BTreeMap::new(), out: BTreeMap::new() }.summary(0)
+        Self { started_ms: 0, assignments: BTreeMap::new(), updates: BTreeMap::new(), out: BTreeMap::new() }.summary(0)
     }
 
     fn summary(&self, closed_ms: u64) -> RoundProgress {
         let reports = || self.updates.values().map(|stored| &stored.report);
-        let rates: Vec<f64> = self.choices.values().flat_map(|choice| &choice.rates).map(|&rate| rate.into()).collect();
+        let all_rates = self.assignments.values().flat_map(|assigned| &assigned.choice.rates);
+        let rates: Vec<f64> = all_rates.map(|&rate| rate.into()).collect();
         RoundProgress {
             round: 0,
             skipped: None,
-            selected: self.choices.len() as u32,
+            selected: self.assignments.len() as u32,
             updates: self.updates.len() as u32,
             accuracy: None,
             loss: None,
@@ -449,36 +433,4 @@ impl Training {
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (count, sum) = values.fold((0u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| sum / f64::from(count))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-    use super::*;
-
-    fn measured(ordered: &[(&str, u64)], examples: u64) -> Measured {
-        let evaluation = Evaluation { devices: 1, examples, correct: 1, loss_sum: 0.0 };
-        let ordered = ordered.iter().map(|(device, examples)| (device.parse().unwrap(), *examples)).collect();
-        Measured::of(&evaluation, ordered).unwrap()
-    }
-
-    #[test]
-    fn accuracies_are_compared_over_the_same_examples_only() {
-        let usual = measured(&[("a", 200), ("b", 200)], 400);
-        for (other, comparable, why) in [
-            (usual.clone(), true, "the same"),
-            (measured(&[("a", 500), ("b", 500)], 1000), false, "the larger one at a run's ends"),
-            (measured(&[("a", 200), ("c", 200)], 400), false, "another device"),
-            (measured(&[("a", 400)], 400), false, "one device for both"),
-            (measured(&[("a", 190), ("b", 190), ("c", 20)], 400), true, "nearly the same"),
-            (measured(&[("a", 200), ("b", 200)], 200), false, "one did not report"),
-        ] {
-            assert_eq!((usual.is_comparable(&other), other.is_comparable(&usual)), (comparable, comparable), "{why}");
-        }
-    }
-
-    #[test]
-    fn nothing_evaluated_is_nothing_to_compare_with() {
-        assert_eq!(Measured::of(&Evaluation::default(), BTreeMap::new()), None);
-    }
 }

@@ -42,14 +42,15 @@ mod record;
 mod settings;
 
 pub use ledger::{Ledger, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
-pub use record::{Entry, Evaluation, Record, Start};
+pub use record::{Assignment, Entry, Evaluation, Merged, Record, Start};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
-use crate::configurator::draw;
+use crate::aggregate::Merging;
+use crate::configurator::{Facts, Limits, Unfit, draw};
 use crate::progress::{self, ROUNDS_SHOWN, RunProgress};
-use crate::sharing;
+use crate::sharing::{self, Policy};
 use skiff_protocol::messages::{
-    Answer, Command, EvaluateOrder, EvaluationReport, Order, Outcome, SharingPlan, TrainOrder, TrainReport,
+    Answer, Command, EvaluateOrder, EvaluationReport, Order, Outcome, Place, StepMemory, TrainOrder, TrainReport,
 };
 use skiff_protocol::time::Timestamp;
 use skiff_protocol::{BootId, DeviceId, Digest, RunId};
@@ -83,6 +84,8 @@ pub enum Event {
         update: Digest,
         /// What the device says of it.
         report: TrainReport,
+        /// How far it is from the weights that the device started from.
+        distance: f64,
     },
     /// A device's update is whole, but not what it should be.
     UpdateUnfit {
@@ -100,7 +103,7 @@ pub enum Event {
         /// The order's epoch.
         epoch: u64,
         /// The new weights, or why there are none.
-        merged: Result<Digest, String>,
+        merged: Result<Merged, String>,
     },
     /// The operator stops the run.
     StopRequested {
@@ -112,7 +115,7 @@ pub enum Event {
 }
 
 /// A device that is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Here {
     /// Its life.
     pub boot: BootId,
@@ -120,6 +123,19 @@ pub struct Here {
     pub train_examples: u64,
     /// Examples it can evaluate on.
     pub test_examples: u64,
+    /// What its owner says of it.
+    pub place: Place,
+    /// What it predicts of its memory.
+    pub memory: StepMemory,
+}
+
+/// How a device feels at the moment.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Condition {
+    /// Its hottest sensor in degrees Celsius.
+    pub celsius: Option<f32>,
+    /// Its battery in percent, where it lives on it.
+    pub battery_percent: Option<f32>,
 }
 
 /// What is to be done, in this order.
@@ -140,7 +156,7 @@ pub enum Action {
 }
 
 /// What is to be merged.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct MergeJob {
     /// The order's run.
     pub run: RunId,
@@ -148,6 +164,10 @@ pub struct MergeJob {
     pub epoch: u64,
     /// The weights the round started from.
     pub base: Digest,
+    /// The server optimizer's moments, where there are any yet.
+    pub moments: Option<Digest>,
+    /// How.
+    pub merging: Merging,
     /// The updates, ordered by device.
     pub updates: Vec<MergeInput>,
 }
@@ -163,6 +183,8 @@ pub struct MergeInput {
     pub examples: u64,
     /// The layers in it.
     pub shared_layers: Vec<u32>,
+    /// LoRA's rank in it; 0: the pack's.
+    pub rank: u32,
 }
 
 /// What becomes of an update that a device offers.
@@ -180,7 +202,9 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Run {
     ledger: Ledger,
-    plan: SharingPlan,
+    policy: Policy,
+    /// How devices feel that are here; those that say nothing are not in it.
+    conditions: BTreeMap<DeviceId, Condition>,
     /// Who is here; and who of the last order is gone.
     seen: BTreeMap<DeviceId, Seen>,
     deliveries: BTreeMap<DeviceId, Delivery>,
@@ -190,7 +214,7 @@ pub struct Run {
     now_ms: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Seen {
     Here(Here),
     Gone { since_ms: u64 },
@@ -259,6 +283,15 @@ impl Run {
         actions
     }
 
+    /// Tells how a device feels; by itself it changes nothing, the next round goes by it.
+    pub fn feels(&mut self, device: &DeviceId, condition: Condition) {
+        if condition == Condition::default() {
+            self.conditions.remove(device);
+        } else if self.here(device).is_some() {
+            self.conditions.insert(device.clone(), condition);
+        }
+    }
+
     /// When to send [`Event::Tick`]; an earlier one does nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
@@ -291,16 +324,16 @@ impl Run {
         if let Some(reason) = training.out.get(device) {
             return Verdict::Refused(reason.clone());
         }
-        if !training.choices.contains_key(device) {
+        let Some(assigned) = training.assignments.get(device) else {
             return Verdict::Refused(format!("not selected for round {round}"));
-        }
+        };
         if matches!(self.ledger.phase, Phase::Merge(_)) {
             return Verdict::Refused(format!("round {round} is closed"));
         }
         let settings = &self.ledger.start.settings;
         // Distinct examples: the steps cannot have taken more, however many the device has.
         let most_examples = u64::from(settings.steps) * u64::from(settings.batch);
-        sharing::check(report, &self.plan, self.ledger.start.layers, most_examples)
+        sharing::check(report, &assigned.share.plan, self.ledger.start.layers, most_examples)
             .map_or_else(Verdict::Refused, |()| Verdict::Wanted)
     }
 
@@ -310,8 +343,8 @@ impl Run {
         let ledger = &self.ledger;
         let (phase, ordered, answered) = match &ledger.phase {
             Phase::Gather(_) | Phase::Done => (progress::Phase::Gathering, 0, 0),
-            Phase::Train(training) => (progress::Phase::Training, training.choices.len(), training.updates.len()),
-            Phase::Merge(training) => (progress::Phase::Merging, training.choices.len(), training.updates.len()),
+            Phase::Train(training) => (progress::Phase::Training, training.assignments.len(), training.updates.len()),
+            Phase::Merge(training) => (progress::Phase::Merging, training.assignments.len(), training.updates.len()),
             Phase::Evaluate(examples) => (progress::Phase::Evaluating, examples.len(), self.reports.len()),
             Phase::Ended(None) => (progress::Phase::Completed, 0, 0),
             Phase::Ended(Some(_)) => (progress::Phase::Stopped, 0, 0),
@@ -336,11 +369,13 @@ impl Run {
     }
 
     fn of(ledger: Ledger) -> Result<Self, BadSettings> {
-        let plan = ledger.start.settings.sharing.plan(ledger.start.layers).map_err(BadSettings)?;
+        let policy = ledger.start.settings.policy();
+        policy.check(ledger.start.layers).map_err(BadSettings)?;
         let now_ms = ledger.last_ms;
         Ok(Self {
             ledger,
-            plan,
+            policy,
+            conditions: BTreeMap::new(),
             now_ms,
             seen: BTreeMap::new(),
             deliveries: BTreeMap::new(),
@@ -355,14 +390,16 @@ impl Run {
     fn take(&mut self, event: Event, now_ms: u64, actions: &mut Vec<Action>) {
         match event {
             Event::DeviceHere(device, here) => {
+                let boot = here.boot;
                 let before = self.seen.insert(device.clone(), Seen::Here(here));
-                let is_same = matches!(before, Some(Seen::Here(before)) if before.boot == here.boot);
+                let is_same = matches!(before, Some(Seen::Here(before)) if before.boot == boot);
                 if !is_same {
                     // Whatever was on its way to the device is taken for lost.
                     self.deliveries.remove(&device);
                 }
             }
             Event::DeviceGone(device) => {
+                self.conditions.remove(&device);
                 let seen = self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
                 if matches!(seen, Seen::Here(_)) {
                     *seen = Seen::Gone { since_ms: now_ms };
@@ -372,11 +409,19 @@ impl Run {
                 self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || selected.contains(device));
             }
             Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
-            Event::UpdateStored { device, epoch, update, report } => {
+            Event::UpdateStored { device, epoch, update, report, distance } => {
                 let start = &self.ledger.start;
                 match self.judge_offer(&device, start.run, self.ledger.round, epoch, &report) {
+                    Verdict::Wanted if self.ledger.most_distance().is_some_and(|most| distance > most) => {
+                        let most = self.ledger.most_distance().unwrap_or_default();
+                        let reason = format!(
+                            "the update is {distance:.3e} from the weights it started from, the last ones bear {most:.3e}"
+                        );
+                        self.put_out(device.clone(), epoch, &reason, now_ms, actions);
+                        actions.push(Action::RefuseUpdate(device, update, reason));
+                    }
                     Verdict::Wanted => {
-                        let record = Record::UpdateStored { device: device.clone(), update, report };
+                        let record = Record::UpdateStored { device: device.clone(), update, report, distance };
                         self.journal(record, now_ms, actions);
                         actions.push(Action::ConfirmUpdate(device, update));
                     }
@@ -389,7 +434,7 @@ impl Run {
                 let ours = run == self.ledger.start.run && epoch == self.ledger.epoch;
                 if matches!(self.ledger.phase, Phase::Merge(_)) && ours {
                     let record = match merged {
-                        Ok(weights) => Record::Merged { weights },
+                        Ok(merged) => Record::Merged(merged),
                         Err(reason) => Record::Skipped { reason },
                     };
                     self.journal(record, now_ms, actions);
@@ -473,9 +518,11 @@ impl Run {
             update: stored.update,
             examples: stored.report.examples,
             shared_layers: stored.report.shared_layers.clone(),
+            rank: training.assignments.get(device).map_or(0, |assigned| assigned.share.rank),
         };
         let updates = training.updates.iter().map(input).collect();
-        MergeJob { run: self.ledger.start.run, epoch: self.ledger.epoch, base: self.ledger.weights, updates }
+        let Ledger { epoch, weights, moments, ref start, .. } = self.ledger;
+        MergeJob { run: start.run, epoch, base: weights, moments, merging: start.settings.merge.clone(), updates }
     }
 }
 
@@ -530,7 +577,7 @@ impl Run {
             self.reports.clear();
             let epoch = self.ledger.epoch + 2;
             return Some(match purpose {
-                Purpose::Train => Record::TrainingStarted { epoch, choices: self.choose() },
+                Purpose::Train => Record::TrainingStarted { epoch, assignments: self.assign() },
                 Purpose::Evaluate => Record::EvaluationStarted { epoch, examples: self.share_examples() },
             });
         }
@@ -551,7 +598,7 @@ impl Run {
         if updates >= settings.devices as usize || (has_quorum && (is_due || !waits)) {
             return Some(Record::Collected);
         }
-        let ordered = training.choices.len();
+        let ordered = training.assignments.len();
         if is_due {
             return Some(Record::Skipped {
                 reason: format!("{updates} of {ordered} updates at the deadline, the quorum is {quorum}"),
@@ -567,10 +614,39 @@ impl Run {
         })
     }
 
-    fn choose(&self) -> BTreeMap<DeviceId, crate::configurator::Choice> {
+    /// What each of the devices that are drawn is to do.
+    fn assign(&self) -> BTreeMap<DeviceId, Assignment> {
         let ledger = &self.ledger;
-        let choice = |device: DeviceId| (device.clone(), ledger.configurator.choose(&device, ledger.round));
-        self.select(Purpose::Train, ledger.round).into_iter().map(choice).collect()
+        let selected = self.select(Purpose::Train, ledger.round);
+        let known = selected.into_iter().filter_map(|device| {
+            let (facts, limits) = (self.facts(&device)?, self.limits(&device)?.ok()?);
+            Some((device, (facts, limits)))
+        });
+        let choices = ledger.configurator.choose(ledger.round, &known.collect());
+        let assigned = |(device, choice)| {
+            let place = self.here(&device).map(|here| here.place.clone()).unwrap_or_default();
+            let share = self.policy.share(&place, ledger.start.layers).ok()?;
+            Some((device, Assignment { choice, share }))
+        };
+        choices.into_iter().filter_map(assigned).collect()
+    }
+
+    fn facts(&self, device: &DeviceId) -> Option<Facts> {
+        let here = self.here(device)?;
+        let condition = self.conditions.get(device).copied().unwrap_or_default();
+        Some(Facts {
+            class: here.place.class.clone(),
+            memory: here.memory,
+            pace: self.ledger.totals.get(device).and_then(|totals| totals.pace),
+            celsius: condition.celsius,
+            battery_percent: condition.battery_percent,
+        })
+    }
+
+    /// What a device that is here can bear.
+    fn limits(&self, device: &DeviceId) -> Option<Result<Limits, Unfit>> {
+        let load = self.ledger.start.settings.load();
+        self.facts(device).map(|facts| self.ledger.configurator.limits(&facts, &load))
     }
 
     fn share_examples(&self) -> BTreeMap<DeviceId, u64> {
@@ -588,7 +664,7 @@ impl Run {
         let settings = &self.ledger.start.settings;
         let mut drawn: Vec<(u64, DeviceId)> = self
             .fit_for(purpose)
-            .map(|(device, _)| (draw(settings.seed, "select", round, device).to_bits(), device.clone()))
+            .map(|(device, _)| (draw(settings.seed, "select", round, device.as_str()).to_bits(), device.clone()))
             .collect();
         drawn.sort();
         drawn
@@ -605,7 +681,8 @@ impl Run {
                     Purpose::Train => here.train_examples,
                     Purpose::Evaluate => here.test_examples,
                 };
-                (examples > 0).then_some((device, here))
+                let bears = || purpose == Purpose::Evaluate || self.limits(device).is_some_and(|limits| limits.is_ok());
+                (examples > 0 && bears()).then_some((device, here))
             }
             Seen::Gone { .. } => None,
         })
@@ -690,12 +767,16 @@ impl Run {
                 weights,
                 schema: *schema,
                 seed: settings.seed,
-                rates: training.choices.get(device)?.rates.clone(),
+                rates: training.assignments.get(device)?.choice.rates.clone(),
+                most_active: training.assignments.get(device)?.choice.most_active,
                 steps: settings.steps,
                 batch: settings.batch,
                 max_tokens: settings.max_tokens,
                 learning_rate: settings.learning_rate,
-                sharing: self.plan.clone(),
+                proximal: settings.proximal,
+                rank: training.assignments.get(device)?.share.rank,
+                probe_examples: settings.rates.probe_examples(),
+                sharing: training.assignments.get(device)?.share.plan.clone(),
                 deadline_ms: settings.train_ms,
             })),
             Phase::Evaluate(examples) => Some(Order::Evaluate(EvaluateOrder {

@@ -2,6 +2,7 @@
 
 use super::settings::RunSettings;
 use crate::configurator::Choice;
+use crate::sharing::Share;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};
@@ -28,7 +29,7 @@ pub enum Record {
         /// Of the command.
         epoch: u64,
         /// What each device is to do.
-        choices: BTreeMap<DeviceId, Choice>,
+        assignments: BTreeMap<DeviceId, Assignment>,
     },
     /// An update was received whole, found good, and stored.
     UpdateStored {
@@ -38,6 +39,8 @@ pub enum Record {
         update: Digest,
         /// What the device says of it.
         report: TrainReport,
+        /// How far it is from the weights that the device started from.
+        distance: f64,
     },
     /// A device will not deliver in this round.
     DeviceOut {
@@ -49,10 +52,7 @@ pub enum Record {
     /// Enough updates are there; merging begins.
     Collected,
     /// The round's terminal state: merged.
-    Merged {
-        /// The new global weights.
-        weights: Digest,
-    },
+    Merged(Merged),
     /// The round's terminal state: skipped; the weights stay as they were.
     Skipped {
         /// Why.
@@ -74,13 +74,31 @@ pub enum Record {
     },
 }
 
+/// What one device is to do in a round, and why.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Its dropout rates.
+    pub choice: Choice,
+    /// Which layers it shares.
+    pub share: Share,
+}
+
+/// What a merge made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Merged {
+    /// The new global weights.
+    pub weights: Digest,
+    /// The server optimizer's moments, where it has any.
+    pub moments: Option<Digest>,
+}
+
 /// What a run is about.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Start {
     /// Its name.
     pub run: RunId,
     /// What the operator asked for.
-    pub settings: RunSettings,
+    pub settings: Box<RunSettings>,
     /// The model's layers.
     pub layers: u32,
     /// Digest of the pack.

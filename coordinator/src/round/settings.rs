@@ -1,7 +1,8 @@
 //! What an operator asks of a run.
 
-use crate::configurator::Rates;
-use crate::sharing::Sharing;
+use crate::aggregate::Merging;
+use crate::configurator::{Care, Load, Rates};
+use crate::sharing::{Group, Policy, Sharing};
 use serde::{Deserialize, Serialize};
 
 /// The most rounds of a run.
@@ -35,8 +36,16 @@ pub struct RunSettings {
     pub rates: Rates,
     /// Layers that are never dropped (default none).
     pub protected: Vec<u32>,
+    /// From where on a device is spared.
+    pub care: Care,
+    /// FedProx's factor, 0 to 1000 (default 0: none).
+    pub proximal: f32,
+    /// How updates become new weights.
+    pub merge: Merging,
     /// Which layers devices share (default `all`).
     pub sharing: Sharing,
+    /// Groups of devices with a plan of their own (default none).
+    pub groups: Vec<Group>,
     /// Test examples, over all devices, of the evaluation after a round; 0: none (default 400).
     pub evaluate_examples: u64,
     /// Test examples, over all devices, of the evaluations before the first round and at the end; 0: none (default 1000).
@@ -69,7 +78,11 @@ impl Default for RunSettings {
             seed: 1,
             rates: Rates::default(),
             protected: Vec::new(),
+            care: Care::default(),
+            proximal: 0.0,
+            merge: Merging::default(),
             sharing: Sharing::All,
+            groups: Vec::new(),
             evaluate_examples: 400,
             final_examples: 1000,
             evaluate_batch: 8,
@@ -115,8 +128,25 @@ impl RunSettings {
         if let Some(layer) = self.protected.iter().find(|&&layer| layer >= layers) {
             return Err(BadSettings(format!("protected: there is no layer {layer}, the model has {layers}")));
         }
+        if !(0.0..=1000.0).contains(&self.proximal) {
+            return Err(BadSettings(format!("proximal is {}, expected 0 to 1000", self.proximal)));
+        }
         self.rates.check().map_err(BadSettings)?;
-        self.sharing.plan(layers).map(|_| ()).map_err(BadSettings)
+        self.merge.check().map_err(BadSettings)?;
+        self.policy().check(layers).map_err(BadSettings)
+    }
+
+    /// Who shares what.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy { sharing: self.sharing.clone(), groups: self.groups.clone() }
+    }
+
+    /// What a round of training asks of a device.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let tokens = u64::from(self.batch) * u64::from(self.max_tokens);
+        Load { tokens, steps: self.steps, deadline_ms: self.train_ms, care: self.care }
     }
 
     /// Examples that the evaluation after `round` asks for, over all devices; round 0 is before the first.
@@ -156,6 +186,9 @@ mod tests {
             ("sharing = { least_important = 7 }", "sharing"),
             ("rates = { fixed = { mean = 2.0 } }", "rates.fixed.mean"),
             ("train_ms = 0", "train_ms"),
+            ("proximal = nan", "proximal"),
+            ("merge = { far_out = 0.1 }", "merge.far_out"),
+            ("groups = [{ name = 'a' }]", "every device"),
         ] {
             let message = refused(toml);
             assert!(message.contains(name), "{toml}: {message}");

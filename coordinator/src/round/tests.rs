@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::configurator::{Rates, Shape};
+use crate::configurator::{Bandit, Rates, Schedule, Shape};
 use proptest::prelude::*;
+use skiff_protocol::messages::Probe;
 
 const RUN: RunId = RunId(7);
 const LAYERS: u32 = 4;
@@ -29,7 +30,14 @@ fn settings() -> RunSettings {
 
 fn begin(settings: RunSettings) -> Start {
     let digest = |byte| Digest([byte; 32]);
-    Start { run: RUN, settings, layers: LAYERS, pack: digest(1), schema: digest(2), weights: digest(3) }
+    Start {
+        run: RUN,
+        settings: Box::new(settings),
+        layers: LAYERS,
+        pack: digest(1),
+        schema: digest(2),
+        weights: digest(3),
+    }
 }
 
 fn report(examples: u64) -> TrainReport {
@@ -44,6 +52,7 @@ fn report(examples: u64) -> TrainReport {
         train_ms: 900,
         step_ms: 90.0,
         peak_rss_bytes: 1 << 20,
+        probe: Some(Probe { examples: 32, loss_before: 1.0, loss_after: 0.9, correct_before: 10, correct_after: 12 }),
     }
 }
 
@@ -177,7 +186,13 @@ impl World {
         twin.last_sent_ms = twin.last_sent_ms.filter(|_| twin.present);
         twin.present = true;
         twin.gone_since = None;
-        let here = Here { boot: BootId(twin.boot), train_examples: 500, test_examples: 20 + 20 * index as u64 };
+        let here = Here {
+            boot: BootId(twin.boot),
+            train_examples: 500,
+            test_examples: 20 + 20 * index as u64,
+            place: Place::default(),
+            memory: StepMemory::default(),
+        };
         self.step(Event::DeviceHere(device(index), here));
     }
 
@@ -211,7 +226,7 @@ impl World {
                 if verdict == Verdict::Wanted {
                     let update = Digest([index as u8 + 100; 32]);
                     let (device, epoch) = (device(index), command.epoch);
-                    self.step(Event::UpdateStored { device, epoch, update, report: report(80) });
+                    self.step(Event::UpdateStored { device, epoch, update, report: report(80), distance: 1.0 });
                 }
             }
             Order::Evaluate(order) => {
@@ -232,7 +247,11 @@ impl World {
     fn merge(&mut self) {
         if let (Some(job), Phase::Merge(_)) = (self.merges.last().cloned(), &self.run.ledger.phase) {
             let weights = Digest::of(&job.epoch.to_le_bytes());
-            self.step(Event::MergeEnded { run: job.run, epoch: job.epoch, merged: Ok(weights) });
+            self.step(Event::MergeEnded {
+                run: job.run,
+                epoch: job.epoch,
+                merged: Ok(Merged { weights, moments: None }),
+            });
         }
     }
 
@@ -371,7 +390,8 @@ fn a_command_is_repeated_until_answered_and_seldom_after() {
 fn a_stored_update_is_confirmed_again_and_counted_once() {
     let mut world = training(3);
     let epoch = world.run.ledger.epoch;
-    let event = Event::UpdateStored { device: device(0), epoch, update: Digest([9; 32]), report: report(80) };
+    let event =
+        Event::UpdateStored { device: device(0), epoch, update: Digest([9; 32]), report: report(80), distance: 1.0 };
     world.step(event.clone());
     world.step(event);
     assert_eq!(world.confirmed, [0, 0]);
@@ -409,7 +429,13 @@ fn a_late_update_is_refused_and_its_device_told_to_stop() {
     assert!(matches!(world.run.ledger.phase, Phase::Merge(_)));
     let (index, stop) = world.sent.last().cloned().unwrap();
     assert_eq!((index, stop.epoch, stop.order), (2, epoch + 1, Order::Stop));
-    world.step(Event::UpdateStored { device: device(2), epoch, update: Digest([9; 32]), report: report(80) });
+    world.step(Event::UpdateStored {
+        device: device(2),
+        epoch,
+        update: Digest([9; 32]),
+        report: report(80),
+        distance: 1.0,
+    });
     assert_eq!(world.refused.len(), 1);
     assert!(world.refused[0].1.contains("closed"), "{:?}", world.refused);
     for _ in 0..20 {
@@ -428,8 +454,14 @@ fn over_selection_closes_with_the_updates_that_were_wanted() {
         world.step(Event::Tick);
         world.fleet[index].present = true;
     }
-    let here = Here { boot: BootId(0), train_examples: 5, test_examples: 5 };
-    (0..5).for_each(|index| world.step(Event::DeviceHere(device(index), here)));
+    let here = Here {
+        boot: BootId(0),
+        train_examples: 5,
+        test_examples: 5,
+        place: Place::default(),
+        memory: StepMemory::default(),
+    };
+    (0..5).for_each(|index| world.step(Event::DeviceHere(device(index), here.clone())));
     let first: BTreeSet<usize> = world.run.ledger.selected.iter().map(World::index).collect();
     assert_eq!(first, BTreeSet::from([0, 1, 2]));
     first.iter().for_each(|&index| world.finish(index));
@@ -472,8 +504,16 @@ fn a_failed_merge_skips_the_round_and_keeps_the_weights() {
     let (before, epoch) = (world.run.ledger.weights, world.run.ledger.epoch);
     world.everybody_finishes();
     let run = world.run.ledger.start.run;
-    world.step(Event::MergeEnded { run, epoch: epoch - 2, merged: Ok(Digest([8; 32])) });
-    world.step(Event::MergeEnded { run: RunId(run.0 + 1), epoch, merged: Ok(Digest([8; 32])) });
+    world.step(Event::MergeEnded {
+        run,
+        epoch: epoch - 2,
+        merged: Ok(Merged { weights: Digest([8; 32]), moments: None }),
+    });
+    world.step(Event::MergeEnded {
+        run: RunId(run.0 + 1),
+        epoch,
+        merged: Ok(Merged { weights: Digest([8; 32]), moments: None }),
+    });
     assert!(matches!(world.run.ledger.phase, Phase::Merge(_)), "the end of another merge");
     world.step(Event::MergeEnded { run, epoch, merged: Err("disk full".into()) });
     assert_eq!(world.outcomes(), [Some("disk full")]);
@@ -540,7 +580,8 @@ fn a_stopped_run_tells_its_devices() {
 
 #[test]
 fn a_bandit_learns_from_the_journal_as_it_did_live() {
-    let rates = Rates::Bandit { arms: vec![0.0, 0.5], epsilon: 0.1, shape: Shape::Normal };
+    let rates =
+        Rates::Bandit(Bandit { means: vec![0.0, 0.5], epsilon: 0.1, shapes: vec![Shape::Normal], ..Bandit::default() });
     let mut world = World::with_everybody(RunSettings { rounds: 6, rates, ..settings() }, 3);
     world.everybody_finishes();
     for _ in 0..6 {
@@ -554,15 +595,94 @@ fn a_bandit_learns_from_the_journal_as_it_did_live() {
     let reasons: Vec<&str> = world
         .journal
         .iter()
-        .filter_map(
-            |entry| if let Record::TrainingStarted { choices, .. } = &entry.record { Some(choices) } else { None },
-        )
-        .flat_map(|choices| choices.values().map(|choice| choice.reason.as_str()))
+        .filter_map(|entry| {
+            if let Record::TrainingStarted { assignments, .. } = &entry.record { Some(assignments) } else { None }
+        })
+        .flat_map(|assignments| assignments.values().map(|assigned| assigned.choice.reason.as_str()))
         .collect();
-    // The evaluation before the first round was of more examples: what that round brought is not known.
-    assert!(reasons[..6].iter().all(|reason| reason.contains("one of 2 untried")), "{reasons:?}");
-    assert!(reasons[6].contains("one of 1 untried"), "{reasons:?}");
+    assert!(reasons[..3].iter().any(|reason| reason.contains("has not tried")), "{reasons:?}");
+    assert!(reasons[..3].iter().any(|reason| reason.contains("enough others do")), "a budget: {reasons:?}");
     assert!(reasons.iter().any(|reason| reason.contains("gained most")), "{reasons:?}");
+}
+
+#[test]
+fn a_device_without_room_for_a_layer_is_not_asked_and_one_with_little_room_drops() {
+    let mut world = World::new(RunSettings { evaluate_examples: 0, final_examples: 0, quorum: 1, ..settings() }, 3);
+    for (index, limit_bytes) in [(0, 20 << 20), (1, 130 << 20), (2, 0)] {
+        world.fleet[index].present = true;
+        // A step of 8 x 128 tokens: as the settings have it.
+        let memory = StepMemory { limit_bytes, process_bytes: 10 << 20, step_bytes: 20 << 20, layer_bytes: 50 << 20 };
+        let place = Place::default();
+        let here = Here { boot: BootId(0), train_examples: 500, test_examples: 20, place, memory };
+        world.step(Event::DeviceHere(device(index), here));
+    }
+    world.advance(10_000);
+    let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
+    let most: Vec<_> =
+        training.assignments.iter().map(|(d, assigned)| (d.as_str(), assigned.choice.most_active)).collect();
+    assert_eq!(most, [("dev1", 2), ("dev2", 4)]);
+    let sent = world.sent.iter().find(|(to, _)| *to == 1).map(|(_, command)| command.order.clone());
+    assert!(matches!(sent, Some(Order::Train(order)) if order.most_active == 2 && order.rates == vec![0.5; 4]));
+}
+
+#[test]
+fn an_update_far_out_is_refused_with_a_reason_once_there_is_something_to_compare_it_with() {
+    let rounds = RunSettings { rounds: 9, evaluate_examples: 0, final_examples: 0, ..settings() };
+    let mut world = World::with_everybody(rounds, 3);
+    for _ in 0..3 {
+        world.everybody_finishes();
+        world.merge();
+    }
+    let epoch = world.run.ledger.epoch;
+    let event =
+        Event::UpdateStored { device: device(0), epoch, update: Digest([9; 32]), report: report(80), distance: 10.5 };
+    world.step(event);
+    assert!(
+        matches!(&world.refused[..], [(0, reason)] if reason.contains("1.050e1 from the weights")),
+        "{:?}",
+        world.refused
+    );
+    let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
+    assert!(training.out.contains_key(&device(0)));
+}
+
+#[test]
+fn a_group_has_its_plan_and_a_hot_device_is_spared() {
+    let group = crate::sharing::Group {
+        name: "small".into(),
+        class: Some("tx2".into()),
+        sharing: Some(crate::sharing::Sharing::LeastImportant(2)),
+        rank: 3,
+        ..crate::sharing::Group::default()
+    };
+    let quiet = RunSettings { evaluate_examples: 0, final_examples: 0, groups: vec![group], devices: 2, ..settings() };
+    let mut world = World::new(quiet, 2);
+    for index in 0..2 {
+        world.fleet[index].present = true;
+        let place = Place { class: if index == 0 { "tx2".into() } else { String::new() }, ..Place::default() };
+        let memory = StepMemory::default();
+        let here = Here { boot: BootId(0), train_examples: 500, test_examples: 20, place, memory };
+        if index == 1 {
+            world.run.feels(&device(0), Condition { celsius: Some(90.0), battery_percent: None });
+        }
+        world.step(Event::DeviceHere(device(index), here));
+    }
+    let orders: Vec<TrainOrder> = world
+        .sent
+        .iter()
+        .filter_map(|(_, command)| if let Order::Train(order) = &command.order { Some(order.clone()) } else { None })
+        .collect();
+    assert_eq!(
+        (&orders[0].sharing, orders[0].rank),
+        (&skiff_protocol::messages::SharingPlan::LeastImportant { k: 2 }, 3)
+    );
+    assert_eq!((&orders[1].sharing, orders[1].rank), (&skiff_protocol::messages::SharingPlan::All, 0));
+    assert_eq!((orders[0].rates.clone(), orders[1].rates.clone()), (vec![0.5; 4], vec![0.0; 4]));
+    let epoch = world.run.ledger.epoch;
+    let mut shared = report(80);
+    assert!(matches!(world.run.judge_offer(&device(0), RUN, 1, epoch, &shared), Verdict::Refused(_)));
+    shared.shared_layers = vec![1, 3];
+    assert_eq!(world.run.judge_offer(&device(0), RUN, 1, epoch, &shared), Verdict::Wanted);
 }
 
 #[test]
@@ -653,7 +773,13 @@ proptest! {
         ops in proptest::collection::vec(op(), 0..80), over_selection in 0u32..2, quorum in 1u32..=3, evaluates in any::<bool>(),
     ) {
         let evaluate_examples = if evaluates { 60 } else { 0 };
-        let rates = Rates::Bandit { arms: vec![0.0, 0.3], epsilon: 0.5, shape: Shape::Increasing };
+        let rates = Rates::Bandit(Bandit {
+            means: vec![0.0, 0.3],
+            epsilon: 0.5,
+            shapes: vec![Shape::Increasing],
+            schedules: vec![Schedule::Constant, Schedule::WarmUp],
+            ..Bandit::default()
+        });
         let settings = RunSettings { rounds: 3, over_selection, quorum, evaluate_examples, rates, ..settings() };
         let mut world = World::new(settings, DEVICES);
         ops.into_iter().for_each(|op| apply(&mut world, op));

@@ -1,6 +1,10 @@
-//! Merging updates: federated averaging, layer by layer, over the devices that shared the layer.
+//! Merging updates, layer by layer, over the devices that shared the layer.
 //!
-//! Formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
+//! What is made of the updates is a [`Rule`]'s matter: a mean that streams (here), or a trimmed mean or a median ([`ordered`]),
+//! which see one tensor of all updates at a time. How far the weights follow is a [`Server`]'s ([`server`]). Updates of LoRA
+//! with fewer ranks than the global weights have are filled up or projected ([`ranks`]).
+//!
+//! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
 //! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself as DropPEFT
 //! (arXiv:2503.10217) shares its layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
 //! no more than its training examples. So a device that goes through few examples many times weighs what its data weigh.
@@ -12,7 +16,15 @@
 //! [`MAX_MAGNITUDE`] and examples below [`MAX_EXAMPLES`] in all the sum stays below `2¹²⁴`: it cannot overflow.
 //! Memory is 16 bytes for each parameter, whatever the number of devices.
 
+pub mod ordered;
+pub mod ranks;
+pub mod server;
+
+pub use ranks::Ranks;
+pub use server::{Adaptive, Server};
+
 use ndarray::ArrayD;
+use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema};
 use std::collections::BTreeMap;
 
@@ -22,6 +34,100 @@ pub const MAX_MAGNITUDE: f32 = 16_777_216.0;
 pub const MAX_EXAMPLES: u64 = 1 << 40;
 
 const FRACTION_BITS: i32 = 60;
+
+/// How updates become new weights: table `[run.merge]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Merging {
+    /// What is made of the updates (default mean).
+    pub rule: Rule,
+    /// How far the weights follow it (default average: all the way).
+    pub server: Server,
+    /// What becomes of updates with fewer ranks (default pad).
+    pub ranks: Ranks,
+    /// An update is refused whose distance from the weights it started from is more than so many times the median of the
+    /// last ones; 0: never (default 10).
+    pub far_out: f32,
+}
+
+impl Default for Merging {
+    fn default() -> Self {
+        Self { rule: Rule::Mean, server: Server::Average, ranks: Ranks::Pad, far_out: 10.0 }
+    }
+}
+
+/// What is made of the updates of a round.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Rule {
+    /// The mean, weighted by examples.
+    #[default]
+    Mean,
+    /// That mean, of updates that are shortened to a distance of `norm` from the weights they started from (Sun et al.,
+    /// arXiv:1911.07963, section 4).
+    NormBounded {
+        /// The largest distance; above 0.
+        norm: f32,
+    },
+    /// Of each number the mean without the largest and the smallest `share` of the devices, all of one weight (Yin et al.,
+    /// arXiv:1803.01498, definition 2).
+    TrimmedMean {
+        /// 0 to below 0.5.
+        share: f32,
+    },
+    /// Of each number the median over the devices (the same, definition 1).
+    Median,
+}
+
+impl Merging {
+    /// Says what is wrong with the numbers.
+    ///
+    /// # Errors
+    /// The first one out of range, by name, with the range.
+    pub fn check(&self) -> Result<(), String> {
+        match self.rule {
+            Rule::NormBounded { norm } if !(norm > 0.0 && norm.is_finite()) => {
+                return Err(format!("merge.rule.norm_bounded.norm is {norm}, expected above 0"));
+            }
+            Rule::TrimmedMean { share } if !(0.0..0.5).contains(&share) => {
+                return Err(format!("merge.rule.trimmed_mean.share is {share}, expected 0 to below 0.5"));
+            }
+            Rule::Mean | Rule::NormBounded { .. } | Rule::TrimmedMean { .. } | Rule::Median => {}
+        }
+        if self.far_out != 0.0 && !(self.far_out >= 1.0 && self.far_out.is_finite()) {
+            return Err(format!("merge.far_out is {}, expected 0 or at least 1", self.far_out));
+        }
+        if self.ranks == Ranks::Project && !matches!(self.rule, Rule::Mean | Rule::NormBounded { .. }) {
+            return Err("merge.ranks is \"project\", which goes with a mean only".to_owned());
+        }
+        self.server.check()
+    }
+}
+
+/// The distance of `update` from `base`, over the tensors that are in it: the Euclidean norm, in f64.
+#[must_use]
+pub fn distance(update: &NamedTensors, base: &NamedTensors) -> f64 {
+    let of = |(name, tensor): (&String, &ArrayD<f32>)| -> f64 {
+        let Some(base) = base.get(name) else { return 0.0 };
+        tensor.iter().zip(base).map(|(&value, &base)| (f64::from(value) - f64::from(base)).powi(2)).sum()
+    };
+    update.iter().map(of).sum::<f64>().sqrt()
+}
+
+/// Shortens `update` to a distance of at most `norm` from `base`; a function of this update alone.
+pub fn shorten(update: &mut NamedTensors, base: &NamedTensors, norm: f64) {
+    let found = distance(update, base);
+    if found <= norm {
+        return;
+    }
+    let scale = norm / found;
+    for (name, tensor) in update {
+        if let Some(base) = base.get(name) {
+            let moved = |value: f32, base: f32| f64::from(base) + scale * (f64::from(value) - f64::from(base));
+            tensor.zip_mut_with(base, |value, &base| *value = moved(*value, base) as f32);
+        }
+    }
+}
 
 /// Why an update cannot be merged. The aggregate is as it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +173,7 @@ pub enum AggregateError {
 /// let mut aggregate = Aggregate::new(&schema);
 /// aggregate.add(&update(1.0), 30)?;
 /// aggregate.add(&update(5.0), 10)?;
-/// assert_eq!(aggregate.finish(&update(9.0))["w"], arr1(&[2.0]).into_dyn());
+/// assert_eq!(aggregate.mean()["w"], arr1(&[2.0]).into_dyn());
 /// # Ok::<(), skiff_coordinator::aggregate::AggregateError>(())
 /// ```
 #[derive(Debug)]
@@ -102,7 +208,7 @@ impl<'a> Aggregate<'a> {
     pub fn add(&mut self, update: &NamedTensors, examples: u64) -> Result<(), AggregateError> {
         let total = self.examples.checked_add(examples).filter(|&total| examples > 0 && total < MAX_EXAMPLES);
         let total = total.ok_or(AggregateError::Examples { examples })?;
-        update.iter().try_for_each(|(name, tensor)| self.check(name, tensor))?;
+        check(self.schema, update)?;
         self.examples = total;
         for (name, tensor) in update {
             let sum =
@@ -115,36 +221,35 @@ impl<'a> Aggregate<'a> {
         Ok(())
     }
 
-    /// The merged tensors: the mean where somebody shared the tensor, else the value in `base`.
+    /// The mean of each tensor that somebody shared.
     #[must_use]
-    pub fn finish(self, base: &NamedTensors) -> NamedTensors {
-        let mut merged = base.clone();
-        for (name, sum) in &self.sums {
-            if let Some(tensor) = merged.get_mut(name) {
-                for (value, &weighted) in tensor.iter_mut().zip(&sum.weighted) {
-                    *value = mean(weighted, sum.examples);
-                }
-            }
-        }
-        merged
+    pub fn mean(self) -> NamedTensors {
+        let merged = |(name, sum): (String, Sum)| {
+            let shape = &self.schema.find(&name)?.shape;
+            let values = sum.weighted.iter().map(|&weighted| mean(weighted, sum.examples)).collect();
+            Some((name, ArrayD::from_shape_vec(shape.clone(), values).ok()?))
+        };
+        self.sums.into_iter().filter_map(merged).collect()
     }
+}
 
-    fn check(&self, name: &str, tensor: &ArrayD<f32>) -> Result<(), AggregateError> {
-        let spec = self.schema.find(name).ok_or_else(|| AggregateError::Unknown { name: name.to_owned() })?;
+/// Whether `update` is tensors of `schema` in its shapes, with values that can be merged.
+///
+/// # Errors
+/// The first tensor that is not, and why.
+pub fn check(schema: &Schema, update: &NamedTensors) -> Result<(), AggregateError> {
+    for (name, tensor) in update {
+        let spec = schema.find(name).ok_or_else(|| AggregateError::Unknown { name: name.to_owned() })?;
         if tensor.shape() != spec.shape {
             let (expected, found) = (spec.shape.clone(), tensor.shape().to_vec());
             return Err(AggregateError::Shape { name: name.to_owned(), expected, found });
         }
         // NaN compares false, so it is refused too.
-        let in_range = tensor.iter().all(|value| value.abs() < MAX_MAGNITUDE);
-        if in_range { Ok(()) } else { Err(AggregateError::OutOfRange { name: name.to_owned() }) }
+        if !tensor.iter().all(|value| value.abs() < MAX_MAGNITUDE) {
+            return Err(AggregateError::OutOfRange { name: name.to_owned() });
+        }
     }
-}
-
-/// True where every value can be merged; see [`MAX_MAGNITUDE`].
-#[must_use]
-pub fn is_mergeable(update: &NamedTensors) -> bool {
-    update.values().flatten().all(|value| value.abs() < MAX_MAGNITUDE)
+    Ok(())
 }
 
 fn fixed(value: f32) -> i128 {
@@ -182,7 +287,9 @@ mod tests {
         let schema = schema();
         let mut aggregate = Aggregate::new(&schema);
         updates.iter().for_each(|(update, examples)| aggregate.add(update, *examples).unwrap());
-        aggregate.finish(base)
+        let mut merged = base.clone();
+        merged.extend(aggregate.mean());
+        merged
     }
 
     fn base() -> NamedTensors {
@@ -258,7 +365,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, -MAX_MAGNITUDE] {
             let update = tensors(&[("a", [5.0; 3]), ("b", [0.0, bad, 0.0])]);
             assert_eq!(aggregate.add(&update, 1), Err(out_of_range.clone()));
-            assert!(!is_mergeable(&update));
+            assert!(check(&schema, &update).is_err());
         }
         let unknown = aggregate.add(&tensors(&[("z", [0.0; 3])]), 1);
         assert_eq!(unknown, Err(AggregateError::Unknown { name: "z".into() }));
@@ -269,7 +376,33 @@ mod tests {
             let refused = aggregate.add(&tensors(&[("a", [2.0; 3])]), examples);
             assert_eq!(refused, Err(AggregateError::Examples { examples }));
         }
-        assert_eq!(aggregate.finish(&base())["a"], arr1(&[1.0f32; 3]).into_dyn());
+        assert_eq!(aggregate.mean()["a"], arr1(&[1.0f32; 3]).into_dyn());
+    }
+
+    #[test]
+    fn a_shortened_update_keeps_its_direction() {
+        let (base, far) = (base(), tensors(&[("a", [3.5, 1.5, 1.5])]));
+        assert!((distance(&far, &base) - 5.0).abs() < 1e-9);
+        let mut near = far.clone();
+        shorten(&mut near, &base, 2.5);
+        assert_eq!(near, tensors(&[("a", [2.0, 1.5, -0.5])]));
+        shorten(&mut near, &base, 9.0);
+        assert_eq!(near["a"][0], 2.0, "what is near enough stays");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let refused = |toml: &str| toml::from_str::<Merging>(toml).unwrap().check().unwrap_err();
+        assert_eq!(Merging::default().check(), Ok(()));
+        for (toml, name) in [
+            ("rule = { trimmed_mean = { share = 0.5 } }", "share is 0.5, expected 0 to below 0.5"),
+            ("rule = { norm_bounded = { norm = 0.0 } }", "norm is 0"),
+            ("far_out = 0.5", "far_out"),
+            ("rule = 'median'\nranks = 'project'", "a mean only"),
+            ("server = { adam = { rate = 0.0 } }", "rate"),
+        ] {
+            assert!(refused(toml).contains(name), "{toml}: {}", refused(toml));
+        }
     }
 
     #[test]

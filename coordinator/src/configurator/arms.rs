@@ -1,0 +1,196 @@
+//! What can be chosen: a mean rate, its shape over depth and its schedule over rounds; and the rates that follow from it.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The largest rate of a layer: one that is always skipped would never learn.
+pub const MAX_RATE: f32 = 0.95;
+/// The largest mean rate that can be asked for.
+pub const MAX_MEAN_RATE: f32 = 0.9;
+
+/// How a mean rate is spread over depth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// The same for every layer.
+    #[default]
+    Uniform,
+    /// Linear, the last layer most.
+    Increasing,
+    /// Linear, the first layer most.
+    Decreasing,
+    /// A bell with its top in the middle and a standard deviation of a quarter of the depth.
+    Normal,
+}
+
+/// How a mean rate changes over the rounds of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// It rises from nothing, linearly, and is whole from the middle of the run on.
+    WarmUp,
+    /// It is whole up to the middle of the run, and falls to nothing, linearly.
+    CoolDown,
+}
+
+/// One configuration that a device may be given.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Arm {
+    /// Mean rate over the layers that may be dropped, 0 to [`MAX_MEAN_RATE`].
+    pub mean: f32,
+    /// How it is spread over depth.
+    pub shape: Shape,
+    /// How it changes over rounds.
+    pub schedule: Schedule,
+}
+
+/// Where a run stands: round `round` of `rounds`, from 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// The round, from 1.
+    pub round: u32,
+    /// How many there will be.
+    pub rounds: u32,
+}
+
+impl Arm {
+    /// The rates of `layers` layers at that moment.
+    #[must_use]
+    pub fn rates(&self, at: Moment, layers: usize, protected: &[u32]) -> Vec<f32> {
+        rates(self.mean * self.schedule.factor(at), self.shape, layers, protected)
+    }
+}
+
+impl fmt::Display for Arm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape = match self.shape {
+            Shape::Uniform => "uniform",
+            Shape::Increasing => "increasing",
+            Shape::Decreasing => "decreasing",
+            Shape::Normal => "normal",
+        };
+        let schedule = match self.schedule {
+            Schedule::Constant => "",
+            Schedule::WarmUp => ", warm-up",
+            Schedule::CoolDown => ", cool-down",
+        };
+        write!(f, "mean {}, {shape}{schedule}", self.mean)
+    }
+}
+
+impl Shape {
+    fn weight(self, layer: usize, layers: usize) -> f64 {
+        let position = (layer as f64 + 0.5) / layers as f64;
+        match self {
+            Self::Uniform => 1.0,
+            Self::Increasing => position,
+            Self::Decreasing => 1.0 - position,
+            Self::Normal => (-0.5 * ((position - 0.5) / 0.25).powi(2)).exp(),
+        }
+    }
+}
+
+impl Schedule {
+    /// What the mean is multiplied by: with `t = (round - 1) / (rounds - 1)` in 0 to 1, `min(1, 2t)` for a warm-up and
+    /// `min(1, 2(1 - t))` for a cool-down.
+    #[must_use]
+    pub fn factor(self, at: Moment) -> f32 {
+        let last = at.rounds.saturating_sub(1).max(1);
+        let passed = (at.round.saturating_sub(1) as f32 / last as f32).min(1.0);
+        match self {
+            Self::Constant => 1.0,
+            Self::WarmUp => (2.0 * passed).min(1.0),
+            Self::CoolDown => (2.0 * (1.0 - passed)).min(1.0),
+        }
+    }
+}
+
+/// How many layers run on average: `sum of (1 - P_l)`.
+#[must_use]
+pub fn expected_active(rates: &[f32]) -> f64 {
+    rates.iter().map(|&rate| 1.0 - f64::from(rate)).sum()
+}
+
+/// Spreads a mean rate over the layers that may be dropped.
+///
+/// Formula: `P_l = min(MAX_RATE, a·s_l)`, with `s_l` the shape's weight and `a` such that the mean over the layers that
+/// are not protected is `mean`; `P_l = 0` for the protected ones. Shapes: DropPEFT, arXiv:2503.10217, section on rates
+/// over depth.
+///
+/// | argument | what |
+/// |---|---|
+/// | `mean` | 0 to [`MAX_RATE`] |
+/// | `layers` | L, the model's layers |
+/// | `protected` | layers that are never dropped |
+///
+/// Returns `[L]`, each 0 to [`MAX_RATE`]. The mean is met within 1e-5 (`a` is found by bisection in f64).
+#[must_use]
+pub fn rates(mean: f32, shape: Shape, layers: usize, protected: &[u32]) -> Vec<f32> {
+    let droppable = |layer: usize| !protected.contains(&(layer as u32));
+    let count = (0..layers).filter(|&layer| droppable(layer)).count();
+    let rate = |scale: f64, layer: usize| (scale * shape.weight(layer, layers)).min(f64::from(MAX_RATE));
+    let mean_at = |scale: f64| {
+        (0..layers).filter(|&layer| droppable(layer)).map(|layer| rate(scale, layer)).sum::<f64>() / count as f64
+    };
+    // Every weight is at least half a layer's share, so this scale puts every layer at its limit.
+    let (mut low, mut high) = (0.0, 2.0 * (layers.max(8) as f64));
+    for _ in 0..64 {
+        let middle = 0.5 * (low + high);
+        if mean_at(middle) < f64::from(mean) { low = middle } else { high = middle }
+    }
+    let scale = if mean > 0.0 { high } else { 0.0 };
+    (0..layers).map(|layer| if droppable(layer) { rate(scale, layer) as f32 } else { 0.0 }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests fail by panicking, and compare bit for bit")]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shape() -> impl Strategy<Value = Shape> {
+        prop_oneof![Just(Shape::Uniform), Just(Shape::Increasing), Just(Shape::Decreasing), Just(Shape::Normal)]
+    }
+
+    proptest! {
+        #[test]
+        fn prop_rates_are_in_range_and_meet_the_mean(
+            mean in 0.0f32..=MAX_MEAN_RATE, shape in shape(), layers in 1usize..48, protected in proptest::collection::vec(0u32..48, 0..6),
+        ) {
+            let rates = rates(mean, shape, layers, &protected);
+            prop_assert_eq!(rates.len(), layers);
+            prop_assert!(rates.iter().all(|rate| (0.0..=MAX_RATE).contains(rate)));
+            let is_protected = |layer: usize| protected.contains(&(layer as u32));
+            let droppable: Vec<f32> = (0..layers).filter(|&l| !is_protected(l)).map(|l| rates[l]).collect();
+            prop_assert!((0..layers).filter(|&l| is_protected(l)).all(|l| rates[l] == 0.0));
+            if !droppable.is_empty() {
+                let found = droppable.iter().sum::<f32>() / droppable.len() as f32;
+                prop_assert!((found - mean).abs() < 1e-5, "{found} for {mean}");
+            }
+        }
+
+        #[test]
+        fn prop_shapes_lean_the_way_they_say(mean in 0.01f32..=MAX_MEAN_RATE, layers in 2usize..48) {
+            let spread = |shape| rates(mean, shape, layers, &[]);
+            prop_assert!(spread(Shape::Increasing).is_sorted());
+            prop_assert!(spread(Shape::Decreasing).iter().rev().is_sorted());
+            let normal = spread(Shape::Normal);
+            prop_assert!(normal[layers / 2] >= normal[0] && normal[layers / 2] >= normal[layers - 1]);
+            let uniform = spread(Shape::Uniform);
+            prop_assert!(uniform.iter().all(|rate| *rate == uniform[0]));
+        }
+    }
+
+    #[test]
+    fn schedules_are_whole_on_their_side_of_the_middle() {
+        let at = |round| Moment { round, rounds: 11 };
+        let factors = |schedule: Schedule| [1, 6, 11].map(|round| schedule.factor(at(round)));
+        assert_eq!(factors(Schedule::Constant), [1.0, 1.0, 1.0]);
+        assert_eq!(factors(Schedule::WarmUp), [0.0, 1.0, 1.0]);
+        assert_eq!(factors(Schedule::CoolDown), [1.0, 1.0, 0.0]);
+        assert_eq!(Schedule::CoolDown.factor(Moment { round: 1, rounds: 1 }), 1.0);
+    }
+}

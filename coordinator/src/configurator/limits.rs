@@ -1,0 +1,212 @@
+//! What a device can bear: how many layers may be active, and why no more.
+//!
+//! Limits come before choices: a configuration outside of them is never drawn, whatever it would gain.
+
+use super::arms::{MAX_RATE, Shape, expected_active, rates};
+use serde::{Deserialize, Serialize};
+use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
+
+/// The share of a round's time that training may be planned for; the rest is for transfers and for steps that take longer.
+const PLANNED_SHARE: f64 = 0.8;
+
+/// What is known of a device when its rates are chosen.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Facts {
+    /// What kind of device it is; those of one class share what they learn. May be empty.
+    pub class: String,
+    /// Its memory.
+    pub memory: StepMemory,
+    /// How fast it was, where it has trained before.
+    pub pace: Option<Pace>,
+    /// Its hottest sensor in degrees Celsius.
+    pub celsius: Option<f32>,
+    /// Its battery in percent, where it runs on one that is not being charged.
+    pub battery_percent: Option<f32>,
+}
+
+/// How long a device's steps took.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Pace {
+    /// Wall time of a step in milliseconds.
+    pub step_ms: f64,
+    /// Layers that were active in it, on average.
+    pub active_layers: f64,
+}
+
+/// What a round asks of every device.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Load {
+    /// Tokens of a step at the most.
+    pub tokens: u64,
+    /// Steps.
+    pub steps: u32,
+    /// How long the round waits, in milliseconds.
+    pub deadline_ms: u64,
+    /// Up to where a device is spared nothing.
+    pub care: Care,
+}
+
+/// From where on a device is spared: it then gets at most half of the layers.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Care {
+    /// Degrees Celsius of the hottest sensor (default 80).
+    pub hot_celsius: f32,
+    /// Percent of a battery that is not being charged (default 20).
+    pub low_battery_percent: f32,
+}
+
+impl Default for Care {
+    fn default() -> Self {
+        Self { hot_celsius: 80.0, low_battery_percent: 20.0 }
+    }
+}
+
+/// How many layers of a model may be active on a device.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Limits {
+    /// In any step; 1 to L.
+    pub most_active: u32,
+    /// On average; at most `most_active`.
+    pub mean_active: f64,
+    /// What set them, in words; empty where nothing did.
+    pub why: String,
+}
+
+/// A device that cannot train under any configuration, and why.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfit(pub String);
+
+impl Limits {
+    /// The limits of a device on a model of `layers` layers, of which `protected` always run.
+    ///
+    /// Formulas, with `s` the step's tokens by [`REFERENCE_TOKENS`]: `most = (limit - process - s·step) / (s·layer)`, rounded
+    /// down; by deadline `mean = 0.8·deadline / steps / (step_ms / active)`; hot or nearly empty `mean = L / 2`, rounded up.
+    ///
+    /// # Errors
+    /// No room for a single layer, or not for the protected ones.
+    pub fn of(facts: &Facts, load: &Load, layers: u32, protected: u32) -> Result<Self, Unfit> {
+        let mut why = Vec::new();
+        let mut most_active = layers;
+        if let Some(fitting) = fitting(&facts.memory, load.tokens).filter(|&fitting| fitting < u64::from(layers)) {
+            let megabytes = facts.memory.limit_bytes >> 20;
+            if fitting < u64::from(protected.max(1)) {
+                let needed = if protected > 1 { format!("the {protected} protected layers") } else { "a layer".into() };
+                return Err(Unfit(format!("its {megabytes} MiB of memory have no room for {needed}")));
+            }
+            most_active = fitting as u32;
+            why.push(format!("its {megabytes} MiB of memory hold {fitting} of {layers} layers"));
+        }
+        let mut mean_active = f64::from(most_active);
+        let mut bound = |by: f64, reason: String| {
+            if by < mean_active {
+                // What always runs cannot be spared, nor can the last layer.
+                mean_active = by.max(f64::from(protected.max(1))).min(mean_active);
+                why.push(reason);
+            }
+        };
+        if let Some(pace) = facts.pace.filter(|pace| pace.step_ms > 0.0 && pace.active_layers > 0.0) {
+            let per_step = PLANNED_SHARE * load.deadline_ms as f64 / f64::from(load.steps.max(1));
+            let fitting = per_step / (pace.step_ms / pace.active_layers);
+            bound(fitting, format!("the deadline leaves time for {fitting:.1} layers a step"));
+        }
+        let half = f64::from(layers.div_ceil(2));
+        if let Some(celsius) = facts.celsius.filter(|&celsius| celsius >= load.care.hot_celsius) {
+            bound(half, format!("it is hot ({celsius:.0} C)"));
+        }
+        if let Some(percent) = facts.battery_percent.filter(|&percent| percent <= load.care.low_battery_percent) {
+            bound(half, format!("its battery is at {percent:.0} %"));
+        }
+        Ok(Self { most_active, mean_active, why: why.join(", ") })
+    }
+
+    /// Whether those rates keep to them.
+    #[must_use]
+    pub fn allow(&self, rates: &[f32]) -> bool {
+        expected_active(rates) <= self.mean_active + 1e-4
+    }
+
+    /// The least dropout that keeps to them: the same rate for all layers that may be dropped.
+    #[must_use]
+    pub fn boundary(&self, layers: usize, protected: &[u32]) -> Vec<f32> {
+        let kept = protected.len() as f64;
+        let droppable = layers as f64 - kept;
+        let mean = if droppable > 0.0 { 1.0 - (self.mean_active - kept) / droppable } else { 0.0 };
+        rates(mean.clamp(0.0, f64::from(MAX_RATE)) as f32, Shape::Uniform, layers, protected)
+    }
+}
+
+/// Layers that fit; `None` where nothing is known.
+fn fitting(memory: &StepMemory, tokens: u64) -> Option<u64> {
+    let StepMemory { limit_bytes, process_bytes, step_bytes, layer_bytes } = *memory;
+    if limit_bytes == 0 || layer_bytes == 0 {
+        return None;
+    }
+    let scaled = |bytes: u64| u128::from(bytes) * u128::from(tokens) / u128::from(REFERENCE_TOKENS);
+    let left = u128::from(limit_bytes).saturating_sub(u128::from(process_bytes) + scaled(step_bytes));
+    Some(u64::try_from(left / scaled(layer_bytes).max(1)).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    const LOAD: Load = Load {
+        tokens: REFERENCE_TOKENS,
+        steps: 10,
+        deadline_ms: 10_000,
+        care: Care { hot_celsius: 80.0, low_battery_percent: 20.0 },
+    };
+
+    fn memory(limit_bytes: u64) -> Facts {
+        let memory = StepMemory { limit_bytes, process_bytes: 100 << 20, step_bytes: 50 << 20, layer_bytes: 20 << 20 };
+        Facts { memory, ..Facts::default() }
+    }
+
+    fn limits(facts: &Facts) -> Limits {
+        Limits::of(facts, &LOAD, 6, 0).unwrap()
+    }
+
+    #[test]
+    fn memory_bounds_every_step_and_a_longer_step_leaves_less() {
+        assert_eq!(limits(&Facts::default()).most_active, 6);
+        assert_eq!(limits(&memory(229 << 20)).most_active, 3);
+        assert_eq!(limits(&memory(230 << 20)).most_active, 4);
+        assert!(limits(&memory(229 << 20)).why.contains("229 MiB of memory hold 3 of 6 layers"));
+        let longer = Load { tokens: 2 * REFERENCE_TOKENS, ..LOAD };
+        assert_eq!(Limits::of(&memory(300 << 20), &longer, 6, 0).unwrap().most_active, 2);
+        let refused = Limits::of(&memory(160 << 20), &LOAD, 6, 0).unwrap_err();
+        assert!(refused.to_string().contains("no room for a layer"));
+        let refused = Limits::of(&memory(200 << 20), &LOAD, 6, 4).unwrap_err();
+        assert!(refused.to_string().contains("the 4 protected layers"));
+    }
+
+    #[test]
+    fn time_heat_and_battery_bound_the_mean() {
+        let slow = Facts { pace: Some(Pace { step_ms: 1_200.0, active_layers: 6.0 }), ..Facts::default() };
+        let bound = limits(&slow);
+        assert_eq!(bound.most_active, 6);
+        assert!((bound.mean_active - 4.0).abs() < 1e-9 && bound.why.contains("4.0 layers a step"), "{bound:?}");
+        for facts in [
+            Facts { celsius: Some(81.0), ..Facts::default() },
+            Facts { battery_percent: Some(12.0), ..Facts::default() },
+        ] {
+            let bound = limits(&facts);
+            assert!((bound.mean_active - 3.0).abs() < 1e-9 && !bound.why.is_empty(), "{bound:?}");
+        }
+        let hopeless = Facts { pace: Some(Pace { step_ms: 1e6, active_layers: 6.0 }), ..Facts::default() };
+        assert!((limits(&hopeless).mean_active - 1.0).abs() < 1e-9, "one layer always runs");
+    }
+
+    #[test]
+    fn the_boundary_keeps_to_the_limits() {
+        for (mean_active, protected) in [(1.0, vec![]), (2.5, vec![]), (2.5, vec![2]), (6.0, vec![2])] {
+            let limits = Limits { most_active: 6, mean_active, why: String::new() };
+            let rates = limits.boundary(6, &protected);
+            assert!(limits.allow(&rates), "{rates:?}");
+            assert!((expected_active(&rates) - mean_active).abs() < 1e-3, "{rates:?}");
+        }
+    }
+}

@@ -14,6 +14,7 @@
 //! test = "test.csv"
 //! ```
 
+use bytesize::ByteSize;
 use serde::Deserialize;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
 use skiff_trainer::Provider;
@@ -79,6 +80,10 @@ pub struct Settings {
     /// Threads of the training; 0 takes one for each core [default: 0]
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
+    /// The most memory that the agent may have resident, for instance 300MB: each step is done the fastest way that stays below
+    /// [default: no limit]
+    #[arg(long, env = "SKIFF_MEMORY", value_name = "SIZE", help_heading = "Training")]
+    pub memory: Option<String>,
     /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack [default: cpu]
     #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", help_heading = "Training")]
     pub provider: Option<String>,
@@ -191,6 +196,8 @@ pub struct Training {
     pub test: Option<PathBuf>,
     /// Threads; 0 takes one for each core.
     pub threads: usize,
+    /// The most that may be resident.
+    pub memory: Option<ByteSize>,
     /// What computes.
     pub provider: Provider,
     /// ONNX Runtime's library, where it is not the system's.
@@ -283,6 +290,7 @@ impl Settings {
             train: self.train.or(others.train),
             test: self.test.or(others.test),
             threads: self.threads.or(others.threads),
+            memory: self.memory.or(others.memory),
             provider: self.provider.or(others.provider),
             onnxruntime: self.onnxruntime.or(others.onnxruntime),
             protected: self.protected.or(others.protected),
@@ -365,6 +373,8 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         Some(name) => name.parse().map_err(|_| invalid("provider", name, "cpu, cuda or xnnpack"))?,
         None => Provider::default(),
     };
+    let size =
+        |text: &String| text.parse().map_err(|_| invalid("memory", text, "a size, for instance 300MB or 1.5GiB"));
     Ok(Training {
         pack: settings.pack.clone().ok_or(ConfigError::Missing {
             setting: "pack",
@@ -373,6 +383,7 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         train: settings.train.clone(),
         test: settings.test.clone(),
         threads: settings.threads.unwrap_or(0),
+        memory: settings.memory.as_ref().map(size).transpose()?,
         provider,
         onnxruntime: settings.onnxruntime.clone(),
         protected,
@@ -481,6 +492,7 @@ mod tests {
             ("fleet = 'a/b'", "fleet = \"a/b\": 1 to 64"),
             ("device = ''", "device = \"\": 1 to 64"),
             ("telemetry_seconds = 0", "telemetry_seconds = \"0\": 1 to 3600"),
+            ("memory = 'much'", "memory = \"much\": a size"),
             ("provider = 'tpu'", "provider = \"tpu\": cpu, cuda or xnnpack"),
             ("coordinator_key = 'abc'", "coordinator_key = \"abc\": 64"),
         ] {

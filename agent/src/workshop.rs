@@ -5,18 +5,22 @@
 
 use crate::config::Training;
 use crate::corpus::Corpus;
+use crate::memory;
 use crate::participant::sharing::shared_layers;
 use crate::participant::{Job, Personal, Trained, Work};
 use crate::telemetry::own_memory;
 use crate::worker::{Product, Workshop};
 use anyhow::{Context, bail};
+use bytesize::ByteSize;
 use skiff_blobs::Blobs;
-use skiff_models::pack::Pack;
+use skiff_models::memory::Step;
+use skiff_models::pack::{Manifest, Pack};
 use skiff_models::tensors::{NamedTensors, Schema, write};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, TrainReport, WorkSample};
 use skiff_trainer::{
-    AdamWOptions, EvaluatePlan, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary, Trainer,
+    AdamWOptions, EvaluatePlan, Examples, Policy, Runtime, Schedule, StepReport, TrainPlan, TrainSummary, Trainer, Way,
+    Ways,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -31,14 +35,22 @@ pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
     blobs: Arc<Blobs>,
-    open: Option<(Arc<Pack>, Trainer)>,
+    open: Option<Open>,
     train: Texts,
     test: Texts,
 }
 
+/// A pack with its sessions.
+struct Open {
+    pack: Arc<Pack>,
+    trainer: Trainer,
+    /// Bytes that the process had when they were opened.
+    process: u64,
+}
+
 impl Drop for PackWorkshop {
     fn drop(&mut self) {
-        if let Some((_, trainer)) = &mut self.open
+        if let Some(Open { trainer, .. }) = &mut self.open
             && let Err(error) = trainer.shrink()
         {
             tracing::warn!(error = %error, "the memory of the trainer stays with the process");
@@ -60,9 +72,13 @@ impl PackWorkshop {
         order: &TrainOrder,
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<Trained> {
-        let (pack, trainer) = opened(&mut self.open, &self.training)?;
-        let corpus = self.train.corpus(&pack, order.max_tokens)?;
+        let Open { pack, trainer, process } = opened(&mut self.open, &self.training)?;
+        let corpus = self.train.corpus(pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
+        let ways = match self.training.memory {
+            Some(limit) => within(limit, *process, trainer, pack, order)?,
+            None => Ways::Fixed(Way { policy: Policy::Keep, micro_batch: order.batch as usize }),
+        };
         let plan = TrainPlan {
             seed: order.seed,
             device: self.device.to_string(),
@@ -71,7 +87,7 @@ impl PackWorkshop {
             rates: order.rates.clone(),
             steps: order.steps,
             batch: order.batch as usize,
-            micro_batch: order.batch as usize,
+            ways,
             learning_rate: order.learning_rate,
             schedule: Schedule::default(),
             optimizer: AdamWOptions::default(),
@@ -96,8 +112,8 @@ impl PackWorkshop {
         order: &EvaluateOrder,
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<EvaluationReport> {
-        let (pack, trainer) = opened(&mut self.open, &self.training)?;
-        let corpus = self.test.corpus(&pack, order.max_tokens)?;
+        let Open { pack, trainer, .. } = opened(&mut self.open, &self.training)?;
+        let corpus = self.test.corpus(pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
         let examples = usize::try_from(order.examples).unwrap_or(usize::MAX);
         let plan = EvaluatePlan { examples, batch: order.batch as usize };
@@ -148,12 +164,9 @@ impl Texts {
     }
 }
 
-fn opened<'a>(
-    open: &'a mut Option<(Arc<Pack>, Trainer)>,
-    training: &Training,
-) -> anyhow::Result<(Arc<Pack>, &'a mut Trainer)> {
-    let (pack, trainer) = match open.take() {
-        Some(both) => both,
+fn opened<'a>(open: &'a mut Option<Open>, training: &Training) -> anyhow::Result<&'a mut Open> {
+    let opened = match open.take() {
+        Some(opened) => opened,
         None => {
             let pack = Arc::new(Pack::open(&training.pack)?);
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
@@ -161,11 +174,20 @@ fn opened<'a>(
             let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
             tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
-            (pack, trainer)
+            Open { pack, trainer, process: memory::of_process() }
         }
     };
-    let (pack, trainer) = open.insert((pack, trainer));
-    Ok((Arc::clone(pack), trainer))
+    Ok(open.insert(opened))
+}
+
+/// How the order's steps stay within `limit`.
+fn within(limit: ByteSize, process: u64, trainer: &Trainer, pack: &Pack, order: &TrainOrder) -> anyhow::Result<Ways> {
+    let Manifest { layers, layout, .. } = pack.manifest();
+    let tokens = layout.max_tokens.min(order.max_tokens as usize);
+    let step = Step { examples: order.batch as usize, tokens, active: *layers };
+    let plan = memory::planned(trainer, limit, process, step)?;
+    tracing::info!(plan = memory::explained(&plan, limit, process), "memory");
+    Ok(plan.ways())
 }
 
 /// The global weights, with the device's own layers in place of those that it keeps.

@@ -1,16 +1,17 @@
 //! `skiff-agent bench`: how fast this device trains a pack, and in how much memory.
 
+use crate::telemetry::own_memory;
 use anyhow::Context;
 use serde::Serialize;
 use skiff_models::Pack;
-use skiff_models::memory::Step;
+use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::task::Task;
 use skiff_models::work::flops;
 use skiff_trainer::clock::monotonic;
 use skiff_trainer::optimizer::AdamW;
 use skiff_trainer::{Batch, LayerMask, Operators, Policy, Runtime, Sequence, Target, Trainer, roof};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Times training steps on random tokens: seconds, share of the machine's peak, memory.
@@ -81,6 +82,12 @@ struct Found {
     peak_rss_bytes: u64,
     anonymous_bytes: u64,
     file_bytes: u64,
+    /// Resident once the trainer was open, before the first step.
+    open_bytes: u64,
+    /// What the graphs say that the step takes beside that.
+    predicted: Prediction,
+    /// Both together.
+    predicted_bytes: u64,
 }
 
 /// Runs the command.
@@ -106,6 +113,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             vec![count.with_context(|| format!("--active: expected all, or a number from 1 to {layers}"))?]
         }
     };
+    let open_bytes = own_memory(Path::new("/")).resident_bytes;
+    let design = &pack.manifest().design;
+    let fused = design.fused_stages().context("building the graphs that are measured")?;
     let plain = pack.manifest().design.stages().context("building the graphs that are counted")?;
     let (examples, tokens) = (arguments.batch.into(), usize::from(arguments.tokens));
     let mut out = std::io::stdout().lock();
@@ -122,6 +132,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let peak = roof(&runtime)?;
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
+        let stages = if arguments.plain { &plain } else { &fused };
+        let predicted = predict(design, stages, Step { examples, tokens, active }, arguments.policy);
         let gflop = flops(&plain, Step { examples, tokens, active }) as f64 / 1e9;
         let found = Found {
             active,
@@ -139,6 +151,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             peak_rss_bytes: memory[0],
             anonymous_bytes: memory[1],
             file_bytes: memory[2],
+            open_bytes,
+            predicted,
+            predicted_bytes: open_bytes + predicted.total(),
         };
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&found)?)?;
@@ -221,7 +236,8 @@ fn memory() -> [u64; 3] {
     })
 }
 
-fn policy(text: &str) -> Result<Policy, String> {
+/// A policy by its name.
+pub(super) fn policy(text: &str) -> Result<Policy, String> {
     let known = Policy::ALL.into_iter().find(|policy| policy.name() == text);
     known.ok_or_else(|| "expected keep, half or recompute".to_owned())
 }

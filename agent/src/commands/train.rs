@@ -1,15 +1,19 @@
 //! `skiff-agent train`: the trainer on local files, without a fleet.
 
+use super::bench::policy;
 use crate::corpus::Corpus;
+use crate::memory;
 use crate::store::replace;
 use crate::telemetry::own_memory;
 use anyhow::Context;
+use bytesize::ByteSize;
 use serde::Serialize;
+use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
 use skiff_trainer::{
-    AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, Schedule, StepReport, TrainPlan,
-    TrainSummary, Trainer, Training,
+    AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Policy, Provider, Runtime, Schedule, StepReport,
+    TrainPlan, TrainSummary, Trainer, Training, Way, Ways,
 };
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -52,6 +56,13 @@ pub struct Arguments {
     /// for rounding [default: all of them].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     micro_batch: Option<u16>,
+    /// What layers keep for the backward pass: keep (all that it needs), half (the same in half precision) or recompute
+    /// (nothing; it is computed again).
+    #[arg(long, default_value = "keep", value_parser = policy)]
+    policy: Policy,
+    /// Stay below so much memory, for instance 300MB: each step is done the fastest way that does, which is said at the start.
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["micro_batch", "policy"])]
+    memory: Option<ByteSize>,
     /// AdamW's learning rate, at its highest.
     #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     lr: f32,
@@ -136,6 +147,8 @@ struct Outcome {
     #[serde(flatten)]
     found: Found,
     evaluate_examples_per_second: Option<f64>,
+    /// With `--memory`.
+    memory: Option<Plan>,
     train_seconds: f64,
     peak_rss_bytes: u64,
 }
@@ -165,7 +178,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
     let mut trainer = Trainer::open(&runtime, pack)?;
 
-    let plan = arguments.plan(layers)?;
+    let memory = arguments.memory.map(|limit| arguments.within(limit, &trainer, layers)).transpose()?;
+    let plan = arguments.plan(layers, memory.as_ref())?;
     let progress = Progress::new();
     let mut training = trainer.begin(&plan, &train)?;
     if let Some(path) = &arguments.checkpoint {
@@ -203,6 +217,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .as_ref()
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
         resumed_steps,
+        memory,
         peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
         ..Outcome::of(&summary, arguments.batch.into())
     };
@@ -210,7 +225,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    fn plan(&self, layers: usize) -> anyhow::Result<TrainPlan> {
+    /// How the steps stay within `limit`; said on standard error.
+    fn within(&self, limit: ByteSize, trainer: &Trainer, layers: usize) -> anyhow::Result<Plan> {
+        let process = memory::of_process();
+        let tokens = trainer.form().layout.max_tokens.min(self.max_tokens);
+        let active = self.rates(layers).iter().filter(|rate| **rate < 1.0).count().max(1);
+        let plan = memory::planned(trainer, limit, process, Step { examples: self.batch.into(), tokens, active })?;
+        write!(std::io::stderr(), "memory {}", memory::explained(&plan, limit, process))?;
+        Ok(plan)
+    }
+
+    fn rates(&self, layers: usize) -> Vec<f32> {
+        self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers])
+    }
+
+    fn plan(&self, layers: usize, memory: Option<&Plan>) -> anyhow::Result<TrainPlan> {
         let decay = match self.schedule {
             Falling::Constant => Decay::Constant,
             Falling::Linear => Decay::Linear,
@@ -221,10 +250,15 @@ impl Arguments {
             device: "local".to_owned(),
             round: 0,
             data,
-            rates: self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers]),
+            rates: self.rates(layers),
             steps: self.steps,
             batch: self.batch.into(),
-            micro_batch: self.micro_batch.unwrap_or(self.batch).into(),
+            ways: match memory {
+                Some(plan) => plan.ways(),
+                None => {
+                    Ways::Fixed(Way { policy: self.policy, micro_batch: self.micro_batch.unwrap_or(self.batch).into() })
+                }
+            },
             learning_rate: self.lr,
             schedule: Schedule { warm_up: self.warm_up, decay },
             optimizer: AdamWOptions { weight_decay: self.weight_decay, ..AdamWOptions::default() },
@@ -302,6 +336,7 @@ impl Outcome {
             loss_last_20: summary.recent_loss,
             found: Found::default(),
             evaluate_examples_per_second: None,
+            memory: None,
             train_seconds: seconds,
             peak_rss_bytes: 0,
         }

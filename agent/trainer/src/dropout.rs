@@ -37,6 +37,18 @@ impl LayerMask {
         Self(vec![closest.unwrap_or(0)])
     }
 
+    /// As [`LayerMask::draw`], but of more than `most` active layers some are skipped too, drawn evenly from those that may
+    /// be: a layer of rate 0 runs whatever `most` is.
+    #[must_use]
+    pub fn draw_at_most(most: usize, rates: &[f32], seed: u64, device: &str, round: u32, step: u32) -> Self {
+        let Self(mut active) = Self::draw(rates, seed, device, round, step);
+        let mut more: Vec<usize> = active.iter().copied().filter(|&layer| rates[layer] > 0.0).collect();
+        stream("layers too many", seed, device, round, step).shuffle(&mut more);
+        more.truncate(active.len().saturating_sub(most.max(1)));
+        active.retain(|layer| !more.contains(layer));
+        Self(active)
+    }
+
     /// The active layers, ascending.
     #[must_use]
     pub fn active(&self) -> &[usize] {
@@ -76,6 +88,20 @@ mod tests {
         fn protected_layers_always_run_and_certain_ones_are_always_skipped(seed: u64, step: u32) {
             let mask = LayerMask::draw(&[0.0, 1.0, 0.0, 1.0], seed, "a", 1, step);
             prop_assert_eq!(mask.active(), &[0, 2]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_run_than_may(seed: u64, step: u32, most in 1..8usize, rate in 0.01f32..=1.0) {
+            let rates = [0.0, rate, rate, rate, 0.0, rate, rate];
+            let (free, bound) = (
+                LayerMask::draw(&rates, seed, "a", 1, step),
+                LayerMask::draw_at_most(most, &rates, seed, "a", 1, step),
+            );
+            prop_assert_eq!(bound.active().len(), free.active().len().min(most.max(2)));
+            prop_assert!(bound.active().iter().all(|layer| free.active().contains(layer)));
+            prop_assert!([0, 4].iter().all(|layer| bound.active().contains(layer)));
         }
     }
 

@@ -10,6 +10,7 @@ use crate::optimizer::{AdamW, AdamWOptions, clip, global_norm};
 use crate::schedule::Schedule;
 use crate::tally::Tally;
 use crate::trainer::{Brought, Trainer, bring};
+use skiff_models::memory::{Way, Ways};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -34,8 +35,8 @@ pub struct TrainPlan {
     pub steps: u32,
     /// Examples in a step.
     pub batch: usize,
-    /// At most so many of them are computed at once, which bounds the memory; gradients differ in rounding only.
-    pub micro_batch: usize,
+    /// How each step is done, which bounds the memory; gradients differ in rounding only.
+    pub ways: Ways,
     /// AdamW's, where the schedule has it whole.
     pub learning_rate: f32,
     /// How it rises and falls.
@@ -101,6 +102,7 @@ pub struct Training<'a> {
     examples: &'a dyn Examples,
     optimizer: AdamW,
     tally: Tally,
+    epochs: Epochs,
 }
 
 impl<'a> Training<'a> {
@@ -111,7 +113,14 @@ impl<'a> Training<'a> {
     ) -> Result<Self, TrainerError> {
         let layers = trainer.pack.manifest().layers;
         check(plan, layers, examples.len())?;
-        Ok(Self { trainer, plan, examples, optimizer: AdamW::new(plan.optimizer), tally: Tally::new(layers) })
+        Ok(Self {
+            trainer,
+            plan,
+            examples,
+            optimizer: AdamW::new(plan.optimizer),
+            tally: Tally::new(layers),
+            epochs: Epochs::default(),
+        })
     }
 
     /// Steps done, those that were skipped included.
@@ -131,8 +140,8 @@ impl<'a> Training<'a> {
         let (examples, form) = (self.examples, self.trainer.form().clone());
         let next = self.done().saturating_add(1);
         let order =
-            (next..=self.plan.steps.min(next)).flat_map(|step| examples_of_step(self.plan, examples.len(), step));
-        self.step_on(&mut order.map(|at| bring(examples, &form, at)))
+            if next <= self.plan.steps { self.epochs.of_step(self.plan, examples.len(), next) } else { Vec::new() };
+        self.step_on(&mut order.into_iter().map(|at| bring(examples, &form, at)))
     }
 
     /// Does all steps that are left, or as many as `watch` wants: it sees each report, and the training after the step. The
@@ -146,7 +155,8 @@ impl<'a> Training<'a> {
         W: FnMut(&Self, &StepReport) -> Result<ControlFlow<()>, E>,
     {
         let (plan, examples, form) = (self.plan, self.examples, self.trainer.form().clone());
-        let order = (self.done() + 1..=plan.steps).flat_map(|step| examples_of_step(plan, examples.len(), step));
+        let mut epochs = std::mem::take(&mut self.epochs);
+        let order = (self.done() + 1..=plan.steps).flat_map(|step| epochs.of_step(plan, examples.len(), step));
         let mut refused = None;
         ahead(
             order,
@@ -176,9 +186,12 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         let (step, begun) = (self.done() + 1, monotonic());
-        let mask = LayerMask::draw(&plan.rates, plan.seed, &plan.device, plan.round, step);
+        let most = plan.ways.most_active();
+        let mask = LayerMask::draw_at_most(most, &plan.rates, plan.seed, &plan.device, plan.round, step);
+        let way = plan.ways.with(mask.active().len()).expect("a plan without ways is refused");
         let sequences = brought.take(plan.batch).collect::<Result<Vec<_>, TrainerError>>()?;
-        let mut outcome = self.trainer.step_in_parts(&sequences, &mask, plan.micro_batch)?;
+        self.trainer.set_policy(way.policy);
+        let mut outcome = self.trainer.step_in_parts(&sequences, &mask, way.micro_batch)?;
         let norm = global_norm(&outcome.gradients);
         let skipped = !is_usable(outcome.loss, norm);
         if !skipped {
@@ -257,7 +270,7 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         rates,
         steps,
         batch,
-        micro_batch,
+        ways,
         learning_rate,
         schedule: Schedule { warm_up, decay },
         optimizer: AdamWOptions { beta_1, beta_2, epsilon, weight_decay },
@@ -271,7 +284,7 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         ("dropout rates", format!("{rates:?}")),
         ("steps", steps.to_string()),
         ("batch", batch.to_string()),
-        ("micro-batch", micro_batch.min(batch).to_string()),
+        ("policy and micro-batch", described(ways)),
         ("learning rate", learning_rate.to_string()),
         ("warm-up", warm_up.to_string()),
         ("schedule", format!("{decay:?}").to_lowercase()),
@@ -285,6 +298,14 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
     named.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
+fn described(ways: &Ways) -> String {
+    let way = |Way { policy, micro_batch }: &Way| format!("{} {micro_batch}", policy.name());
+    match ways {
+        Ways::Fixed(one) => way(one),
+        Ways::ByActive(ways) => ways.iter().map(way).collect::<Vec<_>>().join(", "),
+    }
+}
+
 fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), TrainerError> {
     let fail = |what: String| Err(TrainerError::Plan { what });
     if plan.rates.len() != layers {
@@ -293,14 +314,23 @@ fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), Trainer
     if let Some(rate) = plan.rates.iter().find(|rate| !(0.0..=1.0).contains(*rate)) {
         return fail(format!("dropout rate {rate} is not between 0 and 1"));
     }
+    if u32::try_from(examples).is_err() {
+        return fail(format!("{examples} examples are more than {}", u32::MAX));
+    }
     if examples == 0 {
         return fail("there is nothing to train on".to_owned());
     }
     if plan.batch == 0 || plan.steps == 0 {
         return fail("a training needs at least one step of at least one example".to_owned());
     }
-    if plan.micro_batch == 0 {
+    let mut ways = (1..=layers).map(|active| plan.ways.with(active));
+    if ways.any(|way| way.is_none_or(|way| way.micro_batch == 0)) {
         return fail("a micro-batch needs at least one example".to_owned());
+    }
+    let always = plan.rates.iter().filter(|rate| **rate == 0.0).count();
+    if always > plan.ways.most_active() {
+        let most = plan.ways.most_active();
+        return fail(format!("{always} layers are never skipped, but there is memory for {most}"));
     }
     if plan.schedule.warm_up > plan.steps {
         return fail(format!("a warm-up of {} steps does not fit into {}", plan.schedule.warm_up, plan.steps));
@@ -314,27 +344,32 @@ fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), Trainer
     }
 }
 
-/// The examples of step `step` of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each
-/// the corpus in another seeded order, where `k` counts steps over rounds.
-fn examples_of_step(plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
-    let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
-    let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);
-    let mut chosen = Vec::with_capacity(plan.batch);
-    let mut epoch = None;
-    for position in before * batch..(before + 1) * batch {
-        let number = position / examples_of_epoch;
-        let order = match epoch.take() {
-            Some((known, order)) if known == number => order,
-            _ => epoch_order(plan, examples, number),
-        };
-        chosen.push(order[(position % examples_of_epoch) as usize]);
-        epoch = Some((number, order));
-    }
-    chosen
+/// Which examples each step of a device takes: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each the
+/// corpus in another seeded order, where `k` counts steps over rounds.
+#[derive(Default)]
+struct Epochs {
+    /// The last epoch's number and order.
+    known: Option<(u128, Vec<u32>)>,
 }
 
-fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..examples).collect();
+impl Epochs {
+    fn of_step(&mut self, plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
+        let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
+        let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);
+        let example = |position: u128| {
+            let number = position / examples_of_epoch;
+            let (_, order) = match self.known.take_if(|(known, _)| *known == number) {
+                Some(known) => self.known.insert(known),
+                None => self.known.insert((number, epoch_order(plan, examples, number))),
+            };
+            order[(position % examples_of_epoch) as usize] as usize
+        };
+        (before * batch..(before + 1) * batch).map(example).collect()
+    }
+}
+
+fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..examples as u32).collect();
     stream("epoch", plan.seed, &plan.device, epoch as u32, 0).shuffle(&mut order);
     order
 }
@@ -342,6 +377,7 @@ fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skiff_models::memory::Policy;
 
     fn plan(round: u32) -> TrainPlan {
         TrainPlan {
@@ -352,7 +388,7 @@ mod tests {
             rates: vec![0.0; 2],
             steps: 3,
             batch: 4,
-            micro_batch: 4,
+            ways: Ways::Fixed(Way { policy: Policy::Keep, micro_batch: 4 }),
             learning_rate: 1e-3,
             schedule: Schedule::default(),
             optimizer: AdamWOptions::default(),
@@ -362,7 +398,7 @@ mod tests {
 
     #[test]
     fn rounds_walk_through_the_corpus_without_repetition_until_it_is_used_up() {
-        let steps = |round| (1..=3).flat_map(move |step| examples_of_step(&plan(round), 24, step));
+        let steps = |round| (1..=3).flat_map(move |step| Epochs::default().of_step(&plan(round), 24, step));
         let mut seen: Vec<usize> = steps(1).chain(steps(2)).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..24).collect::<Vec<_>>());
@@ -371,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_corpus_smaller_than_a_batch_is_repeated() {
-        let chosen = examples_of_step(&plan(1), 3, 1);
+        let chosen = Epochs::default().of_step(&plan(1), 3, 1);
         assert_eq!(chosen.len(), 4);
         assert!(chosen.iter().all(|&at| at < 3));
     }
@@ -379,7 +415,7 @@ mod tests {
     #[test]
     fn the_last_step_of_the_last_round_has_its_examples() {
         let endless = TrainPlan { steps: u32::MAX, batch: 4096, ..plan(u32::MAX) };
-        let chosen = examples_of_step(&endless, 3, u32::MAX);
+        let chosen = Epochs::default().of_step(&endless, 3, u32::MAX);
         assert_eq!(chosen.len(), 4096);
         assert!((0..3).all(|example| chosen.contains(&example)) && chosen.iter().all(|&at| at < 3));
     }

@@ -21,17 +21,17 @@ pub fn of_process() -> u64 {
 pub enum MemoryError {
     /// Not even one layer fits.
     #[error(
-        "memory = {limit}: the process takes {process}, and a step with one layer, {tokens} tokens and one example at a time \
-         {least}; allow at least {} or cut texts shorter",
-        ByteSize(process.0 + least.0)
+        "memory = {}: the process takes {}, and a step with one layer and one example of {tokens} tokens at a time {}; allow \
+         at least {} or cut texts shorter",
+        si(*limit), si(*process), si(*least), si(process + least)
     )]
     TooLittle {
         /// Of the setting.
-        limit: ByteSize,
+        limit: u64,
         /// What the process takes.
-        process: ByteSize,
+        process: u64,
         /// What a step takes at least.
-        least: ByteSize,
+        least: u64,
         /// Of each text.
         tokens: usize,
     },
@@ -47,12 +47,9 @@ pub enum MemoryError {
 pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> Result<Plan, MemoryError> {
     let plan = trainer.plan(step, limit.0.saturating_sub(process))?;
     match plan.beyond {
-        Some(Costed { bytes, .. }) if plan.chosen.is_empty() => Err(MemoryError::TooLittle {
-            limit,
-            process: ByteSize(process),
-            least: ByteSize(bytes.total()),
-            tokens: step.tokens,
-        }),
+        Some(Costed { bytes, .. }) if plan.chosen.is_empty() => {
+            Err(MemoryError::TooLittle { limit: limit.0, process, least: bytes.total(), tokens: step.tokens })
+        }
         Some(_) | None => Ok(plan),
     }
 }
@@ -60,19 +57,18 @@ pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> 
 /// The plan for people: what is done with how many layers, in how much memory, and why not faster.
 #[must_use]
 pub fn explained(plan: &Plan, limit: ByteSize, process: u64) -> String {
-    let (process, room) = (ByteSize(process).display().si(), ByteSize(plan.room).display().si());
-    let mut text = format!("at most {}: {process} for the process, {room} for steps\n", limit.display().si());
+    let mut text = format!("at most {}: {} for the process, {} for steps\n", si(limit.0), si(process), si(plan.room));
     let mut layers = 1;
     for alike in plan.chosen.chunk_by(|one, other| one.way == other.way) {
         let last = layers + alike.len() - 1;
         let Costed { way, relative_time, bytes } = alike[alike.len() - 1];
-        let (total, kept) = (ByteSize(bytes.total()).display().si(), ByteSize(bytes.kept).display().si());
+        let (total, kept) = (si(bytes.total()), si(bytes.kept));
         let _ = writeln!(
             text,
-            "  {:<16}{}, {} examples at once: up to {total}, {kept} of it kept for the backward pass{}",
-            if layers == last { format!("{last} layers") } else { format!("{layers} to {last} layers") },
+            "  {:<16}{}, {} at once: up to {total}, {kept} of it kept for the backward pass{}",
+            if layers == last { counted(last, "layer") } else { format!("{layers} to {last} layers") },
             way.policy.name(),
-            way.micro_batch,
+            counted(way.micro_batch, "example"),
             if relative_time > 1.0 {
                 format!("; about {:.0} % slower", 100.0 * (relative_time - 1.0))
             } else {
@@ -82,11 +78,18 @@ pub fn explained(plan: &Plan, limit: ByteSize, process: u64) -> String {
         layers = last + 1;
     }
     if let Some(Costed { bytes, .. }) = plan.beyond {
-        let least = ByteSize(bytes.total()).display().si();
-        let _ =
-            writeln!(text, "  {layers} layers would take at least {least}: more than {} never run at once", layers - 1);
+        let (layers, least, most) = (counted(layers, "layer"), si(bytes.total()), plan.chosen.len());
+        let _ = writeln!(text, "  {layers} would take at least {least}: more than {most} never run at once");
     }
     text
+}
+
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+fn si(bytes: u64) -> String {
+    ByteSize(bytes).display().si().to_string()
 }
 
 #[cfg(test)]

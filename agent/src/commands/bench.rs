@@ -1,5 +1,6 @@
 //! `skiff-agent bench`: how fast this device trains a pack, and in how much memory.
 
+use super::profile::{self, Profile};
 use crate::telemetry::own_memory;
 use anyhow::Context;
 use serde::Serialize;
@@ -48,6 +49,10 @@ pub struct Arguments {
     /// Only evaluate.
     #[arg(long)]
     evaluate: bool,
+    /// Have ONNX Runtime time every operator: adds a table of them, and leaves its traces in this new folder (for
+    /// chrome://tracing). Steps take a little longer then.
+    #[arg(long, value_name = "DIR", conflicts_with = "table")]
+    profile: Option<PathBuf>,
     /// Timed steps, after two that are not.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
@@ -61,6 +66,9 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+/// Steps before those that count.
+const WARM_UP: usize = 2;
 
 /// What one line says.
 #[derive(Serialize)]
@@ -99,7 +107,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let threads = arguments.threads.map_or_else(cores, usize::from);
     let begun = monotonic();
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
-    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    let mut runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    if let Some(folder) = &arguments.profile {
+        profile::prepare(folder)?;
+        runtime = runtime.tracing_into(folder.clone());
+    }
     let operators = if arguments.plain { Operators::Plain } else { Operators::Fused };
     let mut trainer = Trainer::open_with(&runtime, Arc::clone(&pack), operators)?;
     trainer.set_policy(arguments.policy);
@@ -122,14 +134,17 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if !arguments.json {
         writeln!(out, "active  median s     min s   GFLOP/s  of roof  peak MB   anon MB   file MB")?;
     }
+    let (mut steps, mut seconds) = (0, 0.0);
     for active in counts {
         let batch = Batch::new(&random(&pack, examples, tokens), trainer.form()).context("--tokens")?;
         let mask = spread(active, layers);
         reset_peak();
-        let mut times = time(&mut trainer, &batch, &mask, arguments)?;
+        let all_times = time(&mut trainer, &batch, &mask, arguments)?;
         let memory = memory();
         // After the steps, so that its operands are not in their memory.
         let peak = roof(&runtime)?;
+        (steps, seconds) = (all_times.len(), all_times.iter().sum());
+        let mut times = all_times[WARM_UP..].to_vec();
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         let stages = if arguments.plain { &plain } else { &fused };
@@ -168,15 +183,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             )?;
         }
     }
+    if let Some(folder) = &arguments.profile {
+        // The traces are written as the sessions go.
+        drop(trainer);
+        let profile = Profile::read(folder, steps, seconds)?;
+        if arguments.json {
+            writeln!(out, "{}", serde_json::json!({ "profile": profile }))?;
+        } else {
+            profile.print(&mut out)?;
+        }
+    }
     Ok(())
 }
 
-/// Seconds of each step.
+/// Seconds of each step, those before the timed ones too.
 fn time(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask, arguments: &Arguments) -> anyhow::Result<Vec<f64>> {
     let mut optimizer = AdamW::default();
     let mut weights = trainer.weights().clone();
     let mut times = Vec::new();
-    for step in 0..arguments.steps + 2 {
+    for _ in 0..WARM_UP + usize::from(arguments.steps) {
         let begun = monotonic();
         if arguments.evaluate {
             trainer.logits(batch, mask)?;
@@ -185,9 +210,7 @@ fn time(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask, arguments: &Argu
             optimizer.step(&mut weights, &outcome.gradients, 5e-4);
             trainer.set_weights(weights.clone())?;
         }
-        if step >= 2 {
-            times.push(monotonic().saturating_sub(begun).as_secs_f64());
-        }
+        times.push(monotonic().saturating_sub(begun).as_secs_f64());
     }
     Ok(times)
 }

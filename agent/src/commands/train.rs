@@ -85,8 +85,8 @@ pub struct Arguments {
     #[arg(long, value_parser = positive)]
     clip: Option<f32>,
     /// Cut texts to this many tokens.
-    #[arg(long, default_value_t = 128)]
-    max_tokens: usize,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
     /// Evaluate on at most this many examples, from the first; 0 for none.
     #[arg(long, default_value_t = 1000)]
     evaluate: usize,
@@ -170,7 +170,8 @@ struct Found {
 /// Anything that keeps it from finishing.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
-    let load = |path| Corpus::load(path, &pack, arguments.max_tokens);
+    arguments.out.as_deref().map_or(Ok(()), writable)?;
+    let load = |path| Corpus::load(path, &pack, arguments.max_tokens as usize);
     let (train, test) = (load(&arguments.train)?, load(&arguments.test)?);
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = arguments.threads.map_or_else(cores, usize::from);
@@ -198,7 +199,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let summary = training.summary();
     if let Some(path) = &arguments.out {
         let bytes = tensors::write(trainer.weights())?;
-        std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
+        replace(path, &bytes).with_context(|| format!("writing {}", path.display()))?;
     }
     let evaluated = if arguments.evaluate > 0 {
         let plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
@@ -224,11 +225,23 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     outcome.print(arguments.json)
 }
 
+/// Finds out before a long training whether its result can be written to `path`.
+fn writable(path: &Path) -> anyhow::Result<()> {
+    let known = path.exists();
+    let tried = File::options().append(true).create(true).open(path);
+    tried.with_context(|| format!("--out {}: no file can be written there", path.display()))?;
+    if !known {
+        // It comes with the result.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
 impl Arguments {
     /// How the steps stay within `limit`; said on standard error.
     fn within(&self, limit: ByteSize, trainer: &Trainer, layers: usize) -> anyhow::Result<Plan> {
         let process = memory::of_process();
-        let tokens = trainer.form().layout.max_tokens.min(self.max_tokens);
+        let tokens = trainer.form().layout.max_tokens.min(self.max_tokens as usize);
         let active = self.rates(layers).iter().filter(|rate| **rate < 1.0).count().max(1);
         let plan = memory::planned(trainer, limit, process, Step { examples: self.batch.into(), tokens, active })?;
         write!(std::io::stderr(), "memory {}", memory::explained(&plan, limit, process))?;

@@ -1,6 +1,6 @@
 //! `skiff-pack inspect`.
 
-use crate::screen::{bytes, count};
+use crate::screen::{Screen, bytes, count};
 use anyhow::{Context, ensure};
 use serde_json::json;
 use skiff_models::Pack;
@@ -58,7 +58,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Shows the pack in `path`.
 pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()> {
-    let pack = Pack::open(path).with_context(|| format!("opening the pack {}", path.display()))?;
+    let screen = Screen::new();
+    screen.say("checking every file");
+    let pack = Pack::open(path).with_context(|| format!("opening the pack {}", path.display()));
+    screen.clear();
+    let pack = pack?;
     let manifest = pack.manifest();
     let most = manifest.layout.max_tokens;
     let tokens = batch.tokens.map_or(most.min(128), |tokens| tokens as usize);

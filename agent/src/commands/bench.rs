@@ -90,6 +90,9 @@ struct Found {
     peak_rss_bytes: u64,
     anonymous_bytes: u64,
     file_bytes: u64,
+    /// How much the process's address space grew during the timed steps: 0 where none of them allocated what those before had
+    /// not.
+    grown_bytes: u64,
     /// Resident once the trainer was open, before the first step.
     open_bytes: u64,
     /// What the graphs say that the step takes beside that.
@@ -139,7 +142,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let batch = Batch::new(&random(&pack, examples, tokens), trainer.form()).context("--tokens")?;
         let mask = spread(active, layers);
         reset_peak();
-        let all_times = time(&mut trainer, &batch, &mask, arguments)?;
+        let (all_times, grown) = time(&mut trainer, &batch, &mask, arguments)?;
         let memory = memory();
         // After the steps, so that its operands are not in their memory.
         let peak = roof(&runtime)?;
@@ -166,6 +169,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             peak_rss_bytes: memory[0],
             anonymous_bytes: memory[1],
             file_bytes: memory[2],
+            grown_bytes: grown,
             open_bytes,
             predicted,
             predicted_bytes: open_bytes + predicted.total(),
@@ -196,12 +200,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Seconds of each step, those before the timed ones too.
-fn time(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask, arguments: &Arguments) -> anyhow::Result<Vec<f64>> {
+/// Seconds of each step, those before the timed ones too, and how much address space the timed ones added.
+fn time(
+    trainer: &mut Trainer,
+    batch: &Batch,
+    mask: &LayerMask,
+    arguments: &Arguments,
+) -> anyhow::Result<(Vec<f64>, u64)> {
     let mut optimizer = AdamW::default();
     let mut weights = trainer.weights().clone();
     let mut times = Vec::new();
-    for _ in 0..WARM_UP + usize::from(arguments.steps) {
+    let mut before = 0;
+    for step in 0..WARM_UP + usize::from(arguments.steps) {
+        if step == WARM_UP {
+            [before] = status(["VmPeak:"]);
+        }
         let begun = monotonic();
         if arguments.evaluate {
             trainer.logits(batch, mask)?;
@@ -212,7 +225,8 @@ fn time(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask, arguments: &Argu
         }
         times.push(monotonic().saturating_sub(begun).as_secs_f64());
     }
-    Ok(times)
+    let [after] = status(["VmPeak:"]);
+    Ok((times, after.saturating_sub(before)))
 }
 
 /// `active` of `layers` layers, evenly spread, the highest among them.
@@ -251,8 +265,13 @@ fn reset_peak() {
 
 /// Largest resident size, and of the present one what is anonymous and what is of files; bytes.
 fn memory() -> [u64; 3] {
+    status(["VmHWM:", "RssAnon:", "RssFile:"])
+}
+
+/// What the kernel says of this process, in bytes.
+fn status<const N: usize>(keys: [&str; N]) -> [u64; N] {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ["VmHWM:", "RssAnon:", "RssFile:"].map(|key| {
+    keys.map(|key| {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         let kilobytes = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
         kilobytes.unwrap_or(0).saturating_mul(1024)

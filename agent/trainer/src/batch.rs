@@ -169,6 +169,15 @@ impl Batch {
         Ok(Self::laid_out(sequences, form, truths, counted))
     }
 
+    /// The tokens' numbers in the vocabulary; none where the graphs do not ask for them.
+    #[must_use]
+    pub fn ids(&self) -> &[i64] {
+        match self.parts.get(&BatchPart::InputIds) {
+            Some(Part::Integers(ids)) => ids.as_slice().unwrap_or_default(),
+            Some(Part::Numbers(_)) | None => &[],
+        }
+    }
+
     /// Lays out `sequences` in batches of at most `most` examples, each as it is asked for.
     ///
     /// What counts weighs in them what it would weigh in one batch of all: with `n_k` rows that have a target in batch `k` and

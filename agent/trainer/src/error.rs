@@ -33,6 +33,12 @@ pub enum TrainerError {
         /// Why.
         source: ort::Error,
     },
+    /// Rows of the vocabulary's table that could not be read.
+    #[error("reading the vocabulary's table from the pack")]
+    Table {
+        /// Why.
+        source: std::io::Error,
+    },
     /// A graph's input or output is tied to something that is not there.
     #[error(
         "{graph} has the port {port:?}, which is tied to {binding}: there is none; make the pack again with `skiff-pack build`"

@@ -242,11 +242,14 @@ impl Op {
 
     /// Operands that a kernel reads in half precision too, if it is all of them.
     pub(crate) const fn halves(&self) -> Range<usize> {
-        match self {
-            Self::GeluGrad => 0..1,
-            Self::LayerNormGrad | Self::RmsNormGrad => 1..2,
-            Self::AttentionGrad(Attention { one_query: false, .. }) => 0..3,
-            _ => 0..0,
+        if matches!(self, Self::GeluGrad) {
+            0..1
+        } else if matches!(self, Self::LayerNormGrad | Self::RmsNormGrad) {
+            1..2
+        } else if matches!(self, Self::AttentionGrad(Attention { one_query: false, .. })) {
+            0..3
+        } else {
+            0..0
         }
     }
 

@@ -16,6 +16,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Frozen {
     map: Mmap,
+    file: File,
     index: BTreeMap<String, Entry>,
 }
 
@@ -35,6 +36,8 @@ pub struct FrozenTensor<'a> {
     pub dtype: DType,
     /// Little-endian values, aligned to their size.
     pub bytes: &'a [u8],
+    /// Where in the file they begin.
+    pub begin: u64,
 }
 
 impl Frozen {
@@ -48,7 +51,13 @@ impl Frozen {
         #[expect(unsafe_code, reason = "the pack is ours: it is replaced by renaming, never written in place")]
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let index = index(&map)?;
-        Ok(Self { map, index })
+        Ok(Self { map, file, index })
+    }
+
+    /// The file that is mapped.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// The tensor called `name`.
@@ -96,7 +105,8 @@ impl Frozen {
     }
 
     fn view<'a>(&'a self, entry: &'a Entry) -> FrozenTensor<'a> {
-        FrozenTensor { shape: &entry.shape, dtype: entry.dtype, bytes: &self.map[entry.range.clone()] }
+        let (bytes, begin) = (&self.map[entry.range.clone()], entry.range.start as u64);
+        FrozenTensor { shape: &entry.shape, dtype: entry.dtype, bytes, begin }
     }
 }
 

@@ -1,19 +1,33 @@
-//! The frozen tensors, as ONNX Runtime reads them: where they are in the mapped file.
+//! The frozen tensors, as ONNX Runtime reads them: where they are in the mapped file; and the one that is read by rows.
 
 use crate::error::TrainerError;
 use half::f16;
+use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::value::{DynValue, DynValueRefMut, PrimitiveTensorElementType, Shape, TensorRefMut};
 use skiff_models::pack::{Frozen, FrozenTensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::ops::Range;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// Views of all frozen tensors. It must go before the file that they are in.
 pub(super) struct Views {
     places: BTreeMap<String, usize>,
     views: Vec<DynValueRefMut<'static>>,
-    bytes: Vec<Range<usize>>,
+    // After what points into it.
+    table: Option<Table>,
+}
+
+/// A table of which a batch reads few rows: as long as the table in the file, and with nothing in it but these.
+///
+/// In a mapped file, reading a row brings its neighbours into the process's memory, sixteen pages at a time
+/// (fault_around_bytes), which for a vocabulary's table is soon all of it.
+struct Table {
+    rows: MmapMut,
+    width: usize,
+    file: File,
+    begin: u64,
 }
 
 impl Views {
@@ -23,27 +37,7 @@ impl Views {
         let views = frozen.tensors().map(|(name, tensor)| view(&tensor).map_err(|source| failed(name, source)));
         let views = views.collect::<Result<_, _>>()?;
         let places = frozen.tensors().enumerate().map(|(place, (name, _))| (name.to_owned(), place)).collect();
-        let bytes = frozen.tensors().map(|(_, tensor)| tensor.bytes.as_ptr_range());
-        let bytes = bytes.map(|range| range.start.addr()..range.end.addr()).collect();
-        Ok(Self { places, views, bytes })
-    }
-
-    /// Takes the pages of a large table out of the process: reading a row of it brings its neighbours in too, which nobody
-    /// reads. They stay in the system's cache of files while there is room.
-    pub(super) fn forget(&self, place: usize) {
-        const PAGE: usize = 4096;
-        const LARGE: usize = 1 << 20;
-        let Range { start, end } = self.bytes[place];
-        let (first, last) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
-        if last.saturating_sub(first) >= LARGE {
-            #[expect(
-                unsafe_code,
-                reason = "the pages are a file's, mapped to be read only: the next read finds the same bytes"
-            )]
-            unsafe {
-                libc::madvise(std::ptr::without_provenance_mut(first), last - first, libc::MADV_DONTNEED);
-            }
-        }
+        Ok(Self { places, views, table: None })
     }
 
     /// The place of the tensor called `name`.
@@ -54,6 +48,46 @@ impl Views {
     /// The tensor at a place that [`Views::place`] gave.
     pub(super) fn at(&self, place: usize) -> &DynValue {
         &self.views[place]
+    }
+
+    /// Adds the tensor called `name` once more, to be read by rows: only those are there that [`Views::bring`] brought. Gives
+    /// its place; none for a table that is too small to be worth it.
+    pub(super) fn by_rows(&mut self, frozen: &Frozen, name: &str) -> Result<Option<usize>, TrainerError> {
+        const SMALL: usize = 1 << 20;
+        let failed = |source| TrainerError::Table { source };
+        let Some(tensor) = frozen.tensor(name).filter(|tensor| tensor.bytes.len() >= SMALL) else { return Ok(None) };
+        let rows = MmapOptions::new().len(tensor.bytes.len()).no_reserve_swap().map_anon().map_err(failed)?;
+        let view = view(&FrozenTensor { bytes: &rows, ..tensor });
+        let view = view.map_err(|source| TrainerError::Frozen { name: name.to_owned(), source })?;
+        let width = tensor.bytes.len() / tensor.shape[0].max(1);
+        let file = frozen.file().try_clone().map_err(failed)?;
+        self.table = Some(Table { rows, width, file, begin: tensor.begin });
+        self.views.push(view);
+        Ok(Some(self.views.len() - 1))
+    }
+
+    /// Reads these rows of the table. One that it lacks is an error of the graph, not of this.
+    pub(super) fn bring(&mut self, rows: &[i64]) -> Result<(), TrainerError> {
+        let Some(Table { rows: memory, width, file, begin }) = &mut self.table else { return Ok(()) };
+        for &row in rows.iter().collect::<BTreeSet<_>>() {
+            let at = usize::try_from(row).unwrap_or(usize::MAX).saturating_mul(*width);
+            if let Some(memory) = memory.get_mut(at..at.saturating_add(*width)) {
+                file.read_exact_at(memory, *begin + at as u64).map_err(|source| TrainerError::Table { source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the rows' memory back.
+    pub(super) fn forget(&self) {
+        if let Some(Table { rows, .. }) = &self.table {
+            #[expect(
+                unsafe_code,
+                reason = "nobody has a reference into it, and whoever reads it next brings its rows before"
+            )]
+            // Where it is refused the rows stay, which harms nothing.
+            let _ = unsafe { rows.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 }
 
@@ -94,7 +128,7 @@ mod tests {
         for (width, expected) in
             [(4, TensorElementType::Float32), (2, TensorElementType::Float16), (1, TensorElementType::Int8)]
         {
-            let tensor = FrozenTensor { shape: &[2, 3], dtype: DType::F32, bytes: &bytes[..6 * width] };
+            let tensor = FrozenTensor { shape: &[2, 3], dtype: DType::F32, bytes: &bytes[..6 * width], begin: 0 };
             assert_eq!(view(&tensor).unwrap().dtype().tensor_type(), Some(expected));
         }
     }

@@ -219,11 +219,13 @@ impl Graph {
         Ok(results)
     }
 
-    /// Takes the tables that it reads as `layer` out of memory.
-    pub(super) fn forget_tables(&self, layer: usize, frozen: &Views) {
-        for feed in self.tables.get(&layer).iter().flat_map(|table| &table.feeds) {
-            if let Feed::Frozen(place) = feed {
-                frozen.forget(*place);
+    /// Reads the frozen tensor at the place `from` at the place `to` from now on.
+    pub(super) fn redirect(&mut self, from: usize, to: usize) {
+        for feed in self.tables.values_mut().flat_map(|table| &mut table.feeds) {
+            if let Feed::Frozen(place) = feed
+                && *place == from
+            {
+                *place = to;
             }
         }
     }

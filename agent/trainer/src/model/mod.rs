@@ -162,7 +162,8 @@ impl Model {
     fn of(runtime: &Runtime, parts: Parts<'_>) -> Result<Self, TrainerError> {
         let Parts { layout, stages, schema, frozen, file, mapping } = parts;
         check(stages, layout)?;
-        let frozen = Views::of(frozen)?;
+        let mapped = frozen;
+        let mut frozen = Views::of(mapped)?;
         let contexts =
             names(
                 &stages.embed.evaluate.outputs,
@@ -171,8 +172,8 @@ impl Model {
         let bare =
             Scope { frozen: &frozen, schema, contexts: &[], residuals: &[], hidden: false, hidden_gradient: false };
         let inner = Scope { contexts: &contexts, hidden: true, ..bare };
-        let embed = &stages.embed.evaluate;
-        let embed = Graph::open(runtime, file(&embed.file), embed, &[WHOLE], &bare)?;
+        let spec = &stages.embed.evaluate;
+        let mut embed = Graph::open(runtime, file(&spec.file), spec, &[WHOLE], &bare)?;
         let block = |(kind, spec): (usize, &StageSpec)| {
             let layers: Vec<usize> = (0..stages.kinds.len()).filter(|&layer| stages.kinds[layer] == kind).collect();
             Stage::open(runtime, file, spec, &layers, &inner, true)
@@ -182,6 +183,11 @@ impl Model {
         // What a language model's head reads is cut into rows, which a context is not made of.
         let above = if layout.task == Task::CausalLm { Scope { contexts: &[], ..inner } } else { inner };
         let head = Stage::open(runtime, file, &stages.head, &[WHOLE], &above, false)?;
+        if let Some(name) = vocabulary_table(spec, layout)
+            && let (Some(from), Some(to)) = (frozen.place(name), frozen.by_rows(mapped, name)?)
+        {
+            embed.redirect(from, to);
+        }
         let form = Form::new(layout.clone(), stages);
         let chunk_rows = layout.head_rows();
         let kinds = stages.kinds.clone();
@@ -226,11 +232,12 @@ impl Model {
     ) -> Result<StepOutcome, TrainerError> {
         self.check_mask(mask)?;
         self.stack.clear();
+        self.frozen.bring(batch.ids())?;
         let Self { embed, blocks, last_blocks, kinds, frozen, policy, stack, .. } = self;
         let (policy, picked) = (*policy, !last_blocks.is_empty() && !mask.active().is_empty());
         let given = Given::new(batch, frozen, weights);
         let embedded = embed.run_on(stack, WHOLE, &given)?;
-        embed.forget_tables(WHOLE, frozen);
+        frozen.forget();
         let given = Given { contexts: &embedded.contexts, ..given };
         let mut hidden = embed.required(embedded.hidden, "activations")?;
         let lowest = mask.active().iter().position(|&layer| blocks[kinds[layer]].trains);
@@ -346,6 +353,7 @@ impl Model {
         let options =
             options.map_err(|source| TrainerError::Run { graph: "shrinking the arena".to_owned(), source })?;
         let given = Given { options: Some(&options), ..Given::new(&batch, &self.frozen, weights) };
+        // Whatever the token's row holds: the result goes nowhere.
         self.embed.run(WHOLE, &given)?;
         self.stack.shrink();
         trim_heap();
@@ -361,9 +369,10 @@ impl Model {
         read: bool,
     ) -> Result<(DynValue, Vec<DynValue>), TrainerError> {
         self.check_mask(mask)?;
+        self.frozen.bring(batch.ids())?;
         let given = Given::new(batch, &self.frozen, weights);
         let embedded = self.embed.run(WHOLE, &given)?;
-        self.embed.forget_tables(WHOLE, &self.frozen);
+        self.frozen.forget();
         let mut hidden = self.embed.required(embedded.hidden, "activations")?;
         for (at, &layer) in mask.active().iter().enumerate() {
             let picked = read && !self.last_blocks.is_empty() && at + 1 == mask.active().len();
@@ -522,6 +531,18 @@ fn check(stages: &StageSpecs, layout: &Layout) -> Result<(), TrainerError> {
         Some(port) => fail(format!("a language model's head cannot read {:?} row by row", port.name)),
         None => Ok(()),
     }
+}
+
+/// The one frozen tensor of the embedding that has a row for each entry of the vocabulary.
+fn vocabulary_table<'a>(embed: &'a GraphSpec, layout: &Layout) -> Option<&'a String> {
+    let rows = layout.vocabulary.to_string();
+    let fits = |port: &&Port| port.shape.len() == 2 && port.shape[0] == rows;
+    let mut tables = embed
+        .inputs
+        .iter()
+        .filter(fits)
+        .filter_map(|port| if let Binding::Frozen(name) = &port.binding { Some(name) } else { None });
+    tables.next().filter(|_| tables.next().is_none())
 }
 
 /// Whether a stage has something to train.

@@ -33,7 +33,8 @@ fn count(stages: &Stages, step: Step, cuts: fn(&CompiledStage) -> [Option<&Extra
     let products = |graph: &Graph, cut: &Extract| -> u64 {
         cut.nodes.iter().map(|&at| of_node(graph, &graph.nodes()[at], &size)).sum()
     };
-    let stage = |stage: &CompiledStage| cuts(stage).into_iter().flatten().map(|cut| products(&stage.graph, cut)).sum::<u64>();
+    let stage =
+        |stage: &CompiledStage| cuts(stage).into_iter().flatten().map(|cut| products(&stage.graph, cut)).sum::<u64>();
     let layers: u64 = stages.kinds.iter().map(|&kind| stage(&stages.blocks[kind])).sum();
     let layers = layers * step.active as u64 / stages.kinds.len().max(1) as u64;
     layers + stage(&stages.embed) + stage(&stages.head)

@@ -1,48 +1,59 @@
-//! Checkpoints with random weights, of any size: speed and memory do not depend on the values.
+//! Checkpoints with random weights, of any architecture and size: speed and memory do not depend on the values.
 
+use crate::packs::chain;
 use crate::places;
 use half::f16;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use skiff_data::random::Random;
+use skiff_models::architectures::{Head, Model};
+use skiff_models::design::Design;
+use skiff_models::pack::Storage;
+use skiff_models::peft::Peft;
+use skiff_models::stage::FrozenSource;
+use skiff_models::task::Task;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// The sizes of a BERT whose other numbers are those of the first release.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Blocks.
-    pub layers: usize,
-    /// Features of a token.
-    pub hidden: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Features inside the feed-forward part.
-    pub intermediate: usize,
-}
-
-const VOCABULARY: usize = 30_522;
-const POSITIONS: usize = 512;
-const SEGMENTS: usize = 2;
 /// The standard deviation of BERT's own first values.
 const DEVIATION: f32 = 0.02;
 
-/// Writes a checkpoint folder for `sizes` with `MiniLM`'s tokenizer, in 16-bit floating point. It holds one value at a time.
+/// The `config.json` of a BERT of these sizes whose other numbers are those of the first release.
+#[must_use]
+pub fn bert(layers: usize, hidden: usize, heads: usize, intermediate: usize) -> Value {
+    json!({
+        "model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+        "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": intermediate,
+        "vocab_size": 30_522, "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0,
+    })
+}
+
+/// The `config.json` of DeBERTaV2-xxlarge: 1.5 billion parameters.
+#[must_use]
+pub fn deberta_xxlarge() -> Value {
+    json!({
+        "model_type": "deberta-v2", "architectures": ["DebertaV2Model"], "hidden_act": "gelu", "layer_norm_eps": 1e-7,
+        "num_hidden_layers": 48, "hidden_size": 1536, "num_attention_heads": 24, "intermediate_size": 6144,
+        "vocab_size": 128_100, "max_position_embeddings": 512, "type_vocab_size": 0, "pad_token_id": 0,
+        "relative_attention": true, "position_buckets": 256, "max_relative_positions": -1, "position_biased_input": false,
+        "pos_att_type": "p2c|c2p", "share_att_key": true, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3, "conv_act": "gelu",
+    })
+}
+
+/// Writes a checkpoint folder for `config` with every tensor that a classifier of sequences reads, in 16-bit floating point, and
+/// `MiniLM`'s tokenizer. It holds one value at a time.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(sizes: Sizes, folder: &Path) -> std::io::Result<()> {
-    let config = json!({
-        "model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu", "layer_norm_eps": 1e-12,
-        "num_hidden_layers": sizes.layers, "hidden_size": sizes.hidden, "num_attention_heads": sizes.heads,
-        "intermediate_size": sizes.intermediate, "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS,
-        "type_vocab_size": SEGMENTS, "pad_token_id": 0,
-    });
+///
+/// # Panics
+/// Where no model has this `config`.
+pub fn write(config: &Value, folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), config.to_string())?;
     std::fs::copy(places::minilm().join("tokenizer.json"), folder.join("tokenizer.json"))?;
 
-    let tensors = tensors(sizes);
+    let tensors = tensors(config);
     let mut header = Map::new();
     let mut begin = 0;
     for (name, shape) in &tensors {
@@ -51,48 +62,32 @@ pub fn write(sizes: Sizes, folder: &Path) -> std::io::Result<()> {
         begin = end;
     }
     let header = serde_json::to_vec(&header)?;
-    let mut file = BufWriter::new(File::create(folder.join("model.safetensors"))?);
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(folder.join("model.safetensors"))?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     let mut random = Random::new(1);
     for (name, shape) in &tensors {
+        let constant = match name {
+            name if name.ends_with(".bias") => Some(0.0),
+            name if name.ends_with("LayerNorm.weight") => Some(1.0),
+            _ => None,
+        };
         for _ in 0..shape.iter().product() {
-            let value = match name.as_str() {
-                name if name.ends_with(".bias") => 0.0,
-                name if name.ends_with("LayerNorm.weight") => 1.0,
-                _ => DEVIATION * bell(&mut random),
-            };
+            let value = constant.unwrap_or_else(|| DEVIATION * bell(&mut random));
             file.write_all(&f16::from_f32(value).to_le_bytes())?;
         }
     }
     file.flush()
 }
 
-/// The tensors of a BERT, by name, in the order of the file.
-fn tensors(sizes: Sizes) -> Vec<(String, Vec<usize>)> {
-    let Sizes { hidden, intermediate, .. } = sizes;
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: &[usize]| tensors.push((name, shape.to_vec()));
-    for (name, rows) in [("word", VOCABULARY), ("position", POSITIONS), ("token_type", SEGMENTS)] {
-        add(format!("bert.embeddings.{name}_embeddings.weight"), &[rows, hidden]);
-    }
-    let mut pair = |name: String, weight: &[usize]| {
-        add(format!("{name}.weight"), weight);
-        add(format!("{name}.bias"), &weight[..1]);
-    };
-    pair("bert.embeddings.LayerNorm".to_owned(), &[hidden]);
-    for layer in 0..sizes.layers {
-        let name = |part: &str| format!("bert.encoder.layer.{layer}.{part}");
-        for part in ["self.query", "self.key", "self.value", "output.dense"] {
-            pair(name(&format!("attention.{part}")), &[hidden, hidden]);
-        }
-        pair(name("attention.output.LayerNorm"), &[hidden]);
-        pair(name("intermediate.dense"), &[intermediate, hidden]);
-        pair(name("output.dense"), &[hidden, intermediate]);
-        pair(name("output.LayerNorm"), &[hidden]);
-    }
-    pair("bert.pooler.dense".to_owned(), &[hidden, hidden]);
-    tensors
+/// What a pack takes from the checkpoint, a pooler included, by name, in the order of the file.
+fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
+    let model = Model::read(config).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let head = Head { task: Task::SequenceClassification, labels: 2, train_pooler: false };
+    let design = Design { model, head, peft: Peft::default(), frozen: Storage::F32 };
+    let stages = design.stages().unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let read = stages.frozen.into_iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint);
+    read.map(|tensor| (tensor.name, tensor.shape)).collect()
 }
 
 /// Nearly normal, of variance 1: the sum of four uniform numbers.

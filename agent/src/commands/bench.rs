@@ -7,7 +7,7 @@ use serde::Serialize;
 use skiff_models::Pack;
 use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::task::Task;
-use skiff_models::work::flops;
+use skiff_models::work::{evaluation_flops, flops};
 use skiff_trainer::clock::monotonic;
 use skiff_trainer::optimizer::AdamW;
 use skiff_trainer::{Batch, LayerMask, Operators, Policy, Runtime, Sequence, Target, Trainer, roof};
@@ -19,7 +19,8 @@ use std::sync::Arc;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A step is forward, backward and AdamW. GFLOP counts 2 m n k for every matrix product of the plain forward and \
-                  backward graphs of the active layers, whatever this implementation leaves out. The roof is the fastest of twelve \
+                  backward graphs of the active layers, whatever this implementation leaves out (with --evaluate, of the \
+                  evaluation's). The roof is the fastest of twelve \
                   products of [1024, 768] and [768, 3072] in the same run.\n\n\
                   Examples:\n  skiff-agent bench --pack minilm.pack\n  skiff-agent bench --pack minilm.pack --active 3 --policy recompute --json\n  \
                   skiff-agent bench --pack minilm.pack --table"
@@ -151,8 +152,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         let stages = if arguments.plain { &plain } else { &fused };
-        let predicted = predict(design, stages, Step { examples, tokens, active }, arguments.policy);
-        let gflop = flops(&plain, Step { examples, tokens, active }) as f64 / 1e9;
+        let step = Step { examples, tokens, active };
+        let predicted = predict(design, stages, step, arguments.policy);
+        let work = if arguments.evaluate { evaluation_flops(&plain, step) } else { flops(&plain, step) };
+        let gflop = work as f64 / 1e9;
         let found = Found {
             active,
             layers,

@@ -15,6 +15,10 @@ demo_options := $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') $(
     $(if $(AGENTS),--agents '$(AGENTS)') $(if $(ALPHA),--alpha '$(ALPHA)') $(if $(DROPOUT),--dropout '$(DROPOUT)') \
     $(if $(SHARE),--share '$(SHARE)') $(if $(STEPS),--steps '$(STEPS)') $(if $(BATCH),--batch '$(BATCH)') \
     $(if $(LR),--lr '$(LR)') $(if $(SEED),--seed '$(SEED)') $(if $(KEEP),--keep '$(KEEP)')
+bench_json := $(if $(BENCH_JSON),--json '$(abspath $(BENCH_JSON))')
+# A name without a slash is searched for in PATH.
+bench_options := $(bench_json) $(if $(PEERS),--peers '$(if $(findstring /,$(PEERS)),$(abspath $(PEERS)),$(PEERS))') \
+    $(if $(QUICK),--quick) $(if $(XXL),--xxl) $(if $(CGROUP),--cgroup '$(CGROUP)')
 
 define help
 Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their data stays with them.
@@ -22,7 +26,7 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
   make test     the whole test suite; installs the Mosquitto broker if it is missing
   make check    formatting, lints, and (with cargo-deny installed) licences and advisories
-  make bench    what a round costs beyond the training, with 2, 4 and 8 agents (BENCH_JSON=FILE for programs)
+  make bench    what training steps cost on three sizes of BERT and on real text, and a round beyond the training (minutes)
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
                 writes (gigabytes of Python packages; the tests only read the numbers)
 
@@ -35,6 +39,14 @@ The demo writes its own data, commands to a home assistant. To change what it do
   make demo DROPOUT=0.5     each layer is skipped in half the batches; DROPOUT=bandit lets the coordinator find the rate
   make demo SHARE=3         each device shares its 3 least important layers and keeps the others to itself
   make demo KEEP=FOLDER     keep the pack, the shares and the logs of the run in FOLDER
+
+To change what is measured, on a machine that does nothing else:
+
+  make bench QUICK=1        MiniLM alone, a few minutes
+  make bench PEERS=PYTHON   PyTorch and PEFT beside it, in a Python that has torch, transformers and peft
+  make bench XXL=1          DeBERTaV2-xxlarge's shape too, in 2 GiB (8 GB of disk for the time being); the limit is systemd's, or
+                            that of CGROUP=FOLDER, a memory cgroup of yours
+  make bench BENCH_JSON=FILE       write the results to FILE too, for programs
 
 Needed: Linux on x86_64 or aarch64, Rust 1.95 or newer, a C compiler, python3 with pip (it fetches ONNX Runtime and MiniLM).
 endef
@@ -58,11 +70,15 @@ check: tools
 	@cargo clippy --locked --workspace --all-targets
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
 
+# An interrupted run leaves no packs behind.
 bench: tools
 	@cross/fetch
 	@echo "Mosquitto: $$(cross/mosquitto)"
 	@cargo build --release --locked $(binaries)
-	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench rounds -- $(if $(BENCH_JSON),--json '$(abspath $(BENCH_JSON))')
+	@$(if $(BENCH_JSON),rm -f '$(abspath $(BENCH_JSON))')
+	@trap "rm -rf '$(target)'/tmp/bench-*" EXIT; \
+	    SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench steps -- $(bench_options)
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench rounds -- $(bench_json)
 
 golden: tools
 	@python3 -m venv .cache/golden

@@ -14,6 +14,7 @@
 //! test = "test.csv"
 //! ```
 
+use bytesize::ByteSize;
 use serde::Deserialize;
 use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
@@ -80,6 +81,10 @@ pub struct Settings {
     /// Threads of the training; 0 takes one for each core [default: 0]
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
+    /// The most memory that the agent may have resident, for instance 300MB: each step is done the fastest way that stays below
+    /// [default: three quarters of the machine's]
+    #[arg(long, env = "SKIFF_MEMORY", value_name = "SIZE", help_heading = "Training")]
+    pub memory: Option<String>,
     /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack [default: cpu]
     #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", help_heading = "Training")]
     pub provider: Option<String>,
@@ -99,9 +104,6 @@ pub struct Settings {
     /// Anything else that groups go by: lab,fan
     #[arg(long, env = "SKIFF_LABELS", value_name = "LABELS", value_delimiter = ',', help_heading = "Device")]
     pub labels: Option<Vec<String>>,
-    /// MiB that training may take; the coordinator drops as many layers as that needs [default: three quarters of the memory]
-    #[arg(long, env = "SKIFF_MEMORY_MB", value_name = "N", help_heading = "Device")]
-    pub memory_mb: Option<u64>,
     /// Folder for what must survive a restart; made if missing [default: /var/lib/skiff-agent]
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR", help_heading = "Device")]
     pub state: Option<PathBuf>,
@@ -204,6 +206,8 @@ pub struct Training {
     pub test: Option<PathBuf>,
     /// Threads; 0 takes one for each core.
     pub threads: usize,
+    /// The most that may be resident; `None`: three quarters of the machine's memory.
+    pub memory: Option<ByteSize>,
     /// What computes.
     pub provider: Provider,
     /// ONNX Runtime's library, where it is not the system's.
@@ -212,8 +216,6 @@ pub struct Training {
     pub protected: Vec<u32>,
     /// What the coordinator's rules go by.
     pub place: Place,
-    /// MiB that training may take; `None`: three quarters of the memory.
-    pub memory_mb: Option<u64>,
 }
 
 /// Why the settings are no configuration.
@@ -300,13 +302,13 @@ impl Settings {
             train: self.train.or(others.train),
             test: self.test.or(others.test),
             threads: self.threads.or(others.threads),
+            memory: self.memory.or(others.memory),
             provider: self.provider.or(others.provider),
             onnxruntime: self.onnxruntime.or(others.onnxruntime),
             protected: self.protected.or(others.protected),
             class: self.class.or(others.class),
             region: self.region.or(others.region),
             labels: self.labels.or(others.labels),
-            memory_mb: self.memory_mb.or(others.memory_mb),
             state: self.state.or(others.state),
             telemetry_seconds: self.telemetry_seconds.or(others.telemetry_seconds),
         }
@@ -386,6 +388,8 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         Some(name) => name.parse().map_err(|_| invalid("provider", name, "cpu, cuda or xnnpack"))?,
         None => Provider::default(),
     };
+    let size =
+        |text: &String| text.parse().map_err(|_| invalid("memory", text, "a size, for instance 300MB or 1.5GiB"));
     Ok(Training {
         pack: settings.pack.clone().ok_or(ConfigError::Missing {
             setting: "pack",
@@ -394,11 +398,11 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         train: settings.train.clone(),
         test: settings.test.clone(),
         threads: settings.threads.unwrap_or(0),
+        memory: settings.memory.as_ref().map(size).transpose()?,
         provider,
         onnxruntime: settings.onnxruntime.clone(),
         protected,
         place: place(settings)?,
-        memory_mb: settings.memory_mb,
     })
 }
 
@@ -516,6 +520,7 @@ mod tests {
             ("fleet = 'a/b'", "fleet = \"a/b\": 1 to 64"),
             ("device = ''", "device = \"\": 1 to 64"),
             ("telemetry_seconds = 0", "telemetry_seconds = \"0\": 1 to 3600"),
+            ("memory = 'much'", "memory = \"much\": a size"),
             ("provider = 'tpu'", "provider = \"tpu\": cpu, cuda or xnnpack"),
             ("coordinator_key = 'abc'", "coordinator_key = \"abc\": 64"),
         ] {

@@ -2,10 +2,12 @@
 
 use crate::config::Training;
 use crate::corpus::count;
+use crate::memory;
 use crate::participant::Profile;
 use crate::telemetry::machine;
 use anyhow::{Context, bail};
-use skiff_models::memory::{Step, predict};
+use bytesize::ByteSize;
+use skiff_models::memory::{Policy, Step, predict};
 use skiff_models::pack::Pack;
 use skiff_protocol::messages::{Birth, REFERENCE_TOKENS, StepMemory};
 use skiff_protocol::{BootId, Digest};
@@ -30,7 +32,7 @@ pub fn profile(training: &Training, boot: BootId) -> anyhow::Result<Profile> {
             train_examples: examples(&training.train)?,
             test_examples: examples(&training.test)?,
             place: training.place.clone(),
-            memory: memory(&pack, training.memory_mb, machine.memory_bytes),
+            memory: of_steps(&pack, memory::limit(training.memory, machine.memory_bytes)),
             machine,
         },
         schema: Digest(pack.schema().hash()),
@@ -43,18 +45,18 @@ pub fn profile(training: &Training, boot: BootId) -> anyhow::Result<Profile> {
 /// has beyond the prediction of its step.
 const PROCESS_BYTES: u64 = 96 << 20;
 
-/// The memory that training may take, and what it will.
+/// What the leanest steps take of a limit: one text at a time, and layers that keep their input alone.
 #[must_use]
-pub fn memory(pack: &Pack, limit_mb: Option<u64>, machine_bytes: u64) -> StepMemory {
+pub fn of_steps(pack: &Pack, limit: ByteSize) -> StepMemory {
     let manifest = pack.manifest();
-    let limit_bytes = limit_mb.map_or(machine_bytes / 4 * 3, |megabytes| megabytes.saturating_mul(1 << 20));
-    let Ok(stages) = manifest.design.fused_stages() else { return StepMemory { limit_bytes, ..StepMemory::default() } };
-    let tokens = manifest.layout.max_tokens.clamp(1, 128);
-    let examples = (REFERENCE_TOKENS as usize).div_ceil(tokens);
-    let predicted = |active| predict(&manifest.design, &stages, Step { examples, tokens, active }).total();
+    let unknown = StepMemory { limit_bytes: limit.0, ..StepMemory::default() };
+    let Ok(stages) = manifest.design.fused_stages() else { return unknown };
+    let tokens = manifest.layout.max_tokens.clamp(1, REFERENCE_TOKENS as usize);
+    let predicted =
+        |active| predict(&manifest.design, &stages, Step { examples: 1, tokens, active }, Policy::Recompute).total();
     let (one, two) = (predicted(1), predicted(2));
     let layer_bytes = two.saturating_sub(one);
-    StepMemory { limit_bytes, process_bytes: PROCESS_BYTES, step_bytes: one.saturating_sub(layer_bytes), layer_bytes }
+    StepMemory { process_bytes: PROCESS_BYTES, step_bytes: one.saturating_sub(layer_bytes), layer_bytes, ..unknown }
 }
 
 /// 64 random bits for a new life of the agent.

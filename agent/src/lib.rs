@@ -5,13 +5,14 @@
 //! Rooms, in the order that a command travels: [`mqtt`] (bytes to messages), [`participant`] (the engine: what to do about
 //! them), [`worker`] (the thread that works), [`workshop`] (an order becomes an update, by `skiff-trainer`), [`corpus`] (the
 //! device's own texts as it takes them), [`store`] (what survives a restart), [`telemetry`] (the device's resources).
-//! [`config`] is what an operator can set, [`device`] what the device has for a fleet; [`commands`] are the verbs of
+//! [`config`] is what an operator can set, [`device`] what the device has for a fleet, [`memory`] how it stays below a limit; [`commands`] are the verbs of
 //! `skiff-agent`.
 
 pub mod commands;
 pub mod config;
 pub mod corpus;
 pub mod device;
+pub mod memory;
 pub mod mqtt;
 pub mod participant;
 pub mod store;

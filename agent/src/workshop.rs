@@ -5,19 +5,22 @@
 
 use crate::config::Training;
 use crate::corpus::Corpus;
+use crate::memory;
 use crate::participant::sharing::shared_layers;
 use crate::participant::{Job, Personal, Trained, Work};
-use crate::telemetry::own_memory;
+use crate::telemetry::{machine, own_memory};
 use crate::worker::{Product, Workshop};
 use anyhow::{Context, bail};
+use bytesize::ByteSize;
 use skiff_blobs::Blobs;
-use skiff_models::pack::Pack;
+use skiff_models::memory::Step;
+use skiff_models::pack::{Manifest, Pack};
 use skiff_models::tensors::{NamedTensors, Schema, cut, pad, write};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, Probe, TrainOrder, TrainReport, WorkSample};
 use skiff_trainer::{
     AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary,
-    Trainer,
+    Trainer, Ways,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -32,14 +35,24 @@ pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
     blobs: Arc<Blobs>,
-    open: Option<(Arc<Pack>, Trainer)>,
+    open: Option<Open>,
     train: Texts,
     test: Texts,
 }
 
+/// A pack with its sessions.
+struct Open {
+    pack: Arc<Pack>,
+    trainer: Trainer,
+    /// Bytes that the process had when they were opened.
+    process: u64,
+    /// How steps of the last order's size are done.
+    planned: Option<(Step, Ways)>,
+}
+
 impl Drop for PackWorkshop {
     fn drop(&mut self) {
-        if let Some((_, trainer)) = &mut self.open
+        if let Some(Open { trainer, .. }) = &mut self.open
             && let Err(error) = trainer.shrink()
         {
             tracing::warn!(error = %error, "the memory of the trainer stays with the process");
@@ -61,15 +74,17 @@ impl PackWorkshop {
         order: &TrainOrder,
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<Trained> {
-        let (pack, trainer) = opened(&mut self.open, &self.training)?;
-        let corpus = self.train.corpus(&pack, order.max_tokens)?;
+        let open = opened(&mut self.open, &self.training)?;
+        let ways = within(self.training.memory, open, order)?;
+        let Open { pack, trainer, .. } = open;
+        let corpus = self.train.corpus(pack, order.max_tokens)?;
         let probe = match self.test.path {
-            Some(_) if order.probe_examples > 0 => Some(self.test.corpus(&pack, order.max_tokens)?),
+            Some(_) if order.probe_examples > 0 => Some(self.test.corpus(pack, order.max_tokens)?),
             Some(_) | None => None,
         };
         let weights = starting_weights(&self.blobs, pack.schema(), work)?;
-        let texts = Held { train: corpus, probe: probe.unwrap_or(corpus) };
-        train_as_ordered(trainer, &pack, &self.device, work.round, order, weights, &texts, &mut |report| {
+        let held = Held { train: corpus, probe: probe.unwrap_or(corpus), ways };
+        train_as_ordered(trainer, pack, &self.device, work.round, order, weights, &held, &mut |report| {
             step(work_sample(work, report))
         })
     }
@@ -80,8 +95,8 @@ impl PackWorkshop {
         order: &EvaluateOrder,
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<EvaluationReport> {
-        let (pack, trainer) = opened(&mut self.open, &self.training)?;
-        let corpus = self.test.corpus(&pack, order.max_tokens)?;
+        let Open { pack, trainer, .. } = opened(&mut self.open, &self.training)?;
+        let corpus = self.test.corpus(pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
         let examples = usize::try_from(order.examples).unwrap_or(usize::MAX);
         let plan = EvaluatePlan { examples, batch: order.batch as usize };
@@ -96,12 +111,14 @@ impl PackWorkshop {
     }
 }
 
-/// The examples that an order is carried out on.
+/// What a device has to carry out an order: its examples and its memory.
 pub struct Held<'a> {
     /// To train on.
     pub train: &'a dyn Examples,
     /// To measure on what the training brought.
     pub probe: &'a dyn Examples,
+    /// How steps are done.
+    pub ways: Ways,
 }
 
 /// Trains as ordered, from `weights`, every trainable tensor; they may be of more ranks than the order asks for.
@@ -130,7 +147,7 @@ pub fn train_as_ordered(
         proximal: order.proximal,
         steps: order.steps,
         batch: order.batch as usize,
-        micro_batch: order.batch as usize,
+        ways: held.ways.clone(),
         learning_rate: order.learning_rate,
         schedule: Schedule::default(),
         optimizer: AdamWOptions::default(),
@@ -216,12 +233,9 @@ impl Texts {
     }
 }
 
-fn opened<'a>(
-    open: &'a mut Option<(Arc<Pack>, Trainer)>,
-    training: &Training,
-) -> anyhow::Result<(Arc<Pack>, &'a mut Trainer)> {
-    let (pack, trainer) = match open.take() {
-        Some(both) => both,
+fn opened<'a>(open: &'a mut Option<Open>, training: &Training) -> anyhow::Result<&'a mut Open> {
+    let opened = match open.take() {
+        Some(opened) => opened,
         None => {
             let pack = Arc::new(Pack::open(&training.pack)?);
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
@@ -229,11 +243,26 @@ fn opened<'a>(
             let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
             tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
-            (pack, trainer)
+            Open { pack, trainer, process: memory::of_process(), planned: None }
         }
     };
-    let (pack, trainer) = open.insert((pack, trainer));
-    Ok((Arc::clone(pack), trainer))
+    Ok(open.insert(opened))
+}
+
+/// How the order's steps stay within what is `set`; as it was planned before, for steps of the same size.
+fn within(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> anyhow::Result<Ways> {
+    let Manifest { layers, layout, .. } = open.pack.manifest();
+    let tokens = layout.max_tokens.min(order.max_tokens as usize);
+    let step = Step { examples: order.batch as usize, tokens, active: *layers };
+    if let Some((_, ways)) = open.planned.as_ref().filter(|(planned, _)| *planned == step) {
+        return Ok(ways.clone());
+    }
+    let limit = memory::limit(set, machine().memory_bytes);
+    let plan = memory::planned(&open.trainer, limit, open.process, step)?;
+    if plan.beyond.is_some() || plan.chosen.iter().any(|costed| costed.relative_time > 1.0) {
+        tracing::info!(plan = memory::explained(&plan, limit, open.process), "memory");
+    }
+    Ok(open.planned.insert((step, plan.ways())).1.clone())
 }
 
 /// The global weights, with the device's own layers in place of those that it keeps.

@@ -1,15 +1,54 @@
-//! What a training step will take of memory, from the graphs alone.
+//! What a training step will take of memory, from the graphs alone, and how to stay below a limit.
 //!
 //! The peak is what layers keep for the backward pass and the largest of what single graphs hold while they run. A graph is
 //! walked in its order: a value lives from the node that makes it to the last one that reads it, an element-wise operator works
 //! in the place of an operand that ends with it, and a reshape is its operand. What the process itself takes, ONNX Runtime
-//! and its sessions, is not in these numbers.
+//! and its sessions, is not in these numbers: whoever has them open measures it.
 
 use crate::design::{Design, Stages};
 use crate::graph::{DType, Extract, Graph, Id, Op, Source};
-use crate::stage::CompiledStage;
+use crate::stage::{CompiledStage, Cuts};
 use crate::task::Task;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What an active layer keeps for the backward pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// All that its gradient needs.
+    #[default]
+    Keep,
+    /// The same in half precision.
+    Half,
+    /// Its input alone; the rest is computed again. Costs a second forward pass through all layers but the highest.
+    Recompute,
+}
+
+impl Policy {
+    /// All of them, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Keep, Self::Half, Self::Recompute];
+
+    /// Its name in settings.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Half => "half",
+            Self::Recompute => "recompute",
+        }
+    }
+
+    /// How long a step takes, where it would take 1 with all kept: of `BERT` with few trainable parameters, forward and
+    /// backward are as long.
+    const fn relative_time(self) -> f64 {
+        match self {
+            Self::Keep => 1.0,
+            Self::Half => 1.03,
+            Self::Recompute => 1.5,
+        }
+    }
+}
 
 /// The size of a step: `examples` texts of `tokens` each, through `active` layers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +62,7 @@ pub struct Step {
 }
 
 /// Bytes that a step takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Prediction {
     /// Frozen weights of the active layers and the head, and the rows of tables that the tokens name: pages of the mapped file,
     /// which the system may take back.
@@ -44,9 +83,124 @@ impl Prediction {
     }
 }
 
+/// A way to do a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Way {
+    /// What layers keep.
+    pub policy: Policy,
+    /// At most so many examples go through at once; gradients of the parts add up to those of the step.
+    pub micro_batch: usize,
+}
+
+/// How the steps of a training are done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ways {
+    /// All alike.
+    Fixed(Way),
+    /// By the number of layers that run, from one on; no more run than there are entries.
+    ByActive(Vec<Way>),
+}
+
+impl Ways {
+    /// How a step with `active` layers is done.
+    #[must_use]
+    pub fn with(&self, active: usize) -> Option<Way> {
+        match self {
+            Self::Fixed(way) => Some(*way),
+            Self::ByActive(ways) => ways.get(active.saturating_sub(1).min(ways.len().saturating_sub(1))).copied(),
+        }
+    }
+
+    /// The most layers that run at once.
+    #[must_use]
+    pub fn most_active(&self) -> usize {
+        match self {
+            Self::Fixed(_) => usize::MAX,
+            Self::ByActive(ways) => ways.len(),
+        }
+    }
+}
+
+/// A way with what it costs.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Costed {
+    /// The way.
+    #[serde(flatten)]
+    pub way: Way,
+    /// An estimate of its time, where a step with all kept and all examples at once takes 1.
+    pub relative_time: f64,
+    /// Bytes that it takes.
+    pub bytes: Prediction,
+}
+
+/// How steps are done in limited memory.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Plan {
+    /// Bytes that a step may take.
+    pub room: u64,
+    /// For each number of active layers, from one to the most that fit, the fastest way that does.
+    pub chosen: Vec<Costed>,
+    /// The leanest way with one layer more; `None` where all fit.
+    pub beyond: Option<Costed>,
+}
+
+impl Plan {
+    /// Plans the steps of a design with those stages, each of which may take `room` bytes. `step.active` is the most layers that
+    /// run.
+    #[must_use]
+    pub fn of(design: &Design, stages: &Stages, step: Step, room: u64) -> Self {
+        let mut plan = Self { room, chosen: Vec::new(), beyond: None };
+        for active in 1..=step.active {
+            let costed = costed(design, stages, Step { active, ..step });
+            match costed.iter().find(|costed| costed.bytes.total() <= room) {
+                Some(fastest) => plan.chosen.push(*fastest),
+                None => {
+                    plan.beyond = costed.into_iter().min_by_key(|costed| costed.bytes.total());
+                    break;
+                }
+            }
+        }
+        plan
+    }
+
+    /// What a training takes from it.
+    #[must_use]
+    pub fn ways(&self) -> Ways {
+        Ways::ByActive(self.chosen.iter().map(|costed| costed.way).collect())
+    }
+}
+
+/// All ways to do a step, the fastest first.
+#[must_use]
+pub fn costed(design: &Design, stages: &Stages, step: Step) -> Vec<Costed> {
+    // A stored weight is converted once for each part of a step, which takes as long as this many tokens' products with it.
+    const CONVERSION: usize = 32;
+    let halves = stages.blocks.iter().all(|block| block.half.is_some());
+    let time = |parts: usize, examples: usize| (parts * (examples * step.tokens + CONVERSION)) as f64;
+    let whole = time(1, step.examples);
+    let mut ways = Vec::new();
+    let mut micro_batch = step.examples.max(1);
+    loop {
+        for policy in Policy::ALL.into_iter().filter(|&policy| halves || policy != Policy::Half) {
+            let parts = step.examples.div_ceil(micro_batch);
+            ways.push(Costed {
+                way: Way { policy, micro_batch },
+                relative_time: policy.relative_time() * time(parts, micro_batch) / whole,
+                bytes: predict(design, stages, Step { examples: micro_batch, ..step }, policy),
+            });
+        }
+        if micro_batch == 1 {
+            break;
+        }
+        micro_batch = micro_batch.div_ceil(2);
+    }
+    ways.sort_by(|one, other| one.relative_time.total_cmp(&other.relative_time));
+    ways
+}
+
 /// Predicts a step of a design with those stages. Layers are taken as the kind that most of them are.
 #[must_use]
-pub fn predict(design: &Design, stages: &Stages, step: Step) -> Prediction {
+pub fn predict(design: &Design, stages: &Stages, step: Step, policy: Policy) -> Prediction {
     let layout = design.layout();
     let tokens = step.examples * step.tokens;
     let rank = stages.trainable.iter().filter(|tensor| tensor.spec.name.contains("lora_A"));
@@ -63,69 +217,102 @@ pub fn predict(design: &Design, stages: &Stages, step: Step) -> Prediction {
     let most = |kind: usize| stages.kinds.iter().filter(|&&other| other == kind).count();
     let usual = (0..stages.blocks.len()).max_by_key(|&kind| most(kind)).unwrap_or(0);
     let (of_tokens, of_head) = (sizes(tokens), sizes(head_rows));
-    let block = Stage { compiled: &stages.blocks[usual], sizes: &of_tokens };
-    let head = Stage { compiled: &stages.head, sizes: &of_head };
-    let embed = Stage { compiled: &stages.embed, sizes: &of_tokens };
+    let block = Part::of(&stages.blocks[usual], policy, &of_tokens);
+    let last = Part::of(stages.last_blocks.get(usual).unwrap_or(&stages.blocks[usual]), policy, &of_tokens);
+    let head = Part::of(&stages.head, policy, &of_head);
+    let embed = Part::of(&stages.embed, policy, &of_tokens);
 
     let hidden = 4 * (tokens * design.model.sizes().hidden) as u64;
-    let layer = hidden + block.residuals();
-    // Gradients flow while a layer's residuals are still there; going forward, the last layer's are already counted.
+    let again = policy == Policy::Recompute;
+    let below = step.active.saturating_sub(1) as u64;
+    let kept = embed.contexts().saturating_sub(hidden)
+        + below * (hidden + if again { 0 } else { block.residuals() })
+        + (step.active.min(1) as u64) * (hidden + last.residuals());
+    // Gradients flow while a layer's residuals are still there; going forward, the last layer's are already counted. Of a layer
+    // that is computed again, they are there beside what all keep.
+    let (of_again, of_last) = if again { (block.residuals(), last.residuals()) } else { (0, 0) };
     let working = [
-        embed.peak(&stages.embed.cuts.forward),
-        block.peak(&stages.blocks[usual].cuts.forward).saturating_sub(block.residuals()),
-        block.backward() + hidden,
-        head.peak(&stages.head.cuts.forward) + head.backward() + hidden,
+        embed.peak(&embed.cuts.evaluate),
+        block.forward().saturating_sub(if again { 0 } else { block.residuals() }),
+        (of_again + block.backward() + hidden).saturating_sub(of_last),
+        last.backward() + hidden,
+        head.forward() + head.backward() + hidden,
     ];
     let trained: usize = stages.trainable.iter().map(|tensor| tensor.spec.shape.iter().product::<usize>()).sum();
     let layers = design.model.sizes().layers.max(1);
+    let bytes = |shape: &[usize], width: u64| shape.iter().product::<usize>() as u64 * width;
+    let in_head: BTreeSet<&str> = stages.head.frozen.iter().map(|tensor| tensor.name.as_str()).collect();
     let mapped = |layer: bool| -> u64 {
         let tensors = stages.frozen.iter().filter(|tensor| tensor.layer.is_some() == layer);
         let table = |name: &str| name.contains("embeddings.weight") || name.ends_with("embed_tokens.weight");
-        let bytes = |shape: &[usize], width: u64| shape.iter().product::<usize>() as u64 * width;
         tensors
             .map(|tensor| {
                 let width = width(tensor.storage.dtype());
                 let whole = bytes(&tensor.shape, width);
-                // Of a table only the rows of the batch are read, at most all of them.
-                if table(&tensor.name) { whole.min(tokens as u64 * bytes(&tensor.shape[1..], width)) } else { whole }
+                // Of a table only the rows of the batch are read, at most all of them, but by a head that is tied to it.
+                let by_rows = table(&tensor.name) && !in_head.contains(tensor.name.as_str());
+                if by_rows { whole.min(tokens as u64 * bytes(&tensor.shape[1..], width)) } else { whole }
             })
             .sum()
     };
+    let working = working.into_iter().max().unwrap_or(0);
     Prediction {
         mapped: mapped(false) + mapped(true) * step.active as u64 / layers as u64,
-        trained: 16 * trained as u64,
-        kept: layer * step.active as u64,
-        working: working.into_iter().max().unwrap_or(0),
+        // Twice the tensors, their gradients and two moments.
+        trained: 20 * trained as u64,
+        kept,
+        // The arena's regions double in size, so that a part of them stays unused: two fifths, of what was measured.
+        working: working * 7 / 5,
     }
 }
 
-/// A compiled stage with the sizes of its symbols.
-struct Stage<'a> {
-    compiled: &'a CompiledStage,
+/// The graphs of a stage that run, with the sizes of their symbols.
+struct Part<'a> {
+    graph: &'a Graph,
+    cuts: &'a Cuts,
     sizes: &'a dyn Fn(&str) -> usize,
 }
 
-impl Stage<'_> {
+impl<'a> Part<'a> {
+    fn of(compiled: &'a CompiledStage, policy: Policy, sizes: &'a dyn Fn(&str) -> usize) -> Self {
+        match &compiled.half {
+            Some((graph, cuts)) if policy == Policy::Half => Self { graph, cuts, sizes },
+            Some(_) | None => Self { graph: &compiled.graph, cuts: &compiled.cuts, sizes },
+        }
+    }
+
     fn bytes(&self, id: Id) -> u64 {
-        let value = self.compiled.graph.value(id);
+        let value = self.graph.value(id);
         let elements = value.shape.iter().fold(1, |product: usize, dim| product.saturating_mul(dim.size(self.sizes)));
         elements as u64 * width(value.dtype)
     }
 
+    fn computed<'b>(&self, ids: impl IntoIterator<Item = &'b Id>) -> u64 {
+        let computed = |id: &&Id| matches!(self.graph.value(**id).source, Source::Node { .. });
+        ids.into_iter().filter(computed).map(|&id| self.bytes(id)).sum()
+    }
+
     /// What the forward file carries over: its outputs but for the stage's own result.
     fn residuals(&self) -> u64 {
-        let computed = |id: &&Id| matches!(self.compiled.graph.value(**id).source, Source::Node { .. });
-        let inputs = self.compiled.cuts.backward.iter().flat_map(|cut| &cut.inputs).filter(computed);
-        inputs.map(|&id| self.bytes(id)).sum()
+        self.cuts.backward.as_ref().map_or(0, |cut| self.computed(&cut.inputs))
+    }
+
+    /// What the embedding leaves for all layers, its activations among them.
+    fn contexts(&self) -> u64 {
+        self.computed(&self.cuts.evaluate.outputs)
+    }
+
+    fn forward(&self) -> u64 {
+        self.peak(&self.cuts.forward)
     }
 
     fn backward(&self) -> u64 {
-        self.compiled.cuts.backward.as_ref().map_or(0, |cut| self.peak(cut))
+        self.cuts.backward.as_ref().map_or(0, |cut| self.peak(cut))
     }
 
     /// The most bytes that are alive at once while `cut` runs, without its inputs.
     fn peak(&self, cut: &Extract) -> u64 {
-        let graph = &self.compiled.graph;
+        let graph = self.graph;
         let last = last_uses(graph, cut);
         let mut alive: BTreeMap<Id, u64> = BTreeMap::new();
         let (mut now, mut peak) = (0, 0);
@@ -211,16 +398,48 @@ mod tests {
     }
 
     fn predicted(design: &Design, active: usize) -> Prediction {
-        predict(design, &design.stages().unwrap(), Step { examples: 8, tokens: 128, active })
+        predict(design, &design.fused_stages().unwrap(), Step { examples: 8, tokens: 128, active }, Policy::Keep)
     }
 
     #[test]
     fn what_is_kept_grows_with_the_active_layers_and_the_rest_does_not() {
         let design = minilm(Storage::F32);
         let (one, three, six) = (predicted(&design, 1), predicted(&design, 3), predicted(&design, 6));
-        assert_eq!([one.kept * 3, one.kept * 6], [three.kept, six.kept]);
+        assert_eq!((three.kept - one.kept) * 5, (six.kept - one.kept) * 2);
         assert_eq!((one.working, one.trained), (six.working, six.trained));
         assert!(six.mapped > three.mapped);
+    }
+
+    #[test]
+    fn the_fastest_way_that_fits_is_chosen_and_no_more_layers_than_fit() {
+        let (design, step) = (minilm(Storage::Int8), Step { examples: 8, tokens: 128, active: 6 });
+        let stages = design.fused_stages().unwrap();
+        let fastest = costed(&design, &stages, step)[0];
+        assert_eq!(fastest.way, Way { policy: Policy::Keep, micro_batch: 8 });
+        let roomy = Plan::of(&design, &stages, step, fastest.bytes.total());
+        assert!(roomy.chosen.iter().all(|costed| costed.way == fastest.way) && roomy.beyond.is_none());
+        assert_eq!(roomy.ways().most_active(), 6);
+        let mut before = roomy;
+        for room in (0..fastest.bytes.total()).rev().step_by(1 << 20) {
+            let plan = Plan::of(&design, &stages, step, room);
+            assert!(plan.chosen.iter().all(|costed| costed.bytes.total() <= room));
+            assert!(plan.chosen.len() <= before.chosen.len());
+            let pairs = plan.chosen.iter().zip(&before.chosen);
+            assert!(pairs.clone().all(|(less, more)| less.relative_time >= more.relative_time));
+            assert_eq!(plan.beyond.is_none(), plan.chosen.len() == 6);
+            before = plan;
+        }
+        assert_eq!(before.chosen, []);
+        assert_eq!(before.ways().with(1), None);
+    }
+
+    #[test]
+    fn halves_and_computing_again_keep_less() {
+        let (design, step) = (minilm(Storage::F32), Step { examples: 8, tokens: 128, active: 6 });
+        let stages = design.fused_stages().unwrap();
+        let [keep, half, again] = Policy::ALL.map(|policy| predict(&design, &stages, step, policy));
+        assert!(half.kept < keep.kept * 62 / 100 && again.kept < keep.kept / 5);
+        assert_eq!([half.mapped, again.mapped], [keep.mapped; 2]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! How much arithmetic a training step is, from the graphs alone.
+//! How much arithmetic a training step or an evaluation is, from the graphs alone.
 
 use crate::design::Stages;
 use crate::graph::{Extract, Graph, Op, Shape};
 use crate::memory::Step;
+use crate::stage::CompiledStage;
 
 /// Floating-point operations of the matrix products of a training step: `2 m n k` for each product of `[m, k]` and `[k, n]` in
 /// the plain forward and backward graphs of `embed`, the active layers and the head. Everything else (norms, activations,
@@ -10,6 +11,16 @@ use crate::memory::Step;
 /// it out: the number is one of the method, and the same for everybody.
 #[must_use]
 pub fn flops(stages: &Stages, step: Step) -> u64 {
+    count(stages, step, |stage| [Some(&stage.cuts.forward), stage.cuts.backward.as_ref()])
+}
+
+/// As [`flops`], where a batch is only evaluated.
+#[must_use]
+pub fn evaluation_flops(stages: &Stages, step: Step) -> u64 {
+    count(stages, step, |stage| [Some(&stage.cuts.evaluate), None])
+}
+
+fn count(stages: &Stages, step: Step, cuts: fn(&CompiledStage) -> [Option<&Extract>; 2]) -> u64 {
     let tokens = step.examples * step.tokens;
     let rank = stages.trainable.iter().filter(|tensor| tensor.spec.name.contains("lora_A"));
     let rank = rank.filter_map(|tensor| tensor.spec.shape.first()).max().copied().unwrap_or(1);
@@ -22,10 +33,8 @@ pub fn flops(stages: &Stages, step: Step) -> u64 {
     let products = |graph: &Graph, cut: &Extract| -> u64 {
         cut.nodes.iter().map(|&at| of_node(graph, &graph.nodes()[at], &size)).sum()
     };
-    let stage = |stage: &crate::stage::CompiledStage| {
-        let backward = stage.cuts.backward.as_ref().map_or(0, |cut| products(&stage.graph, cut));
-        products(&stage.graph, &stage.cuts.forward) + backward
-    };
+    let stage =
+        |stage: &CompiledStage| cuts(stage).into_iter().flatten().map(|cut| products(&stage.graph, cut)).sum::<u64>();
     let layers: u64 = stages.kinds.iter().map(|&kind| stage(&stages.blocks[kind])).sum();
     let layers = layers * step.active as u64 / stages.kinds.len().max(1) as u64;
     layers + stage(&stages.embed) + stage(&stages.head)
@@ -68,5 +77,7 @@ mod tests {
         // By the operand alone where the weight is frozen, by both factors where not.
         let backward = 2 * t * (4 * d * d + 2 * d * i) + 8 * 8 * 128 * 128 * d + 2 * 4 * 2 * t * d * r;
         assert_eq!(of(6) - of(5), forward + backward);
+        let of = |active| evaluation_flops(&stages, Step { examples: 8, tokens: 128, active });
+        assert_eq!(of(6) - of(5), forward);
     }
 }

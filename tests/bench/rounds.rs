@@ -6,13 +6,12 @@ use serde_json::json;
 use skiff_coordinator::progress::RunProgress;
 use skiff_tests::brokers::Broker;
 use skiff_tests::fleet::{FLEET, Fleet};
+use skiff_tests::results;
 
 const ROUNDS: &str = "20";
 const NAMES: [&str; 8] = ["d1", "d2", "d3", "d4", "d5", "d6", "d7", "d8"];
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let file = arguments.iter().position(|argument| argument == "--json").map(|at| arguments[at + 1].clone());
     println!(
         "{:>6} {:>16} {:>16} {:>16} {:>14}",
         "agents", "median ms/round", "largest ms", "bytes up/round", "bytes down"
@@ -34,9 +33,7 @@ fn main() {
         );
         measured.push(json!({ "agents": agents, "median_ms": median, "largest_ms": largest, "first_ms": first }));
     }
-    if let Some(file) = file {
-        std::fs::write(&file, serde_json::to_vec_pretty(&json!({ "rounds": measured })).unwrap()).unwrap();
-    }
+    results::store("rounds", measured.into());
 }
 
 fn run(devices: &[&str]) -> RunProgress {

@@ -3,7 +3,8 @@
 
 use skiff_tests::{packs, places};
 use skiff_trainer::{
-    AdamWOptions, EvaluatePlan, Examples, Schedule, Sequence, Target, TrainPlan, Trainer, TrainerError,
+    AdamWOptions, EvaluatePlan, Examples, Policy, Schedule, Sequence, Target, TrainPlan, Trainer, TrainerError, Way,
+    Ways,
 };
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -56,7 +57,7 @@ fn training_and_evaluation_stop_and_fail_at_the_step_that_they_would_without_rea
         proximal: 0.0,
         steps: 10,
         batch: 4,
-        micro_batch: 4,
+        ways: Ways::Fixed(Way { policy: Policy::Keep, micro_batch: 4 }),
         learning_rate: 1e-3,
         schedule: Schedule::default(),
         optimizer: AdamWOptions::default(),

@@ -8,8 +8,8 @@ use skiff_tests::places;
 use skiff_trainer::inputs::read_batch;
 use skiff_trainer::training::MOST_SKIPPED_IN_A_ROW;
 use skiff_trainer::{
-    AdamWOptions, CheckpointError, Decay, Examples, LayerMask, Schedule, Sequence, Target, TrainPlan, TrainSummary,
-    Trainer, TrainerError,
+    AdamWOptions, CheckpointError, Decay, Examples, LayerMask, Policy, Schedule, Sequence, Target, TrainPlan,
+    TrainSummary, Trainer, TrainerError, Way, Ways,
 };
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -58,7 +58,7 @@ fn plan() -> TrainPlan {
         proximal: 0.0,
         steps: 6,
         batch: 3,
-        micro_batch: 2,
+        ways: Ways::Fixed(Way { policy: Policy::Keep, micro_batch: 2 }),
         learning_rate: 1e-2,
         schedule: Schedule { warm_up: 2, decay: Decay::Linear },
         optimizer: AdamWOptions { weight_decay: 0.1, ..AdamWOptions::default() },
@@ -188,7 +188,7 @@ fn a_checkpoint_of_another_training_is_refused_by_what_differs() {
         ("data", |plan| plan.data = "others".to_owned()),
         ("seed", |plan| plan.seed = 4),
         ("steps", |plan| plan.steps = 7),
-        ("micro-batch", |plan| plan.micro_batch = 1),
+        ("policy and micro-batch", |plan| plan.ways = Ways::Fixed(Way { policy: Policy::Keep, micro_batch: 1 })),
         ("schedule", |plan| plan.schedule.decay = Decay::Constant),
         ("warm-up", |plan| plan.schedule.warm_up = 0),
         ("weight decay", |plan| plan.optimizer.weight_decay = 0.0),

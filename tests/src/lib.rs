@@ -5,9 +5,13 @@
 //! - [`brokers`]: Mosquitto on a free port with accounts and access rules, and the embedded broker
 //! - [`fleet`]: a coordinator and agents as processes, and a watch on their run
 //! - [`compare`]: named tolerances, and a comparison that names the first element that differs
+//! - [`checkpoints`]: checkpoints with random weights, of any size
+//! - [`results`]: what benchmarks found, for programs
 
 pub mod brokers;
+pub mod checkpoints;
 pub mod compare;
 pub mod fleet;
 pub mod packs;
 pub mod places;
+pub mod results;

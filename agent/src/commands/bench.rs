@@ -1,23 +1,26 @@
 //! `skiff-agent bench`: how fast this device trains a pack, and in how much memory.
 
+use super::profile::{self, Profile};
+use crate::telemetry::own_memory;
 use anyhow::Context;
 use serde::Serialize;
 use skiff_models::Pack;
-use skiff_models::memory::Step;
+use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::task::Task;
-use skiff_models::work::flops;
+use skiff_models::work::{evaluation_flops, flops};
 use skiff_trainer::clock::monotonic;
 use skiff_trainer::optimizer::AdamW;
 use skiff_trainer::{Batch, LayerMask, Operators, Policy, Runtime, Sequence, Target, Trainer, roof};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Times training steps on random tokens: seconds, share of the machine's peak, memory.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A step is forward, backward and AdamW. GFLOP counts 2 m n k for every matrix product of the plain forward and \
-                  backward graphs of the active layers, whatever this implementation leaves out. The roof is the fastest of twelve \
+                  backward graphs of the active layers, whatever this implementation leaves out (with --evaluate, of the \
+                  evaluation's). The roof is the fastest of twelve \
                   products of [1024, 768] and [768, 3072] in the same run.\n\n\
                   Examples:\n  skiff-agent bench --pack minilm.pack\n  skiff-agent bench --pack minilm.pack --active 3 --policy recompute --json\n  \
                   skiff-agent bench --pack minilm.pack --table"
@@ -47,6 +50,10 @@ pub struct Arguments {
     /// Only evaluate.
     #[arg(long)]
     evaluate: bool,
+    /// Have ONNX Runtime time every operator: adds a table of them, and leaves its traces in this new folder (for
+    /// chrome://tracing). Steps take a little longer then.
+    #[arg(long, value_name = "DIR", conflicts_with = "table")]
+    profile: Option<PathBuf>,
     /// Timed steps, after two that are not.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
@@ -60,6 +67,9 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+/// Steps before those that count.
+const WARM_UP: usize = 2;
 
 /// What one line says.
 #[derive(Serialize)]
@@ -81,6 +91,15 @@ struct Found {
     peak_rss_bytes: u64,
     anonymous_bytes: u64,
     file_bytes: u64,
+    /// How much the process's address space grew during the timed steps: 0 where none of them allocated what those before had
+    /// not.
+    grown_bytes: u64,
+    /// Resident once the trainer was open, before the first step.
+    open_bytes: u64,
+    /// What the graphs say that the step takes beside that.
+    predicted: Prediction,
+    /// Both together.
+    predicted_bytes: u64,
 }
 
 /// Runs the command.
@@ -92,7 +111,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let threads = arguments.threads.map_or_else(cores, usize::from);
     let begun = monotonic();
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
-    let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    let mut runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    if let Some(folder) = &arguments.profile {
+        profile::prepare(folder)?;
+        runtime = runtime.tracing_into(folder.clone());
+    }
     let operators = if arguments.plain { Operators::Plain } else { Operators::Fused };
     let mut trainer = Trainer::open_with(&runtime, Arc::clone(&pack), operators)?;
     trainer.set_policy(arguments.policy);
@@ -106,23 +129,33 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             vec![count.with_context(|| format!("--active: expected all, or a number from 1 to {layers}"))?]
         }
     };
+    let open_bytes = own_memory(Path::new("/")).resident_bytes;
+    let design = &pack.manifest().design;
+    let fused = design.fused_stages().context("building the graphs that are measured")?;
     let plain = pack.manifest().design.stages().context("building the graphs that are counted")?;
     let (examples, tokens) = (arguments.batch.into(), usize::from(arguments.tokens));
     let mut out = std::io::stdout().lock();
     if !arguments.json {
         writeln!(out, "active  median s     min s   GFLOP/s  of roof  peak MB   anon MB   file MB")?;
     }
+    let (mut steps, mut seconds) = (0, 0.0);
     for active in counts {
         let batch = Batch::new(&random(&pack, examples, tokens), trainer.form()).context("--tokens")?;
         let mask = spread(active, layers);
         reset_peak();
-        let mut times = time(&mut trainer, &batch, &mask, arguments)?;
+        let (all_times, grown) = time(&mut trainer, &batch, &mask, arguments)?;
         let memory = memory();
         // After the steps, so that its operands are not in their memory.
         let peak = roof(&runtime)?;
+        (steps, seconds) = (all_times.len(), all_times.iter().sum());
+        let mut times = all_times[WARM_UP..].to_vec();
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
-        let gflop = flops(&plain, Step { examples, tokens, active }) as f64 / 1e9;
+        let stages = if arguments.plain { &plain } else { &fused };
+        let step = Step { examples, tokens, active };
+        let predicted = predict(design, stages, step, arguments.policy);
+        let work = if arguments.evaluate { evaluation_flops(&plain, step) } else { flops(&plain, step) };
+        let gflop = work as f64 / 1e9;
         let found = Found {
             active,
             layers,
@@ -139,6 +172,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             peak_rss_bytes: memory[0],
             anonymous_bytes: memory[1],
             file_bytes: memory[2],
+            grown_bytes: grown,
+            open_bytes,
+            predicted,
+            predicted_bytes: open_bytes + predicted.total(),
         };
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&found)?)?;
@@ -153,15 +190,34 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             )?;
         }
     }
+    if let Some(folder) = &arguments.profile {
+        // The traces are written as the sessions go.
+        drop(trainer);
+        let profile = Profile::read(folder, steps, seconds)?;
+        if arguments.json {
+            writeln!(out, "{}", serde_json::json!({ "profile": profile }))?;
+        } else {
+            profile.print(&mut out)?;
+        }
+    }
     Ok(())
 }
 
-/// Seconds of each step.
-fn time(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask, arguments: &Arguments) -> anyhow::Result<Vec<f64>> {
+/// Seconds of each step, those before the timed ones too, and how much address space the timed ones added.
+fn time(
+    trainer: &mut Trainer,
+    batch: &Batch,
+    mask: &LayerMask,
+    arguments: &Arguments,
+) -> anyhow::Result<(Vec<f64>, u64)> {
     let mut optimizer = AdamW::default();
     let mut weights = trainer.weights().clone();
     let mut times = Vec::new();
-    for step in 0..arguments.steps + 2 {
+    let mut before = 0;
+    for step in 0..WARM_UP + usize::from(arguments.steps) {
+        if step == WARM_UP {
+            [before] = status(["VmPeak:"]);
+        }
         let begun = monotonic();
         if arguments.evaluate {
             trainer.logits(batch, mask)?;
@@ -170,11 +226,10 @@ fn time(trainer: &mut Trainer, batch: &Batch, mask: &LayerMask, arguments: &Argu
             optimizer.step(&mut weights, &outcome.gradients, 5e-4);
             trainer.set_weights(weights.clone())?;
         }
-        if step >= 2 {
-            times.push(monotonic().saturating_sub(begun).as_secs_f64());
-        }
+        times.push(monotonic().saturating_sub(begun).as_secs_f64());
     }
-    Ok(times)
+    let [after] = status(["VmPeak:"]);
+    Ok((times, after.saturating_sub(before)))
 }
 
 /// `active` of `layers` layers, evenly spread, the highest among them.
@@ -213,15 +268,21 @@ fn reset_peak() {
 
 /// Largest resident size, and of the present one what is anonymous and what is of files; bytes.
 fn memory() -> [u64; 3] {
+    status(["VmHWM:", "RssAnon:", "RssFile:"])
+}
+
+/// What the kernel says of this process, in bytes.
+fn status<const N: usize>(keys: [&str; N]) -> [u64; N] {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ["VmHWM:", "RssAnon:", "RssFile:"].map(|key| {
+    keys.map(|key| {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         let kilobytes = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
         kilobytes.unwrap_or(0).saturating_mul(1024)
     })
 }
 
-fn policy(text: &str) -> Result<Policy, String> {
+/// A policy by its name.
+pub(super) fn policy(text: &str) -> Result<Policy, String> {
     let known = Policy::ALL.into_iter().find(|policy| policy.name() == text);
     known.ok_or_else(|| "expected keep, half or recompute".to_owned())
 }

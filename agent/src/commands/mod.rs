@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod doctor;
+mod profile;
 pub mod run;
 pub mod step;
 pub mod train;

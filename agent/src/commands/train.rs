@@ -1,15 +1,19 @@
 //! `skiff-agent train`: the trainer on local files, without a fleet.
 
+use super::bench::policy;
 use crate::corpus::Corpus;
+use crate::memory;
 use crate::store::replace;
 use crate::telemetry::own_memory;
 use anyhow::Context;
+use bytesize::ByteSize;
 use serde::Serialize;
+use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
 use skiff_trainer::{
-    AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, Schedule, StepReport, TrainPlan,
-    TrainSummary, Trainer, Training,
+    AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Policy, Provider, Runtime, Schedule, StepReport,
+    TrainPlan, TrainSummary, Trainer, Training, Way, Ways,
 };
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -52,6 +56,13 @@ pub struct Arguments {
     /// for rounding [default: all of them].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     micro_batch: Option<u16>,
+    /// What layers keep for the backward pass: keep (all that it needs), half (the same in half precision) or recompute
+    /// (nothing; it is computed again).
+    #[arg(long, default_value = "keep", value_parser = policy)]
+    policy: Policy,
+    /// Stay below so much memory, for instance 300MB: each step is done the fastest way that does, which is said at the start.
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["micro_batch", "policy"])]
+    memory: Option<ByteSize>,
     /// AdamW's learning rate, at its highest.
     #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     lr: f32,
@@ -74,8 +85,8 @@ pub struct Arguments {
     #[arg(long, value_parser = positive)]
     clip: Option<f32>,
     /// Cut texts to this many tokens.
-    #[arg(long, default_value_t = 128)]
-    max_tokens: usize,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
     /// Evaluate on at most this many examples, from the first; 0 for none.
     #[arg(long, default_value_t = 1000)]
     evaluate: usize,
@@ -136,6 +147,8 @@ struct Outcome {
     #[serde(flatten)]
     found: Found,
     evaluate_examples_per_second: Option<f64>,
+    /// With `--memory`.
+    memory: Option<Plan>,
     train_seconds: f64,
     peak_rss_bytes: u64,
 }
@@ -157,7 +170,8 @@ struct Found {
 /// Anything that keeps it from finishing.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
-    let load = |path| Corpus::load(path, &pack, arguments.max_tokens);
+    arguments.out.as_deref().map_or(Ok(()), writable)?;
+    let load = |path| Corpus::load(path, &pack, arguments.max_tokens as usize);
     let (train, test) = (load(&arguments.train)?, load(&arguments.test)?);
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = arguments.threads.map_or_else(cores, usize::from);
@@ -165,7 +179,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
     let mut trainer = Trainer::open(&runtime, pack)?;
 
-    let plan = arguments.plan(layers)?;
+    let memory = arguments.memory.map(|limit| arguments.within(limit, &trainer, layers)).transpose()?;
+    let plan = arguments.plan(layers, memory.as_ref())?;
     let progress = Progress::new();
     let mut training = trainer.begin(&plan, &train)?;
     if let Some(path) = &arguments.checkpoint {
@@ -184,7 +199,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let summary = training.summary();
     if let Some(path) = &arguments.out {
         let bytes = tensors::write(trainer.weights())?;
-        std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
+        replace(path, &bytes).with_context(|| format!("writing {}", path.display()))?;
     }
     let evaluated = if arguments.evaluate > 0 {
         let plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
@@ -203,14 +218,41 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .as_ref()
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
         resumed_steps,
+        memory,
         peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
         ..Outcome::of(&summary, arguments.batch.into())
     };
     outcome.print(arguments.json)
 }
 
+/// Finds out before a long training whether its result can be written to `path`.
+fn writable(path: &Path) -> anyhow::Result<()> {
+    let known = path.exists();
+    let tried = File::options().append(true).create(true).open(path);
+    tried.with_context(|| format!("--out {}: no file can be written there", path.display()))?;
+    if !known {
+        // It comes with the result.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
 impl Arguments {
-    fn plan(&self, layers: usize) -> anyhow::Result<TrainPlan> {
+    /// How the steps stay within `limit`; said on standard error.
+    fn within(&self, limit: ByteSize, trainer: &Trainer, layers: usize) -> anyhow::Result<Plan> {
+        let process = memory::of_process();
+        let tokens = trainer.form().layout.max_tokens.min(self.max_tokens as usize);
+        let active = self.rates(layers).iter().filter(|rate| **rate < 1.0).count().max(1);
+        let plan = memory::planned(trainer, limit, process, Step { examples: self.batch.into(), tokens, active })?;
+        write!(std::io::stderr(), "memory {}", memory::explained(&plan, limit, process))?;
+        Ok(plan)
+    }
+
+    fn rates(&self, layers: usize) -> Vec<f32> {
+        self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers])
+    }
+
+    fn plan(&self, layers: usize, memory: Option<&Plan>) -> anyhow::Result<TrainPlan> {
         let decay = match self.schedule {
             Falling::Constant => Decay::Constant,
             Falling::Linear => Decay::Linear,
@@ -221,12 +263,17 @@ impl Arguments {
             device: "local".to_owned(),
             round: 0,
             data,
-            rates: self.rates.clone().unwrap_or_else(|| vec![self.dropout; layers]),
+            rates: self.rates(layers),
             most_active: layers,
             proximal: 0.0,
             steps: self.steps,
             batch: self.batch.into(),
-            micro_batch: self.micro_batch.unwrap_or(self.batch).into(),
+            ways: match memory {
+                Some(plan) => plan.ways(),
+                None => {
+                    Ways::Fixed(Way { policy: self.policy, micro_batch: self.micro_batch.unwrap_or(self.batch).into() })
+                }
+            },
             learning_rate: self.lr,
             schedule: Schedule { warm_up: self.warm_up, decay },
             optimizer: AdamWOptions { weight_decay: self.weight_decay, ..AdamWOptions::default() },
@@ -304,6 +351,7 @@ impl Outcome {
             loss_last_20: summary.recent_loss,
             found: Found::default(),
             evaluate_examples_per_second: None,
+            memory: None,
             train_seconds: seconds,
             peak_rss_bytes: 0,
         }

@@ -19,6 +19,7 @@ pub struct Runtime {
     version: String,
     pub(crate) threads: usize,
     pub(crate) provider: Provider,
+    pub(crate) traces: Option<PathBuf>,
 }
 
 /// Why there is no ONNX Runtime.
@@ -81,9 +82,17 @@ impl Runtime {
         let path = find(library)?;
         let builder = ort::init_from(&path).map_err(|source| RuntimeError::Load { path: path.clone(), source })?;
         let environment = start(builder, threads).map_err(RuntimeError::Start)?;
-        let runtime = Self { environment, version: version(&path), threads, provider: Provider::default() };
+        let runtime =
+            Self { environment, version: version(&path), threads, provider: Provider::default(), traces: None };
         *loaded = Some(runtime.clone());
         Ok(runtime)
+    }
+
+    /// The same, which has every session that is opened with it write the times of its operators into `folder` when it goes:
+    /// a file of trace events in JSON.
+    #[must_use]
+    pub fn tracing_into(self, folder: PathBuf) -> Self {
+        Self { traces: Some(folder), ..self }
     }
 
     /// The library's version and where it is.

@@ -7,11 +7,12 @@ use crate::dropout::LayerMask;
 use crate::error::TrainerError;
 use crate::evaluation::{EvaluatePlan, EvaluateSummary};
 use crate::examples::{Examples, Sequence};
-use crate::model::{Model, Operators, Policy, StepOutcome};
+use crate::model::{Model, Operators, StepOutcome};
 use crate::runtime::Runtime;
 use crate::training::{StepReport, TrainPlan, TrainSummary, Training};
 use ndarray::{Array2, ArrayD};
 use skiff_models::Pack;
+use skiff_models::memory::{Plan, Policy, Step};
 use skiff_models::tensors::{NamedTensors, rank_axis};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -44,6 +45,17 @@ impl Trainer {
     /// What layers keep for the backward pass from now on; [`Policy::Keep`] at first.
     pub fn set_policy(&mut self, policy: Policy) {
         self.model.set_policy(policy);
+    }
+
+    /// How steps of this pack are done where each may take `room` bytes beside what the process takes without one.
+    ///
+    /// # Errors
+    /// The pack's graphs cannot be built.
+    pub fn plan(&self, step: Step, room: u64) -> Result<Plan, TrainerError> {
+        let design = &self.pack.manifest().design;
+        let stages = if self.model.fuses() { design.fused_stages() } else { design.stages() };
+        let stages = stages.map_err(|error| TrainerError::Stages { what: error.to_string() })?;
+        Ok(Plan::of(design, &stages, step, room))
     }
 
     /// The present values of the trainable tensors.

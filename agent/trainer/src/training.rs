@@ -11,6 +11,7 @@ use crate::schedule::Schedule;
 use crate::tally::Tally;
 use crate::trainer::{Brought, Trainer, bring};
 use ndarray::Zip;
+use skiff_models::memory::{Way, Ways};
 use skiff_models::tensors::NamedTensors;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -41,8 +42,8 @@ pub struct TrainPlan {
     pub steps: u32,
     /// Examples in a step.
     pub batch: usize,
-    /// At most so many of them are computed at once, which bounds the memory; gradients differ in rounding only.
-    pub micro_batch: usize,
+    /// How each step is done, which bounds the memory; gradients differ in rounding only.
+    pub ways: Ways,
     /// AdamW's, where the schedule has it whole.
     pub learning_rate: f32,
     /// How it rises and falls.
@@ -110,6 +111,7 @@ pub struct Training<'a> {
     tally: Tally,
     /// The weights it began with, where it is held near them.
     anchor: NamedTensors,
+    epochs: Epochs,
 }
 
 impl<'a> Training<'a> {
@@ -121,7 +123,15 @@ impl<'a> Training<'a> {
         let layers = trainer.pack.manifest().layers;
         check(plan, layers, examples.len())?;
         let anchor = if plan.proximal > 0.0 { trainer.weights.clone() } else { NamedTensors::new() };
-        Ok(Self { trainer, plan, examples, optimizer: AdamW::new(plan.optimizer), tally: Tally::new(layers), anchor })
+        Ok(Self {
+            trainer,
+            plan,
+            examples,
+            optimizer: AdamW::new(plan.optimizer),
+            tally: Tally::new(layers),
+            anchor,
+            epochs: Epochs::default(),
+        })
     }
 
     /// Steps done, those that were skipped included.
@@ -141,8 +151,8 @@ impl<'a> Training<'a> {
         let (examples, form) = (self.examples, self.trainer.form().clone());
         let next = self.done().saturating_add(1);
         let order =
-            (next..=self.plan.steps.min(next)).flat_map(|step| examples_of_step(self.plan, examples.len(), step));
-        self.step_on(&mut order.map(|at| bring(examples, &form, at)))
+            if next <= self.plan.steps { self.epochs.of_step(self.plan, examples.len(), next) } else { Vec::new() };
+        self.step_on(&mut order.into_iter().map(|at| bring(examples, &form, at)))
     }
 
     /// Does all steps that are left, or as many as `watch` wants: it sees each report, and the training after the step. The
@@ -156,7 +166,8 @@ impl<'a> Training<'a> {
         W: FnMut(&Self, &StepReport) -> Result<ControlFlow<()>, E>,
     {
         let (plan, examples, form) = (self.plan, self.examples, self.trainer.form().clone());
-        let order = (self.done() + 1..=plan.steps).flat_map(|step| examples_of_step(plan, examples.len(), step));
+        let mut epochs = std::mem::take(&mut self.epochs);
+        let order = (self.done() + 1..=plan.steps).flat_map(|step| epochs.of_step(plan, examples.len(), step));
         let mut refused = None;
         ahead(
             order,
@@ -186,9 +197,12 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         let (step, begun) = (self.done() + 1, monotonic());
-        let mask = LayerMask::draw(&plan.rates, plan.most_active, plan.seed, &plan.device, plan.round, step);
+        let most = plan.most_active.min(plan.ways.most_active());
+        let mask = LayerMask::draw(&plan.rates, most, plan.seed, &plan.device, plan.round, step);
+        let way = plan.ways.with(mask.active().len()).expect("a plan without ways is refused");
         let sequences = brought.take(plan.batch).collect::<Result<Vec<_>, TrainerError>>()?;
-        let mut outcome = self.trainer.step_in_parts(&sequences, &mask, plan.micro_batch)?;
+        self.trainer.set_policy(way.policy);
+        let mut outcome = self.trainer.step_in_parts(&sequences, &mask, way.micro_batch)?;
         let norm = global_norm(&outcome.gradients);
         let skipped = !is_usable(outcome.loss, norm);
         if !skipped {
@@ -282,7 +296,7 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         proximal,
         steps,
         batch,
-        micro_batch,
+        ways,
         learning_rate,
         schedule: Schedule { warm_up, decay },
         optimizer: AdamWOptions { beta_1, beta_2, epsilon, weight_decay },
@@ -298,7 +312,7 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
         ("proximal factor", proximal.to_string()),
         ("steps", steps.to_string()),
         ("batch", batch.to_string()),
-        ("micro-batch", micro_batch.min(batch).to_string()),
+        ("policy and micro-batch", described(ways)),
         ("learning rate", learning_rate.to_string()),
         ("warm-up", warm_up.to_string()),
         ("schedule", format!("{decay:?}").to_lowercase()),
@@ -312,6 +326,14 @@ fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
     named.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
+fn described(ways: &Ways) -> String {
+    let way = |Way { policy, micro_batch }: &Way| format!("{} {micro_batch}", policy.name());
+    match ways {
+        Ways::Fixed(one) => way(one),
+        Ways::ByActive(ways) => ways.iter().map(way).collect::<Vec<_>>().join(", "),
+    }
+}
+
 fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), TrainerError> {
     let fail = |what: String| Err(TrainerError::Plan { what });
     if plan.rates.len() != layers {
@@ -323,13 +345,17 @@ fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), Trainer
     if !(plan.proximal.is_finite() && plan.proximal >= 0.0) {
         return fail(format!("the proximal factor {} is not 0 or more", plan.proximal));
     }
+    if u32::try_from(examples).is_err() {
+        return fail(format!("{examples} examples are more than {}", u32::MAX));
+    }
     if examples == 0 {
         return fail("there is nothing to train on".to_owned());
     }
     if plan.batch == 0 || plan.steps == 0 {
         return fail("a training needs at least one step of at least one example".to_owned());
     }
-    if plan.micro_batch == 0 {
+    let mut ways = (1..=layers).map(|active| plan.ways.with(active));
+    if ways.any(|way| way.is_none_or(|way| way.micro_batch == 0)) {
         return fail("a micro-batch needs at least one example".to_owned());
     }
     if plan.schedule.warm_up > plan.steps {
@@ -344,27 +370,32 @@ fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<(), Trainer
     }
 }
 
-/// The examples of step `step` of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each
-/// the corpus in another seeded order, where `k` counts steps over rounds.
-fn examples_of_step(plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
-    let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
-    let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);
-    let mut chosen = Vec::with_capacity(plan.batch);
-    let mut epoch = None;
-    for position in before * batch..(before + 1) * batch {
-        let number = position / examples_of_epoch;
-        let order = match epoch.take() {
-            Some((known, order)) if known == number => order,
-            _ => epoch_order(plan, examples, number),
-        };
-        chosen.push(order[(position % examples_of_epoch) as usize]);
-        epoch = Some((number, order));
-    }
-    chosen
+/// Which examples each step of a device takes: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each the
+/// corpus in another seeded order, where `k` counts steps over rounds.
+#[derive(Default)]
+struct Epochs {
+    /// The last epoch's number and order.
+    known: Option<(u128, Vec<u32>)>,
 }
 
-fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..examples).collect();
+impl Epochs {
+    fn of_step(&mut self, plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
+        let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
+        let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);
+        let example = |position: u128| {
+            let number = position / examples_of_epoch;
+            let (_, order) = match self.known.take_if(|(known, _)| *known == number) {
+                Some(known) => self.known.insert(known),
+                None => self.known.insert((number, epoch_order(plan, examples, number))),
+            };
+            order[(position % examples_of_epoch) as usize] as usize
+        };
+        (before * batch..(before + 1) * batch).map(example).collect()
+    }
+}
+
+fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..examples as u32).collect();
     stream("epoch", plan.seed, &plan.device, epoch as u32, 0).shuffle(&mut order);
     order
 }
@@ -372,6 +403,7 @@ fn epoch_order(plan: &TrainPlan, examples: usize, epoch: u128) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skiff_models::memory::Policy;
 
     fn plan(round: u32) -> TrainPlan {
         TrainPlan {
@@ -384,7 +416,7 @@ mod tests {
             proximal: 0.0,
             steps: 3,
             batch: 4,
-            micro_batch: 4,
+            ways: Ways::Fixed(Way { policy: Policy::Keep, micro_batch: 4 }),
             learning_rate: 1e-3,
             schedule: Schedule::default(),
             optimizer: AdamWOptions::default(),
@@ -394,7 +426,7 @@ mod tests {
 
     #[test]
     fn rounds_walk_through_the_corpus_without_repetition_until_it_is_used_up() {
-        let steps = |round| (1..=3).flat_map(move |step| examples_of_step(&plan(round), 24, step));
+        let steps = |round| (1..=3).flat_map(move |step| Epochs::default().of_step(&plan(round), 24, step));
         let mut seen: Vec<usize> = steps(1).chain(steps(2)).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..24).collect::<Vec<_>>());
@@ -403,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_corpus_smaller_than_a_batch_is_repeated() {
-        let chosen = examples_of_step(&plan(1), 3, 1);
+        let chosen = Epochs::default().of_step(&plan(1), 3, 1);
         assert_eq!(chosen.len(), 4);
         assert!(chosen.iter().all(|&at| at < 3));
     }
@@ -411,7 +443,7 @@ mod tests {
     #[test]
     fn the_last_step_of_the_last_round_has_its_examples() {
         let endless = TrainPlan { steps: u32::MAX, batch: 4096, ..plan(u32::MAX) };
-        let chosen = examples_of_step(&endless, 3, u32::MAX);
+        let chosen = Epochs::default().of_step(&endless, 3, u32::MAX);
         assert_eq!(chosen.len(), 4096);
         assert!((0..3).all(|example| chosen.contains(&example)) && chosen.iter().all(|&at| at < 3));
     }

@@ -90,10 +90,10 @@ pub struct Place {
     pub labels: Vec<String>,
 }
 
-/// The tokens of the step that [`StepMemory`] speaks of: 8 texts of 128.
-pub const REFERENCE_TOKENS: u64 = 8 * 128;
+/// The length of the texts that [`StepMemory`] speaks of.
+pub const REFERENCE_TOKENS: u64 = 128;
 
-/// A device's memory, and its prediction of what a training step of [`REFERENCE_TOKENS`] tokens takes.
+/// A device's memory, and its prediction of what training takes at the least: in its leanest way, by texts of [`REFERENCE_TOKENS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct StepMemory {
     /// What training may take in all, in bytes; 0: nothing is said, nothing is limited.

@@ -36,7 +36,7 @@ pub struct Pace {
 /// What a round asks of every device.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Load {
-    /// Tokens of a step at the most.
+    /// Tokens of a text at the most.
     pub tokens: u64,
     /// Steps.
     pub steps: u32,
@@ -81,7 +81,7 @@ pub struct Unfit(pub String);
 impl Limits {
     /// The limits of a device on a model of `layers` layers, of which `protected` always run.
     ///
-    /// Formulas, with `s` the step's tokens by [`REFERENCE_TOKENS`]: `most = (limit - process - s·step) / (s·layer)`, rounded
+    /// Formulas, with `s` a text's tokens by [`REFERENCE_TOKENS`], at least 1: `most = (limit - process - s·step) / (s·layer)`, rounded
     /// down; by deadline `mean = 0.8·deadline / steps / (step_ms / active)`; hot or nearly empty `mean = L / 2`, rounded up.
     ///
     /// # Errors
@@ -143,7 +143,8 @@ fn fitting(memory: &StepMemory, tokens: u64) -> Option<u64> {
     if limit_bytes == 0 || layer_bytes == 0 {
         return None;
     }
-    let scaled = |bytes: u64| u128::from(bytes) * u128::from(tokens) / u128::from(REFERENCE_TOKENS);
+    let longer = tokens.max(REFERENCE_TOKENS);
+    let scaled = |bytes: u64| u128::from(bytes) * u128::from(longer) / u128::from(REFERENCE_TOKENS);
     let left = u128::from(limit_bytes).saturating_sub(u128::from(process_bytes) + scaled(step_bytes));
     Some(u64::try_from(left / scaled(layer_bytes).max(1)).unwrap_or(u64::MAX))
 }

@@ -145,7 +145,7 @@ impl RunSettings {
     /// What a round of training asks of a device.
     #[must_use]
     pub fn load(&self) -> Load {
-        let tokens = u64::from(self.batch) * u64::from(self.max_tokens);
+        let tokens = u64::from(self.max_tokens);
         Load { tokens, steps: self.steps, deadline_ms: self.train_ms, care: self.care }
     }
 

@@ -1,11 +1,11 @@
 //! `skiff-pack inspect`.
 
-use crate::screen::{bytes, count};
+use crate::screen::{Screen, bytes, count};
 use anyhow::{Context, ensure};
 use serde_json::json;
 use skiff_models::Pack;
 use skiff_models::graph::DType;
-use skiff_models::memory::{Prediction, Step, predict};
+use skiff_models::memory::{Policy, Prediction, Step, predict};
 use skiff_models::pack::Manifest;
 use skiff_models::peft::Peft;
 use skiff_models::stage::{Binding, StageSpec};
@@ -58,7 +58,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Shows the pack in `path`.
 pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()> {
-    let pack = Pack::open(path).with_context(|| format!("opening the pack {}", path.display()))?;
+    let screen = Screen::new();
+    screen.say("checking every file");
+    let pack = Pack::open(path).with_context(|| format!("opening the pack {}", path.display()));
+    screen.clear();
+    let pack = pack?;
     let manifest = pack.manifest();
     let most = manifest.layout.max_tokens;
     let tokens = batch.tokens.map_or(most.min(128), |tokens| tokens as usize);
@@ -67,13 +71,17 @@ pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()>
     let step = |active| Step { examples: batch.batch.into(), tokens, active };
     let mut actives = vec![manifest.layers, manifest.layers.div_ceil(2), 1];
     actives.dedup();
-    let predictions: Vec<(usize, Prediction)> =
-        actives.into_iter().map(|active| (active, predict(&manifest.design, &stages, step(active)))).collect();
+    let ways = actives.into_iter().flat_map(|active| Policy::ALL.map(|policy| (active, policy)));
+    let predictions: Vec<(usize, Policy, Prediction)> = ways
+        .map(|(active, policy)| (active, policy, predict(&manifest.design, &stages, step(active), policy)))
+        .collect();
     let mut out = std::io::stdout().lock();
     if json {
         let memory: Vec<_> = predictions
             .iter()
-            .map(|(active, bytes)| json!({ "active_layers": active, "bytes": bytes, "total_bytes": bytes.total() }))
+            .map(|(active, policy, bytes)| {
+                json!({ "active_layers": active, "policy": policy, "bytes": bytes, "total_bytes": bytes.total() })
+            })
             .collect();
         let digest = blake3::Hash::from(pack.digest()).to_hex().to_string();
         let step = json!({ "batch": batch.batch, "tokens": tokens, "predictions": memory });
@@ -90,12 +98,12 @@ pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()>
     )?;
     writeln!(
         out,
-        "  {:<14}{:>12}{:>12}{:>12}{:>12}{:>12}",
-        "active layers", "total", "mapped", "trained", "kept", "working"
+        "  {:<15}{:<10}{:>12}{:>12}{:>12}{:>12}{:>12}",
+        "active layers", "policy", "total", "mapped", "trained", "kept", "working"
     )?;
-    for (active, prediction) in predictions {
+    for (active, policy, prediction) in predictions {
         let Prediction { mapped, trained, kept, working } = prediction;
-        write!(out, "  {active:<14}{:>12}", bytes(prediction.total()))?;
+        write!(out, "  {active:<15}{:<10}{:>12}", policy.name(), bytes(prediction.total()))?;
         for part in [mapped, trained, kept, working] {
             write!(out, "{:>12}", bytes(part))?;
         }

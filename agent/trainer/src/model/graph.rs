@@ -140,12 +140,14 @@ impl Graph {
         let tables = layers.iter().map(table).collect::<Result<_, _>>()?;
         // Two threads that open sessions with operators of ours at once would both enter their domain in its list, an error.
         let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        let trace = runtime.traces.as_ref().map(|folder| folder.join(spec.file.replace('/', "_")));
         let session = Session::builder(runtime.environment())
             .and_then(|builder| Ok(builder.with_env_allocators()?))
             .and_then(|builder| Ok(builder.with_operators(skiff_kernels::operators::domain()?)?))
             .and_then(|builder| Ok(builder.with_memory_pattern(false)?))
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|builder| Ok(builder.with_execution_providers(runtime.providers())?))
+            .and_then(|builder| Ok(if let Some(trace) = trace { builder.with_profiling(trace)? } else { builder }))
             .and_then(|mut builder| builder.commit_from_file(&path))
             .map_err(|source| TrainerError::Session { path, source })?;
         let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();

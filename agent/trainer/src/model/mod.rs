@@ -25,6 +25,7 @@ use ort::session::RunOptions;
 use ort::value::DynValue;
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
+use skiff_models::memory::Policy;
 use skiff_models::pack::Frozen;
 use skiff_models::stage::{BatchPart, Binding, GraphSpec, HalfSpec, Port, StageSpec, StageSpecs};
 use skiff_models::task::Task;
@@ -37,33 +38,6 @@ use std::sync::Arc;
 
 /// The key under which the embedding's and the head's tables are: they belong to no layer.
 const WHOLE: usize = 0;
-
-/// What an active layer keeps for the backward pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Policy {
-    /// All that its gradient needs.
-    #[default]
-    Keep,
-    /// The same in half precision.
-    Half,
-    /// Its input alone; the rest is computed again. Costs a second forward pass through all layers but the highest.
-    Recompute,
-}
-
-impl Policy {
-    /// All of them, the fastest first.
-    pub const ALL: [Self; 3] = [Self::Keep, Self::Half, Self::Recompute];
-
-    /// Its name in settings.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Keep => "keep",
-            Self::Half => "half",
-            Self::Recompute => "recompute",
-        }
-    }
-}
 
 /// Which of a pack's graphs run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -87,6 +61,8 @@ pub struct StepOutcome {
 /// The sessions of a pack and its frozen weights, which stay in the mapped file.
 pub(super) struct Model {
     form: Form,
+    /// Whether the graphs have fused operators.
+    fuses: bool,
     embed: Graph,
     blocks: Vec<Stage>,
     /// As `blocks`, for the highest layer that runs, where it computes only the rows that the head reads; else empty.
@@ -108,6 +84,7 @@ pub(super) struct Parts<'a> {
     schema: &'a Schema,
     frozen: &'a Frozen,
     file: &'a dyn Fn(&str) -> PathBuf,
+    fuses: bool,
     /// The owner of `frozen`.
     mapping: Arc<dyn Any + Send + Sync>,
 }
@@ -154,13 +131,14 @@ impl Model {
                 schema: &manifest.schema,
                 frozen: pack.frozen(),
                 file: &|name| pack.file(name),
+                fuses: fused.is_some(),
                 mapping,
             },
         )
     }
 
     fn of(runtime: &Runtime, parts: Parts<'_>) -> Result<Self, TrainerError> {
-        let Parts { layout, stages, schema, frozen, file, mapping } = parts;
+        let Parts { layout, stages, schema, frozen, file, fuses, mapping } = parts;
         check(stages, layout)?;
         let mapped = frozen;
         let mut frozen = Views::of(mapped)?;
@@ -194,6 +172,7 @@ impl Model {
         let policy = Policy::default();
         Ok(Self {
             form,
+            fuses,
             embed,
             blocks,
             last_blocks,
@@ -210,6 +189,11 @@ impl Model {
     /// What it asks of a batch.
     pub(super) fn form(&self) -> &Form {
         &self.form
+    }
+
+    /// Whether its graphs have fused operators.
+    pub(super) fn fuses(&self) -> bool {
+        self.fuses
     }
 
     /// Rows of scores that a language model's head computes at once.

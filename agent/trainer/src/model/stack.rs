@@ -36,7 +36,7 @@ pub(super) struct Mark {
 impl Stack {
     /// Begins a step. All that was taken must be gone.
     pub(super) fn clear(&mut self) {
-        if self.blocks.len() > 1 {
+        if self.blocks.first().is_some_and(|block| block.len() < self.highest) {
             // One block for all of it; the smaller ones go first.
             self.blocks.clear();
             self.blocks.extend(block(self.highest).ok());
@@ -155,8 +155,10 @@ mod tests {
             stack.release(mark);
         }
         assert_eq!((stack.blocks.len(), stack.used), (1, 256));
+        assert!(stack.blocks[0].len() < stack.highest, "most of it was in blocks that are gone");
         stack.clear();
+        assert!(stack.blocks[0].len() > 3 * (32 << 20), "the next step finds it in one");
         drop(stack.tensor(TensorElementType::Float32, &[1000]).unwrap());
-        assert_eq!(stack.highest, 4032);
+        assert_eq!((stack.blocks.len(), stack.highest), (1, 4032));
     }
 }

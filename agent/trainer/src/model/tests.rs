@@ -177,6 +177,7 @@ fn open(head_trains: bool, change: impl FnOnce(&mut StageSpecs)) -> Result<(Mode
             schema: &Schema { tensors },
             frozen: &frozen,
             file: &|name| folder.path().join(name),
+            fuses: false,
             mapping: Arc::clone(&frozen) as Arc<dyn Any + Send + Sync>,
         },
     )?;

@@ -1,0 +1,155 @@
+//! Where the time of a step goes: ONNX Runtime's traces, added up by operator.
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+/// The steps of a process by operator.
+#[derive(Serialize)]
+pub(super) struct Profile {
+    /// Of all steps, those before the timed ones too.
+    steps: usize,
+    /// Of a step, on average.
+    step_seconds: f64,
+    /// The longest first.
+    operators: Vec<Operator>,
+    /// In ONNX Runtime, but in no operator.
+    runtime_seconds: f64,
+    /// In Skiff: the optimizer, the adding up of gradients, the batch.
+    outside_seconds: f64,
+}
+
+/// One kind of operator.
+#[derive(Serialize)]
+struct Operator {
+    name: String,
+    /// In a step.
+    calls: f64,
+    /// In a step.
+    seconds: f64,
+}
+
+/// What a trace says of an event, as far as it is read.
+#[derive(Deserialize)]
+struct Event {
+    #[serde(default)]
+    cat: String,
+    name: String,
+    /// Microseconds.
+    #[serde(default)]
+    dur: f64,
+    #[serde(default)]
+    args: Arguments,
+}
+
+#[derive(Deserialize, Default)]
+struct Arguments {
+    #[serde(default)]
+    op_name: String,
+}
+
+/// The folder for traces: made, and empty.
+pub(super) fn prepare(folder: &Path) -> anyhow::Result<()> {
+    let named = || format!("--profile {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(named)?;
+    let mut entries = std::fs::read_dir(folder).with_context(named)?;
+    ensure!(entries.next().is_none(), "{}: the folder is not empty; name a new one", named());
+    Ok(())
+}
+
+impl Profile {
+    /// Of the traces in `folder`, of `steps` steps that took `seconds` together.
+    pub(super) fn read(folder: &Path, steps: usize, seconds: f64) -> anyhow::Result<Self> {
+        let per_step = |microseconds: f64| microseconds / 1e6 / steps.max(1) as f64;
+        let mut operators = BTreeMap::<String, (usize, f64)>::new();
+        let mut runs = 0.0;
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            let events: Vec<Event> =
+                serde_json::from_slice(&text).with_context(|| format!("reading the trace {}", path.display()))?;
+            for Event { cat, name, dur, args } in events {
+                if cat == "Node" && name.ends_with("_kernel_time") {
+                    let (calls, all) = operators.entry(args.op_name).or_default();
+                    *calls += 1;
+                    *all += dur;
+                } else if name == "model_run" {
+                    runs += dur;
+                }
+            }
+        }
+        ensure!(!operators.is_empty(), "{} holds no trace of a step", folder.display());
+        let inside: f64 = operators.values().map(|(_, all)| all).sum();
+        let operator = |(name, (calls, all)): (String, (usize, f64))| Operator {
+            name,
+            calls: calls as f64 / steps.max(1) as f64,
+            seconds: per_step(all),
+        };
+        let mut operators: Vec<Operator> = operators.into_iter().map(operator).collect();
+        operators.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+        let step_seconds = seconds / steps.max(1) as f64;
+        Ok(Self {
+            steps,
+            step_seconds,
+            operators,
+            runtime_seconds: per_step(runs - inside),
+            outside_seconds: step_seconds - per_step(runs),
+        })
+    }
+
+    /// As a table.
+    pub(super) fn print(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+        writeln!(out, "\n{:<24}{:>10}{:>12}{:>8}", "operator", "calls", "ms a step", "share")?;
+        let share = |seconds: f64| 100.0 * seconds / self.step_seconds;
+        for Operator { name, calls, seconds } in &self.operators {
+            writeln!(out, "{name:<24}{calls:>10.0}{:>12.2}{:>7.1}%", 1000.0 * seconds, share(*seconds))?;
+        }
+        for (name, seconds) in
+            [("(ONNX Runtime itself)", self.runtime_seconds), ("(outside of it)", self.outside_seconds)]
+        {
+            writeln!(out, "{name:<24}{:>10}{:>12.2}{:>7.1}%", "", 1000.0 * seconds, share(seconds))?;
+        }
+        writeln!(out, "{:<24}{:>10}{:>12.2}", "all", "", 1000.0 * self.step_seconds)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn operators_are_added_up_over_graphs_and_the_rest_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let trace = |graph: &str, kernels: &[(&str, u32)], run: u32| {
+            let node = |(op, dur): &(&str, u32)| {
+                format!(r#"{{"cat":"Node","name":"x_kernel_time","dur":{dur},"args":{{"op_name":"{op}"}}}},"#)
+            };
+            let nodes: String = kernels.iter().map(node).collect();
+            let text = format!(r#"[{nodes}{{"cat":"Session","name":"model_run","dur":{run},"args":{{}}}}]"#);
+            std::fs::write(folder.path().join(graph), text).unwrap();
+        };
+        trace("one", &[("Gemm", 3_000_000), ("Add", 500_000)], 4_000_000);
+        trace("two", &[("Gemm", 1_000_000)], 1_000_000);
+        let profile = Profile::read(folder.path(), 2, 6.0).unwrap();
+        let found: Vec<(&str, f64, f64)> =
+            profile.operators.iter().map(|line| (line.name.as_str(), line.calls, line.seconds)).collect();
+        assert_eq!(found, [("Gemm", 1.0, 2.0), ("Add", 0.5, 0.25)]);
+        let times = [profile.step_seconds, profile.runtime_seconds, profile.outside_seconds];
+        assert_eq!(times.map(f64::to_bits), [3.0, 0.25, 0.5].map(f64::to_bits));
+        let mut text = Vec::new();
+        profile.print(&mut text).unwrap();
+        assert!(String::from_utf8(text).unwrap().contains("66.7%"));
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(&folder.path().join("new")).unwrap();
+        assert!(prepare(folder.path()).unwrap_err().to_string().contains("not empty"));
+        assert!(Profile::read(&folder.path().join("new"), 1, 1.0).is_err());
+    }
+}

@@ -1,0 +1,128 @@
+//! A device's limit of memory, and how its steps stay below it.
+
+use crate::telemetry::own_memory;
+use bytesize::ByteSize;
+use skiff_models::memory::{Costed, Plan, Step};
+use skiff_trainer::{Trainer, TrainerError};
+use std::fmt::Write;
+use std::path::Path;
+
+/// What a process takes varies a little from start to start; rounded up to so much, the same plan comes out.
+const GRAIN: u64 = 16 << 20;
+
+/// What this process has resident now, rounded up: with a trainer just opened, what it takes beside the steps.
+#[must_use]
+pub fn of_process() -> u64 {
+    own_memory(Path::new("/")).resident_bytes.next_multiple_of(GRAIN)
+}
+
+/// The most that may be resident: what the device's owner set or, of a machine with so much, three quarters.
+#[must_use]
+pub fn limit(set: Option<ByteSize>, machine_bytes: u64) -> ByteSize {
+    set.unwrap_or(match machine_bytes {
+        0 => ByteSize(u64::MAX),
+        known => ByteSize(known / 4 * 3),
+    })
+}
+
+/// Why there is no way to train.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Not even one layer fits.
+    #[error(
+        "memory = {}: the process takes {}, and a step with one layer and one example of {tokens} tokens at a time {}; allow \
+         at least {} or cut texts shorter",
+        si(*limit), si(*process), si(*least), si(process + least)
+    )]
+    TooLittle {
+        /// Of the setting.
+        limit: u64,
+        /// What the process takes.
+        process: u64,
+        /// What a step takes at least.
+        least: u64,
+        /// Of each text.
+        tokens: usize,
+    },
+    /// The graphs cannot be built.
+    #[error("predicting the memory of a step")]
+    Predict(#[from] TrainerError),
+}
+
+/// Plans the steps of a training in at most `limit`, of which `process` is taken; `step.active` is the most layers that run.
+///
+/// # Errors
+/// There is no memory for a single layer.
+pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> Result<Plan, MemoryError> {
+    let plan = trainer.plan(step, limit.0.saturating_sub(process))?;
+    match plan.beyond {
+        Some(Costed { bytes, .. }) if plan.chosen.is_empty() => {
+            Err(MemoryError::TooLittle { limit: limit.0, process, least: bytes.total(), tokens: step.tokens })
+        }
+        Some(_) | None => Ok(plan),
+    }
+}
+
+/// The plan for people: what is done with how many layers, in how much memory, and why not faster.
+#[must_use]
+pub fn explained(plan: &Plan, limit: ByteSize, process: u64) -> String {
+    let mut text = format!("at most {}: {} for the process, {} for steps\n", si(limit.0), si(process), si(plan.room));
+    let mut layers = 1;
+    for alike in plan.chosen.chunk_by(|one, other| one.way == other.way) {
+        let last = layers + alike.len() - 1;
+        let Costed { way, relative_time, bytes } = alike[alike.len() - 1];
+        let (total, kept) = (si(bytes.total()), si(bytes.kept));
+        let _ = writeln!(
+            text,
+            "  {:<16}{}, {} at once: up to {total}, {kept} of it kept for the backward pass{}",
+            if layers == last { counted(last, "layer") } else { format!("{layers} to {last} layers") },
+            way.policy.name(),
+            counted(way.micro_batch, "example"),
+            if relative_time > 1.0 {
+                format!("; about {:.0} % slower", 100.0 * (relative_time - 1.0))
+            } else {
+                String::new()
+            }
+        );
+        layers = last + 1;
+    }
+    if let Some(Costed { bytes, .. }) = plan.beyond {
+        let (layers, least, most) = (counted(layers, "layer"), si(bytes.total()), plan.chosen.len());
+        let _ = writeln!(text, "  {layers} would take at least {least}: more than {most} never run at once");
+    }
+    text
+}
+
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+fn si(bytes: u64) -> String {
+    ByteSize(bytes).display().si().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skiff_models::memory::{Policy, Prediction, Way};
+
+    fn costed(policy: Policy, micro_batch: usize, megabytes: u64, relative_time: f64) -> Costed {
+        let bytes = Prediction { mapped: 0, trained: 0, kept: megabytes * 1_000_000, working: 0 };
+        Costed { way: Way { policy, micro_batch }, relative_time, bytes }
+    }
+
+    #[test]
+    fn the_plan_says_what_it_chose_and_why_not_more() {
+        let chosen =
+            vec![costed(Policy::Keep, 8, 40, 1.0), costed(Policy::Keep, 8, 80, 1.0), costed(Policy::Half, 4, 90, 1.05)];
+        let plan = Plan { room: 100_000_000, chosen, beyond: Some(costed(Policy::Recompute, 1, 110, 2.0)) };
+        let text = explained(&plan, ByteSize::mb(150), 50_000_000);
+        assert_eq!(
+            text,
+            "at most 150.0 MB: 50.0 MB for the process, 100.0 MB for steps\n  \
+             1 to 2 layers   keep, 8 examples at once: up to 80.0 MB, 80.0 MB of it kept for the backward pass\n  \
+             3 layers        half, 4 examples at once: up to 90.0 MB, 90.0 MB of it kept for the backward pass; about 5 % slower\n  \
+             4 layers would take at least 110.0 MB: more than 3 never run at once\n"
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! What training costs, each line a process of its own on two threads: steps on three sizes of BERT, real text, and with `--xxl` a
+//! large DeBERTa in little memory. With `--peers PYTHON`, PyTorch and PEFT take their turn between Skiff's lines. Tables on standard
+//! output; with `--json FILE` the same for programs; `--quick` leaves all but `MiniLM` out, and most of the text.
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
+
+mod limited;
+mod peers;
+mod process;
+mod sizes;
+mod texts;
+
+use peers::Peers;
+use skiff_models::pack::{BuildOptions, Storage};
+use skiff_tests::{packs, results};
+use std::path::{Path, PathBuf};
+
+/// All programs have this many.
+const THREADS: &str = "2";
+/// How Skiff stores the frozen matrices.
+const STORED: [(&str, Storage); 2] = [("int8", Storage::Int8), ("f16", Storage::F16)];
+
+fn main() {
+    let has = |name: &str| std::env::args().any(|argument| argument == name);
+    let quick = has("--quick");
+    let peers = Peers::find();
+    results::store("steps", sizes::measure(quick, peers.as_ref()).into());
+    results::store("text", texts::measure(quick, peers.as_ref()).into());
+    if has("--xxl") {
+        results::store("limited", limited::measure().into());
+    }
+}
+
+/// A folder for packs, gone with the value. The `Makefile` removes those that an interrupted run leaves.
+fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Makes a pack for `labels` classes in `folder`.
+fn pack(checkpoint: &Path, (name, frozen): (&str, Storage), labels: usize, folder: &Path) -> PathBuf {
+    let out = folder.join(name);
+    // AG News numbers its classes from 1.
+    let labels = (1..=labels).map(|label| label.to_string()).collect();
+    drop(packs::made(&BuildOptions { frozen, ..BuildOptions::new(checkpoint, &out, labels) }));
+    out
+}

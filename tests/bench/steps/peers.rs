@@ -1,0 +1,60 @@
+//! PyTorch and PEFT, which the project's scripts run. They lie below the source tree's parent, where the project keeps what
+//! several repositories use.
+
+use crate::process::last_line;
+use serde_json::Value;
+use skiff_tests::{places, results};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A Python that has the packages, and the folder of the scripts.
+pub(crate) struct Peers {
+    python: String,
+    scripts: PathBuf,
+}
+
+impl Peers {
+    /// As `--peers` says. Where it says nothing, or something is missing, a sentence does.
+    pub(crate) fn find() -> Option<Self> {
+        let Some(python) = results::argument("--peers") else {
+            println!(
+                "PyTorch and PEFT beside Skiff: make bench PEERS=PYTHON, a Python with torch, transformers and peft (`make golden` makes .cache/golden/bin/python).\n"
+            );
+            return None;
+        };
+        let found = Self { python, scripts: places::tree().join("../shared/tools/peers") };
+        match found.problem() {
+            None => Some(found),
+            Some(problem) => {
+                println!("PyTorch is left out: {problem}.\n");
+                None
+            }
+        }
+    }
+
+    fn problem(&self) -> Option<String> {
+        let scripts = ["torch_peft_step.py", "torch_peft_text.py"].map(|name| self.scripts.join(name));
+        if let Some(missing) = scripts.iter().find(|script| !script.is_file()) {
+            return Some(format!("its script {} is not there", missing.display()));
+        }
+        let python = &self.python;
+        let imported = Command::new(python).args(["-c", "import torch, transformers, peft"]).output();
+        match imported {
+            Err(error) => Some(format!("{python} does not start: {error}")),
+            Ok(output) if output.status.success() => None,
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                Some(format!("{python} lacks a package ({})", said.lines().last().unwrap_or_default()))
+            }
+        }
+    }
+
+    /// What `script` finds with these arguments. A failure is a sentence, and no more: the benchmark is Skiff's.
+    pub(crate) fn run(&self, script: &str, arguments: &[&str]) -> Option<Value> {
+        let mut command = Command::new(&self.python);
+        command.arg(self.scripts.join(script)).args(arguments).args(["--threads", crate::THREADS]);
+        // Nothing is fetched, and no warning stands in the table.
+        command.env("HF_HUB_OFFLINE", "1");
+        last_line(&mut command).map_err(|error| println!("PyTorch has no line here: {error}")).ok()
+    }
+}

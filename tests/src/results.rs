@@ -1,0 +1,35 @@
+//! What benchmarks found, for programs: one file of JSON that several of them fill.
+
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// What follows `name` among the arguments of this process.
+///
+/// # Panics
+/// Where nothing follows it.
+#[must_use]
+pub fn argument(name: &str) -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.next().map(|name| arguments.next().unwrap_or_else(|| panic!("{name} wants a value")))
+}
+
+/// Sets `key` of the object in the file that `--json` names, if it names one; the file's other keys stay.
+///
+/// # Panics
+/// Where the file holds something else than an object, or cannot be written.
+pub fn store(key: &str, value: Value) {
+    let Some(path) = argument("--json").map(PathBuf::from) else { return };
+    let mut all = read(&path);
+    all.insert(key.to_owned(), value);
+    let text = serde_json::to_vec_pretty(&all).expect("JSON can be written");
+    std::fs::write(&path, text).unwrap_or_else(|error| panic!("writing {}: {error}", path.display()));
+}
+
+fn read(path: &Path) -> Map<String, Value> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Map::new(),
+        Err(error) => panic!("reading {}: {error}", path.display()),
+    };
+    serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{} is not a JSON object: {error}", path.display()))
+}

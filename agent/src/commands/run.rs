@@ -41,7 +41,7 @@ const REPORTS: usize = 64;
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (store, recovered) = Store::open(&config.state)?;
     let boot = device::new_boot()?;
-    let profile = device::profile(&config.training, boot)?;
+    let profile = device::profile(&config.training, &config.state, boot)?;
     tracing::info!(
         device = %config.device,
         fleet = %config.fleet,

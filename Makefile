@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench golden tools
+.PHONY: help demo test check bench golden cross cross-test tools
 
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
@@ -29,6 +29,8 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make bench    what training steps cost on three sizes of BERT and on real text, and a round beyond the training (minutes)
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
                 writes (gigabytes of Python packages; the tests only read the numbers)
+  make cross    the agent for 64-bit ARM devices as a .deb and a tarball, with ONNX Runtime (cross/README.md); ORT=1.20 for JetPack 4
+  make cross-test   runs what is in that .deb under qemu: numbers, a round over Mosquitto, the golden suite
 
 The demo writes its own data, commands to a home assistant. To change what it does:
 
@@ -86,6 +88,12 @@ golden: tools
 	@.cache/golden/bin/python tests/golden/make.py tests/golden
 	@cargo build --release --locked -p skiff-pack
 	@tests/golden/roundtrip '$(target)/release/skiff-pack' .cache/golden/bin/python
+
+cross: tools
+	@ORT='$(ORT)' cross/package
+
+cross-test: tools
+	@ORT='$(ORT)' cross/test
 
 tools:
 	@command -v cargo >/dev/null || { echo "error: Rust is missing (no cargo in PATH)." >&2; \

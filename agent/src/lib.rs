@@ -5,8 +5,8 @@
 //! Rooms, in the order that a command travels: [`mqtt`] (bytes to messages), [`participant`] (the engine: what to do about
 //! them), [`worker`] (the thread that works), [`workshop`] (an order becomes an update, by `skiff-trainer`), [`corpus`] (the
 //! device's own texts as it takes them), [`store`] (what survives a restart), [`telemetry`] (the device's resources).
-//! [`config`] is what an operator can set, [`device`] what the device has for a fleet, [`memory`] how it stays below a limit; [`commands`] are the verbs of
-//! `skiff-agent`.
+//! [`config`] is what an operator can set, [`device`] what the device has for a fleet, [`memory`] how it stays below a limit, [`supervisor`] what
+//! systemd is told; [`commands`] are the verbs of `skiff-agent`.
 
 pub mod commands;
 pub mod config;
@@ -16,6 +16,7 @@ pub mod memory;
 pub mod mqtt;
 pub mod participant;
 pub mod store;
+pub mod supervisor;
 pub mod telemetry;
 pub mod worker;
 pub mod workshop;

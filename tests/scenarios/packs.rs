@@ -1,12 +1,16 @@
 //! Packs that were damaged, forged or made for another version: an error that names the file, never a panic.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+use skiff_agent::config::Training;
+use skiff_agent::device::{new_boot, profile};
 use skiff_models::Pack;
 use skiff_models::architectures::ConfigError;
 use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
+use skiff_protocol::messages::Place;
 use skiff_tests::packs::{self, Case};
+use skiff_trainer::Provider;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,11 +40,11 @@ fn a_flipped_byte_in_any_file_is_refused_by_name() {
         let middle = damaged.len() / 2;
         damaged[middle] ^= 1;
         fs::write(&file, damaged).unwrap();
-        let error = Pack::open(&pack).unwrap_err();
+        let error = Pack::open(&pack).and_then(|pack| pack.check_weights()).unwrap_err();
         assert!(matches!(&error, PackError::Damaged { path, .. } if *path == file), "{error}");
         fs::write(&file, sound).unwrap();
     }
-    Pack::open(&pack).unwrap();
+    Pack::open(&pack).unwrap().check_weights().unwrap();
 }
 
 #[test]
@@ -244,4 +248,34 @@ fn a_lora_that_cannot_be_is_refused_before_anything_is_written() {
         assert!(matches!(error, BuildError::Design { .. }), "{error}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_agent_reads_the_weights_when_somebody_wrote_to_them_and_only_then() {
+    let (_folder, pack) = pack();
+    let state = tempfile::tempdir().unwrap();
+    let training = Training {
+        pack: pack.clone(),
+        train: None,
+        test: None,
+        threads: 1,
+        memory: None,
+        provider: Provider::default(),
+        onnxruntime: None,
+        protected: Vec::new(),
+        place: Place::default(),
+    };
+    let start = || profile(&training, state.path(), new_boot().unwrap());
+    start().unwrap();
+    let note = state.path().join("weights-checked");
+    let noted = fs::read(&note).unwrap();
+    start().unwrap();
+    assert_eq!(fs::read(&note).unwrap(), noted);
+
+    let file = pack.join("frozen.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let error = start().unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(PackError::Damaged { path, .. }) if *path == file), "{error}");
 }

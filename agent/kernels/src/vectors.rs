@@ -69,7 +69,7 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 
 /// `exp(x)` to about one unit in the last place for `x` from -87 to 88; beyond, the value at the end of that range.
 ///
-/// `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)`; `exp(r)` by its Taylor polynomial of degree 6 on `|r| <= ln(2) / 2`.
+/// `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)`; `exp(r)` by its Taylor polynomial of degree 7 on `|r| <= ln(2) / 2`.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // 1.5 * 2^23: a number beside it is rounded to an integer, which then stands in its lowest bits.
@@ -81,8 +81,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = fma::<FMA>(n, -LN_2_HIGH, x);
     let r = fma::<FMA>(n, -LN_2_LOW, r);
-    let mut sum = 1.0 / 720.0;
-    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let mut sum = 1.0 / 5040.0;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         sum = fma::<FMA>(sum, r, coefficient);
     }
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()) << 23;

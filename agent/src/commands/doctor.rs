@@ -56,7 +56,7 @@ impl fmt::Display for Finding {
 /// # Errors
 /// Where `out` cannot be written.
 pub fn run(config: &Config, out: &mut impl Write) -> io::Result<bool> {
-    let pack = Pack::open(&config.training.pack);
+    let pack = Pack::open(&config.training.pack).and_then(|pack| pack.check_weights().map(|()| pack));
     let mut sound = true;
     let mut say = |name: &str, finding: Finding| {
         sound &= !matches!(finding, Finding::Broken(_));

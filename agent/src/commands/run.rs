@@ -8,6 +8,7 @@ use crate::device;
 use crate::mqtt::{Desk, Outbox, link_config};
 use crate::participant::{Action, Event, Participant};
 use crate::store::{Store, StoreError};
+use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
 use crate::worker::Worker;
 use crate::workshop::PackWorkshop;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 /// The longest that the farewell may take.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(4);
@@ -41,7 +42,7 @@ const REPORTS: usize = 64;
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (store, recovered) = Store::open(&config.state)?;
     let boot = device::new_boot()?;
-    let profile = device::profile(&config.training, boot)?;
+    let profile = device::profile(&config.training, &config.state, boot)?;
     tracing::info!(
         device = %config.device,
         fleet = %config.fleet,
@@ -79,20 +80,30 @@ async fn live(config: &Config, boot: BootId, participant: Participant, store: St
         backlog: Backlog::default(),
         online: false,
     };
-    let mut sampling = interval(config.telemetry_interval);
-    sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let supervisor = Supervisor::of_environment(std::process::id());
+    let mut sampling = every(config.telemetry_interval);
+    let mut heartbeat = every(supervisor.interval().unwrap_or(Duration::from_secs(1)));
+    supervisor.ready();
     loop {
         let deadline = agent.participant.deadline().map(|deadline| start + Duration::from_millis(deadline.0));
         select! {
             event = link_events.recv() => agent.link_event(event.context("the link to the broker has ended")?),
             Some(event) = reported.recv() => agent.tell(event),
             _ = sampling.tick() => agent.sample(),
+            _ = heartbeat.tick(), if supervisor.interval().is_some() => supervisor.alive(),
             () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => agent.tell(Event::Tick),
             () = stop(&mut terminate, &mut interrupt) => break,
         }
     }
+    supervisor.stopping();
     agent.farewell(reported).await;
     Ok(())
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 async fn stop(terminate: &mut Signal, interrupt: &mut Signal) {

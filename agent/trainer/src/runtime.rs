@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// The name of the environment variable that says where the library is.
 pub const LIBRARY_VARIABLE: &str = "SKIFF_ONNXRUNTIME";
+/// ONNX Runtime reports nothing to anybody where it is set.
+const SILENCE_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 const LIBRARY_NAME: &str = "libonnxruntime.so";
 
 /// ONNX Runtime with its one thread pool. Cheap to clone.
@@ -80,6 +82,7 @@ impl Runtime {
             return Ok(runtime.clone());
         }
         let path = find(library)?;
+        keep_silent();
         let builder = ort::init_from(&path).map_err(|source| RuntimeError::Load { path: path.clone(), source })?;
         let environment = start(builder, threads).map_err(RuntimeError::Start)?;
         let runtime =
@@ -114,8 +117,22 @@ impl Runtime {
     }
 }
 
+/// Keeps the library from reporting its use to its maker, which that of 1.32 does some seconds after it was loaded, also where
+/// the environment was made without telemetry (docs/decisions/2026-11-26-silent-runtime.md).
+fn keep_silent() {
+    #[expect(
+        unsafe_code,
+        reason = "the only variable that this process sets; the list that glibc replaces by the first one set is never \
+                  freed, so whoever reads the old one meanwhile finds it"
+    )]
+    unsafe {
+        std::env::set_var(SILENCE_VARIABLE, "1");
+    }
+}
+
 fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::Result<Environment> {
-    let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(false)?;
+    let pool = GlobalThreadPoolOptions::default();
+    let pool = pool.with_intra_threads(threads)?.with_inter_threads(1)?.with_spin_control(false)?;
     let environment = builder.with_name("skiff").with_telemetry(false).with_global_thread_pool(pool).build()?;
     register_arena(&environment)?;
     Ok(environment)

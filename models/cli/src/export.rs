@@ -51,6 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut write = || -> anyhow::Result<_> {
         let pack =
             Pack::open(&arguments.pack).with_context(|| format!("opening the pack {}", arguments.pack.display()))?;
+        pack.check_weights()?;
         let weights = match &arguments.weights {
             None => pack.initial_weights()?,
             Some(path) => {

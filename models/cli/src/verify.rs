@@ -59,6 +59,7 @@ fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
     let pack = Arc::new(
         Pack::open(&arguments.pack).with_context(|| format!("opening the pack {}", arguments.pack.display()))?,
     );
+    pack.check_weights()?;
     let manifest = pack.manifest();
     screen.say("making the graphs again");
     let design_to_the_byte = pack.check_design()?;

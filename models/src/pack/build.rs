@@ -167,7 +167,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
     let failed = |source| BuildError::Write { path: options.out.clone(), source };
     let staging = Staging::begin(&options.out).map_err(failed)?;
     let manifest = source.write(options, staging.path(), progress)?;
-    super::Pack::open(staging.path()).map_err(BuildError::Unreadable)?;
+    super::Pack::open(staging.path()).and_then(|pack| pack.check_weights()).map_err(BuildError::Unreadable)?;
     staging.commit().map_err(failed)?;
     Ok(manifest)
 }

@@ -160,7 +160,10 @@ pub enum PackError {
     },
 }
 
-/// An opened pack: verified, its frozen weights mapped.
+/// The file of frozen weights.
+const FROZEN: &str = "frozen.safetensors";
+
+/// An opened pack: its frozen weights mapped, everything else verified.
 #[derive(Debug)]
 pub struct Pack {
     directory: PathBuf,
@@ -170,7 +173,8 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// Opens and verifies the pack in `directory`.
+    /// Opens the pack in `directory` and verifies it, but for the values of the frozen weights: that takes as long as reading
+    /// them, and is [`Pack::check_weights`].
     ///
     /// # Errors
     /// A missing, damaged or foreign file, another format, a manifest that contradicts itself.
@@ -180,14 +184,34 @@ impl Pack {
         let text = text.map_err(|source| PackError::Read { path: path.clone(), source })?;
         let manifest = parse_manifest(&path, &text)?;
         for (name, entry) in &manifest.files {
-            verify(directory, name, entry)?;
+            check_size(directory, name, entry)?;
+            if name != FROZEN {
+                check_digest(directory, name, entry)?;
+            }
         }
         check_consistency(&path, &manifest)?;
-        let tensors = directory.join("frozen.safetensors");
+        let tensors = directory.join(FROZEN);
         let frozen = Frozen::open(&tensors).map_err(|source| PackError::Tensors { path: tensors, source })?;
         let pack = Self { directory: directory.to_owned(), manifest, digest: *blake3::hash(&text).as_bytes(), frozen };
         pack.check_ports()?;
         Ok(pack)
+    }
+
+    /// Reads the frozen weights and compares their digest.
+    ///
+    /// # Errors
+    /// A damaged file, or one that cannot be read.
+    pub fn check_weights(&self) -> Result<(), PackError> {
+        let Some(entry) = self.manifest.files.get(FROZEN) else {
+            return Err(PackError::Foreign { name: FROZEN.to_owned() });
+        };
+        check_digest(&self.directory, FROZEN, entry)
+    }
+
+    /// Path of the frozen weights.
+    #[must_use]
+    pub fn weights_path(&self) -> PathBuf {
+        self.directory.join(FROZEN)
     }
 
     /// What the pack is.
@@ -248,7 +272,7 @@ impl Pack {
             if let FrozenSource::Values(values) = source
                 && self.frozen.values(name).as_deref() != Some(values)
             {
-                return differs(self.file("frozen.safetensors"), &format!("{name:?} has other values"));
+                return differs(self.file(FROZEN), &format!("{name:?} has other values"));
             }
         }
         let fused_again = design.fused_stages()?;
@@ -295,7 +319,7 @@ impl Pack {
         let (name, file, found) = if let Some(template) = port.binding.frozen() {
             let name = of_layer(template, layer);
             let found = self.frozen.tensor(&name).map(|tensor| (tensor.shape, tensor.dtype));
-            (name, "frozen.safetensors", found)
+            (name, FROZEN, found)
         } else if let Some(template) = port.binding.trained() {
             let name = of_layer(template, layer);
             let found = self.schema().find(&name).map(|spec| (spec.shape.as_slice(), DType::F32));
@@ -334,7 +358,7 @@ fn parse_manifest(path: &Path, text: &[u8]) -> Result<Manifest, PackError> {
     }
 }
 
-fn verify(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackError> {
+fn check_size(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackError> {
     let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
     if name.is_empty() || !inside {
         return Err(PackError::Foreign { name: name.to_owned() });
@@ -344,6 +368,11 @@ fn verify(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackErr
     if !found.is_file() || found.len() != entry.bytes {
         return Err(PackError::Size { path, expected: entry.bytes, found: found.len() });
     }
+    Ok(())
+}
+
+fn check_digest(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), PackError> {
+    let path = directory.join(name);
     let found = digest_of_file(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
     if found == entry.blake3 { Ok(()) } else { Err(PackError::Damaged { path, expected: entry.blake3.clone(), found }) }
 }
@@ -400,7 +429,7 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     }
     let stages = [stages, &manifest.fused].into_iter().flat_map(StageSpecs::all);
     let graphs = stages.flat_map(StageSpec::graphs).map(|graph| graph.file.as_str());
-    let needed = graphs.chain(["frozen.safetensors", "peft.safetensors", "tokenizer.json"]);
+    let needed = graphs.chain([FROZEN, "peft.safetensors", "tokenizer.json"]);
     match needed.into_iter().find(|name| !manifest.files.contains_key(*name)) {
         Some(name) => Err(PackError::Foreign { name: name.to_owned() }),
         None => Ok(()),

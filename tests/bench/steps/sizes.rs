@@ -41,6 +41,7 @@ struct Found {
     peak_rss_bytes: f64,
     anonymous_bytes: f64,
     file_bytes: f64,
+    predicted_bytes: f64,
 }
 
 /// What the peers' script says, as far as the table shows it.
@@ -113,7 +114,7 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
         "file MB",
         "set-up s"
     );
-    let (mut measured, mut ratios) = (Vec::new(), Vec::new());
+    let (mut measured, mut ratios, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
     for model in models(quick) {
         let folder = scratch();
         let packs = model.packs(folder.path());
@@ -124,6 +125,9 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
                 let line = skiff(&model, &way, pack);
                 let found = Found::deserialize(&line).unwrap();
                 found.print(&model, storage, &way);
+                if way.policy != EVALUATE {
+                    predictions.push(100.0 * (found.predicted_bytes / found.peak_rss_bytes - 1.0));
+                }
                 measured.push(labelled(
                     line,
                     json!({ "program": "Skiff", "model": model.name, "storage": storage, "evaluate": way.policy == EVALUATE }),
@@ -151,7 +155,13 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
         "\nLoRA r=8 on query and value, batches of {BATCH} x {TOKENS} random tokens, {THREADS} threads; step s is the median.\n\
          of roof = GFLOP / step s / roof. GFLOP is 2 m n k for every matrix product of the plain forward and backward graphs of\n\
          the active layers (of the evaluation's, where the policy is {EVALUATE}), whatever the implementation leaves out; the roof\n\
-         is the fastest of twelve products of [1024, 768] and [768, 3072], in GFLOP/s, in the same process."
+         is the fastest of 48 products of [1024, 768] and [768, 3072], in GFLOP/s, in the same process."
+    );
+    let (least, most) = predictions
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &found| (found.min(least), found.max(most)));
+    println!(
+        "The peaks that Skiff predicts for training steps differ from those above by {least:+.0} to {most:+.0} %."
     );
     if !ratios.is_empty() {
         println!(

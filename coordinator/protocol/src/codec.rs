@@ -438,7 +438,7 @@ mod tests {
             open(&bytes, TOPIC, None).unwrap_err().label()
         };
         assert_eq!(changed(0, b'X'), "foreign");
-        assert_eq!(changed(4, 2), "version");
+        assert_eq!(changed(4, 3), "version");
         assert_eq!(changed(6, 2), "digest");
         assert_eq!(changed(7, 2), "unknown_kind");
         assert_eq!(changed(7, 1), "truncated");

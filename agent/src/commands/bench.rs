@@ -20,7 +20,7 @@ use std::sync::Arc;
 #[command(
     after_help = "A step is forward, backward and AdamW. GFLOP counts 2 m n k for every matrix product of the plain forward and \
                   backward graphs of the active layers, whatever this implementation leaves out (with --evaluate, of the \
-                  evaluation's). The roof is the fastest of 48 \
+                  evaluation's). The roof is the fastest of up to 48 \
                   products of [1024, 768] and [768, 3072] in the same run.\n\n\
                   Examples:\n  skiff-agent bench --pack minilm.pack\n  skiff-agent bench --pack minilm.pack --active 3 --policy recompute --json\n  \
                   skiff-agent bench --pack minilm.pack --table"

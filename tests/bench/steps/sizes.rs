@@ -155,7 +155,7 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
         "\nLoRA r=8 on query and value, batches of {BATCH} x {TOKENS} random tokens, {THREADS} threads; step s is the median.\n\
          of roof = GFLOP / step s / roof. GFLOP is 2 m n k for every matrix product of the plain forward and backward graphs of\n\
          the active layers (of the evaluation's, where the policy is {EVALUATE}), whatever the implementation leaves out; the roof\n\
-         is the fastest of 48 products of [1024, 768] and [768, 3072], in GFLOP/s, in the same process."
+         is the fastest of up to 48 products of [1024, 768] and [768, 3072], in GFLOP/s, in the same process."
     );
     let (least, most) = predictions
         .iter()

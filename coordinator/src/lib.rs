@@ -8,7 +8,7 @@
 //! [`transfers`] (weights out, updates in), [`model`] (reading and merging tensors), [`keys`], [`hub`] (where all of them
 //! meet, told the time). Shells: [`serve`] (clock, link and sockets around the hub), [`control`] (the socket by which
 //! `skiff run` and `skiff fleet` speak to it), [`commands`], [`demo`] with its [`broker`]. For everybody: [`config`] and
-//! [`progress`] (what a watcher sees).
+//! [`progress`] (what a watcher sees), [`explain`] (why a device was told what).
 
 pub mod aggregate;
 pub mod broker;
@@ -17,6 +17,7 @@ pub mod config;
 pub mod configurator;
 pub mod control;
 pub mod demo;
+pub mod explain;
 pub mod fleet;
 pub mod hub;
 pub mod keys;

@@ -1,7 +1,7 @@
 //! The command line `skiff`.
 
 use clap::{Parser, Subcommand};
-use skiff_coordinator::commands::{fleet, run, serve};
+use skiff_coordinator::commands::{explain, fleet, run, serve};
 use skiff_coordinator::control::ControlError;
 use skiff_coordinator::demo;
 use std::io::Write as _;
@@ -25,6 +25,7 @@ Start here:
   skiff serve --config coordinator.toml             the coordinator
   skiff fleet --config coordinator.toml --watch     who is there, and what they report
   skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
+  skiff explain last --config coordinator.toml --round 1   why each device was told what
 
 Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
 SKIFF_LOG=debug shows more of what `serve` does.
@@ -37,6 +38,8 @@ enum Command {
     Serve(Box<serve::Arguments>),
     /// Show who is there, and what they report
     Fleet(fleet::Arguments),
+    /// Say why devices were told what they were told, and what came of it
+    Explain(explain::Arguments),
     /// Start, watch, stop or list runs of training
     #[command(subcommand)]
     Run(run::Action),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
             in_runtime(serve::run(*arguments))
         }
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
+        Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(action) => in_runtime(run::run(action)),
         Command::Demo(options) => demo::run(&options),
     };

@@ -30,6 +30,12 @@ const SCHEMA: &str = "
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// There is none.
+    #[error("there is no journal {}; is that the state folder of `skiff serve`?", path.display())]
+    None {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// SQLite failed.
     #[error("{attempt} in the journal {}", path.display())]
     Sqlite {
@@ -127,6 +133,15 @@ impl Store {
         store.check().map_err(|source| store.sqlite("opening a file", source)).flatten()?;
         store.prepare().map_err(|source| store.sqlite("preparing tables", source))?;
         Ok(store)
+    }
+
+    /// Opens the journal that is in the folder `state`.
+    ///
+    /// # Errors
+    /// No journal there; as [`Store::open`].
+    pub fn open_existing(state: &Path) -> Result<Self, StoreError> {
+        let path = state.join(FILE);
+        if path.is_file() { Self::open(state) } else { Err(StoreError::None { path }) }
     }
 
     /// Adds records to a run, and what travelled in `round`, in one synchronised transaction.

@@ -1,5 +1,6 @@
 //! The commands of `skiff`, one file each. Results go to standard output, everything else to standard error.
 
+pub mod explain;
 pub mod fleet;
 pub mod run;
 pub mod serve;

@@ -23,11 +23,10 @@ pub mod policy;
 #[cfg(test)]
 mod tests;
 
-pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape};
+pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape, expected_active};
 pub use limits::{Care, Facts, Limits, Load, Pace, Unfit};
 pub use policy::Policy;
 
-use arms::expected_active;
 use learned::{Estimate, Expectation, Learned};
 use policy::{Proposal, Question, best};
 use serde::{Deserialize, Serialize};

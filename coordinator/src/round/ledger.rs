@@ -174,6 +174,14 @@ impl Ledger {
     /// # Errors
     /// A first record that starts no run, or a record out of place.
     pub fn replay(entries: &[Entry]) -> Result<Self, OutOfPlace> {
+        Self::retold(entries, &mut |_, _| {})
+    }
+
+    /// The same, which shows `watch` every record after the first and the state that it left.
+    ///
+    /// # Errors
+    /// As [`Ledger::replay`].
+    pub fn retold(entries: &[Entry], watch: &mut dyn FnMut(&Self, &Entry)) -> Result<Self, OutOfPlace> {
         let out_of_place = |at: usize| {
             let record = entries.get(at).map_or_else(|| "missing".to_owned(), |entry| format!("{:?}", entry.record));
             OutOfPlace { at, record: record.chars().take(200).collect() }
@@ -186,6 +194,7 @@ impl Ledger {
             if !ledger.apply(entry) {
                 return Err(out_of_place(at));
             }
+            watch(&ledger, entry);
         }
         Ok(ledger)
     }

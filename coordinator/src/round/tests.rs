@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
 use crate::configurator::{Bandit, Rates, Schedule, Shape};
+use crate::explain::explain;
 use proptest::prelude::*;
 use skiff_protocol::messages::Probe;
 
@@ -603,6 +604,25 @@ fn a_bandit_learns_from_the_journal_as_it_did_live() {
     assert!(reasons[..3].iter().any(|reason| reason.contains("has not tried")), "{reasons:?}");
     assert!(reasons[..3].iter().any(|reason| reason.contains("enough others do")), "a budget: {reasons:?}");
     assert!(reasons.iter().any(|reason| reason.contains("gained most")), "{reasons:?}");
+
+    let told = explain(&world.journal, Some(&device(1)), Some(2)).unwrap();
+    assert_eq!(told.len(), 1);
+    let text = told[0].to_string();
+    assert!(text.starts_with("round 2, dev1\n  chosen"), "{text}");
+    assert!(text.contains("delivered after 1.40 s") && text.contains("a second"), "{text}");
+    assert_eq!(explain(&world.journal, None, None).unwrap().len(), 18, "every order of the run");
+}
+
+#[test]
+fn what_came_of_an_order_is_told_also_where_it_was_nothing() {
+    let mut world = training(3);
+    world.finish(0);
+    world.answer(1, Outcome::Refused { reason: "no memory".to_owned() });
+    let told = explain(&world.journal, None, Some(1)).unwrap();
+    let texts: Vec<String> = told.iter().map(ToString::to_string).collect();
+    assert!(texts[0].contains("delivered after"), "{texts:?}");
+    assert!(texts[1].contains("out of the round") && texts[1].contains("no memory"), "{texts:?}");
+    assert!(texts[2].contains("nothing came of it"), "{texts:?}");
 }
 
 #[test]
@@ -610,7 +630,7 @@ fn a_device_without_room_for_a_layer_is_not_asked_and_one_with_little_room_drops
     let mut world = World::new(RunSettings { evaluate_examples: 0, final_examples: 0, quorum: 1, ..settings() }, 3);
     for (index, limit_bytes) in [(0, 20 << 20), (1, 130 << 20), (2, 0)] {
         world.fleet[index].present = true;
-        // A step of 8 x 128 tokens: as the settings have it.
+        // Of texts as long as the settings have them.
         let memory = StepMemory { limit_bytes, process_bytes: 10 << 20, step_bytes: 20 << 20, layer_bytes: 50 << 20 };
         let place = Place::default();
         let here = Here { boot: BootId(0), train_examples: 500, test_examples: 20, place, memory };

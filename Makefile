@@ -26,7 +26,8 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
   make test     the whole test suite; installs the Mosquitto broker if it is missing
   make check    formatting, lints, and (with cargo-deny installed) licences and advisories
-  make bench    what training steps cost on three sizes of BERT and on real text, and a round beyond the training (minutes)
+  make bench    what training steps cost on three sizes of BERT and on real text, what a round costs beyond
+                the training, and what deciding does (half an hour)
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
                 writes (gigabytes of Python packages; the tests only read the numbers)
   make cross    the agent for 64-bit ARM devices as a .deb and a tarball, with ONNX Runtime (cross/README.md); ORT=1.20 for JetPack 4
@@ -81,6 +82,7 @@ bench: tools
 	@trap "rm -rf '$(target)'/tmp/bench-*" EXIT; \
 	    SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench steps -- $(bench_options)
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench rounds -- $(bench_json)
+	@cargo bench --locked -p skiff-tests --bench decisions -- $(bench_json)
 
 golden: tools
 	@python3 -m venv .cache/golden

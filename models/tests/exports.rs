@@ -18,11 +18,15 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::of("bert")
+    }
+
+    fn of(model: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = folder.path().join("checkpoint");
         fs::create_dir(&checkpoint).unwrap();
         for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/bert/checkpoint");
+            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model).join("checkpoint");
             fs::copy(golden.join(name), checkpoint.join(name)).unwrap();
         }
         let out = folder.path().join("pack");
@@ -255,6 +259,17 @@ fn the_tokenizers_other_files_come_along_where_they_are_files_of_bounded_size() 
     let error = fixture.merge().unwrap_err();
     assert!(matches!(&error, ExportError::Read { path, .. } if *path == beside("spm.model")), "{error}");
     assert_eq!(fixture.left(), ["out"]);
+}
+
+#[test]
+fn a_merged_checkpoint_without_relative_positions_asks_for_no_norm_of_them() {
+    let fixture = Fixture::of("deberta-v2-absolute");
+    fixture.merge().unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(fixture.out().join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["norm_rel_ebd"], "none");
+    let bytes = fs::read(fixture.out().join("model.safetensors")).unwrap();
+    let written = SafeTensors::deserialize(&bytes).unwrap();
+    assert!(written.names().iter().all(|name| !name.contains("encoder.LayerNorm")));
 }
 
 #[test]

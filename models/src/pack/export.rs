@@ -483,6 +483,11 @@ impl<'a> Merge<'a> {
         };
         // What is written is f32, whatever the checkpoint was.
         settings.remove("quantization_config");
+        let is_relative = settings.get("relative_attention").and_then(Value::as_bool).unwrap_or(false);
+        if matches!(manifest.design.model, Model::Deberta(_)) && !is_relative {
+            // Without relative positions nothing reads their norm, and a pack does not hold it.
+            settings.insert("norm_rel_ebd".to_owned(), json!("none"));
+        }
         settings.insert("architectures".to_owned(), json!([format!("{class}{suffix}")]));
         for key in ["torch_dtype", "dtype"] {
             if settings.contains_key(key) {

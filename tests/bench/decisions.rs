@@ -11,9 +11,9 @@ use skiff_coordinator::configurator::{
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::StepMemory;
 use skiff_tests::results;
+use skiff_trainer::clock::monotonic;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 const DEVICES: usize = 10_000;
 const ROUNDS: u32 = 100;
@@ -27,9 +27,9 @@ fn main() {
     for (name, policy) in
         [("epsilon-greedy", Policy::EpsilonGreedy), ("ucb", Policy::Ucb), ("thompson", Policy::Thompson)]
     {
-        let begun = Instant::now();
+        let begun = monotonic();
         let explored = run(policy);
-        let seconds = begun.elapsed().as_secs_f64();
+        let seconds = monotonic().saturating_sub(begun).as_secs_f64();
         let choices = DEVICES as f64 * f64::from(ROUNDS);
         let peak = own_memory(Path::new("/")).peak_bytes;
         println!(

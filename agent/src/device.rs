@@ -72,7 +72,8 @@ fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
     let (written, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
     let (pack_digest, file) = (Digest(pack.digest()), (found.dev(), found.ino(), found.size()));
     let now = format!("{pack_digest:?} {file:?} {written:?} {changed:?}\n");
-    if fs::read(note).is_ok_and(|noted| noted == now.as_bytes()) {
+    let is_as_long = fs::metadata(note).is_ok_and(|noted| noted.is_file() && noted.len() == now.len() as u64);
+    if is_as_long && fs::read(note).is_ok_and(|noted| noted == now.as_bytes()) {
         return Ok(());
     }
     pack.check_weights()?;

@@ -47,11 +47,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let told = explain::explain(&store.entries(run)?, arguments.device.as_ref(), arguments.round)?;
     if told.is_empty() {
-        let device = arguments.device.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
-        bail!(
-            "in run {run} {device} was told nothing in {}",
-            arguments.round.map_or_else(|| "any round".to_owned(), |round| format!("round {round}"))
-        );
+        let round = arguments.round.map_or_else(String::new, |round| format!(" in round {round}"));
+        match &arguments.device {
+            Some(device) => bail!("run {run} has no order for {device}{round}"),
+            None => bail!("run {run} has no order{round}"),
+        }
     }
     let mut out = std::io::stdout().lock();
     for told in &told {

@@ -437,7 +437,7 @@ impl Configurator {
         }
         let told = |arm: usize, why: &str, estimate: Estimate| {
             let worth = match estimate.rewards > 0.0 {
-                true => format!(", {:.3e} a second, {:.0} rewards of its class", estimate.mean, estimate.rewards),
+                true => format!(", {:.3e} a second by {:.0} of its class", estimate.mean, estimate.rewards),
                 false => String::new(),
             };
             format!("{}: {why}{worth}", self.arms[arm])

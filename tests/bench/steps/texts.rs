@@ -69,37 +69,19 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
 fn skiff(pack: &Path, [train, test]: [&Path; 2], steps: &str) -> Value {
     let mut command = agent();
     command.arg("train").arg("--pack").arg(pack).arg("--train").arg(train).arg("--test").arg(test).arg("--json");
-    command.args([
-        "--steps",
-        steps,
-        "--batch",
-        BATCH,
-        "--lr",
-        LEARNING_RATE,
-        "--evaluate",
-        TEST_ROWS,
-        "--threads",
-        THREADS,
-    ]);
+    command.args(training(steps)).args(["--evaluate", TEST_ROWS, "--threads", THREADS]);
     last_line(&mut command).unwrap()
 }
 
 fn torch(peers: &Peers, [train, test]: [&Path; 2], steps: &str) -> Option<Value> {
     let (model, train, test) = (places::minilm(), train.to_str()?, test.to_str()?);
-    let arguments = [
-        model.to_str()?,
-        train,
-        test,
-        "--steps",
-        steps,
-        "--batch",
-        BATCH,
-        "--lr",
-        LEARNING_RATE,
-        "--eval-rows",
-        TEST_ROWS,
-    ];
+    let arguments = [&[model.to_str()?, train, test][..], &training(steps), &["--eval-rows", TEST_ROWS]].concat();
     peers.run("torch_peft_text.py", &arguments)
+}
+
+/// Options that both programs call the same.
+const fn training(steps: &str) -> [&str; 6] {
+    ["--steps", steps, "--batch", BATCH, "--lr", LEARNING_RATE]
 }
 
 impl Found {

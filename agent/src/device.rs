@@ -8,6 +8,7 @@ use crate::store::replace;
 use crate::telemetry::machine;
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
+use skiff_models::files::read_bounded;
 use skiff_models::memory::{Policy, Step, predict};
 use skiff_models::pack::Pack;
 use skiff_protocol::messages::{Birth, REFERENCE_TOKENS, StepMemory};
@@ -72,8 +73,7 @@ fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
     let (written, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
     let (pack_digest, file) = (Digest(pack.digest()), (found.dev(), found.ino(), found.size()));
     let now = format!("{pack_digest:?} {file:?} {written:?} {changed:?}\n");
-    let is_as_long = fs::metadata(note).is_ok_and(|noted| noted.is_file() && noted.len() == now.len() as u64);
-    if is_as_long && fs::read(note).is_ok_and(|noted| noted == now.as_bytes()) {
+    if read_bounded(note, now.len() as u64).is_ok_and(|noted| noted == now.as_bytes()) {
         return Ok(());
     }
     pack.check_weights()?;

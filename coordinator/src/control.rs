@@ -5,7 +5,10 @@
 //! open it may do everything.
 
 use crate::progress::{Progress, RunProgress};
+use crate::sharing::{Change, Policy, Share};
 use serde::{Deserialize, Serialize};
+use skiff_protocol::DeviceId;
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -42,6 +45,21 @@ pub enum Request {
     StopRun,
     /// The last runs, oldest first.
     ListRuns,
+    /// Who shares what. Answer: [`PolicyView`].
+    ShowPolicy,
+    /// What another policy would change, which is not done. Answer: a [`Change`] for every device that is known.
+    ComparePolicy(Policy),
+    /// Set another policy, for the run that is going on and those to come. Answer: as for [`Request::ComparePolicy`].
+    SetPolicy(Policy),
+}
+
+/// Who shares what.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// The policy.
+    pub policy: Policy,
+    /// What it means for every device that is known.
+    pub shares: BTreeMap<DeviceId, Share>,
 }
 
 /// What the coordinator's loop is asked.
@@ -53,6 +71,12 @@ pub enum Order {
     StopRun(Reply<()>),
     /// Tell of the last runs.
     ListRuns(Reply<Vec<RunProgress>>),
+    /// Tell who shares what.
+    ShowPolicy(Reply<PolicyView>),
+    /// Tell what another policy would change.
+    ComparePolicy(Policy, Reply<Vec<Change>>),
+    /// Set another policy.
+    SetPolicy(Policy, Reply<Vec<Change>>),
 }
 
 /// Where the answer goes; the error is for the operator.
@@ -149,6 +173,9 @@ async fn answer(
         Ok(Request::StartRun(settings)) => to_line(&ask(orders, |reply| Order::StartRun(settings, reply)).await),
         Ok(Request::StopRun) => to_line(&ask(orders, Order::StopRun).await),
         Ok(Request::ListRuns) => to_line(&ask(orders, Order::ListRuns).await),
+        Ok(Request::ShowPolicy) => to_line(&ask(orders, Order::ShowPolicy).await),
+        Ok(Request::ComparePolicy(policy)) => to_line(&ask(orders, |reply| Order::ComparePolicy(policy, reply)).await),
+        Ok(Request::SetPolicy(policy)) => to_line(&ask(orders, |reply| Order::SetPolicy(policy, reply)).await),
         Err(error) => to_line::<()>(&Err(format!("not a request: {error}"))),
     };
     send(&mut write, &line).await

@@ -2,9 +2,10 @@
 
 use crate::configurator::expected_active;
 use crate::round::{Assignment, Entry, Ledger, OutOfPlace, Phase, Record};
+use crate::sharing::Share;
 use serde::Serialize;
 use skiff_protocol::DeviceId;
-use skiff_protocol::messages::{SharingPlan, TrainReport};
+use skiff_protocol::messages::TrainReport;
 use std::fmt;
 
 /// One device's order in one round.
@@ -26,10 +27,9 @@ pub struct Explained {
     pub explores: bool,
     /// Why: the arm, what was expected of it, and the limits that bound the choice.
     pub reason: String,
-    /// The group whose sharing plan it has; `None`: everybody's.
-    pub group: Option<String>,
-    /// Which layers it shares.
-    pub shares: SharingPlan,
+    /// Which layers it shares, and as which group.
+    #[serde(flatten)]
+    pub share: Share,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -95,7 +95,8 @@ fn outcome<'a>(ledger: &Ledger, entry: &'a Entry) -> Option<(&'a DeviceId, Outco
         | Record::Skipped { .. }
         | Record::EvaluationStarted { .. }
         | Record::Evaluated(_)
-        | Record::RunEnded { .. } => None,
+        | Record::RunEnded { .. }
+        | Record::PolicySet(_) => None,
     }
 }
 
@@ -121,8 +122,7 @@ impl Explained {
             most_active: choice.most_active,
             explores: choice.explores,
             reason: choice.reason.clone(),
-            group: share.group.clone(),
-            shares: share.plan.clone(),
+            share: share.clone(),
             outcome: Outcome::Open,
         }
     }
@@ -138,14 +138,7 @@ impl fmt::Display for Explained {
         let (expected, most, layers) = (self.expected_active, self.most_active, self.rates.len());
         writeln!(f, "  rates: {}", rates.join(" "))?;
         writeln!(f, "  layers: {expected:.1} of {layers} on average, at most {most}")?;
-        let group = self.group.as_ref().map_or_else(String::new, |group| format!(", as of group {group:?}"));
-        let shares = match &self.shares {
-            SharingPlan::All => "all layers".to_owned(),
-            SharingPlan::Fixed { layers } => format!("layers {layers:?}"),
-            SharingPlan::LeastImportant { k } => format!("its {k} least important layers"),
-            SharingPlan::MostImportant { k } => format!("its {k} most important layers"),
-        };
-        writeln!(f, "  shares: {shares}{group}")?;
+        writeln!(f, "  shares: {}", self.share)?;
         match &self.outcome {
             Outcome::Delivered { seconds, mean_loss, mean_active, gain, distance } => {
                 write!(f, "  delivered after {seconds:.2} s: loss {mean_loss:.3}, {mean_active:.1} layers on average")?;

@@ -1,8 +1,9 @@
 //! Who is there, what they are, and what they last reported. Bounded; reads no clock.
 
+use crate::configurator::Pace;
 use crate::progress::{DeviceProgress, Presence};
 use crate::round::{Condition, Here};
-use skiff_protocol::messages::{AgentState, Birth, Gone, Telemetry};
+use skiff_protocol::messages::{AgentState, Birth, Gone, Place, Telemetry};
 use skiff_protocol::{DeviceId, Digest, Timestamp};
 use std::collections::BTreeMap;
 
@@ -142,6 +143,11 @@ impl Fleet {
         })
     }
 
+    /// What the owners of the known devices say of them; of one that holds another pack too.
+    pub fn places(&self) -> impl Iterator<Item = (&DeviceId, &Place)> {
+        self.devices.iter().filter_map(|(device, known)| Some((device, &known.birth.as_ref()?.place)))
+    }
+
     /// The devices that are known to be away.
     pub fn away(&self) -> impl Iterator<Item = &DeviceId> {
         self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
@@ -175,7 +181,12 @@ fn here(birth: &Birth) -> Here {
 pub fn condition(sample: &Telemetry) -> Condition {
     let hottest = sample.temperatures.iter().map(|(_, celsius)| *celsius).filter(|celsius| celsius.is_finite());
     let battery = sample.battery.filter(|battery| !battery.charging && battery.percent.is_finite());
-    Condition { celsius: hottest.reduce(f32::max), battery_percent: battery.map(|battery| battery.percent) }
+    let work = sample.work.as_ref().filter(|work| work.step_ms.is_finite() && work.step_ms > 0.0);
+    Condition {
+        celsius: hottest.reduce(f32::max),
+        battery_percent: battery.map(|battery| battery.percent),
+        pace: work.map(|work| Pace { step_ms: work.step_ms.into(), active_layers: work.active_layers.into() }),
+    }
 }
 
 impl Device {

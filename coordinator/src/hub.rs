@@ -9,6 +9,7 @@ use crate::model::Model;
 use crate::mqtt::{self, Refusals, Said, Writer};
 use crate::progress::{Progress, RunProgress};
 use crate::round::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
+use crate::sharing::{Policy, Share};
 use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::{Step, Transfers, chain};
 use skiff_blobs::{BlobError, Blobs};
@@ -243,6 +244,33 @@ impl Hub {
         }
         self.feed(Event::StopRequested { reason }, now);
         self.settle(now).map(Ok)
+    }
+
+    /// Changes who shares what in the run that is going on, if one is, from its next order on.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn set_policy(&mut self, policy: Policy, now: Timestamp) -> Result<Vec<Effect>, HubError> {
+        self.feed(Event::PolicySet(policy), now);
+        self.settle(now)
+    }
+
+    /// The policy of the run that is going on.
+    #[must_use]
+    pub fn policy(&self) -> Option<&Policy> {
+        self.run.as_ref().map(Run::ledger).filter(|ledger| !ledger.is_ended()).map(|ledger| &ledger.policy)
+    }
+
+    /// What a policy means for every device that is known.
+    ///
+    /// # Errors
+    /// A policy that the model cannot keep.
+    pub fn shares(&self, policy: &Policy) -> Result<BTreeMap<DeviceId, Share>, String> {
+        policy.check(self.model.layers)?;
+        self.fleet
+            .places()
+            .map(|(device, place)| Ok((device.clone(), policy.share(place, self.model.layers)?)))
+            .collect()
     }
 
     /// The last [`RUNS_LISTED`] runs, oldest first.
@@ -572,6 +600,7 @@ fn log(run: RunId, record: &Record) {
         }
         Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),
         Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),
+        Record::PolicySet(policy) => tracing::info!(%run, groups = policy.groups.len(), "another policy of sharing"),
     }
 }
 

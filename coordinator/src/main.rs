@@ -1,7 +1,7 @@
 //! The command line `skiff`.
 
 use clap::{Parser, Subcommand};
-use skiff_coordinator::commands::{explain, fleet, run, serve};
+use skiff_coordinator::commands::{explain, fleet, policy, run, serve};
 use skiff_coordinator::control::ControlError;
 use skiff_coordinator::demo;
 use std::io::Write as _;
@@ -26,6 +26,7 @@ Start here:
   skiff fleet --config coordinator.toml --watch     who is there, and what they report
   skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
   skiff explain last --config coordinator.toml --round 1   why each device was told what
+  skiff policy diff --config coordinator.toml policy.toml  which devices another policy of sharing would touch
 
 Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
 SKIFF_LOG=debug shows more of what `serve` does.
@@ -43,6 +44,9 @@ enum Command {
     /// Start, watch, stop or list runs of training
     #[command(subcommand)]
     Run(run::Action),
+    /// Show or change which layers devices share; a dry run says which devices a change would touch
+    #[command(subcommand)]
+    Policy(policy::Action),
     /// Train a whole fleet on this machine: broker, coordinator, agents
     Demo(Box<demo::Options>),
 }
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(action) => in_runtime(run::run(action)),
+        Command::Policy(action) => in_runtime(policy::run(action)),
         Command::Demo(options) => demo::run(&options),
     };
     done.unwrap_or_else(|error| {

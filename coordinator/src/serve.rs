@@ -12,13 +12,14 @@
 //! ```
 
 use crate::config::Config;
-use crate::control::{self, Order};
+use crate::control::{self, Order, PolicyView};
 use crate::hub::{Effect, Hub, Parts};
 use crate::keys;
 use crate::model::Model;
 use crate::mqtt::Writer;
 use crate::progress::Progress;
 use crate::round::{Merged, RunSettings};
+use crate::sharing::{Change, Policy};
 use crate::store::Store;
 use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
@@ -30,7 +31,7 @@ use skiff_protocol::transfer::WINDOW;
 use skiff_protocol::{BootId, RunId, Timestamp};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -106,7 +107,11 @@ impl Coordinator {
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let sending = tokio::spawn(send(link, queue));
         let (merged, merges) = mpsc::channel(1);
-        let shell = Shell { defaults: config.run, model, blobs, clock, hub, outgoing, merged, published };
+        let (mut defaults, state) = (config.run, config.state);
+        if let Some(Policy { sharing, groups }) = Policy::read(&state)? {
+            (defaults.sharing, defaults.groups) = (sharing, groups);
+        }
+        let shell = Shell { defaults, state, model, blobs, clock, hub, outgoing, merged, published };
         let task = tokio::spawn(async move {
             let worked = shell.work(events, ordered, merges, stopping).await;
             doors.abort();
@@ -181,7 +186,9 @@ impl Coordinator {
 type MergeEnd = ((RunId, u64), Result<Merged, String>);
 
 struct Shell {
+    /// What runs are started with where nothing else is said; its policy is the one that was set last.
     defaults: RunSettings,
+    state: PathBuf,
     model: Arc<Model>,
     blobs: Arc<Blobs>,
     clock: Clock,
@@ -269,7 +276,43 @@ impl Shell {
                 let _ = reply.send(Ok(self.hub.runs(now)?));
                 Ok(Vec::new())
             }
+            Order::ShowPolicy(reply) => {
+                let policy = self.policy();
+                let _ = reply.send(self.hub.shares(&policy).map(|shares| PolicyView { policy, shares }));
+                Ok(Vec::new())
+            }
+            Order::ComparePolicy(policy, reply) => {
+                let _ = reply.send(self.changes(&policy));
+                Ok(Vec::new())
+            }
+            Order::SetPolicy(policy, reply) => {
+                let changes = self.changes(&policy);
+                let kept = changes.and_then(|changes| {
+                    // On disk before anything rests on it.
+                    policy.write(&self.state).map_err(|error| format!("keeping the policy: {error}"))?;
+                    Ok(changes)
+                });
+                let is_set = kept.is_ok();
+                let _ = reply.send(kept);
+                if !is_set {
+                    return Ok(Vec::new());
+                }
+                (self.defaults.sharing, self.defaults.groups) = (policy.sharing.clone(), policy.groups.clone());
+                Ok(self.hub.set_policy(policy, now)?)
+            }
         }
+    }
+
+    /// The policy of the run that is going on, or of the next one.
+    fn policy(&self) -> Policy {
+        self.hub.policy().cloned().unwrap_or_else(|| self.defaults.policy())
+    }
+
+    /// What another policy would mean for every device that is known.
+    fn changes(&self, policy: &Policy) -> Result<Vec<Change>, String> {
+        let (mut before, after) = (self.hub.shares(&self.policy())?, self.hub.shares(policy)?);
+        let change = |(device, after)| Some(Change { before: before.remove(&device)?, device, after });
+        Ok(after.into_iter().filter_map(change).collect())
     }
 
     fn carry_out(&self, effects: Vec<Effect>) {

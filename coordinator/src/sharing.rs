@@ -4,7 +4,11 @@
 //! that the journal tells it, and what each device was ordered to share stands in the record of the order.
 
 use serde::{Deserialize, Serialize};
+use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{Place, SharingPlan, TrainReport};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
 /// The most groups of a policy.
 pub const MAX_GROUPS: usize = 64;
@@ -50,7 +54,109 @@ pub struct Share {
     pub rank: u32,
 }
 
+/// What a change of policy means for one device; as `skiff policy diff` tells it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Change {
+    /// The device.
+    pub device: DeviceId,
+    /// What it shares now.
+    pub before: Share,
+    /// What it would.
+    pub after: Share,
+}
+
+impl Change {
+    /// Whether the device would share anything else, or as another group.
+    #[must_use]
+    pub fn is_one(&self) -> bool {
+        self.before != self.after
+    }
+}
+
+/// As it stands in its file.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", toml::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.plan {
+            SharingPlan::All => write!(f, "all layers")?,
+            SharingPlan::Fixed { layers } => write!(f, "layers {layers:?}")?,
+            SharingPlan::LeastImportant { k } => write!(f, "its {k} least important layers")?,
+            SharingPlan::MostImportant { k } => write!(f, "its {k} most important layers")?,
+        }
+        if self.rank > 0 {
+            write!(f, " at rank {}", self.rank)?;
+        }
+        self.group.as_ref().map_or(Ok(()), |group| write!(f, ", as of group {group:?}"))
+    }
+}
+
+/// A policy's file, where one was set: in the state folder.
+pub const FILE: &str = "policy.toml";
+
+/// Why a policy cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// A file that cannot be read or written.
+    #[error("the policy {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not a policy.
+    #[error("in the policy {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+}
+
 impl Policy {
+    /// Reads a policy's file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or says something else.
+    pub fn open(path: &Path) -> Result<Self, PolicyError> {
+        let text = fs::read_to_string(path).map_err(|source| PolicyError::File { path: path.to_owned(), source })?;
+        let parsed = toml::from_str(&text);
+        parsed.map_err(|source| PolicyError::Parse { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// The policy that was set for the coordinator of the folder `state`; `None`: none was.
+    ///
+    /// # Errors
+    /// As [`Policy::open`].
+    pub fn read(state: &Path) -> Result<Option<Self>, PolicyError> {
+        match Self::open(&state.join(FILE)) {
+            Err(PolicyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    /// Keeps it for the coordinator of the folder `state`, whole or not at all.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, state: &Path) -> Result<(), PolicyError> {
+        let path = state.join(FILE);
+        let written = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(state)?;
+            file.write_all(self.to_string().as_bytes())?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            fs::File::open(state)?.sync_all()
+        };
+        written().map_err(|source| PolicyError::File { path: path.clone(), source })
+    }
+
     /// Checks it for a model of `layers` layers.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod explain;
 pub mod fleet;
+pub mod policy;
 pub mod run;
 pub mod serve;
 mod table;

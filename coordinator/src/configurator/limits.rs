@@ -127,13 +127,13 @@ impl Limits {
         expected_active(rates) <= self.mean_active + 1e-4
     }
 
-    /// The least dropout that keeps to them: the same rate for all layers that may be dropped.
+    /// The least dropout that keeps to them; the lower layers are dropped before the upper ones.
     #[must_use]
     pub fn boundary(&self, layers: usize, protected: &[u32]) -> Vec<f32> {
         let kept = protected.len() as f64;
         let droppable = layers as f64 - kept;
         let mean = if droppable > 0.0 { 1.0 - (self.mean_active - kept) / droppable } else { 0.0 };
-        rates(mean.clamp(0.0, f64::from(MAX_RATE)) as f32, Shape::Uniform, layers, protected)
+        rates(mean.clamp(0.0, f64::from(MAX_RATE)) as f32, Shape::Decreasing, layers, protected)
     }
 }
 

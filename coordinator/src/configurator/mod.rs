@@ -63,9 +63,9 @@ pub enum Rates {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bandit {
-    /// Mean rates to choose from (default 0, 0.2, 0.4, 0.6).
+    /// Mean rates to choose from (default 0, 0.2, 0.35, 0.5).
     pub means: Vec<f32>,
-    /// Shapes to choose from (default uniform).
+    /// Shapes to choose from (default decreasing: docs/decisions/2026-11-27-lower-layers-first.md).
     pub shapes: Vec<Shape>,
     /// Schedules to choose from (default constant).
     pub schedules: Vec<Schedule>,
@@ -83,6 +83,9 @@ pub struct Bandit {
     pub gain: Gain,
     /// The examples that a device measures it on, before and after its training, 1 to 4096 (default 32).
     pub probe_examples: u32,
+    /// The share of devices that measure it although they do not explore, 0 to 1 (default 0.3): measuring takes time, and what is
+    /// known to be best needs less of it.
+    pub measured: f32,
 }
 
 /// What a gain is measured by.
@@ -99,8 +102,8 @@ pub enum Gain {
 impl Default for Bandit {
     fn default() -> Self {
         Self {
-            means: vec![0.0, 0.2, 0.4, 0.6],
-            shapes: vec![Shape::Uniform],
+            means: vec![0.0, 0.2, 0.35, 0.5],
+            shapes: vec![Shape::Decreasing],
             schedules: vec![Schedule::Constant],
             policy: Policy::EpsilonGreedy,
             epsilon: 0.2,
@@ -109,6 +112,7 @@ impl Default for Bandit {
             explorers: 0.5,
             gain: Gain::Loss,
             probe_examples: 32,
+            measured: 0.3,
         }
     }
 }
@@ -133,7 +137,7 @@ impl Rates {
             Self::Fixed { .. } => return Ok(()),
             Self::Bandit(bandit) => bandit,
         };
-        let Bandit { means, epsilon, candidates, window, explorers, probe_examples, .. } = bandit;
+        let Bandit { means, epsilon, candidates, window, explorers, probe_examples, measured, .. } = bandit;
         if let Some(mean) = means.iter().find(|mean| !mean_fits(mean)) {
             return Err(format!("rates.bandit.means has {mean}, expected 0 to {MAX_MEAN_RATE}"));
         }
@@ -149,6 +153,7 @@ impl Rates {
         };
         share("epsilon", *epsilon)?;
         share("explorers", *explorers)?;
+        share("measured", *measured)?;
         let whole = |name: &str, value: u32, least: u32, most: u32| {
             let fits = (least..=most).contains(&value);
             if fits { Ok(()) } else { Err(format!("rates.bandit.{name} is {value}, expected {least} to {most}")) }
@@ -158,9 +163,22 @@ impl Rates {
         whole("probe_examples", *probe_examples, 1, 4096)
     }
 
-    /// The arms, in a fixed order.
+    /// The arms, in a fixed order. A mean of 0 is one arm: it has no shape and no schedule.
     #[must_use]
     pub fn arms(&self) -> Vec<Arm> {
+        let mut arms = self.combinations();
+        let nothing = |arm: &Arm| arm.mean <= 0.0;
+        if let Some(first) = arms.iter().position(nothing) {
+            let mut at = 0;
+            arms.retain(|arm| {
+                at += 1;
+                at == first + 1 || !nothing(arm)
+            });
+        }
+        arms
+    }
+
+    fn combinations(&self) -> Vec<Arm> {
         match self {
             Self::Fixed { mean, shape, schedule } => vec![Arm { mean: *mean, shape: *shape, schedule: *schedule }],
             Self::Bandit(Bandit { means, shapes, schedules, .. }) => {
@@ -174,12 +192,15 @@ impl Rates {
         }
     }
 
-    /// Examples on which a device measures what its training gained; 0: it does not.
+    /// Examples on which a device measures what its training gained in `round`; 0: it does not. Who explores always does.
     #[must_use]
-    pub fn probe_examples(&self) -> u32 {
+    pub fn probe_examples(&self, seed: u64, round: u32, device: &DeviceId, choice: &Choice) -> u32 {
         match self {
-            Self::Fixed { .. } => 0,
-            Self::Bandit(bandit) => bandit.probe_examples,
+            Self::Bandit(bandit) if choice.arm.is_some() => {
+                let is_drawn = || draw(seed, "measure", round, device.as_str()) < f64::from(bandit.measured);
+                if choice.explores || is_drawn() { bandit.probe_examples } else { 0 }
+            }
+            Self::Bandit(_) | Self::Fixed { .. } => 0,
         }
     }
 }

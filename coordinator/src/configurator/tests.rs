@@ -335,8 +335,34 @@ fn rates_out_of_range_are_named() {
         ("candidates = 0", "candidates is 0, expected 1 to 64"),
         ("window = 1", "window"),
         ("probe_examples = 0", "probe_examples"),
+        ("measured = -0.1", "measured"),
     ] {
         let message = bandit(toml).unwrap_err();
         assert!(message.contains(name), "{toml}: {message}");
     }
+}
+
+#[test]
+fn no_dropout_is_one_arm_whatever_its_shape() {
+    let shapes = vec![Shape::Uniform, Shape::Decreasing];
+    let arms = Rates::Bandit(Bandit { means: vec![0.3, 0.0, 0.5], shapes, ..Bandit::default() }).arms();
+    let means: Vec<f32> = arms.iter().map(|arm| arm.mean).collect();
+    assert_eq!(means, [0.3, 0.3, 0.0, 0.5, 0.5]);
+}
+
+#[test]
+fn who_explores_measures_and_of_the_others_a_share() {
+    let rates = Rates::Bandit(Bandit { measured: 0.25, probe_examples: 16, ..Bandit::default() });
+    let choice = |arm, explores| Choice {
+        rates: vec![],
+        most_active: 6,
+        arm,
+        class: String::new(),
+        explores,
+        reason: String::new(),
+    };
+    let asked = |choice: &Choice| (0..400).filter(|&at| rates.probe_examples(1, 3, &device(at), choice) == 16).count();
+    assert_eq!((asked(&choice(Some(1), true)), asked(&choice(None, false))), (400, 0));
+    let share = asked(&choice(Some(1), false));
+    assert!((70..130).contains(&share), "{share}");
 }

@@ -3,6 +3,7 @@
 use super::record::{Assignment, Entry, Evaluation, Merged, Record, Start};
 use crate::configurator::{Configurator, Pace};
 use crate::progress::RoundProgress;
+use crate::sharing::Policy;
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +29,8 @@ pub struct Ledger {
     pub weights: Digest,
     /// The server optimizer's moments, where it has any.
     pub moments: Option<Digest>,
+    /// Who shares what, from the next order on.
+    pub policy: Policy,
     /// Chooses rates; knows the rewards so far.
     pub configurator: Configurator,
     /// The devices of the last order.
@@ -155,6 +158,7 @@ impl Ledger {
             epoch: 0,
             weights: start.weights,
             moments: None,
+            policy: settings.policy(),
             configurator,
             selected: BTreeSet::new(),
             closed: Vec::new(),
@@ -245,6 +249,7 @@ impl Ledger {
             }
             Record::Evaluated(evaluation) => self.evaluated(evaluation),
             Record::RunEnded { stopped } => self.enter(Phase::Ended(stopped.clone())),
+            Record::PolicySet(policy) => self.policy = policy.clone(),
         }
         true
     }
@@ -269,7 +274,7 @@ impl Ledger {
 
     fn fits(&self, record: &Record) -> bool {
         match (record, &self.phase) {
-            (Record::Resumed, phase) => !matches!(phase, Phase::Ended(_)),
+            (Record::Resumed | Record::PolicySet(_), phase) => !matches!(phase, Phase::Ended(_)),
             (Record::TrainingStarted { epoch, .. }, Phase::Gather(Purpose::Train))
             | (Record::EvaluationStarted { epoch, .. }, Phase::Gather(Purpose::Evaluate)) => *epoch > self.epoch,
             (Record::UpdateStored { device, .. } | Record::DeviceOut { device, .. }, Phase::Train(training)) => {

@@ -46,7 +46,7 @@ pub use record::{Assignment, Entry, Evaluation, Merged, Record, Start};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
 use crate::aggregate::Merging;
-use crate::configurator::{Facts, Limits, Unfit, draw};
+use crate::configurator::{Facts, Limits, Pace, Unfit, draw};
 use crate::progress::{self, ROUNDS_SHOWN, RunProgress};
 use crate::sharing::{self, Policy};
 use skiff_protocol::messages::{
@@ -105,6 +105,8 @@ pub enum Event {
         /// The new weights, or why there are none.
         merged: Result<Merged, String>,
     },
+    /// The operator changes who shares what, from the next order on. A policy that the model cannot keep changes nothing.
+    PolicySet(Policy),
     /// The operator stops the run.
     StopRequested {
         /// For the journal.
@@ -136,6 +138,8 @@ pub struct Condition {
     pub celsius: Option<f32>,
     /// Its battery in percent, where it lives on it.
     pub battery_percent: Option<f32>,
+    /// How fast its present step is: a device too slow to deliver is known by it all the same.
+    pub pace: Option<Pace>,
 }
 
 /// What is to be done, in this order.
@@ -202,7 +206,6 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Run {
     ledger: Ledger,
-    policy: Policy,
     /// How devices feel that are here; those that say nothing are not in it.
     conditions: BTreeMap<DeviceId, Condition>,
     /// Who is here; and who of the last order is gone.
@@ -283,8 +286,11 @@ impl Run {
         actions
     }
 
-    /// Tells how a device feels; by itself it changes nothing, the next round goes by it.
+    /// Tells how a device feels; by itself it changes nothing, the next round goes by it. Where it says nothing of its pace,
+    /// what it said last stands.
     pub fn feels(&mut self, device: &DeviceId, condition: Condition) {
+        let known = self.conditions.get(device).and_then(|condition| condition.pace);
+        let condition = Condition { pace: condition.pace.or(known), ..condition };
         if condition == Condition::default() {
             self.conditions.remove(device);
         } else if self.here(device).is_some() {
@@ -369,12 +375,10 @@ impl Run {
     }
 
     fn of(ledger: Ledger) -> Result<Self, BadSettings> {
-        let policy = ledger.start.settings.policy();
-        policy.check(ledger.start.layers).map_err(BadSettings)?;
+        ledger.policy.check(ledger.start.layers).map_err(BadSettings)?;
         let now_ms = ledger.last_ms;
         Ok(Self {
             ledger,
-            policy,
             conditions: BTreeMap::new(),
             now_ms,
             seen: BTreeMap::new(),
@@ -438,6 +442,12 @@ impl Run {
                         Err(reason) => Record::Skipped { reason },
                     };
                     self.journal(record, now_ms, actions);
+                }
+            }
+            Event::PolicySet(policy) => {
+                let is_new = policy != self.ledger.policy && policy.check(self.ledger.start.layers).is_ok();
+                if is_new && !self.ledger.is_ended() {
+                    self.journal(Record::PolicySet(policy), now_ms, actions);
                 }
             }
             Event::StopRequested { reason } => {
@@ -625,7 +635,7 @@ impl Run {
         let choices = ledger.configurator.choose(ledger.round, &known.collect());
         let assigned = |(device, choice)| {
             let place = self.here(&device).map(|here| here.place.clone()).unwrap_or_default();
-            let share = self.policy.share(&place, ledger.start.layers).ok()?;
+            let share = self.ledger.policy.share(&place, ledger.start.layers).ok()?;
             Some((device, Assignment { choice, share }))
         };
         choices.into_iter().filter_map(assigned).collect()
@@ -637,7 +647,7 @@ impl Run {
         Some(Facts {
             class: here.place.class.clone(),
             memory: here.memory,
-            pace: self.ledger.totals.get(device).and_then(|totals| totals.pace),
+            pace: self.ledger.totals.get(device).and_then(|totals| totals.pace).or(condition.pace),
             celsius: condition.celsius,
             battery_percent: condition.battery_percent,
         })
@@ -763,22 +773,25 @@ impl Run {
         let Start { settings, schema, .. } = &self.ledger.start;
         let weights = self.ledger.weights;
         match &self.ledger.phase {
-            Phase::Train(training) => Some(Order::Train(TrainOrder {
-                weights,
-                schema: *schema,
-                seed: settings.seed,
-                rates: training.assignments.get(device)?.choice.rates.clone(),
-                most_active: training.assignments.get(device)?.choice.most_active,
-                steps: settings.steps,
-                batch: settings.batch,
-                max_tokens: settings.max_tokens,
-                learning_rate: settings.learning_rate,
-                proximal: settings.proximal,
-                rank: training.assignments.get(device)?.share.rank,
-                probe_examples: settings.rates.probe_examples(),
-                sharing: training.assignments.get(device)?.share.plan.clone(),
-                deadline_ms: settings.train_ms,
-            })),
+            Phase::Train(training) => {
+                let Assignment { choice, share } = training.assignments.get(device)?;
+                Some(Order::Train(TrainOrder {
+                    weights,
+                    schema: *schema,
+                    seed: settings.seed,
+                    rates: choice.rates.clone(),
+                    most_active: choice.most_active,
+                    steps: settings.steps,
+                    batch: settings.batch,
+                    max_tokens: settings.max_tokens,
+                    learning_rate: settings.learning_rate,
+                    proximal: settings.proximal,
+                    rank: share.rank,
+                    probe_examples: settings.rates.probe_examples(settings.seed, self.ledger.round, device, choice),
+                    sharing: share.plan.clone(),
+                    deadline_ms: settings.train_ms,
+                }))
+            }
             Phase::Evaluate(examples) => Some(Order::Evaluate(EvaluateOrder {
                 weights,
                 schema: *schema,

@@ -2,7 +2,7 @@
 
 use super::settings::RunSettings;
 use crate::configurator::Choice;
-use crate::sharing::Share;
+use crate::sharing::{Policy, Share};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};
@@ -72,6 +72,8 @@ pub enum Record {
         /// `None`: all rounds are done. Otherwise the run was stopped, and why.
         stopped: Option<String>,
     },
+    /// The operator changed who shares what; orders that were given stay as they are.
+    PolicySet(Policy),
 }
 
 /// What one device is to do in a round, and why.

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::configurator::{Bandit, Rates, Schedule, Shape};
+use crate::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
 use crate::explain::explain;
 use proptest::prelude::*;
 use skiff_protocol::messages::Probe;
@@ -642,7 +642,8 @@ fn a_device_without_room_for_a_layer_is_not_asked_and_one_with_little_room_drops
         training.assignments.iter().map(|(d, assigned)| (d.as_str(), assigned.choice.most_active)).collect();
     assert_eq!(most, [("dev1", 2), ("dev2", 4)]);
     let sent = world.sent.iter().find(|(to, _)| *to == 1).map(|(_, command)| command.order.clone());
-    assert!(matches!(sent, Some(Order::Train(order)) if order.most_active == 2 && order.rates == vec![0.5; 4]));
+    let Some(Order::Train(order)) = sent else { panic!("{sent:?}") };
+    assert_eq!((order.most_active, order.rates), (2, lower_half()));
 }
 
 #[test]
@@ -667,6 +668,48 @@ fn an_update_far_out_is_refused_with_a_reason_once_there_is_something_to_compare
 }
 
 #[test]
+fn a_device_too_slow_to_deliver_is_known_by_the_pace_of_its_steps() {
+    let quiet =
+        RunSettings { evaluate_examples: 0, final_examples: 0, steps: 10, train_ms: 10_000, quorum: 1, ..settings() };
+    let mut world = World::with_everybody(quiet, 2);
+    let pace = Some(Pace { step_ms: 1_600.0, active_layers: 4.0 });
+    world.run.feels(&device(0), Condition { pace, ..Condition::default() });
+    // A sample between two steps says nothing of it.
+    world.run.feels(&device(0), Condition { celsius: Some(30.0), ..Condition::default() });
+    world.advance(10_000);
+    world.finish(1);
+    world.advance(10_000);
+    world.merge();
+    let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
+    let Choice { rates, reason, .. } = &training.assignments[&device(0)].choice;
+    assert!(reason.contains("the deadline leaves time for 2.0 layers a step"), "{reason}");
+    assert!((crate::configurator::expected_active(rates) - 2.0).abs() < 1e-3, "{rates:?}");
+}
+
+#[test]
+fn another_policy_holds_from_the_next_order_on_and_is_in_the_journal() {
+    let mut world = training(3);
+    let policy = |sharing| Policy { sharing, ..Policy::default() };
+    let plan = |world: &World| {
+        let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
+        training.assignments[&device(0)].share.plan.clone()
+    };
+    world.step(Event::PolicySet(policy(sharing::Sharing::LeastImportant(99))));
+    assert_eq!(world.run.ledger.policy, Policy::default(), "a policy that the model cannot keep");
+    world.step(Event::PolicySet(policy(sharing::Sharing::LeastImportant(2))));
+    assert_eq!(plan(&world), skiff_protocol::messages::SharingPlan::All, "an order stays as it was given");
+    world.everybody_finishes();
+    world.merge();
+    world.crash();
+    assert_eq!(plan(&world), skiff_protocol::messages::SharingPlan::LeastImportant { k: 2 });
+}
+
+/// Half of four layers, the lower ones first.
+fn lower_half() -> Vec<f32> {
+    crate::configurator::arms::rates(0.5, crate::configurator::Shape::Decreasing, 4, &[])
+}
+
+#[test]
 fn a_group_has_its_plan_and_a_hot_device_is_spared() {
     let group = crate::sharing::Group {
         name: "small".into(),
@@ -683,7 +726,7 @@ fn a_group_has_its_plan_and_a_hot_device_is_spared() {
         let memory = StepMemory::default();
         let here = Here { boot: BootId(0), train_examples: 500, test_examples: 20, place, memory };
         if index == 1 {
-            world.run.feels(&device(0), Condition { celsius: Some(90.0), battery_percent: None });
+            world.run.feels(&device(0), Condition { celsius: Some(90.0), ..Condition::default() });
         }
         world.step(Event::DeviceHere(device(index), here));
     }
@@ -697,7 +740,7 @@ fn a_group_has_its_plan_and_a_hot_device_is_spared() {
         (&skiff_protocol::messages::SharingPlan::LeastImportant { k: 2 }, 3)
     );
     assert_eq!((&orders[1].sharing, orders[1].rank), (&skiff_protocol::messages::SharingPlan::All, 0));
-    assert_eq!((orders[0].rates.clone(), orders[1].rates.clone()), (vec![0.5; 4], vec![0.0; 4]));
+    assert_eq!((orders[0].rates.clone(), orders[1].rates.clone()), (lower_half(), vec![0.0; 4]));
     let epoch = world.run.ledger.epoch;
     let mut shared = report(80);
     assert!(matches!(world.run.judge_offer(&device(0), RUN, 1, epoch, &shared), Verdict::Refused(_)));

@@ -53,6 +53,33 @@ async fn settings_that_cannot_be_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_policy_is_compared_set_and_outlives_a_restart() {
+    let state = TempDir::new().unwrap();
+    let coordinator = start(&state).await;
+    let policy = |text: &str| toml::from_str::<Policy>(text).unwrap();
+    let (one, none) = (policy("sharing = { least_important = 1 }"), policy("sharing = { least_important = 3 }"));
+    let view = || async { ask_once::<PolicyView>(state.path(), &Request::ShowPolicy).await.unwrap().policy };
+    let refused = ask_once::<Vec<Change>>(state.path(), &Request::SetPolicy(none)).await.unwrap_err().to_string();
+    assert!(refused.contains("3 layers of a model with 2"), "{refused}");
+    ask_once::<Vec<Change>>(state.path(), &Request::ComparePolicy(one.clone())).await.unwrap();
+    assert_eq!(view().await, Policy::default(), "a comparison changes nothing");
+    coordinator.start_run(&RunSettings::default()).await.unwrap();
+    ask_once::<Vec<Change>>(state.path(), &Request::SetPolicy(one.clone())).await.unwrap();
+    assert_eq!(view().await, one);
+    coordinator.shutdown().await.unwrap();
+
+    let coordinator = start(&state).await;
+    assert_eq!(view().await, one, "of the run that goes on");
+    coordinator.stop_run().await.unwrap();
+    assert_eq!(view().await, one, "of the next run");
+    coordinator.shutdown().await.unwrap();
+
+    std::fs::write(state.path().join("policy.toml"), "sharing = 7").unwrap();
+    let error = Coordinator::start_with(config(&state), tiny()).await.err().unwrap();
+    assert!(format!("{error:#}").contains("policy.toml"), "{error:#}");
+}
+
+#[tokio::test]
 async fn one_coordinator_works_with_a_state_folder() {
     let state = TempDir::new().unwrap();
     let first = start(&state).await;

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench golden cross cross-test tools
+.PHONY: help demo test check bench experiment golden cross cross-test tools
 
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
@@ -28,6 +28,7 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make check    formatting, lints, and (with cargo-deny installed) licences and advisories
   make bench    what training steps cost on three sizes of BERT and on real text, what a round costs beyond
                 the training, and what deciding does (half an hour)
+  make experiment   compares federated fine-tuning methods on virtual fleets, some minutes: training is real, time is virtual
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
                 writes (gigabytes of Python packages; the tests only read the numbers)
   make cross    the agent for 64-bit ARM devices as a .deb and a tarball, with ONNX Runtime (cross/README.md); ORT=1.20 for JetPack 4
@@ -50,6 +51,11 @@ To change what is measured, on a machine that does nothing else:
   make bench XXL=1          DeBERTaV2-xxlarge's shape too, in 2 GiB (8 GB of disk for the time being); the limit is systemd's, or
                             that of CGROUP=FOLDER, a memory cgroup of yours
   make bench BENCH_JSON=FILE       write the results to FILE too, for programs
+
+To compare more (docs/experiments has a report), where --list says what there is:
+
+  make experiment EXPERIMENT='--list'
+  make experiment EXPERIMENT='--seeds 3'      the whole table, in a few hours; interrupted, it goes on where it was
 
 Needed: Linux on x86_64 or aarch64, Rust 1.95 or newer, a C compiler, python3 with pip (it fetches ONNX Runtime and MiniLM).
 endef
@@ -83,6 +89,11 @@ bench: tools
 	    SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench steps -- $(bench_options)
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench rounds -- $(bench_json)
 	@cargo bench --locked -p skiff-tests --bench decisions -- $(bench_json)
+
+experiment: tools
+	@cross/fetch
+	@cargo build --release --locked -p skiff-tests --bin skiff-experiment
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff-experiment' --out '$(target)/experiment' $(or $(EXPERIMENT),--quick)
 
 golden: tools
 	@python3 -m venv .cache/golden

@@ -1,0 +1,120 @@
+//! Real texts, tokenised once, and dealt out to virtual devices.
+
+use anyhow::{Context, ensure};
+use skiff_agent::corpus::Corpus;
+use skiff_data::random::Random;
+use skiff_data::{Example, dataset, labels, read, split};
+use skiff_models::Pack;
+use skiff_trainer::{Examples, Sequence, Target};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The data sets, by their folders.
+pub(crate) const SETS: [&str; 4] = ["hwu64", "agnews", "sst2", "mrpc"];
+/// Texts are cut to this many tokens.
+pub(crate) const MAX_TOKENS: u32 = 64;
+/// Training examples in all, drawn from the file.
+const MOST_TRAINING: usize = 12_000;
+/// Test examples of a device, drawn by the mix of its classes.
+const TESTED_BY_DEVICE: usize = 24;
+/// Test examples for the accuracy of the global model.
+const TESTED_GLOBALLY: usize = 400;
+
+/// A data set, as tokens.
+pub(crate) struct Data {
+    train: Arc<Vec<Sequence>>,
+    test: Arc<Vec<Sequence>>,
+    train_classes: Vec<usize>,
+    test_classes: Vec<usize>,
+}
+
+/// The labels of the data set in `folder`.
+pub(crate) fn labels_of(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let set =
+        dataset(folder).with_context(|| format!("{}: --data takes the folder of the data sets", folder.display()))?;
+    Ok(labels(&[read::<Example>(&set.train)?, read::<Example>(&set.test)?].concat()))
+}
+
+impl Data {
+    /// Reads the data set in `folder` and tokenises it as `pack` does.
+    pub(crate) fn load(folder: &Path, pack: &Pack) -> anyhow::Result<Self> {
+        let set = dataset(folder)?;
+        let read = |path: &Path, most: usize| -> anyhow::Result<Vec<Sequence>> {
+            let corpus = Corpus::load(path, pack, MAX_TOKENS as usize)?;
+            let mut order = split::permutation(corpus.len(), 0);
+            order.truncate(most);
+            let sequence = |at| corpus.encode(at).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()));
+            order.into_iter().map(sequence).collect()
+        };
+        let (train, test) = (read(&set.train, MOST_TRAINING)?, read(&set.test, usize::MAX)?);
+        let classes = |sequences: &[Sequence]| -> Vec<usize> {
+            let class = |sequence: &Sequence| if let Target::Class(class) = sequence.target { class } else { 0 };
+            sequences.iter().map(class).collect()
+        };
+        let (train_classes, test_classes) = (classes(&train), classes(&test));
+        ensure!(!train.is_empty() && !test.is_empty(), "{} has no examples", folder.display());
+        Ok(Self { train: Arc::new(train), test: Arc::new(test), train_classes, test_classes })
+    }
+
+    /// Tokens of a step's longest text, a mean over batches of `batch`: what every text of it is charged for.
+    pub(crate) fn step_tokens(&self, batch: usize) -> usize {
+        let lengths: Vec<usize> =
+            self.train.chunks(batch).map(|texts| texts.iter().map(|text| text.ids.len()).max().unwrap_or(1)).collect();
+        lengths.iter().sum::<usize>().div_ceil(lengths.len().max(1))
+    }
+
+    /// What each of `devices` trains on, and is tested on: a test text's class is drawn as the device's training texts have it.
+    pub(crate) fn deal(&self, devices: usize, alpha: f64, seed: u64) -> Vec<(Part, Part)> {
+        let mut random = Random::new(seed);
+        let shares = split::dirichlet(&self.train_classes, devices, alpha, seed);
+        let deal = |indices: Vec<usize>| {
+            let mut by_class: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            for (at, &class) in self.test_classes.iter().enumerate() {
+                by_class.entry(class).or_default().push(at);
+            }
+            by_class.values_mut().for_each(|texts| random.shuffle(texts));
+            let mut tested = Vec::new();
+            for _ in 0..TESTED_BY_DEVICE {
+                let class = random.choose(&indices).map_or(0, |&at| self.train_classes[at]);
+                tested.extend(by_class.get_mut(&class).and_then(Vec::pop));
+            }
+            (Part::new(&self.train, indices), Part::new(&self.test, tested))
+        };
+        shares.into_iter().map(deal).collect()
+    }
+
+    /// Test texts as the data set has them.
+    pub(crate) fn sample(&self) -> Part {
+        let mut order = split::permutation(self.test.len(), 1);
+        order.truncate(TESTED_GLOBALLY);
+        Part::new(&self.test, order)
+    }
+}
+
+/// Some of a data set's texts.
+pub(crate) struct Part {
+    sequences: Arc<Vec<Sequence>>,
+    indices: Vec<usize>,
+}
+
+impl Part {
+    fn new(sequences: &Arc<Vec<Sequence>>, indices: Vec<usize>) -> Self {
+        Self { sequences: Arc::clone(sequences), indices }
+    }
+}
+
+impl Examples for Part {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>> {
+        Ok(self.sequences[self.indices[at]].clone())
+    }
+
+    fn length_hint(&self, at: usize) -> usize {
+        self.sequences[self.indices[at]].ids.len()
+    }
+}

@@ -1,0 +1,259 @@
+//! `skiff-experiment`: compares federated fine-tuning methods on virtual fleets. Training is real, time is virtual.
+//!
+//! - [`methods`]: what is compared
+//! - [`fleets`], [`data`]: on what
+//! - [`plan`]: which combinations
+//! - [`simulation`]: one run
+//! - [`report`], [`plot`]: what the runs add up to
+
+mod data;
+mod fleets;
+mod methods;
+mod plan;
+mod plot;
+mod report;
+mod simulation;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use data::{Data, labels_of};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use methods::{Method, Tuning};
+use plan::{Narrowed, Planned};
+use simulation::{Opened, Outcome, Task, simulate};
+use skiff_coordinator::model::Model;
+use skiff_models::Pack;
+use skiff_models::pack::{BuildOptions, build};
+use skiff_tests::places;
+use skiff_trainer::Runtime;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Compares federated fine-tuning methods on virtual fleets: training is real, time is virtual.
+///
+/// Every finished run is kept in the output folder, so that an interrupted experiment goes on where it was: give the same command
+/// again. From all runs there come report.md, results.csv, points.csv and plots.
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 110)]
+struct Options {
+    /// A few minutes: few rounds, three methods, the memory-bound fleet
+    #[arg(long)]
+    quick: bool,
+    /// Where results go
+    #[arg(long, value_name = "FOLDER", default_value = "target/experiment")]
+    out: PathBuf,
+    /// The folder of the data sets: hwu64, agnews, sst2, mrpc
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Write a summary for programs to FILE
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only these methods (see --list)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    methods: Vec<String>,
+    /// Only these fleets (see --list)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    fleets: Vec<String>,
+    /// Only these data sets
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    sets: Vec<String>,
+    /// Only these concentrations of Dirichlet's distribution: 0.1, 1, 10
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    alphas: Vec<f64>,
+    /// Every combination of what is named above, also those that the table leaves out
+    #[arg(long)]
+    every: bool,
+    /// Seeds of each combination, from 1
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// How long a run is: the time that so many rounds of a tx2 with every layer take
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=10_000))]
+    rounds: Option<u32>,
+    /// Steps of a device in a round
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    steps: Option<u32>,
+    /// AdamW's learning rate
+    #[arg(long, value_name = "NUMBER")]
+    learning_rate: Option<f32>,
+    /// Runs at a time; all cores if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+    /// Say what would be run, and stop
+    #[arg(long)]
+    list: bool,
+    /// Write the report from the runs that are there, and stop
+    #[arg(long)]
+    report: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    let planned = plan::cells(&Narrowed {
+        quick: options.quick,
+        every: options.every,
+        methods: &options.methods,
+        fleets: &options.fleets,
+        sets: &options.sets,
+        alphas: &options.alphas,
+        seeds: if options.quick { options.seeds.min(2) } else { options.seeds },
+        rounds: options.rounds,
+        steps: options.steps,
+        learning_rate: options.learning_rate,
+    })?;
+    if options.list {
+        return say(&plan::told(&planned));
+    }
+    let runs = options.out.join("runs");
+    std::fs::create_dir_all(&runs).with_context(|| format!("making {}", runs.display()))?;
+    let (mut done, mut open) = (Vec::new(), VecDeque::new());
+    for planned in planned {
+        match kept(&runs, &planned)? {
+            Some(outcome) => done.push(outcome),
+            None => open.push_back(planned),
+        }
+    }
+    if !options.report && !open.is_empty() {
+        done.extend(carry_out(options, &runs, open, done.len())?);
+    }
+    if done.is_empty() {
+        bail!("there are no runs in {} yet; leave --report out to make them", runs.display());
+    }
+    let files = report::write(&options.out, &done, options.json.as_deref())?;
+    say(&report::short(&done))?;
+    say(&format!("\n{}", files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join("\n")))
+}
+
+/// A run's result, where it was carried out before and as it is planned now.
+fn kept(runs: &Path, planned: &Planned) -> anyhow::Result<Option<Outcome>> {
+    let path = runs.join(planned.file());
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    // A file of another version, or of other settings, is made anew.
+    Ok(serde_json::from_slice::<Outcome>(&text).ok().filter(|outcome| outcome.cell == planned.cell))
+}
+
+fn keep(runs: &Path, planned: &Planned, outcome: &Outcome) -> anyhow::Result<()> {
+    let path = runs.join(planned.file());
+    let written = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(runs)?;
+        serde_json::to_writer_pretty(&mut file, outcome)?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    written().with_context(|| format!("writing {}", path.display()))
+}
+
+/// What runs of a data set have in common.
+struct Prepared {
+    data: BTreeMap<String, Data>,
+    packs: BTreeMap<(String, Tuning), Opened>,
+}
+
+fn prepare(options: &Options, open: &VecDeque<Planned>) -> anyhow::Result<Prepared> {
+    let folder = options.data.clone().unwrap_or_else(|| places::tree().join("../shared/data"));
+    let mut prepared = Prepared { data: BTreeMap::new(), packs: BTreeMap::new() };
+    for Planned { cell, method, .. } in open {
+        let key = (cell.data.clone(), method.tuning);
+        let set = folder.join(&cell.data);
+        if !prepared.packs.contains_key(&key) {
+            let out = options.out.join("packs").join(format!("{}-{}", cell.data, method.tuning.name()));
+            prepared.packs.insert(key.clone(), opened(&out, &set, method)?);
+        }
+        if !prepared.data.contains_key(&cell.data) {
+            prepared.data.insert(cell.data.clone(), Data::load(&set, &prepared.packs[&key].pack)?);
+        }
+    }
+    Ok(prepared)
+}
+
+fn opened(out: &Path, set: &Path, method: &Method) -> anyhow::Result<Opened> {
+    let options =
+        BuildOptions { peft: method.tuning.peft(), ..BuildOptions::new(&places::minilm(), out, labels_of(set)?) };
+    std::fs::create_dir_all(out.parent().unwrap_or(out))?;
+    build(&options, &mut |_| {})?;
+    Ok(Opened { pack: Pack::open(out)?.into(), model: Model::open(out)? })
+}
+
+/// Carries runs out, some at a time; each is kept as soon as it is done.
+fn carry_out(options: &Options, runs: &Path, open: VecDeque<Planned>, done: usize) -> anyhow::Result<Vec<Outcome>> {
+    let prepared = prepare(options, &open)?;
+    let library = places::tree().join(".cache/onnxruntime/libonnxruntime.so");
+    let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(library.as_path());
+    // One thread each: two runs side by side are faster than two threads on one.
+    let runtime = Runtime::load(named, 1)?;
+    let cores = std::thread::available_parallelism().map_or(1, Into::into);
+    let jobs = options.jobs.map_or(cores, usize::from).min(open.len());
+    let bar = bar(open.iter().map(|planned| u64::from(planned.cell.scale.measured)).sum());
+    bar.println(format!("{} runs, {done} of them done before; {jobs} at a time", open.len() + done));
+    let (queue, outcomes, failed) = (Mutex::new(open), Mutex::new(Vec::new()), AtomicBool::new(false));
+    let work = || -> anyhow::Result<()> {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(planned) = locked(&queue).pop_front() else { break };
+            let Planned { cell, method, fleet } = &planned;
+            let scratch = tempfile::tempdir_in(runs)?;
+            let (data, opened) = (&prepared.data[&cell.data], &prepared.packs[&(cell.data.clone(), method.tuning)]);
+            let mut watch = || {
+                bar.inc(1);
+                if failed.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let task = Task { cell, method, fleet: *fleet, data, opened };
+            let outcome = simulate(task, &runtime, scratch.path(), &mut watch).with_context(|| planned.file())?;
+            keep(runs, &planned, &outcome)?;
+            tell(&bar, &report::line(&outcome))?;
+            locked(&outcomes).push(outcome);
+        }
+        Ok(())
+    };
+    let guarded = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs).map(|_| scope.spawn(guarded)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a run panicked")));
+        ended.collect::<Vec<_>>().into_iter().collect::<anyhow::Result<()>>()
+    })?;
+    bar.finish_and_clear();
+    Ok(outcomes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn bar(measurements: u64) -> ProgressBar {
+    let is_live = std::io::stderr().is_terminal();
+    let target = if is_live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = "{spinner} {bar:32.cyan} {percent} %, {eta} left";
+    let style = ProgressStyle::with_template(style).expect("our templates are well-formed").progress_chars("━━─");
+    ProgressBar::with_draw_target(Some(measurements), target).with_style(style)
+}
+
+/// A line that stays, above the bar or without one.
+fn tell(bar: &ProgressBar, line: &str) -> anyhow::Result<()> {
+    if bar.is_hidden() {
+        return say(line);
+    }
+    bar.println(line);
+    Ok(())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    Ok(writeln!(out, "{text}").and_then(|()| out.flush())?)
+}

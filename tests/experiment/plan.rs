@@ -1,0 +1,171 @@
+//! Which runs there are.
+
+use crate::data::SETS;
+use crate::fleets::Fleet;
+use crate::methods::{self, Method, QUICK};
+use crate::simulation::{Cell, Scale};
+use anyhow::{bail, ensure};
+use std::collections::BTreeMap;
+
+/// A run that is to be carried out.
+pub(crate) struct Planned {
+    pub(crate) cell: Cell,
+    pub(crate) method: Method,
+    pub(crate) fleet: Fleet,
+}
+
+/// What was asked for.
+pub(crate) struct Narrowed<'a> {
+    pub(crate) quick: bool,
+    pub(crate) every: bool,
+    pub(crate) methods: &'a [String],
+    pub(crate) fleets: &'a [String],
+    pub(crate) sets: &'a [String],
+    pub(crate) alphas: &'a [f64],
+    pub(crate) seeds: u64,
+    pub(crate) rounds: Option<u32>,
+    pub(crate) steps: Option<u32>,
+    pub(crate) learning_rate: Option<f32>,
+}
+
+/// How alike devices' data are: very different, as usual, alike.
+const ALPHAS: [f64; 3] = [0.1, 1.0, 10.0];
+
+const FULL: Scale =
+    Scale { devices: 20, trained: 6, rounds: 45, steps: 10, batch: 8, learning_rate: 3e-3, measured: 24 };
+
+impl Planned {
+    /// Its result's name.
+    pub(crate) fn file(&self) -> String {
+        let Cell { method, fleet, data, alpha, seed, .. } = &self.cell;
+        format!("{data}-{alpha}-{fleet}-{method}-{seed}.json")
+    }
+}
+
+/// The methods of the table's part on that fleet, with that data; none: the table has no such part.
+fn of_part(fleet: Fleet, data: &str, alpha: f64) -> &'static [&'static str] {
+    let alike = alpha > 5.0;
+    let different = alpha < 0.5;
+    match (fleet, data) {
+        (Fleet::Roomy, "hwu64") if alike || different => {
+            &["fedlora", "droppeft", "droppeft-share-all", "droppeft-share-most"]
+        }
+        (Fleet::MemoryBound, "hwu64") if !alike && !different => {
+            &["fedlora", "fedhetlora", "ffa-lora", "fedadapter", "droppeft", "droppeft-share-all", "fixed-0.35"]
+        }
+        (Fleet::Roomy, "hwu64") => &[
+            "fedlora",
+            "fedhetlora",
+            "ffa-lora",
+            "fedadapter",
+            "droppeft",
+            "droppeft-share-all",
+            "droppeft-ucb",
+            "droppeft-thompson",
+            "fixed-0.2",
+            "fixed-0.35",
+            "fixed-0.5",
+            "shape-increasing",
+            "shape-uniform",
+            "shape-normal",
+        ],
+        (Fleet::DeadlineBound | Fleet::Field, "hwu64") if !alike && !different => {
+            &["fedlora", "droppeft", "droppeft-share-all"]
+        }
+        (Fleet::MemoryBound, "agnews" | "sst2" | "mrpc") if !alike && !different => {
+            &["fedlora", "droppeft", "droppeft-share-all"]
+        }
+        (Fleet::Roomy | Fleet::MemoryBound | Fleet::DeadlineBound | Fleet::Field, _) => &[],
+    }
+}
+
+/// The runs, those of the first seed before others.
+///
+/// # Errors
+/// A name that is not known; nothing left.
+pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
+    let methods = methods::all();
+    known("method", narrowed.methods, &methods.iter().map(|method| method.name).collect::<Vec<_>>())?;
+    known("fleet", narrowed.fleets, &Fleet::ALL.map(Fleet::name))?;
+    known("data set", narrowed.sets, &SETS)?;
+    for alpha in narrowed.alphas {
+        ensure!(alpha.is_finite() && *alpha > 0.0, "--alphas has {alpha}; give numbers above 0");
+    }
+    let wanted = |names: &[String], name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    let alphas = if narrowed.every && !narrowed.alphas.is_empty() { narrowed.alphas } else { &ALPHAS };
+    let same = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    let is_quick = |fleet: Fleet, data: &str, alpha: f64, method: &str| {
+        fleet == Fleet::MemoryBound && data == "hwu64" && same(alpha, 1.0) && QUICK.contains(&method)
+    };
+    let rounds = narrowed.rounds.unwrap_or(if narrowed.quick { 15 } else { FULL.rounds });
+    let steps = narrowed.steps.unwrap_or(FULL.steps);
+    let learning_rate = narrowed.learning_rate.unwrap_or(FULL.learning_rate);
+    ensure!(
+        learning_rate > 0.0 && learning_rate <= 1.0,
+        "--learning-rate is {learning_rate}, expected above 0, at most 1"
+    );
+    let scale = Scale { rounds, steps, learning_rate, ..FULL };
+    let mut cells = Vec::new();
+    for seed in 1..=narrowed.seeds {
+        for fleet in Fleet::ALL.into_iter().filter(|fleet| wanted(narrowed.fleets, fleet.name())) {
+            for data in SETS.into_iter().filter(|data| wanted(narrowed.sets, data)) {
+                for &alpha in alphas {
+                    let asked = |method: &&Method| {
+                        let in_table = match (narrowed.every, narrowed.quick) {
+                            (true, _) => true,
+                            (false, true) => is_quick(fleet, data, alpha, method.name),
+                            (false, false) => of_part(fleet, data, alpha).contains(&method.name),
+                        };
+                        let of_alpha = narrowed.alphas.is_empty() || narrowed.alphas.iter().any(|&a| same(a, alpha));
+                        in_table && of_alpha && wanted(narrowed.methods, method.name)
+                    };
+                    for method in methods.iter().filter(asked) {
+                        let cell = Cell {
+                            method: method.name.to_owned(),
+                            fleet: fleet.name().to_owned(),
+                            data: data.to_owned(),
+                            alpha,
+                            seed,
+                            scale,
+                            settings: format!("{method:?}"),
+                        };
+                        cells.push(Planned { cell, method: method.clone(), fleet });
+                    }
+                }
+            }
+        }
+    }
+    ensure!(!cells.is_empty(), "the table has no such runs; --list shows what it has, --every runs any combination");
+    Ok(cells)
+}
+
+/// What there is to choose from, and what would be run.
+pub(crate) fn told(planned: &[Planned]) -> String {
+    let mut text = String::from("Methods\n");
+    for method in methods::all() {
+        text += &format!("  {:<20} {}\n", method.name, method.what);
+    }
+    text += "\nFleets\n";
+    for fleet in Fleet::ALL {
+        text += &format!("  {:<20} {}\n", fleet.name(), fleet.what());
+    }
+    text += &format!("\nData sets\n  {}\n\nRuns\n", SETS.join(", "));
+    let mut parts: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for Planned { cell, .. } in planned {
+        let part = parts.entry(format!("{}, {}, alpha {}", cell.fleet, cell.data, cell.alpha)).or_default();
+        if !part.contains(&cell.method.as_str()) {
+            part.push(&cell.method);
+        }
+    }
+    for (part, methods) in parts {
+        text += &format!("  {part}: {}\n", methods.join(", "));
+    }
+    text + &format!("  {} runs in all", planned.len())
+}
+
+fn known(kind: &str, asked: &[String], names: &[&str]) -> anyhow::Result<()> {
+    match asked.iter().find(|name| !names.contains(&name.as_str())) {
+        Some(name) => bail!("there is no {kind} {name:?}; there are {}", names.join(", ")),
+        None => Ok(()),
+    }
+}

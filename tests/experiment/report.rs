@@ -3,7 +3,7 @@
 //! | number | how |
 //! |---|---|
 //! | final accuracy | a mean over a run's last [`LAST`] measurements |
-//! | target | [`TARGET`] of FedLoRA's final personal accuracy in that part, a mean over seeds |
+//! | target | [`TARGET`] of FedLoRA's final personal accuracy in that part, of the same seed |
 //! | seconds to target | the first time that the mean of [`SMOOTHED`] measurements in a row is at the target, between measurements on a line |
 //! | interval | 95 %, of Student's t over seeds |
 
@@ -119,10 +119,20 @@ impl<'a> Part<'a> {
         self.methods.iter().find(|(name, _)| *name == method).map_or(&[], |(_, runs)| runs)
     }
 
-    /// The accuracy to reach; `None` without FedLoRA.
+    /// The accuracy to reach, a mean over seeds; `None` without FedLoRA.
     fn target(&self) -> Option<f64> {
         let finals: Vec<f64> = self.runs(BASELINE).iter().map(|run| last(run, |point| point.personal)).collect();
         Over::of(&finals).map(|over| TARGET * over.mean)
+    }
+
+    /// FedLoRA's run of the same seed.
+    fn same(&self, run: &Outcome) -> Option<&'a Outcome> {
+        self.runs(BASELINE).iter().find(|other| other.cell.seed == run.cell.seed).copied()
+    }
+
+    /// When the run reached its target.
+    fn reached(&self, run: &Outcome) -> Option<f64> {
+        seconds_to(run, TARGET * last(self.same(run)?, |point| point.personal))
     }
 
     fn title(&self) -> String {
@@ -134,27 +144,21 @@ impl<'a> Part<'a> {
     }
 
     /// FedLoRA's seconds by each method's, of the same seeds: above 1 the method is faster.
-    fn speedup(&self, runs: &[&Outcome], target: f64) -> Option<Over> {
-        let ratio = |run: &&Outcome| {
-            let same = self.runs(BASELINE).iter().find(|other| other.cell.seed == run.cell.seed)?;
-            Some(seconds_to(same, target)? / seconds_to(run, target)?)
-        };
+    fn speedup(&self, runs: &[&Outcome]) -> Option<Over> {
+        let ratio = |run: &&Outcome| Some(self.reached(self.same(run)?)? / self.reached(run)?);
         Over::of(&runs.iter().filter_map(ratio).collect::<Vec<_>>())
     }
 
     fn rows(&self) -> Vec<Row<'_>> {
-        let target = self.target();
         let row = |(name, runs): &'_ (&'static str, Vec<&'a Outcome>)| {
             let over = |of: &dyn Fn(&Outcome) -> f64| Over::of(&runs.iter().map(|run| of(run)).collect::<Vec<_>>());
-            let reached: Vec<f64> = target
-                .map(|target| runs.iter().filter_map(|run| seconds_to(run, target)).collect())
-                .unwrap_or_default();
+            let reached: Vec<f64> = runs.iter().filter_map(|run| self.reached(run)).collect();
             Row {
                 name,
                 seeds: runs.len(),
                 reached: reached.len(),
                 seconds: Over::of(&reached),
-                speedup: target.and_then(|target| self.speedup(runs, target)),
+                speedup: self.speedup(runs),
                 personal: over(&|run| last(run, |point| point.personal)),
                 global: over(&|run| last(run, |point| point.global)),
                 peak: runs.iter().map(|run| run.peak_memory_bytes).max().unwrap_or(0),
@@ -318,7 +322,7 @@ fn markdown(parts: &[Part<'_>]) -> String {
         "Training is real (MiniLM-L6, Skiff's trainer and coordinator in one process), time is virtual (a simulation, see \
          below). {} devices, {} of them in a round, every run as long as {} rounds of a tx2 with every layer, {} steps of {} texts, AdamW {}; accuracy is measured {} \
          times in that, outside of the virtual time. The figures are means over seeds, with 95 % intervals of Student's t.\n\n\
-         The target is {:.0} % of FedLoRA's final personal accuracy in the same part; *s to target* is the first time that {SMOOTHED} \
+         The target is {:.0} % of FedLoRA's final personal accuracy with the same fleet, data and seed; *s to target* is the first time that {SMOOTHED} \
          measurements in a row are there on average; *x* is FedLoRA's time by the method's, of the same seeds. *Personal* is a mean \
          over all devices, those left out too, each with its own layers on {} texts of its own mix of classes; *global* that of the \
          global model on 400 texts as the data set has them. *Peak* is the predicted memory of the largest step with its process, and \

@@ -87,6 +87,37 @@ fn a_run_goes_on_when_the_broker_is_killed_and_comes_back() {
 }
 
 #[test]
+fn a_policy_set_in_the_middle_of_a_run_says_whom_it_touches_and_holds_from_the_next_round_on() {
+    let broker = Broker::embedded(&DEVICES[..2]);
+    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
+    fleet.start_coordinator();
+    DEVICES[..2].iter().for_each(|device| fleet.start_agent(device));
+    fleet.start_run(&["--rounds", "2", "--devices", "2", "--quorum", "2", "--steps", "20", "--batch", "4"]);
+    fleet.watch("the middle of round 1", |progress, run| run.round == 1 && training_step(progress, "oak") > 0);
+    let policy = fleet.path("policy.toml");
+    std::fs::write(&policy, "sharing = { least_important = 2 }\n").unwrap();
+    let said = |arguments: &[&str]| {
+        let done = fleet.skiff(arguments).arg(&policy).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let compared = said(&["policy", "diff"]);
+    assert!(compared.contains("would touch 2 of 2 known devices"), "{compared}");
+    assert_eq!(said(&["policy", "set", "--dry-run"]), compared);
+    let set = said(&["policy", "set"]);
+    assert!(set.contains("oak\n  - all layers\n  + its 2 least important layers"), "{set}");
+    fleet.kill_coordinator();
+    fleet.start_coordinator();
+    fleet.watch("the end of the run", |_, run| run.phase == Phase::Completed);
+    let shares = |round: &str| {
+        let told = fleet.skiff(&["explain", "last", "--device", "oak", "--round", round]).output().unwrap();
+        String::from_utf8(told.stdout).unwrap()
+    };
+    assert!(shares("1").contains("shares: all layers"), "{}", shares("1"));
+    assert!(shares("2").contains("shares: its 2 least important layers"), "{}", shares("2"));
+}
+
+#[test]
 fn forged_and_foreign_messages_are_counted_and_change_nothing() {
     let broker = Broker::mosquitto(FLEET, &DEVICES[..2]);
     let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);

@@ -446,3 +446,67 @@ fn points_csv(outcomes: &[Outcome]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use crate::simulation::{Cell, Scale};
+
+    fn outcome(method: &str, seed: u64, accuracies: &[f64]) -> Outcome {
+        let scale = Scale { devices: 4, trained: 2, rounds: 4, steps: 2, batch: 4, learning_rate: 1e-3, measured: 4 };
+        let text = str::to_owned;
+        let (fleet, data, settings) = (text("roomy"), text("hwu64"), String::new());
+        let point = |(at, &personal): (usize, &f64)| Point {
+            round: at as u32,
+            seconds: 10.0 * at as f64,
+            global: personal,
+            personal,
+        };
+        Outcome {
+            cell: Cell { method: text(method), fleet, data, alpha: 1.0, seed, scale, settings },
+            points: accuracies.iter().enumerate().map(point).collect(),
+            peak_memory_bytes: 1,
+            small_peak_memory_bytes: None,
+            whole_memory_bytes: [2, 1],
+            bytes_up: 1,
+            bytes_down: 1,
+            joules: 1.0,
+            active_layers: 6.0,
+            skipped_rounds: 0,
+            left_out: 0,
+            weights: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_time_to_a_target_lies_between_measurements() {
+        let run = outcome("fedlora", 1, &[0.0, 0.0, 0.0, 0.3, 0.6]);
+        // Means of three: 0, 0.1, 0.3 at 20, 30, 40 s.
+        assert!((seconds_to(&run, 0.2).unwrap() - 35.0).abs() < 1e-9);
+        assert_eq!(seconds_to(&run, 0.31), None);
+    }
+
+    #[test]
+    fn an_interval_is_students() {
+        let over = Over::of(&[1.0, 2.0, 3.0]).unwrap();
+        assert!((over.mean - 2.0).abs() < 1e-12 && (over.half.unwrap() - 4.303 / 3f64.sqrt()).abs() < 1e-9);
+        assert_eq!(Over::of(&[1.0]).unwrap().half, None);
+        assert!(Over::of(&[]).is_none());
+    }
+
+    #[test]
+    fn methods_are_compared_with_fedlora_of_the_same_seed() {
+        let slow = [0.0, 0.0, 0.2, 0.4, 0.6, 0.6, 0.6];
+        let fast = [0.0, 0.3, 0.6, 0.6, 0.6, 0.6, 0.6];
+        let outcomes = [outcome("fedlora", 1, &slow), outcome("droppeft", 1, &fast), outcome("droppeft", 2, &fast)];
+        let folder = tempfile::tempdir().unwrap();
+        let json = folder.path().join("summary.json");
+        let files = write(folder.path(), &outcomes, Some(&json)).unwrap();
+        assert!(files.iter().all(|file| file.metadata().unwrap().len() > 100));
+        let summary: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        let droppeft = &summary["methods"][1];
+        assert_eq!((droppeft["name"].as_str(), droppeft["reached"].as_u64()), (Some("droppeft"), Some(1)));
+        assert!(droppeft["speedup"].as_f64().unwrap() > 1.3, "{droppeft}");
+    }
+}

@@ -692,3 +692,56 @@ fn accuracy(trainer: &mut Trainer, part: &Part) -> anyhow::Result<f64> {
     let plan = EvaluatePlan { examples: usize::MAX, batch: 16 };
     Ok(trainer.evaluate(part, &plan, &mut |_| ControlFlow::Continue(()))?.accuracy())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use crate::data::labels_of;
+    use crate::methods;
+    use skiff_data::corpus::{GenerateOptions, generate};
+    use skiff_models::pack::BuildOptions;
+    use skiff_tests::{packs, places};
+
+    #[test]
+    fn a_run_is_repeated_bit_for_bit_and_keeps_to_small_memories() {
+        let folder = tempfile::tempdir().unwrap();
+        let texts = folder.path().join("texts");
+        std::fs::create_dir(&texts).unwrap();
+        generate(&GenerateOptions { seed: 1, train: 160, test: 40 }).unwrap().write(&texts).unwrap();
+        let out = folder.path().join("pack");
+        let pack = Arc::new(packs::made(&BuildOptions::new(&places::minilm(), &out, labels_of(&texts).unwrap())));
+        let data = Data::load(&texts, &pack).unwrap();
+        let opened = Opened { pack, model: Model::open(&out).unwrap() };
+        let runtime = places::runtime();
+        let (devices, trained, rounds, steps, batch, learning_rate, measured) = (4, 2, 3, 2, 4, 1e-3, 2);
+        let scale = Scale { devices, trained, rounds, steps, batch, learning_rate, measured };
+        let outcome = |name: &str| {
+            let method = methods::all().into_iter().find(|method| method.name == name).unwrap();
+            let text = || String::new();
+            let cell = Cell {
+                method: name.to_owned(),
+                fleet: text(),
+                data: text(),
+                alpha: 1.0,
+                seed: 1,
+                scale,
+                settings: text(),
+            };
+            let task = Task { cell: &cell, method: &method, fleet: Fleet::Field, data: &data, opened: &opened };
+            let scratch = tempfile::tempdir().unwrap();
+            simulate(task, &runtime, scratch.path(), &mut || ControlFlow::Continue(())).unwrap()
+        };
+        let first = outcome("droppeft");
+        assert_eq!(first, outcome("droppeft"));
+        let [fastest, leanest] = first.whole_memory_bytes;
+        assert!(first.small_peak_memory_bytes.unwrap() < leanest && leanest < fastest, "{first:?}");
+        assert!(
+            first.points.last().unwrap().round > 0 && first.left_out == 0 && first.active_layers < 6.0,
+            "{first:?}"
+        );
+        let whole = outcome("fedadapter");
+        assert_eq!((whole.left_out, whole.small_peak_memory_bytes), (2, None));
+        assert!(whole.active_layers > 5.99);
+    }
+}

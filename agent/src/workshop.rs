@@ -277,7 +277,8 @@ fn starting_weights(blobs: &Blobs, schema: &Schema, work: &Work) -> anyhow::Resu
 }
 
 /// The tensors of `layers`, without the head.
-fn only_layers(schema: &Schema, layers: &[u32]) -> Schema {
+#[must_use]
+pub fn only_layers(schema: &Schema, layers: &[u32]) -> Schema {
     let is_own = |layer: usize| layers.iter().any(|own| *own as usize == layer);
     let tensors = schema.tensors.iter().filter(|spec| spec.layer.is_some_and(is_own));
     Schema { tensors: tensors.cloned().collect() }

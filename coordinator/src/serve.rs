@@ -286,19 +286,19 @@ impl Shell {
                 Ok(Vec::new())
             }
             Order::SetPolicy(policy, reply) => {
-                let changes = self.changes(&policy);
-                let kept = changes.and_then(|changes| {
-                    // On disk before anything rests on it.
-                    policy.write(&self.state).map_err(|error| format!("keeping the policy: {error}"))?;
+                // On disk for the runs to come, then in the journal of this one, then answered.
+                let kept = self.changes(&policy).and_then(|changes| {
+                    policy.write(&self.state).map_err(|error| chain(&error))?;
                     Ok(changes)
                 });
-                let is_set = kept.is_ok();
+                let effects = if kept.is_ok() {
+                    (self.defaults.sharing, self.defaults.groups) = (policy.sharing.clone(), policy.groups.clone());
+                    self.hub.set_policy(policy, now)?
+                } else {
+                    Vec::new()
+                };
                 let _ = reply.send(kept);
-                if !is_set {
-                    return Ok(Vec::new());
-                }
-                (self.defaults.sharing, self.defaults.groups) = (policy.sharing.clone(), policy.groups.clone());
-                Ok(self.hub.set_policy(policy, now)?)
+                Ok(effects)
             }
         }
     }

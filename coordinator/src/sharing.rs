@@ -102,7 +102,7 @@ pub const FILE: &str = "policy.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// A file that cannot be read or written.
-    #[error("the policy {}", path.display())]
+    #[error("reading or writing the policy {}", path.display())]
     File {
         /// The file.
         path: PathBuf,

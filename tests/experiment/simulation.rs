@@ -17,7 +17,7 @@ use crate::methods::Method;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use skiff_agent::device::of_steps;
-use skiff_agent::workshop::{Held, train_as_ordered};
+use skiff_agent::workshop::{Held, only_layers, train_as_ordered};
 use skiff_blobs::Blobs;
 use skiff_coordinator::configurator::Pace;
 use skiff_coordinator::model::Model;
@@ -591,7 +591,7 @@ impl<'a> World<'a> {
             let device = &mut self.devices[at];
             device.personal = match trained.personal {
                 Some((layers, bytes)) if !self.method.progressive => {
-                    Some(layers_of(&model.schema, &layers).read(&bytes)?)
+                    Some(only_layers(&model.schema, &layers).read(&bytes)?)
                 }
                 Some(_) | None => None,
             };
@@ -677,11 +677,6 @@ fn start(
 
 fn stages_of(pack: &Pack) -> anyhow::Result<skiff_models::design::Stages> {
     pack.manifest().design.fused_stages().context("the graphs of the pack")
-}
-
-fn layers_of(schema: &Schema, layers: &[u32]) -> Schema {
-    let is_own = |layer: usize| layers.iter().any(|own| *own as usize == layer);
-    Schema { tensors: schema.tensors.iter().filter(|spec| spec.layer.is_some_and(is_own)).cloned().collect() }
 }
 
 fn transfer_ms(bytes: u64, class: &Class) -> f64 {

@@ -20,6 +20,7 @@ use data::{Data, labels_of};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use methods::{Method, Tuning};
 use plan::{Narrowed, Planned};
+use rustix::fs::{FlockOperation, flock};
 use simulation::{Opened, Outcome, Task, simulate};
 use skiff_coordinator::model::Model;
 use skiff_models::Pack;
@@ -27,6 +28,7 @@ use skiff_models::pack::{BuildOptions, build};
 use skiff_tests::places;
 use skiff_trainer::Runtime;
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -192,8 +194,26 @@ fn opened(out: &Path, set: &Path, method: &Method) -> anyhow::Result<Opened> {
     Ok(Opened { pack: Pack::open(out)?.into(), model: Model::open(out)? })
 }
 
+/// A folder for the blobs of runs, without those that a killed experiment left, and what keeps a second one out of it.
+fn room(out: &Path) -> anyhow::Result<(File, PathBuf)> {
+    let lock = File::create(out.join("lock")).with_context(|| format!("making a lock in {}", out.display()))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
+        format!("another experiment works in {}; wait for it, or choose another --out", out.display())
+    })?;
+    let scratch = out.join("scratch");
+    match std::fs::remove_dir_all(&scratch) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("emptying {}", scratch.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
+    Ok((lock, scratch))
+}
+
 /// Carries runs out, some at a time; each is kept as soon as it is done.
 fn carry_out(options: &Options, runs: &Path, open: VecDeque<Planned>, done: usize) -> anyhow::Result<Vec<Outcome>> {
+    let (_lock, scratch) = room(&options.out)?;
     let prepared = prepare(options, &open)?;
     let library = places::tree().join(".cache/onnxruntime/libonnxruntime.so");
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(library.as_path());
@@ -208,7 +228,7 @@ fn carry_out(options: &Options, runs: &Path, open: VecDeque<Planned>, done: usiz
         while !failed.load(Ordering::Relaxed) {
             let Some(planned) = locked(&queue).pop_front() else { break };
             let Planned { cell, method, fleet } = &planned;
-            let scratch = tempfile::tempdir_in(runs)?;
+            let scratch = tempfile::tempdir_in(&scratch)?;
             let (data, opened) = (&prepared.data[&cell.data], &prepared.packs[&(cell.data.clone(), method.tuning)]);
             let mut watch = || {
                 bar.inc(1);

@@ -1,7 +1,7 @@
 //! Why each device was told what it was told, and what came of it, from a run's journal.
 
 use crate::configurator::expected_active;
-use crate::round::{Assignment, Entry, Ledger, OutOfPlace, Phase, Record};
+use crate::round::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use crate::sharing::Share;
 use serde::Serialize;
 use skiff_protocol::DeviceId;
@@ -68,8 +68,8 @@ pub fn explain(entries: &[Entry], device: Option<&DeviceId>, round: Option<u32>)
             let of = |(device, assignment)| Explained::of(ledger.round, device, assignment);
             told.extend(assignments.iter().map(of));
         } else if let Some((device, outcome)) = outcome(ledger, entry) {
-            let mut of_round = told.iter_mut().rev().take_while(|told| told.round == ledger.round);
-            if let Some(told) = of_round.find(|told| told.device == *device) {
+            // Asynchronous devices answer to an order of an earlier round.
+            if let Some(told) = told.iter_mut().rev().find(|told| told.device == *device) {
                 told.outcome = outcome;
             }
         }
@@ -84,7 +84,8 @@ pub fn explain(entries: &[Entry], device: Option<&DeviceId>, round: Option<u32>)
 fn outcome<'a>(ledger: &Ledger, entry: &'a Entry) -> Option<(&'a DeviceId, Outcome)> {
     match &entry.record {
         Record::UpdateStored { device, report, distance, .. } => {
-            Some((device, delivered(report, *distance, entry.at_ms, ledger)))
+            let ordered_ms = ledger.order_of(device).map_or(entry.at_ms, |ordered| ordered.ordered_ms);
+            Some((device, delivered(report, *distance, entry.at_ms.saturating_sub(ordered_ms), ledger)))
         }
         Record::DeviceOut { device, reason } => Some((device, Outcome::Out(reason.clone()))),
         Record::RunStarted(_)
@@ -100,10 +101,9 @@ fn outcome<'a>(ledger: &Ledger, entry: &'a Entry) -> Option<(&'a DeviceId, Outco
     }
 }
 
-fn delivered(report: &TrainReport, distance: f64, stored_ms: u64, ledger: &Ledger) -> Outcome {
-    let ordered_ms = if let Phase::Train(training) = &ledger.phase { training.started_ms } else { stored_ms };
+fn delivered(report: &TrainReport, distance: f64, took_ms: u64, ledger: &Ledger) -> Outcome {
     Outcome::Delivered {
-        seconds: stored_ms.saturating_sub(ordered_ms) as f64 / 1000.0,
+        seconds: took_ms as f64 / 1000.0,
         mean_loss: report.mean_loss,
         mean_active: report.mean_active_layers,
         gain: report.probe.as_ref().map(|probe| ledger.configurator.gain(probe)),

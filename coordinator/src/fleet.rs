@@ -185,7 +185,11 @@ pub fn condition(sample: &Telemetry) -> Condition {
     Condition {
         celsius: hottest.reduce(f32::max),
         battery_percent: battery.map(|battery| battery.percent),
-        pace: work.map(|work| Pace { step_ms: work.step_ms.into(), active_layers: work.active_layers.into() }),
+        pace: work.map(|work| Pace {
+            step_ms: work.step_ms.into(),
+            active_layers: work.active_layers.into(),
+            other_ms: 0.0,
+        }),
     }
 }
 

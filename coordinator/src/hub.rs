@@ -294,13 +294,9 @@ impl Hub {
     pub fn progress(&self, now: Timestamp) -> Progress {
         let mut devices = self.fleet.progress(now);
         if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
-            let choices = match &ledger.phase {
-                Phase::Train(training) | Phase::Merge(training) => Some(&training.assignments),
-                Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
-            };
             for device in &mut devices {
-                let choice = choices.and_then(|choices| choices.get(&device.device));
-                device.mean_rate = choice.map(|assigned| mean(&assigned.choice.rates));
+                let ordered = ledger.order_of(&device.device);
+                device.mean_rate = ordered.map(|ordered| mean(&ordered.assignment.choice.rates));
                 if let Some(totals) = ledger.totals.get(&device.device) {
                     device.updates = totals.updates;
                     device.mean_active_layers = totals.mean_active_layers();
@@ -449,11 +445,9 @@ impl Hub {
     /// Whether an update is what it should be; how far it is from the weights that it started from.
     fn check(&mut self, device: &DeviceId, update: Digest, shared_layers: &[u32]) -> Result<f64, String> {
         let ledger = self.run.as_ref().map(Run::ledger).ok_or("no run is going on")?;
-        let rank = match &ledger.phase {
-            Phase::Train(training) => training.assignments.get(device).map_or(0, |assigned| assigned.share.rank),
-            Phase::Gather(_) | Phase::Merge(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => 0,
-        };
-        let weights = ledger.weights;
+        let ordered = ledger.order_of(device);
+        let rank = ordered.map_or(0, |ordered| ordered.assignment.share.rank);
+        let weights = ordered.map_or(ledger.weights, |ordered| ordered.weights);
         if self.base.as_ref().is_none_or(|(known, _)| *known != weights) {
             let read = self.model.weights(&self.blobs, weights).map_err(|error| chain(&error))?;
             self.base = Some((weights, read));
@@ -536,11 +530,7 @@ impl Hub {
     fn needed(&self) -> Result<BTreeSet<Digest>, HubError> {
         let mut needed: BTreeSet<Digest> = self.store.final_weights()?.into_values().collect();
         if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
-            needed.extend([ledger.weights, ledger.start.weights]);
-            needed.extend(ledger.moments);
-            if let Phase::Train(training) | Phase::Merge(training) = &ledger.phase {
-                needed.extend(training.updates.values().map(|stored| stored.update));
-            }
+            needed.extend(ledger.needed());
         }
         Ok(needed)
     }
@@ -561,7 +551,10 @@ impl Hub {
                 self.blobs.remove(digest)?;
             }
         }
-        let trains = self.run.as_ref().is_some_and(|run| matches!(run.ledger().phase, Phase::Train(_)));
+        let trains =
+            self.run.as_ref().map(Run::ledger).is_some_and(|ledger| {
+                matches!(ledger.phase, Phase::Train(_)) || !ledger.carried.assignments.is_empty()
+            });
         for partial in self.blobs.partials()?.into_iter().filter(|_| !trains) {
             self.blobs.abandon(partial)?;
         }

@@ -127,7 +127,7 @@ impl Model {
             Rule::Mean | Rule::NormBounded { .. } => {
                 let mut aggregate = Aggregate::new(&self.schema);
                 for input in &job.updates {
-                    let mut update = self.update(input, blobs)?;
+                    let mut update = self.update(input, base, blobs)?;
                     if let Rule::NormBounded { norm } = job.merging.rule {
                         aggregate::shorten(&mut update, base, norm.into());
                     }
@@ -140,7 +140,7 @@ impl Model {
             Rule::TrimmedMean { .. } | Rule::Median => {
                 let mut ordered = Ordered::new(&self.schema)?;
                 for input in &job.updates {
-                    ordered.add(&self.update(input, blobs)?)?;
+                    ordered.add(&self.update(input, base, blobs)?)?;
                 }
                 let share = if let Rule::TrimmedMean { share } = job.merging.rule { Some(share) } else { None };
                 Ok(ordered
@@ -170,7 +170,7 @@ impl Model {
             let (Some(a), Some(b)) = (of(base, &name_a), of(base, &name_b)) else { continue };
             let mut products = Products::new(b.nrows(), a.ncols());
             for input in &job.updates {
-                let mut update = self.update(input, blobs)?;
+                let mut update = self.update(input, base, blobs)?;
                 if let Rule::NormBounded { norm } = job.merging.rule {
                     aggregate::shorten(&mut update, base, norm.into());
                 }
@@ -187,10 +187,26 @@ impl Model {
         Ok(())
     }
 
-    fn update(&self, input: &MergeInput, blobs: &Blobs) -> Result<NamedTensors, MergeError> {
+    /// An update; a stale one as `base + (update - started) / sqrt(1 + τ)`, `τ` the merges since the weights that it started
+    /// from (FedBuff, Nguyen et al., arXiv:2106.06639, section 5.1, "staleness scaling").
+    fn update(&self, input: &MergeInput, base: &NamedTensors, blobs: &Blobs) -> Result<NamedTensors, MergeError> {
         let whose = input.device.as_str();
         let read = self.read_shared(&blob(blobs, input.update, whose)?, &input.shared_layers, input.rank);
-        read.map_err(|source| MergeError::Tensors { whose: whose.to_owned(), source })
+        let mut update = read.map_err(|source| MergeError::Tensors { whose: whose.to_owned(), source })?;
+        if let Some((started, behind)) = input.stale {
+            let part = tensors::cut(self.weights(blobs, started)?, &self.schema.at_rank(input.rank as usize));
+            let started = tensors::pad(part, &self.schema);
+            let scale = 1.0 / (1.0 + behind as f32).sqrt();
+            for (name, values) in &mut update {
+                if let (Some(base), Some(started)) = (base.get(name), started.get(name)) {
+                    ndarray::Zip::from(values)
+                        .and(base)
+                        .and(started)
+                        .for_each(|value, &base, &started| *value = base + scale * (*value - started));
+                }
+            }
+        }
+        Ok(update)
     }
 
     fn read_shared(&self, bytes: &[u8], shared_layers: &[u32], rank: u32) -> Result<NamedTensors, TensorError> {
@@ -254,6 +270,7 @@ pub(crate) mod tests {
             examples,
             shared_layers: shared_layers.to_vec(),
             rank: 0,
+            stale: None,
         };
         let updates = vec![
             input("a", 30, &[0], &blob(&[("head", 1.0), ("layer.0", 2.0)])),
@@ -263,6 +280,28 @@ pub(crate) mod tests {
         let merged = model.merge(&job(base, updates), &blobs).unwrap();
         assert_eq!(merged.moments, None);
         assert_eq!(blobs.read(merged.weights).unwrap(), blob(&[("head", 2.0), ("layer.0", 2.0), ("layer.1", 0.5)]));
+    }
+
+    #[test]
+    fn a_stale_update_moves_by_a_part_of_its_way() {
+        let (model, folder) = (tiny(), TempDir::new().unwrap());
+        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let started = blobs.put(&model.initial).unwrap();
+        let base = blobs.put(&blob(&[("head", 10.0), ("layer.0", 1.0), ("layer.1", 2.0)])).unwrap();
+        let input = |name: &str, value, stale| MergeInput {
+            device: name.parse().unwrap(),
+            update: blobs.put(&blob(&[("head", value)])).unwrap(),
+            examples: 5,
+            shared_layers: vec![],
+            rank: 0,
+            stale,
+        };
+        // Three merges behind, it went from 0 to 4: half of that. The other went from 10 to 14.
+        let updates = vec![input("a", 4.0, Some((started, 3))), input("b", 14.0, None)];
+        let merged = model.merge(&job(base, updates.clone()), &blobs).unwrap();
+        assert_eq!(blobs.read(merged.weights).unwrap(), blob(&[("head", 13.0), ("layer.0", 1.0), ("layer.1", 2.0)]));
+        let backwards = updates.into_iter().rev().collect();
+        assert_eq!(model.merge(&job(base, backwards), &blobs).unwrap(), merged, "the order of arrival is nothing");
     }
 
     #[test]
@@ -293,6 +332,7 @@ pub(crate) mod tests {
                 examples: 1,
                 shared_layers: vec![],
                 rank: 0,
+                stale: None,
             })
             .collect();
         let head = |merging: &str, moments| {
@@ -316,7 +356,14 @@ pub(crate) mod tests {
         let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
         let base = blobs.put(&model.initial).unwrap();
         let device = "lost".parse().unwrap();
-        let updates = vec![MergeInput { device, update: Digest([3; 32]), examples: 1, shared_layers: vec![], rank: 0 }];
+        let updates = vec![MergeInput {
+            device,
+            update: Digest([3; 32]),
+            examples: 1,
+            shared_layers: vec![],
+            rank: 0,
+            stale: None,
+        }];
         let error = model.merge(&job(base, updates), &blobs).unwrap_err();
         assert_eq!(error.to_string(), "blob of lost");
     }

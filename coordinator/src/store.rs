@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The layout of the file; a newer one is refused.
-pub const SCHEMA_VERSION: i64 = 3;
+pub const SCHEMA_VERSION: i64 = 4;
 /// The journal's name in the state folder.
 pub const FILE: &str = "journal.sqlite";
 
@@ -386,10 +386,10 @@ mod tests {
     fn another_layout_is_refused() {
         let folder = TempDir::new().unwrap();
         open(&folder).connection.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
-        assert!(message(&folder).contains("layout 4, this version knows 3: update Skiff"));
+        assert!(message(&folder).contains("layout 5, this version knows 4: update Skiff"));
         let folder = TempDir::new().unwrap();
         open(&folder).connection.pragma_update(None, "user_version", SCHEMA_VERSION - 1).unwrap();
-        assert!(message(&folder).contains("layout 2, this version writes 3"));
+        assert!(message(&folder).contains("layout 3, this version writes 4"));
     }
 
     #[test]

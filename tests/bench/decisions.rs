@@ -8,6 +8,7 @@ use skiff_coordinator::configurator::{
     Bandit, Care, Choice, Configurator, Facts, Limits, Load, Pace, Policy, Rates, Schedule, Shape, draw,
     expected_active,
 };
+use skiff_coordinator::round::RunSettings;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::StepMemory;
 use skiff_tests::results;
@@ -55,7 +56,9 @@ fn run(policy: Policy) -> usize {
         policy,
         ..Bandit::default()
     });
-    let mut configurator = Configurator::new(rates, 1, LAYERS, ROUNDS, vec![0]);
+    let settings =
+        RunSettings { rates, rounds: ROUNDS, steps: LOAD.steps, protected: vec![0], ..RunSettings::default() };
+    let mut configurator = Configurator::new(&settings, LAYERS);
     let fleet: BTreeMap<DeviceId, Facts> = (0..DEVICES).map(device).collect();
     let mut explored = 0;
     for round in 1..=ROUNDS {
@@ -90,7 +93,7 @@ fn device(index: usize) -> (DeviceId, Facts) {
     let facts = Facts {
         class: class.to_owned(),
         memory,
-        pace: Some(Pace { step_ms, active_layers: LAYERS as f64 }),
+        pace: Some(Pace { step_ms, active_layers: LAYERS as f64, other_ms: 0.0 }),
         celsius: Some(40.0 + (index % 50) as f32),
         battery_percent: None,
     };

@@ -24,6 +24,8 @@ pub(crate) struct Method {
     pub(crate) whole: bool,
     /// Only the upper layers' adapters are tuned, more of them as the run goes on.
     pub(crate) progressive: bool,
+    /// Rounds wait for nobody (FedBuff).
+    pub(crate) asynchronous: bool,
 }
 
 /// What trains beside the frozen model.
@@ -83,6 +85,7 @@ impl Method {
             ranks: false,
             whole: true,
             progressive: false,
+            asynchronous: false,
         }
     }
 
@@ -147,6 +150,13 @@ pub(crate) fn all() -> Vec<Method> {
                  adapters below that depth train on the device and are thrown away, and their backward pass is not counted)",
             )
         },
+        Method {
+            asynchronous: true,
+            ..Method::whole(
+                "fedbuff",
+                "as fedlora in buffered asynchronous rounds (FedBuff, arXiv 2106.06639): nobody waits, and older updates count less",
+            )
+        },
         Method::dropping(
             "droppeft",
             "rates by the bandit (epsilon-greedy; means 0 to 0.5, lower layers more), the least important half of the layers shared",
@@ -165,6 +175,15 @@ pub(crate) fn all() -> Vec<Method> {
             by(Policy::EpsilonGreedy),
             Shared::MostImportantHalf,
         ),
+        Method {
+            asynchronous: true,
+            ..Method::dropping(
+                "droppeft-fedbuff",
+                "as droppeft-share-all in buffered asynchronous rounds",
+                by(Policy::EpsilonGreedy),
+                Shared::All,
+            )
+        },
         Method::dropping("droppeft-ucb", "as droppeft-share-all, rates by UCB", by(Policy::Ucb), Shared::All),
         Method::dropping(
             "droppeft-thompson",

@@ -50,16 +50,27 @@ fn of_part(fleet: Fleet, data: &str, alpha: f64) -> &'static [&'static str] {
         (Fleet::Roomy, "hwu64") if alike || different => {
             &["fedlora", "droppeft", "droppeft-share-all", "droppeft-share-most"]
         }
-        (Fleet::MemoryBound, "hwu64") if !alike && !different => {
-            &["fedlora", "fedhetlora", "ffa-lora", "fedadapter", "droppeft", "droppeft-share-all", "fixed-0.35"]
-        }
+        (Fleet::MemoryBound, "hwu64") if different => &["fedlora", "droppeft", "droppeft-share-all"],
+        (Fleet::MemoryBound, "hwu64") if !alike => &[
+            "fedlora",
+            "fedhetlora",
+            "ffa-lora",
+            "fedadapter",
+            "fedbuff",
+            "droppeft",
+            "droppeft-share-all",
+            "droppeft-fedbuff",
+            "fixed-0.35",
+        ],
         (Fleet::Roomy, "hwu64") => &[
             "fedlora",
             "fedhetlora",
             "ffa-lora",
             "fedadapter",
+            "fedbuff",
             "droppeft",
             "droppeft-share-all",
+            "droppeft-fedbuff",
             "droppeft-ucb",
             "droppeft-thompson",
             "fixed-0.2",

@@ -21,7 +21,7 @@ use skiff_agent::workshop::{Held, only_layers, train_as_ordered};
 use skiff_blobs::Blobs;
 use skiff_coordinator::configurator::Pace;
 use skiff_coordinator::model::Model;
-use skiff_coordinator::round::{Action, Condition, Event, Here, MAX_ROUNDS, Phase, Record, Run, RunSettings, Start};
+use skiff_coordinator::round::{Action, Condition, Event, Here, MAX_ROUNDS, Record, Run, RunSettings, Start};
 use skiff_coordinator::sharing::Sharing;
 use skiff_models::Pack;
 use skiff_models::memory::{Plan, Step};
@@ -208,7 +208,8 @@ struct World<'a> {
     measured_at_ms: u64,
     sample: Part,
     weights: Digest,
-    updates: BTreeSet<Digest>,
+    /// Updates, and weights that were merged into others.
+    kept: BTreeSet<Digest>,
     steps: u64,
     active: u64,
     outcome: Outcome,
@@ -308,7 +309,7 @@ impl<'a> World<'a> {
             measured_at_ms: 0,
             sample: data.sample(),
             weights,
-            updates: BTreeSet::new(),
+            kept: BTreeSet::new(),
             steps: 0,
             active: 0,
             outcome,
@@ -459,10 +460,14 @@ impl<'a> World<'a> {
     fn journalled(&mut self, record: &Record) -> anyhow::Result<()> {
         match record {
             Record::Merged(merged) => {
-                let before = std::mem::replace(&mut self.weights, merged.weights);
-                let old = std::mem::take(&mut self.updates).into_iter().chain([before]);
-                for blob in old.filter(|&blob| blob != merged.weights) {
-                    self.blobs.remove(blob)?;
+                self.kept.insert(std::mem::replace(&mut self.weights, merged.weights));
+                let needed = self.run.ledger().needed();
+                for blob in std::mem::take(&mut self.kept) {
+                    if needed.contains(&blob) {
+                        self.kept.insert(blob);
+                    } else {
+                        self.blobs.remove(blob)?;
+                    }
                 }
                 self.rounds += 1;
             }
@@ -545,7 +550,7 @@ impl<'a> World<'a> {
         let due_ms = self.now_ms + after;
         self.devices[at].work = Some(Work { epoch, round, order, step_ms, train_ms, joules, due_ms });
         self.queue_in(after, Happening::Arrives { device: at, epoch });
-        self.feels(at, Some(Pace { step_ms, active_layers: mean_active }));
+        self.feels(at, Some(Pace { step_ms, active_layers: mean_active, other_ms: 0.0 }));
     }
 
     /// What a transfer of weights takes: all of them, or the adapters that are tuned at this depth.
@@ -563,8 +568,7 @@ impl<'a> World<'a> {
     /// Trains, now that the update is due, and hands it in.
     fn arrives(&mut self, at: usize) -> anyhow::Result<()> {
         let Some(work) = self.devices[at].work.take() else { return Ok(()) };
-        let is_wanted = matches!(&self.run.ledger().phase, Phase::Train(training)
-            if self.run.ledger().epoch == work.epoch && training.is_pending(&self.devices[at].id));
+        let is_wanted = self.run.is_awaited(&self.devices[at].id, work.epoch);
         if is_wanted {
             let Work { epoch, round, order, step_ms, train_ms, joules, .. } = work;
             let Opened { pack, model } = self.opened;
@@ -584,7 +588,7 @@ impl<'a> World<'a> {
             let distance = checked.map_err(|what| anyhow::anyhow!("{}: {what}", device.id))?;
             let update = self.blobs.put(&trained.update)?;
             let bytes = trained.update.len() as u64;
-            self.updates.insert(update);
+            self.kept.insert(update);
             self.outcome.bytes_up += bytes;
             let spent = joules + RADIO_WATTS * transfer_ms(bytes, device.class) / 1000.0;
             self.outcome.joules += spent;
@@ -651,12 +655,16 @@ fn start(
     let sharing =
         if depth == layers { method.shared.of(layers) } else { Sharing::Layers((layers - depth..layers).collect()) };
     let Scale { trained, steps, batch, learning_rate, .. } = cell.scale;
+    // Asynchronous rounds close with a third of those who train.
+    let devices = if method.asynchronous { trained.div_ceil(3) } else { trained };
     let settings = RunSettings {
         // The time ends it.
         rounds: MAX_ROUNDS,
         max_skipped: MAX_ROUNDS,
-        devices: trained,
-        quorum: 2.min(trained),
+        devices,
+        over_selection: trained - devices,
+        quorum: 2.min(devices),
+        asynchronous: method.asynchronous,
         steps,
         batch,
         max_tokens: MAX_TOKENS,

@@ -31,6 +31,19 @@ pub struct Pace {
     pub step_ms: f64,
     /// Layers that were active in it, on average.
     pub active_layers: f64,
+    /// What a round took beside its training, in milliseconds: transfers, and waiting for them. 0 where that is not known.
+    pub other_ms: f64,
+}
+
+impl Pace {
+    /// What a round of `steps` steps takes with `active` layers on average, in seconds: `(steps · step_ms · active / active_layers +
+    /// other_ms) / 1000`; `None` for a pace that was never measured.
+    #[must_use]
+    pub fn seconds(&self, steps: u32, active: f64) -> Option<f64> {
+        let per_layer = self.step_ms / self.active_layers;
+        let seconds = (f64::from(steps) * per_layer * active + self.other_ms) / 1000.0;
+        (self.step_ms > 0.0 && self.active_layers > 0.0 && seconds.is_finite()).then_some(seconds)
+    }
 }
 
 /// What a round asks of every device.
@@ -186,7 +199,8 @@ mod tests {
 
     #[test]
     fn time_heat_and_battery_bound_the_mean() {
-        let slow = Facts { pace: Some(Pace { step_ms: 1_200.0, active_layers: 6.0 }), ..Facts::default() };
+        let slow =
+            Facts { pace: Some(Pace { step_ms: 1_200.0, active_layers: 6.0, other_ms: 0.0 }), ..Facts::default() };
         let bound = limits(&slow);
         assert_eq!(bound.most_active, 6);
         assert!((bound.mean_active - 4.0).abs() < 1e-9 && bound.why.contains("4.0 layers a step"), "{bound:?}");
@@ -197,7 +211,8 @@ mod tests {
             let bound = limits(&facts);
             assert!((bound.mean_active - 3.0).abs() < 1e-9 && !bound.why.is_empty(), "{bound:?}");
         }
-        let hopeless = Facts { pace: Some(Pace { step_ms: 1e6, active_layers: 6.0 }), ..Facts::default() };
+        let hopeless =
+            Facts { pace: Some(Pace { step_ms: 1e6, active_layers: 6.0, other_ms: 0.0 }), ..Facts::default() };
         assert!((limits(&hopeless).mean_active - 1.0).abs() < 1e-9, "one layer always runs");
     }
 

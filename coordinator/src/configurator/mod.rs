@@ -1,9 +1,10 @@
 //! Choosing each device's dropout rates: fixed by the operator, or by a bandit that learns which configuration pays.
 //!
 //! An [`Arm`] is a mean rate, its shape over depth and its schedule over rounds. What an arm is worth on a device is what a
-//! round with it gained, by the device's own measurement of the model before and after its training, per second of the
-//! device's round (DropPEFT, arXiv:2503.10217, "online configurator"). Devices of one class share what they learn, and each
-//! keeps its own correction; older rounds than a window are forgotten, as rewards shrink while training converges.
+//! round with it gained, by the device's own measurement of the model before and after its training, per second (DropPEFT,
+//! arXiv:2503.10217, "online configurator"): of the round, as everybody in it waits for the slowest ([`tempo`]). All
+//! devices share what they learn, a class and each device keep their own corrections; older rounds than a window are forgotten, as
+//! rewards shrink while training converges. How long an arm takes is not learned but follows from the device's pace.
 //!
 //! In this order, for each device of a round:
 //! 1. **Limits** ([`limits`]): memory, deadline, heat and battery bound the active layers. Arms outside are not looked at;
@@ -19,6 +20,7 @@ pub mod arms;
 mod learned;
 pub mod limits;
 pub mod policy;
+mod tempo;
 
 #[cfg(test)]
 mod tests;
@@ -27,11 +29,13 @@ pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape, expected_a
 pub use limits::{Care, Facts, Limits, Load, Pace, Unfit};
 pub use policy::Policy;
 
-use learned::{Estimate, Expectation, Learned};
-use policy::{Proposal, Question, best};
+use crate::round::RunSettings;
+use learned::{Expectation, Learned};
+use policy::{Offer, Proposal, Question, best, favourite, is_among};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use tempo::{Run, Tempo};
 
 /// The most arms that a bandit may have.
 pub const MAX_ARMS: usize = 64;
@@ -71,11 +75,11 @@ pub struct Bandit {
     pub schedules: Vec<Schedule>,
     /// How to choose (default epsilon-greedy).
     pub policy: Policy,
-    /// Epsilon-greedy's probability of exploring, 0 to 1 (default 0.2).
+    /// Epsilon-greedy's share of rounds in which devices explore, 0 to 1 (default 0.2).
     pub epsilon: f32,
     /// Epsilon-greedy compares so many arms at a time, 1 to [`MAX_ARMS`] (default 6).
     pub candidates: u32,
-    /// Rewards of so many rounds count, 2 to 1000 (default 12).
+    /// Rewards of so many rounds count, 2 to 1000 (default 20).
     pub window: u32,
     /// The share of a round's devices that may explore, 0 to 1 (default 0.5).
     pub explorers: f32,
@@ -83,8 +87,8 @@ pub struct Bandit {
     pub gain: Gain,
     /// The examples that a device measures it on, before and after its training, 1 to 4096 (default 32).
     pub probe_examples: u32,
-    /// The share of devices that measure it although they do not explore, 0 to 1 (default 0.3): measuring takes time, and what is
-    /// known to be best needs less of it.
+    /// The share of devices that measure it although they do not explore, 0 to 1 (default 0.5): of those that have the time while
+    /// others still train; where nobody has, in that share of rounds everybody.
     pub measured: f32,
 }
 
@@ -108,11 +112,11 @@ impl Default for Bandit {
             policy: Policy::EpsilonGreedy,
             epsilon: 0.2,
             candidates: 6,
-            window: 12,
+            window: 20,
             explorers: 0.5,
             gain: Gain::Loss,
             probe_examples: 32,
-            measured: 0.3,
+            measured: 0.5,
         }
     }
 }
@@ -191,18 +195,6 @@ impl Rates {
             }
         }
     }
-
-    /// Examples on which a device measures what its training gained in `round`; 0: it does not. Who explores always does.
-    #[must_use]
-    pub fn probe_examples(&self, seed: u64, round: u32, device: &DeviceId, choice: &Choice) -> u32 {
-        match self {
-            Self::Bandit(bandit) if choice.arm.is_some() => {
-                let is_drawn = || draw(seed, "measure", round, device.as_str()) < f64::from(bandit.measured);
-                if choice.explores || is_drawn() { bandit.probe_examples } else { 0 }
-            }
-            Self::Bandit(_) | Self::Fixed { .. } => 0,
-        }
-    }
 }
 
 /// One device's rates for one round, and why.
@@ -218,6 +210,8 @@ pub struct Choice {
     pub class: String,
     /// Whether it was chosen to learn.
     pub explores: bool,
+    /// It measures what it gains on so many examples; 0: it does not.
+    pub probe_examples: u32,
     /// For the journal and the operator.
     pub reason: String,
 }
@@ -230,6 +224,9 @@ pub struct Configurator {
     seed: u64,
     layers: usize,
     rounds: u32,
+    steps: u32,
+    batch: u32,
+    asynchronous: bool,
     protected: Vec<u32>,
     learned: Learned,
     /// Orders in a row that came to nothing; devices without any are not in it.
@@ -241,20 +238,30 @@ pub struct Configurator {
 }
 
 impl Configurator {
-    /// A configurator for a run of `rounds` rounds that has seen nothing. `protected` layers always get rate 0.
+    /// A configurator that has seen nothing, for a run with those settings on a model of `layers` layers.
     #[must_use]
-    pub fn new(rates: Rates, seed: u64, layers: usize, rounds: u32, mut protected: Vec<u32>) -> Self {
+    pub fn new(settings: &RunSettings, layers: usize) -> Self {
+        let RunSettings { seed, rounds, steps, batch, asynchronous, .. } = *settings;
+        let (rates, mut protected) = (settings.rates.clone(), settings.protected.clone());
         protected.sort_unstable();
         protected.dedup();
         let arms = rates.arms();
         let window = if let Rates::Bandit(bandit) = &rates { bandit.window } else { 1 };
-        let learned = Learned::new(arms.len(), window);
+        let whole = Moment { round: rounds, rounds };
+        let active = |arm: &Arm| {
+            let constant = Arm { schedule: Schedule::Constant, ..*arm };
+            expected_active(&constant.rates(whole, layers, &protected))
+        };
+        let learned = Learned::new(arms.iter().map(active).collect(), window);
         Self {
             rates,
             arms,
             seed,
             layers,
             rounds,
+            steps,
+            batch,
+            asynchronous,
             protected,
             learned,
             failures: BTreeMap::new(),
@@ -277,32 +284,71 @@ impl Configurator {
     pub fn choose(&self, round: u32, devices: &BTreeMap<DeviceId, (Facts, Limits)>) -> BTreeMap<DeviceId, Choice> {
         let at = Moment { round, rounds: self.rounds };
         let spread: Vec<Vec<f32>> = self.arms.iter().map(|arm| arm.rates(at, self.layers, &self.protected)).collect();
-        let classes: BTreeMap<&str, (Expectation, Vec<usize>)> = devices
-            .values()
-            .map(|(facts, _)| facts.class.as_str())
-            .collect::<std::collections::BTreeSet<_>>()
-            .into_iter()
-            .map(|class| (class, (self.learned.expectation(class), self.compared(class))))
-            .collect();
-        let drawn: Vec<(&DeviceId, &Facts, &Limits, Drawn)> = devices
-            .iter()
-            .map(|(device, (facts, limits))| {
-                let (expected, compared) = &classes[facts.class.as_str()];
-                (device, facts, limits, self.draw(device, round, limits, expected, compared, &spread))
-            })
-            .collect();
-        let explorers = self.explorers(round, &drawn);
-        let chosen = |(device, facts, limits, drawn): (&DeviceId, &Facts, &Limits, Drawn)| {
-            let choice = self.settle(device, facts, limits, drawn, &explorers, &spread);
-            (device.clone(), choice)
+        let Rates::Bandit(bandit) = &self.rates else {
+            let fixed = |(device, (facts, limits)): (&DeviceId, &(Facts, Limits))| {
+                let reason = || format!("fixed: {}", self.arms[0]);
+                let settled = limits.allow(&spread[0]).then(|| Settled { arm: 0, explores: false, reason: reason() });
+                (device.clone(), self.choice(facts, limits, settled, 0, &spread))
+            };
+            return devices.iter().map(fixed).collect();
         };
-        drawn.into_iter().map(chosen).collect()
+        let typical = self.learned.typical_gain();
+        let known = self.known(bandit, devices, &spread, typical);
+        let runs: Vec<Vec<Run>> = known.iter().map(|known| known.runs.clone()).collect();
+        let mut tempo = if self.asynchronous { Tempo::own() } else { Tempo::of_round(&runs, typical) };
+        let propose = |known: &Known<'_>| {
+            let arms = known.offers(tempo);
+            let Bandit { policy, epsilon, window, .. } = *bandit;
+            let question = Question { seed: self.seed, round, device: known.device, epsilon, window, arms: &arms };
+            (!arms.is_empty()).then(|| policy.propose(&question))
+        };
+        let proposals: Vec<Option<Proposal>> = known.iter().map(propose).collect();
+        let explorers = self.explorers(round, bandit, &known, &proposals);
+        for (known, proposal) in known.iter().zip(&proposals) {
+            if explorers.as_ref().is_ok_and(|explorers| explorers.contains(known.device)) {
+                // The others use the time that an explorer takes.
+                tempo = tempo.with(proposal.as_ref().and_then(|proposal| known.run(proposal.arm)));
+            }
+        }
+        let settle = |(known, proposal): (&Known<'_>, Option<Proposal>)| {
+            proposal.map(|proposal| self.settle(known, proposal, &explorers, tempo))
+        };
+        let settled: Vec<Option<Settled>> = known.iter().zip(proposals).map(settle).collect();
+        let probes = self.probes(round, bandit, &known, &settled, tempo);
+        let choice = |((known, settled), probe): ((&Known<'_>, Option<Settled>), u32)| {
+            (known.device.clone(), self.choice(known.facts, known.limits, settled, probe, &spread))
+        };
+        known.iter().zip(settled).zip(probes).map(choice).collect()
     }
 
-    /// Tells what an arm brought in `round`: a gain over a round that took the device `seconds`.
+    /// The examples on which each device measures its gain: explorers, and of the others a share of those who have the time; where
+    /// nobody has, everybody in a share of rounds, as they hold each other up only once then.
+    fn probes(
+        &self,
+        round: u32,
+        bandit: &Bandit,
+        known: &[Known<'_>],
+        settled: &[Option<Settled>],
+        tempo: Tempo,
+    ) -> Vec<u32> {
+        let has_time = |(known, settled): (&Known<'_>, &Option<Settled>)| {
+            let run = settled.as_ref().and_then(|settled| known.run(settled.arm));
+            run.is_some_and(|run| tempo.spares(run, known.probe))
+        };
+        let has_time: Vec<bool> = known.iter().zip(settled).map(has_time).collect();
+        let in_all = !has_time.contains(&true) && is_among(bandit.measured, None, self.seed, round);
+        let measures = |((known, settled), has_time): ((&Known<'_>, &Option<Settled>), bool)| {
+            let Some(Settled { explores, .. }) = settled else { return 0 };
+            let is_drawn = draw(self.seed, "measure", round, known.device.as_str()) < f64::from(bandit.measured);
+            if *explores || in_all || (has_time && is_drawn) { bandit.probe_examples } else { 0 }
+        };
+        known.iter().zip(settled).zip(has_time).map(measures).collect()
+    }
+
+    /// Tells what an arm brought in `round`, which took `seconds`.
     pub fn reward(&mut self, device: &DeviceId, choice: &Choice, round: u32, gain: f64, seconds: f64) {
         if let (Rates::Bandit(_), Some(arm)) = (&self.rates, choice.arm) {
-            self.learned.add(device, &choice.class, arm as usize, round, gain / seconds.max(1e-3));
+            self.learned.add(device, &choice.class, arm as usize, round, gain, seconds);
         }
     }
 
@@ -369,128 +415,176 @@ impl Configurator {
         }
     }
 
-    fn draw(
+    /// What is known of each device: its arms within its limits, with their gains and their time.
+    fn known<'a>(
         &self,
-        device: &DeviceId,
-        round: u32,
-        limits: &Limits,
-        expected: &Expectation,
-        compared: &[usize],
+        bandit: &Bandit,
+        devices: &'a BTreeMap<DeviceId, (Facts, Limits)>,
         spread: &[Vec<f32>],
-    ) -> Drawn {
-        let allowed = |arm: &usize| limits.allow(&spread[*arm]);
-        let with_estimate = |arm: usize| (arm, self.learned.estimate(device, expected, arm));
-        let mut arms: Vec<(usize, Estimate)> = compared.iter().copied().filter(allowed).map(with_estimate).collect();
-        if arms.is_empty() {
-            // No candidate is within the limits; some other arm may be.
-            arms = (0..self.arms.len()).filter(allowed).map(with_estimate).collect();
-        }
-        if arms.is_empty() {
-            return Drawn { proposal: None, fallback: None };
-        }
-        let known: Vec<(usize, Estimate)> =
-            arms.iter().copied().filter(|(_, estimate)| estimate.rewards > 0.0).collect();
-        let fallback = if known.is_empty() {
-            let least = best(&arms, |(arm, _)| expected_active(&spread[*arm]));
-            (least, Estimate::default())
-        } else {
-            let arm = best(&known, |(_, estimate)| estimate.mean);
-            known.iter().copied().find(|(known, _)| *known == arm).unwrap_or((arm, Estimate::default()))
+        typical: f64,
+    ) -> Vec<Known<'a>> {
+        let active: Vec<f64> = spread.iter().map(|rates| expected_active(rates)).collect();
+        // An example is evaluated twice, each time in about a third of what training on it takes.
+        let probed = 2.0 / 3.0 * f64::from(bandit.probe_examples) / f64::from(self.batch.max(1));
+        let names: BTreeSet<&str> = devices.values().map(|(facts, _)| facts.class.as_str()).collect();
+        let expected = |class| (class, (self.learned.expectation(class), self.compared(class)));
+        let classes: BTreeMap<&str, (Expectation, Vec<usize>)> = names.into_iter().map(expected).collect();
+        let known = |(device, (facts, limits)): (&'a DeviceId, &'a (Facts, Limits))| {
+            let (expected, compared) = &classes[facts.class.as_str()];
+            let allowed = |arm: &usize| limits.allow(&spread[*arm]);
+            let mut allowed_arms: Vec<usize> = compared.iter().copied().filter(allowed).collect();
+            if allowed_arms.is_empty() {
+                // No candidate is within the limits; some other arm may be.
+                allowed_arms = (0..self.arms.len()).filter(allowed).collect();
+            }
+            let seconds = |active| facts.pace.and_then(|pace| pace.seconds(self.steps, active)).unwrap_or(0.0);
+            let is_new = expected.arms.iter().all(|arm| arm.rewards <= 0.0);
+            let of_layers = |arm: usize| typical * active[arm] / self.layers as f64;
+            let (arms, runs): (Vec<Offer>, Vec<Run>) = allowed_arms
+                .into_iter()
+                .map(|arm| {
+                    let estimate = self.learned.estimate(device, expected, arm);
+                    let gain = if is_new { of_layers(arm) } else { estimate.gain };
+                    let (rewards, tried, deviation) = (estimate.rewards, estimate.tried, expected.deviation);
+                    let seconds = seconds(active[arm].min(limits.most_active.into()));
+                    let active = active[arm];
+                    let offer =
+                        Offer { arm, rewards, tried, worth: gain, deviation, active, seconds: 0.0, is_spare: true };
+                    (offer, Run { gain, seconds })
+                })
+                .unzip();
+            let runs =
+                if arms.is_empty() { vec![Run { gain: typical, seconds: seconds(limits.mean_active) }] } else { runs };
+            let whole = facts.pace.map(|pace| Pace { other_ms: 0.0, ..pace });
+            let whole = whole.and_then(|pace| pace.seconds(1, self.layers as f64)).unwrap_or(0.0);
+            Known { device, facts, limits, arms, runs, probe: whole * probed }
         };
-        let proposal = match &self.rates {
-            Rates::Fixed { .. } => Proposal { arm: 0, explores: false, reason: "" },
-            Rates::Bandit(Bandit { policy, epsilon, window, .. }) => policy.propose(&Question {
-                seed: self.seed,
-                round,
-                device,
-                epsilon: *epsilon,
-                window: *window,
-                arms: &arms,
-                deviation: expected.deviation,
-            }),
-        };
-        let estimate = self.learned.estimate(device, expected, proposal.arm);
-        Drawn { proposal: Some((proposal, estimate)), fallback: Some(fallback) }
+        devices.iter().map(known).collect()
     }
 
     /// Who of those that would explore may.
     fn explorers<'a>(
         &self,
         round: u32,
-        drawn: &[(&'a DeviceId, &Facts, &Limits, Drawn)],
-    ) -> Result<std::collections::BTreeSet<&'a DeviceId>, &str> {
+        bandit: &Bandit,
+        known: &[Known<'a>],
+        proposals: &[Option<Proposal>],
+    ) -> Result<BTreeSet<&'a DeviceId>, &str> {
         if let Some(reason) = self.diverged.as_deref().or(self.unstable.as_deref()) {
             return Err(reason);
         }
-        let share = if let Rates::Bandit(bandit) = &self.rates { bandit.explorers } else { 0.0 };
-        let most = (f64::from(share) * drawn.len() as f64).ceil() as usize;
-        let wants = |drawn: &Drawn| drawn.proposal.as_ref().is_some_and(|(proposal, _)| proposal.explores);
+        let most = (f64::from(bandit.explorers) * known.len() as f64).ceil() as usize;
         let is_reliable = |device: &DeviceId| self.failures.get(device).is_none_or(|&failures| failures < FAILURES);
-        let mut willing: Vec<(u64, &DeviceId)> = drawn
+        let mut willing: Vec<(u64, &'a DeviceId)> = known
             .iter()
-            .filter(|(device, _, _, drawn)| wants(drawn) && is_reliable(device))
-            .map(|(device, ..)| (draw(self.seed, "budget", round, device.as_str()).to_bits(), *device))
+            .zip(proposals)
+            .filter(|(known, proposal)| {
+                proposal.as_ref().is_some_and(|proposal| proposal.explores) && is_reliable(known.device)
+            })
+            .map(|(known, _)| (draw(self.seed, "budget", round, known.device.as_str()).to_bits(), known.device))
             .collect();
         willing.sort_unstable();
         Ok(willing.into_iter().take(most).map(|(_, device)| device).collect())
     }
 
+    /// The arm that a device gets in a round that takes `seconds` without it, whether it explores, and why.
     fn settle(
         &self,
-        device: &DeviceId,
+        known: &Known<'_>,
+        proposal: Proposal,
+        explorers: &Result<BTreeSet<&DeviceId>, &str>,
+        tempo: Tempo,
+    ) -> Settled {
+        let in_round = tempo.told();
+        let told = |arm: usize, why: &str| {
+            let offer = known.arms.iter().find(|offer| offer.arm == arm && offer.rewards > 0.0);
+            let gain = offer
+                .map(|offer| format!(", {:.4} from {:.0} measurements", offer.worth, offer.rewards))
+                .unwrap_or_default();
+            format!("{}: {why}{in_round}{gain}", self.arms[arm])
+        };
+        if proposal.explores && explorers.as_ref().is_ok_and(|explorers| explorers.contains(known.device)) {
+            let Proposal { arm, reason, .. } = proposal;
+            return Settled { arm, explores: true, reason: told(arm, reason) };
+        }
+        let offers = known.offers(tempo);
+        let tried: Vec<Offer> = offers.iter().copied().filter(|offer| offer.rewards > 0.0).collect();
+        let arm = match tried.is_empty() {
+            true => best(&offers, |offer| offer.active),
+            false => favourite(&tried),
+        };
+        let why = match explorers {
+            _ if !proposal.explores => proposal.reason.to_owned(),
+            Err(why) => format!("nobody explores, as {why}"),
+            Ok(_) => match self.failures.get(known.device) {
+                Some(failures) if *failures >= FAILURES => {
+                    format!("does not explore, as its last {failures} orders came to nothing")
+                }
+                Some(_) | None => "does not explore, as enough others do".to_owned(),
+            },
+        };
+        Settled { arm, explores: false, reason: told(arm, &why) }
+    }
+
+    /// A choice of an arm; the least dropout where there is none within the limits.
+    fn choice(
+        &self,
         facts: &Facts,
         limits: &Limits,
-        drawn: Drawn,
-        explorers: &Result<std::collections::BTreeSet<&DeviceId>, &str>,
+        settled: Option<Settled>,
+        probe_examples: u32,
         spread: &[Vec<f32>],
     ) -> Choice {
-        let class = facts.class.clone();
-        let most_active = limits.most_active;
+        let (class, most_active) = (facts.class.clone(), limits.most_active);
         let within = |reason: String| if limits.why.is_empty() { reason } else { format!("{reason}; {}", limits.why) };
-        let (Some((proposal, estimate)), Some((fallback, known))) = (drawn.proposal, drawn.fallback) else {
+        let Some(Settled { arm, explores, reason }) = settled else {
             let rates = limits.boundary(self.layers, &self.protected);
             let reason = within("the least dropout within its limits, as no configuration is".to_owned());
-            return Choice { rates, most_active, arm: None, class, explores: false, reason };
+            return Choice { rates, most_active, arm: None, class, explores: false, probe_examples: 0, reason };
         };
-        if let Rates::Fixed { .. } = self.rates {
-            let reason = within(format!("fixed: {}", self.arms[0]));
-            return Choice { rates: spread[0].clone(), most_active, arm: None, class, explores: false, reason };
-        }
-        let told = |arm: usize, why: &str, estimate: Estimate| {
-            let worth = match estimate.rewards > 0.0 {
-                true => format!(", {:.3e} a second by {:.0} of its class", estimate.mean, estimate.rewards),
-                false => String::new(),
-            };
-            format!("{}: {why}{worth}", self.arms[arm])
-        };
-        let (arm, explores, reason) = match explorers {
-            _ if !proposal.explores => (proposal.arm, false, told(proposal.arm, proposal.reason, estimate)),
-            Ok(explorers) if explorers.contains(device) => {
-                (proposal.arm, true, told(proposal.arm, proposal.reason, estimate))
-            }
-            Ok(_) if self.failures.get(device).is_some_and(|&failures| failures >= FAILURES) => {
-                let failures = self.failures.get(device).copied().unwrap_or(0);
-                let why = format!("does not explore, as its last {failures} orders came to nothing");
-                (fallback, false, told(fallback, &why, known))
-            }
-            Ok(_) => (fallback, false, told(fallback, "does not explore, as enough others do", known)),
-            Err(why) => (fallback, false, told(fallback, &format!("nobody explores, as {why}"), known)),
-        };
+        let is_learned = matches!(self.rates, Rates::Bandit(_));
+        let rates = spread[arm].clone();
         Choice {
-            rates: spread[arm].clone(),
+            rates,
             most_active,
-            arm: Some(arm as u32),
+            arm: is_learned.then_some(arm as u32),
             class,
             explores,
+            probe_examples,
             reason: within(reason),
         }
     }
 }
 
-/// What a device would get, and what it gets where it must not explore; neither where no arm is within its limits.
-struct Drawn {
-    proposal: Option<(Proposal, Estimate)>,
-    fallback: Option<(usize, Estimate)>,
+/// The arm that a device gets, whether it explores, and why.
+struct Settled {
+    arm: usize,
+    explores: bool,
+    reason: String,
+}
+
+/// A device of a round, with the arms that it may have; none where its limits allow none.
+struct Known<'a> {
+    device: &'a DeviceId,
+    facts: &'a Facts,
+    limits: &'a Limits,
+    /// Worth their gain alone.
+    arms: Vec<Offer>,
+    /// Of each arm; without arms, of the least dropout.
+    runs: Vec<Run>,
+    /// Seconds that measuring takes.
+    probe: f64,
+}
+
+impl Known<'_> {
+    fn run(&self, arm: usize) -> Option<Run> {
+        self.arms.iter().zip(&self.runs).find(|(offer, _)| offer.arm == arm).map(|(_, &run)| run)
+    }
+
+    /// The arms by what they are worth to the round.
+    fn offers(&self, tempo: Tempo) -> Vec<Offer> {
+        self.arms.iter().zip(&self.runs).map(|(&offer, &run)| tempo.offer(offer, run, self.probe)).collect()
+    }
 }
 
 /// A number in 0..1 that depends on nothing but its arguments.

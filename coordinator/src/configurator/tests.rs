@@ -14,7 +14,11 @@ fn load() -> Load {
 }
 
 fn with(bandit: Bandit, rounds: u32) -> Configurator {
-    Configurator::new(Rates::Bandit(bandit), 7, LAYERS, rounds, vec![])
+    made(Rates::Bandit(bandit), 7, rounds, vec![])
+}
+
+fn made(rates: Rates, seed: u64, rounds: u32, protected: Vec<u32>) -> Configurator {
+    Configurator::new(&RunSettings { rates, seed, rounds, protected, steps: 10, ..RunSettings::default() }, LAYERS)
 }
 
 fn fleet(configurator: &Configurator, facts: &[Facts]) -> BTreeMap<DeviceId, (Facts, Limits)> {
@@ -46,7 +50,7 @@ impl World {
     /// The regret of each round, by the best arm of that round: of the configurator, and of choosing evenly.
     fn play(&self, policy: Policy, devices: usize, seed: u64) -> Vec<(f64, f64)> {
         let bandit = Bandit { policy, explorers: 1.0, ..Bandit::default() };
-        let mut configurator = Configurator::new(Rates::Bandit(bandit), seed, LAYERS, self.rounds, vec![]);
+        let mut configurator = made(Rates::Bandit(bandit), seed, self.rounds, vec![]);
         let fleet = fleet(&configurator, &alike(devices));
         let round = |round: u32| {
             let choices = configurator.choose(round, &fleet);
@@ -76,14 +80,16 @@ proptest! {
     /// Sublinear: over sixteen times the rounds, the share of an even choice's regret falls.
     #[test]
     fn prop_regret_grows_slower_than_the_rounds(policy in policy(), seed in 1u64..1_000_000, drifts in any::<bool>()) {
-        let share = |rounds| {
+        let share = |rounds, seed| {
             let regrets = World { drifts, rounds }.play(policy, 6, seed);
             let (ours, even) = regrets.iter().fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
             ours / even
         };
-        let (short, long) = (share(60), share(960));
+        // What a short run comes to is luck: it is a mean of several.
+        let short = (0..8).map(|other| share(60, seed + other)).sum::<f64>() / 8.0;
+        let long = share(960, seed);
         prop_assert!(long < 0.75 * short, "{policy:?}, drifts {drifts}: {short:.3} of an even choice's regret, then {long:.3}");
-        prop_assert!(long < 0.2, "{policy:?}, drifts {drifts}: {long:.3}");
+        prop_assert!(long < 0.35, "{policy:?}, drifts {drifts}: {long:.3}");
     }
 }
 
@@ -94,8 +100,8 @@ fn facts() -> impl Strategy<Value = Facts> {
         step_bytes: 20 << 20,
         layer_bytes: 30 << 20,
     });
-    let pace = proptest::option::of((1.0f64..20_000.0, 1.0f64..6.0))
-        .prop_map(|pace| pace.map(|(step_ms, active_layers)| Pace { step_ms, active_layers }));
+    let pace = proptest::option::of((1.0f64..20_000.0, 1.0f64..6.0, 0.0f64..10_000.0))
+        .prop_map(|pace| pace.map(|(step_ms, active_layers, other_ms)| Pace { step_ms, active_layers, other_ms }));
     let feeling = (proptest::option::of(20.0f32..100.0), proptest::option::of(0.0f32..100.0));
     ("[ab]", memory, pace, feeling).prop_map(|(class, memory, pace, (celsius, battery_percent))| Facts {
         class,
@@ -146,7 +152,7 @@ proptest! {
         protected in proptest::collection::btree_set(0u32..6, 0..3), seed in any::<u64>(),
     ) {
         let protected: Vec<u32> = protected.into_iter().collect();
-        let make = || Configurator::new(Rates::Bandit(bandit.clone()), seed, LAYERS, 20, protected.clone());
+        let make = || made(Rates::Bandit(bandit.clone()), seed, 20, protected.clone());
         let (mut one, mut other) = (make(), make());
         let fit = facts.iter().enumerate().filter_map(|(index, facts)| {
             Some((device(index), (facts.clone(), one.limits(facts, &load()).ok()?)))
@@ -198,6 +204,7 @@ fn rewarded(configurator: &mut Configurator, of: usize, round: u32, gains: &[f64
             arm: Some(arm as u32),
             class: String::new(),
             explores: false,
+            probe_examples: 0,
             reason: String::new(),
         };
         configurator.reward(&device(of), &choice, round, gain, 1.0);
@@ -205,23 +212,24 @@ fn rewarded(configurator: &mut Configurator, of: usize, round: u32, gains: &[f64
 }
 
 #[test]
-fn devices_of_a_class_share_what_they_learn_and_keep_their_own_correction() {
+fn devices_share_what_they_learn_and_keep_their_own_correction() {
     let mut bandit = with(Bandit { epsilon: 0.0, ..Bandit::default() }, 50);
-    rewarded(&mut bandit, 0, 1, &[0.1, 0.3, 0.2, 0.0]);
+    (1..4).for_each(|round| rewarded(&mut bandit, 0, round, &[0.1, 0.3, 0.2, 0.0]));
     let everybody = fleet(&bandit, &alike(2));
-    let choices = bandit.choose(2, &everybody);
+    let choices = bandit.choose(4, &everybody);
     assert!(choices.values().all(|choice| choice.arm == Some(1)), "{choices:?}");
-    assert!(choices[&device(1)].reason.contains("gained most"), "{choices:?}");
+    assert!(choices[&device(1)].reason.contains("gains most"), "{choices:?}");
     // The second device finds another arm better, again and again.
-    (2..8).for_each(|round| {
+    (4..10).for_each(|round| {
         rewarded(&mut bandit, 0, round, &[0.1, 0.4, 0.2, 0.0]);
         rewarded(&mut bandit, 1, round, &[0.1, 0.1, 0.5, 0.0]);
     });
-    let choices = bandit.choose(8, &everybody);
+    let choices = bandit.choose(10, &everybody);
     assert_eq!((choices[&device(0)].arm, choices[&device(1)].arm), (Some(1), Some(2)));
     let stranger = Facts { class: "other".into(), ..Facts::default() };
-    let other = fleet(&bandit, &[stranger]);
-    assert!(bandit.choose(8, &other)[&device(0)].reason.contains("has not tried"), "another class knows nothing of it");
+    let other = fleet(&bandit, &vec![stranger; 6]);
+    let choice = &bandit.choose(10, &other)[&device(5)];
+    assert!(!choice.explores && choice.arm == Some(2), "another class knows of it too: {choice:?}");
 }
 
 #[test]
@@ -245,7 +253,7 @@ fn arms_outside_the_limits_are_never_drawn_and_the_reason_says_why() {
 #[test]
 fn a_fixed_rate_gives_way_to_the_limits_too() {
     let rates = Rates::Fixed { mean: 0.0, shape: Shape::Uniform, schedule: Schedule::Constant };
-    let fixed = Configurator::new(rates, 1, LAYERS, 10, vec![]);
+    let fixed = made(rates, 1, 10, vec![]);
     let memory = StepMemory { limit_bytes: 100 << 20, process_bytes: 0, step_bytes: 10 << 20, layer_bytes: 30 << 20 };
     let devices = fleet(&fixed, &[Facts::default(), Facts { memory, ..Facts::default() }]);
     let choices = fixed.choose(1, &devices);
@@ -258,11 +266,11 @@ fn nobody_explores_after_a_divergence_a_lost_evaluation_or_a_round_of_unstable_l
     let always = Bandit { epsilon: 1.0, explorers: 1.0, ..Bandit::default() };
     let told = |tell: &dyn Fn(&mut Configurator)| {
         let mut bandit = with(always.clone(), 50);
-        rewarded(&mut bandit, 0, 1, &[0.1, 0.3, 0.2, 0.0]);
+        (1..4).for_each(|round| rewarded(&mut bandit, 0, round, &[0.1, 0.3, 0.2, 0.0]));
         bandit.evaluated(Some(1.0));
         tell(&mut bandit);
         let everybody = fleet(&bandit, &alike(8));
-        bandit.choose(2, &everybody)
+        bandit.choose(4, &everybody)
     };
     let explorers = |choices: &BTreeMap<DeviceId, Choice>| choices.values().filter(|choice| choice.explores).count();
     assert!(explorers(&told(&|_| ())) > 0);
@@ -303,6 +311,16 @@ fn a_device_whose_orders_came_to_nothing_does_not_explore_until_it_delivers() {
 }
 
 #[test]
+fn what_cannot_be_told_from_the_best_is_left_whole() {
+    let mut bandit = with(Bandit { epsilon: 0.0, ..Bandit::default() }, 50);
+    let noise = |round: u32| 0.2 * (f64::from(round % 3) - 1.0);
+    (1..7).for_each(|round| rewarded(&mut bandit, 0, round, &[0.30 + noise(round), 0.31, 0.32 - noise(round), 0.31]));
+    let everybody = fleet(&bandit, &alike(1));
+    let choice = &bandit.choose(7, &everybody)[&device(0)];
+    assert_eq!(choice.arm, Some(0), "{choice:?}");
+}
+
+#[test]
 fn a_reward_far_out_counts_no_more_than_others_do() {
     let mut bandit = with(Bandit { epsilon: 0.0, ..Bandit::default() }, 50);
     (1..6).for_each(|round| rewarded(&mut bandit, 0, round, &[0.10, 0.30, 0.20 + 0.01 * f64::from(round), 0.0]));
@@ -312,11 +330,13 @@ fn a_reward_far_out_counts_no_more_than_others_do() {
         arm: Some(3),
         class: String::new(),
         explores: true,
+        probe_examples: 0,
         reason: String::new(),
     };
     bandit.reward(&device(1), &outlier, 5, 1e9, 1.0);
     let everybody = fleet(&bandit, &alike(1));
-    assert_eq!(bandit.choose(6, &everybody)[&device(0)].arm, Some(1));
+    let choices = bandit.choose(6, &everybody);
+    assert_eq!(choices[&device(0)].arm, Some(1), "{choices:?}");
 }
 
 #[test]
@@ -350,19 +370,41 @@ fn no_dropout_is_one_arm_whatever_its_shape() {
     assert_eq!(means, [0.3, 0.3, 0.0, 0.5, 0.5]);
 }
 
+/// Steps of a second with all layers, or half of it.
+fn paced(class: &str, step_ms: f64) -> Facts {
+    let pace = Some(Pace { step_ms, active_layers: LAYERS as f64, other_ms: 0.0 });
+    Facts { class: class.to_owned(), pace, ..Facts::default() }
+}
+
 #[test]
-fn who_explores_measures_and_of_the_others_a_share() {
-    let rates = Rates::Bandit(Bandit { measured: 0.25, probe_examples: 16, ..Bandit::default() });
-    let choice = |arm, explores| Choice {
-        rates: vec![],
-        most_active: 6,
-        arm,
-        class: String::new(),
-        explores,
-        reason: String::new(),
+fn slow_devices_drop_layers_so_that_fast_ones_need_not_wait() {
+    let mut bandit = with(Bandit { epsilon: 0.0, ..Bandit::default() }, 50);
+    (1..4).for_each(|round| rewarded(&mut bandit, 5, round, &[0.6, 0.5, 0.4, 0.3]));
+    let fast = || paced("agx", 100.0);
+    let mixed = fleet(&bandit, &[paced("tx2", 400.0), fast(), fast(), fast()]);
+    let choices = bandit.choose(4, &mixed);
+    let arms: Vec<Option<u32>> = choices.values().map(|choice| choice.arm).collect();
+    assert_eq!(arms, [Some(3), Some(0), Some(0), Some(0)], "{choices:?}");
+    assert!(choices[&device(0)].reason.contains("in a round of 2.0 s"), "{choices:?}");
+}
+
+#[test]
+fn gains_are_measured_by_those_who_have_the_time_or_by_all_in_few_rounds() {
+    let mut bandit = with(Bandit { epsilon: 0.0, measured: 0.5, probe_examples: 4, ..Bandit::default() }, 500);
+    let asked = |choices: &BTreeMap<DeviceId, Choice>| -> Vec<u32> {
+        choices.values().map(|choice| choice.probe_examples).collect()
     };
-    let asked = |choice: &Choice| (0..400).filter(|&at| rates.probe_examples(1, 3, &device(at), choice) == 16).count();
-    assert_eq!((asked(&choice(Some(1), true)), asked(&choice(None, false))), (400, 0));
-    let share = asked(&choice(Some(1), false));
-    assert!((70..130).contains(&share), "{share}");
+    let mut slow_rounds = 0;
+    let mut spared = 0;
+    for round in 2..202 {
+        rewarded(&mut bandit, 5, round, &[0.6, 0.5, 0.4, 0.3]);
+        let mixed = fleet(&bandit, &[paced("tx2", 400.0), paced("agx", 100.0)]);
+        let of_mixed = asked(&bandit.choose(round, &mixed));
+        assert_eq!(of_mixed[0], 0, "the slow one holds up the other");
+        spared += usize::from(of_mixed[1] == 4);
+        let of_same = asked(&bandit.choose(round, &fleet(&bandit, &vec![paced("tx2", 400.0); 3])));
+        assert!(of_same == [0; 3] || of_same == [4; 3], "{of_same:?}");
+        slow_rounds += usize::from(of_same == [4; 3]);
+    }
+    assert!((70..130).contains(&spared) && slow_rounds == 100, "{spared} {slow_rounds}");
 }

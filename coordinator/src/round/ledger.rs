@@ -35,10 +35,16 @@ pub struct Ledger {
     pub configurator: Configurator,
     /// The devices of the last order.
     pub selected: BTreeSet<DeviceId>,
+    /// Asynchronous rounds: who trains on while a round closes and the next one begins, and what came meanwhile.
+    pub carried: Training,
+    /// How often the weights were merged.
+    pub version: u32,
     /// Every closed round.
     pub closed: Vec<RoundProgress>,
     /// What each device did in the run.
     pub totals: BTreeMap<DeviceId, Totals>,
+    /// How fast the last device of each class was; devices that name none have nothing in common.
+    pub paces: BTreeMap<String, Pace>,
     /// Accuracy of the initial weights.
     pub accuracy_before: Option<f64>,
     /// The last accuracy found.
@@ -76,16 +82,33 @@ pub enum Purpose {
 }
 
 /// A round of training as far as it has come.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Training {
-    /// When it was ordered.
+    /// When it began.
     pub started_ms: u64,
     /// What each device is to do.
-    pub assignments: BTreeMap<DeviceId, Assignment>,
+    pub assignments: BTreeMap<DeviceId, Ordered>,
     /// What was delivered.
     pub updates: BTreeMap<DeviceId, StoredUpdate>,
     /// Who will not deliver, and why.
     pub out: BTreeMap<DeviceId, String>,
+}
+
+/// What a device is to do, and since when.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Ordered {
+    /// The order's epoch.
+    pub epoch: u64,
+    /// The round that gave it.
+    pub round: u32,
+    /// The weights to start from.
+    pub weights: Digest,
+    /// How often those were merged.
+    pub version: u32,
+    /// When it was ordered.
+    pub ordered_ms: u64,
+    /// Its rates and what it shares.
+    pub assignment: Assignment,
 }
 
 /// An update that is stored.
@@ -142,13 +165,7 @@ impl Ledger {
     #[must_use]
     pub fn new(start: Start, now_ms: u64) -> Self {
         let settings = &start.settings;
-        let configurator = Configurator::new(
-            settings.rates.clone(),
-            settings.seed,
-            start.layers as usize,
-            settings.rounds,
-            settings.protected.clone(),
-        );
+        let configurator = Configurator::new(settings, start.layers as usize);
         let mut ledger = Self {
             started_ms: now_ms,
             last_ms: now_ms,
@@ -161,8 +178,11 @@ impl Ledger {
             policy: settings.policy(),
             configurator,
             selected: BTreeSet::new(),
+            carried: Training::default(),
+            version: 0,
             closed: Vec::new(),
             totals: BTreeMap::new(),
+            paces: BTreeMap::new(),
             accuracy_before: None,
             accuracy: None,
             accuracy_after: None,
@@ -215,30 +235,37 @@ impl Ledger {
             Record::Resumed => self.phase_ms = entry.at_ms,
             Record::TrainingStarted { epoch, assignments } => {
                 self.epoch = *epoch;
-                self.selected = assignments.keys().cloned().collect();
-                self.enter(Phase::Train(Training {
-                    started_ms: entry.at_ms,
-                    assignments: assignments.clone(),
-                    updates: BTreeMap::new(),
-                    out: BTreeMap::new(),
-                }));
+                let (round, weights, version, ordered_ms) = (self.round, self.weights, self.version, entry.at_ms);
+                let ordered = |(device, assignment): (&DeviceId, &Assignment)| {
+                    let assignment = assignment.clone();
+                    let order = Ordered { epoch: *epoch, round, weights, version, ordered_ms, assignment };
+                    (device.clone(), order)
+                };
+                let mut training = Training { started_ms: entry.at_ms, ..std::mem::take(&mut self.carried) };
+                training.assignments.extend(assignments.iter().map(ordered));
+                self.selected = training.assignments.keys().cloned().collect();
+                self.enter(Phase::Train(training));
             }
             Record::UpdateStored { device, update, report, distance } => {
                 self.keep_update(device, *update, report, *distance, entry.at_ms);
             }
             Record::DeviceOut { device, reason } => {
-                if let Phase::Train(training) = &mut self.phase {
+                if let Some(training) = self.training_of(device) {
                     training.out.insert(device.clone(), reason.clone());
                 }
             }
             Record::Collected => {
-                if let Phase::Train(training) = std::mem::replace(&mut self.phase, Phase::Done) {
+                if let Phase::Train(mut training) = std::mem::replace(&mut self.phase, Phase::Done) {
+                    if self.start.settings.asynchronous {
+                        self.carried = training.part_pending();
+                    }
                     self.enter(Phase::Merge(training));
                 }
             }
             Record::Merged(Merged { weights, moments }) => {
                 self.weights = *weights;
                 self.moments = *moments;
+                self.version += 1;
                 self.close_round(None);
             }
             Record::Skipped { reason } => self.close_round(Some(reason)),
@@ -248,7 +275,10 @@ impl Ledger {
                 self.enter(Phase::Evaluate(examples.clone()));
             }
             Record::Evaluated(evaluation) => self.evaluated(evaluation),
-            Record::RunEnded { stopped } => self.enter(Phase::Ended(stopped.clone())),
+            Record::RunEnded { stopped } => {
+                self.carried = Training::default();
+                self.enter(Phase::Ended(stopped.clone()));
+            }
             Record::PolicySet(policy) => self.policy = policy.clone(),
         }
         true
@@ -277,8 +307,9 @@ impl Ledger {
             (Record::Resumed | Record::PolicySet(_), phase) => !matches!(phase, Phase::Ended(_)),
             (Record::TrainingStarted { epoch, .. }, Phase::Gather(Purpose::Train))
             | (Record::EvaluationStarted { epoch, .. }, Phase::Gather(Purpose::Evaluate)) => *epoch > self.epoch,
-            (Record::UpdateStored { device, .. } | Record::DeviceOut { device, .. }, Phase::Train(training)) => {
-                training.is_pending(device)
+            (Record::UpdateStored { device, .. } | Record::DeviceOut { device, .. }, phase) => {
+                let in_round = matches!(phase, Phase::Train(training) if training.is_pending(device));
+                in_round || self.carried.is_pending(device)
             }
             (Record::Collected, Phase::Train(training)) => !training.updates.is_empty(),
             (Record::Merged(_), Phase::Merge(_)) => true,
@@ -295,12 +326,46 @@ impl Ledger {
                 Record::RunStarted(_)
                 | Record::TrainingStarted { .. }
                 | Record::EvaluationStarted { .. }
-                | Record::UpdateStored { .. }
-                | Record::DeviceOut { .. }
                 | Record::Collected
                 | Record::Merged(_),
                 _,
             ) => false,
+        }
+    }
+
+    /// The order to train that a device has, or had in the round that is being merged.
+    #[must_use]
+    pub fn order_of(&self, device: &DeviceId) -> Option<&Ordered> {
+        let in_round = match &self.phase {
+            Phase::Train(training) | Phase::Merge(training) => training.assignments.get(device),
+            Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
+        };
+        self.carried.assignments.get(device).or(in_round)
+    }
+
+    /// The blobs that the run still needs.
+    #[must_use]
+    pub fn needed(&self) -> BTreeSet<Digest> {
+        let in_round = match &self.phase {
+            Phase::Train(training) | Phase::Merge(training) => Some(training),
+            Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
+        };
+        let trainings = || in_round.into_iter().chain([&self.carried]);
+        let bases = trainings().flat_map(|training| training.assignments.values().map(|ordered| ordered.weights));
+        let updates = trainings().flat_map(|training| training.updates.values().map(|stored| stored.update));
+        [self.weights, self.start.weights].into_iter().chain(self.moments).chain(bases).chain(updates).collect()
+    }
+
+    /// The training in which a device's update is waited for.
+    fn training_of(&mut self, device: &DeviceId) -> Option<&mut Training> {
+        match &mut self.phase {
+            Phase::Train(training) if training.is_pending(device) => Some(training),
+            Phase::Gather(_)
+            | Phase::Train(_)
+            | Phase::Merge(_)
+            | Phase::Evaluate(_)
+            | Phase::Done
+            | Phase::Ended(_) => Some(&mut self.carried).filter(|carried| carried.is_pending(device)),
         }
     }
 
@@ -337,25 +402,45 @@ impl Ledger {
     }
 
     fn keep_update(&mut self, device: &DeviceId, update: Digest, report: &TrainReport, distance: f64, stored_ms: u64) {
-        if let Phase::Train(training) = &mut self.phase {
-            self.distances.push_back(distance);
-            if self.distances.len() > DISTANCES {
-                self.distances.pop_front();
-            }
-            if let (Some(probe), Some(assigned)) = (&report.probe, training.assignments.get(device)) {
-                let seconds = (stored_ms - training.started_ms) as f64 / 1000.0;
+        let Some(training) = self.training_of(device) else { return };
+        let Some(ordered) = training.assignments.get(device) else { return };
+        let (took_ms, class) = (stored_ms - ordered.ordered_ms, ordered.assignment.choice.class.clone());
+        training.updates.insert(device.clone(), StoredUpdate { update, report: report.clone(), stored_ms });
+        self.distances.push_back(distance);
+        if self.distances.len() > DISTANCES {
+            self.distances.pop_front();
+        }
+        let totals = self.totals.entry(device.clone()).or_default();
+        totals.updates += 1;
+        totals.steps += u64::from(report.steps);
+        totals.active_layers += f64::from(report.mean_active_layers) * f64::from(report.steps);
+        totals.peak_rss_bytes = totals.peak_rss_bytes.max(report.peak_rss_bytes);
+        // Measuring takes time that is no part of another round.
+        let other_ms = match (&report.probe, totals.pace) {
+            (None, _) => took_ms.saturating_sub(report.train_ms) as f64,
+            (Some(_), known) => known.map_or(0.0, |pace| pace.other_ms),
+        };
+        let (step_ms, active_layers) = (report.step_ms.into(), report.mean_active_layers.into());
+        let pace = Pace { step_ms, active_layers, other_ms };
+        totals.pace = Some(pace);
+        if !class.is_empty() {
+            self.paces.insert(class, pace);
+        }
+    }
+
+    /// Tells the configurator what the updates of a round gained, by the time that each cost: the round's, in which everybody waits
+    /// for the slowest, or its own.
+    fn reward(&mut self, training: &Training) {
+        for (device, stored) in &training.updates {
+            if let (Some(probe), Some(ordered)) = (&stored.report.probe, training.assignments.get(device)) {
+                let took_ms = match self.start.settings.asynchronous {
+                    true => stored.stored_ms - ordered.ordered_ms,
+                    false => self.last_ms - training.started_ms,
+                };
                 let gain = self.configurator.gain(probe);
-                self.configurator.reward(device, &assigned.choice, self.round, gain, seconds);
+                let choice = &ordered.assignment.choice;
+                self.configurator.reward(device, choice, self.round, gain, took_ms as f64 / 1000.0);
             }
-            let stored = StoredUpdate { update, report: report.clone(), stored_ms };
-            training.updates.insert(device.clone(), stored);
-            let totals = self.totals.entry(device.clone()).or_default();
-            totals.updates += 1;
-            totals.steps += u64::from(report.steps);
-            totals.active_layers += f64::from(report.mean_active_layers) * f64::from(report.steps);
-            totals.peak_rss_bytes = totals.peak_rss_bytes.max(report.peak_rss_bytes);
-            totals.pace =
-                Some(Pace { step_ms: report.step_ms.into(), active_layers: report.mean_active_layers.into() });
         }
     }
 
@@ -365,6 +450,7 @@ impl Ledger {
             Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
         };
         if let Some(training) = &training {
+            self.reward(training);
             let wanted = training.assignments.len().min(self.start.settings.devices as usize);
             let all_in = training.updates.len() >= wanted;
             // Where enough came, those who were still training are only slower than the round.
@@ -415,13 +501,22 @@ impl Training {
         self.assignments.keys().filter(|device| self.is_pending(device))
     }
 
+    /// Takes out the orders whose update is to be waited for.
+    fn part_pending(&mut self) -> Self {
+        let pending: BTreeSet<DeviceId> = self.pending().cloned().collect();
+        let (pending, closed) =
+            std::mem::take(&mut self.assignments).into_iter().partition(|(device, _)| pending.contains(device));
+        self.assignments = closed;
+        Self { started_ms: self.started_ms, assignments: pending, ..Self::default() }
+    }
+
     fn nothing() -> RoundProgress {
-        Self { started_ms: 0, assignments: BTreeMap::new(), updates: BTreeMap::new(), out: BTreeMap::new() }.summary(0)
+        Self::default().summary(0)
     }
 
     fn summary(&self, closed_ms: u64) -> RoundProgress {
         let reports = || self.updates.values().map(|stored| &stored.report);
-        let all_rates = self.assignments.values().flat_map(|assigned| &assigned.choice.rates);
+        let all_rates = self.assignments.values().flat_map(|ordered| &ordered.assignment.choice.rates);
         let rates: Vec<f64> = all_rates.map(|&rate| rate.into()).collect();
         RoundProgress {
             round: 0,

@@ -41,7 +41,7 @@ mod ledger;
 mod record;
 mod settings;
 
-pub use ledger::{Ledger, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
+pub use ledger::{Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
 pub use record::{Assignment, Entry, Evaluation, Merged, Record, Start};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
@@ -189,6 +189,8 @@ pub struct MergeInput {
     pub shared_layers: Vec<u32>,
     /// LoRA's rank in it; 0: the pack's.
     pub rank: u32,
+    /// Where it started from other weights than the round's: from which, and how often they were merged since.
+    pub stale: Option<(Digest, u32)>,
 }
 
 /// What becomes of an update that a device offers.
@@ -312,34 +314,48 @@ impl Run {
         commands.chain(stops).chain(graces).chain(phase).min().map(Timestamp)
     }
 
+    /// True while a device's update of the order with that epoch is waited for.
+    #[must_use]
+    pub fn is_awaited(&self, device: &DeviceId, epoch: u64) -> bool {
+        self.ordered(device).is_some_and(|ordered| ordered.epoch == epoch)
+    }
+
     /// What becomes of an update that a device offers.
     #[must_use]
     pub fn judge_offer(&self, device: &DeviceId, run: RunId, round: u32, epoch: u64, report: &TrainReport) -> Verdict {
         if run != self.ledger.start.run {
             return Verdict::Refused(format!("run {run} is over"));
         }
-        let (Phase::Train(training) | Phase::Merge(training)) = &self.ledger.phase else {
-            return Verdict::Refused(format!("round {round} is closed"));
+        let ledger = &self.ledger;
+        let in_round = match &ledger.phase {
+            Phase::Train(training) | Phase::Merge(training) => Some(training),
+            Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
         };
-        if epoch != self.ledger.epoch {
-            return Verdict::Refused(format!("round {round} is closed, the present one is {}", self.ledger.round));
-        }
+        let has_order =
+            |training: &&Training| training.assignments.get(device).is_some_and(|ordered| ordered.epoch == epoch);
+        let Some(training) = [Some(&ledger.carried), in_round].into_iter().flatten().find(has_order) else {
+            return Verdict::Refused(match in_round {
+                None => format!("round {round} is closed"),
+                Some(_) if epoch != ledger.epoch => {
+                    format!("round {round} is closed, the present one is {}", ledger.round)
+                }
+                Some(_) => format!("not selected for round {round}"),
+            });
+        };
         if training.updates.contains_key(device) {
             return Verdict::Stored;
         }
         if let Some(reason) = training.out.get(device) {
             return Verdict::Refused(reason.clone());
         }
-        let Some(assigned) = training.assignments.get(device) else {
-            return Verdict::Refused(format!("not selected for round {round}"));
-        };
-        if matches!(self.ledger.phase, Phase::Merge(_)) {
+        let is_carried = ledger.carried.assignments.contains_key(device);
+        let Some(ordered) = training.assignments.get(device).filter(|_| is_carried || self.trains()) else {
             return Verdict::Refused(format!("round {round} is closed"));
-        }
+        };
         let settings = &self.ledger.start.settings;
         // Distinct examples: the steps cannot have taken more, however many the device has.
         let most_examples = u64::from(settings.steps) * u64::from(settings.batch);
-        sharing::check(report, &assigned.share.plan, self.ledger.start.layers, most_examples)
+        sharing::check(report, &ordered.assignment.share.plan, self.ledger.start.layers, most_examples)
             .map_or_else(Verdict::Refused, |()| Verdict::Wanted)
     }
 
@@ -409,8 +425,10 @@ impl Run {
                     *seen = Seen::Gone { since_ms: now_ms };
                 }
                 // Nobody waits for the others; the shell may forget them without a word.
-                let selected = &self.ledger.selected;
-                self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || selected.contains(device));
+                let Ledger { selected, carried, .. } = &self.ledger;
+                let is_ordered =
+                    |device: &DeviceId| selected.contains(device) || carried.assignments.contains_key(device);
+                self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || is_ordered(device));
             }
             Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
             Event::UpdateStored { device, epoch, update, report, distance } => {
@@ -452,7 +470,7 @@ impl Run {
             }
             Event::StopRequested { reason } => {
                 if !self.ledger.is_ended() {
-                    self.stop_pending();
+                    self.stop(&self.pending());
                     self.journal(Record::RunEnded { stopped: Some(reason) }, now_ms, actions);
                 }
             }
@@ -468,7 +486,7 @@ impl Run {
             self.stops.remove(&device);
             return;
         }
-        if answer.epoch != self.ledger.epoch || !self.is_pending(&device) {
+        if answer.epoch != self.epoch_of(&device) || !self.is_pending(&device) {
             return;
         }
         match answer.outcome {
@@ -477,15 +495,17 @@ impl Run {
                 if let Some(delivery) = self.deliveries.get_mut(&device).filter(|_| is_this_life) {
                     delivery.due_ms = now_ms + ACCEPTED_REPEAT_MS;
                     if !has_weights {
-                        actions.push(Action::OfferWeights(device, self.ledger.weights));
+                        let weights = self.ordered(&device).map_or(self.ledger.weights, |ordered| ordered.weights);
+                        actions.push(Action::OfferWeights(device, weights));
                     }
                 }
             }
             Outcome::Refused { reason } => self.put_out(device, answer.epoch, &reason, now_ms, actions),
             Outcome::Stopped => self.put_out(device, answer.epoch, "the device stopped", now_ms, actions),
             Outcome::Evaluated(report) => {
-                if let Phase::Evaluate(examples) = &self.ledger.phase {
-                    let most = examples.get(&device).copied().unwrap_or(0);
+                if let Phase::Evaluate(examples) = &self.ledger.phase
+                    && let Some(&most) = examples.get(&device)
+                {
                     let is_fit =
                         report.examples <= most && report.correct <= report.examples && report.loss_sum.is_finite();
                     self.reports.insert(device, is_fit.then_some(report));
@@ -495,18 +515,14 @@ impl Run {
     }
 
     fn put_out(&mut self, device: DeviceId, epoch: u64, reason: &str, now_ms: u64, actions: &mut Vec<Action>) {
-        if epoch != self.ledger.epoch || !self.is_pending(&device) {
+        if epoch != self.epoch_of(&device) || !self.is_pending(&device) {
             return;
         }
-        match self.ledger.phase {
-            Phase::Train(_) => {
-                let reason = reason.chars().take(MAX_REASON).collect();
-                self.journal(Record::DeviceOut { device, reason }, now_ms, actions);
-            }
-            Phase::Evaluate(_) => {
-                self.reports.insert(device, None);
-            }
-            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => {}
+        if self.ordered(&device).is_some() {
+            let reason = reason.chars().take(MAX_REASON).collect();
+            self.journal(Record::DeviceOut { device, reason }, now_ms, actions);
+        } else {
+            self.reports.insert(device, None);
         }
     }
 
@@ -523,15 +539,20 @@ impl Run {
     }
 
     fn merge_job(&self, training: &Training) -> MergeJob {
-        let input = |(device, stored): (&DeviceId, &StoredUpdate)| MergeInput {
-            device: device.clone(),
-            update: stored.update,
-            examples: stored.report.examples,
-            shared_layers: stored.report.shared_layers.clone(),
-            rank: training.assignments.get(device).map_or(0, |assigned| assigned.share.rank),
+        let Ledger { epoch, weights, moments, version, ref start, .. } = self.ledger;
+        let input = |(device, stored): (&DeviceId, &StoredUpdate)| {
+            let ordered = training.assignments.get(device);
+            let started = ordered.map(|ordered| (ordered.weights, version - ordered.version));
+            MergeInput {
+                device: device.clone(),
+                update: stored.update,
+                examples: stored.report.examples,
+                shared_layers: stored.report.shared_layers.clone(),
+                rank: ordered.map_or(0, |ordered| ordered.assignment.share.rank),
+                stale: started.filter(|&(_, behind)| behind > 0),
+            }
         };
         let updates = training.updates.iter().map(input).collect();
-        let Ledger { epoch, weights, moments, ref start, .. } = self.ledger;
         MergeJob { run: start.run, epoch, base: weights, moments, merging: start.settings.merge.clone(), updates }
     }
 }
@@ -545,7 +566,11 @@ impl Run {
             Phase::Gather(purpose) => self.decide_gathering(*purpose, now_ms, is_due),
             Phase::Train(training) => {
                 let record = self.decide_training(training, now_ms, is_due)?;
-                self.stop_pending();
+                if let Record::DeviceOut { device, .. } = &record {
+                    self.stop(&BTreeSet::from([device.clone()]));
+                } else if record != Record::Collected || !self.ledger.start.settings.asynchronous {
+                    self.stop(&self.pending());
+                }
                 Some(record)
             }
             Phase::Evaluate(examples) => {
@@ -553,10 +578,14 @@ impl Run {
                 if !is_due && examples.keys().any(waits) {
                     return None;
                 }
-                self.stop_pending();
+                let evaluating = examples.keys().filter(|device| !self.reports.contains_key(*device)).cloned();
+                self.stop(&evaluating.collect());
                 Some(Record::Evaluated(sum(self.reports.values().flatten())))
             }
-            Phase::Done => Some(Record::RunEnded { stopped: None }),
+            Phase::Done => {
+                self.stop(&self.pending());
+                Some(Record::RunEnded { stopped: None })
+            }
             Phase::Merge(_) | Phase::Ended(_) => None,
         }
     }
@@ -573,6 +602,7 @@ impl Run {
         if purpose == Purpose::Train
             && let Some(reason) = self.hopeless()
         {
+            self.stop(&self.pending());
             return Some(Record::RunEnded { stopped: Some(reason) });
         }
         let settings = &self.ledger.start.settings;
@@ -580,10 +610,12 @@ impl Run {
             Purpose::Train => (settings.devices as usize, settings.quorum as usize),
             Purpose::Evaluate => (settings.devices as usize, 1),
         };
-        let fit: Vec<(&DeviceId, &Here)> = self.fit_for(purpose).collect();
+        // Who trains on from the round before counts, though it gets no order.
+        let carried = if purpose == Purpose::Train { self.ledger.carried.assignments.len() } else { 0 };
+        let fit = carried + self.fit_for(purpose).count();
         let is_missed = |device: &DeviceId| self.here(device).is_none() && !self.is_given_up(device, now_ms);
         let all_back = !self.ledger.selected.is_empty() && !self.ledger.selected.iter().any(is_missed);
-        if fit.len() >= devices || (fit.len() >= quorum && (all_back || is_due)) {
+        if fit >= devices || (fit >= quorum && (all_back || is_due)) {
             self.reports.clear();
             let epoch = self.ledger.epoch + 2;
             return Some(match purpose {
@@ -594,7 +626,7 @@ impl Run {
         match purpose {
             _ if !is_due => None,
             Purpose::Train => {
-                Some(Record::Skipped { reason: format!("{} of at least {quorum} devices were there", fit.len()) })
+                Some(Record::Skipped { reason: format!("{fit} of at least {quorum} devices were there") })
             }
             Purpose::Evaluate => Some(Record::Evaluated(Evaluation::default())),
         }
@@ -604,6 +636,11 @@ impl Run {
         let settings = &self.ledger.start.settings;
         let (updates, quorum) = (training.updates.len(), settings.quorum as usize);
         let has_quorum = updates >= quorum;
+        if let Some(device) = training.pending().find(|device| self.is_too_stale(device)) {
+            let most = settings.max_staleness;
+            let reason = format!("its weights are more than {most} merges old");
+            return Some(Record::DeviceOut { device: device.clone(), reason });
+        }
         let waits = training.pending().any(|device| !self.is_given_up(device, now_ms));
         if updates >= settings.devices as usize || (has_quorum && (is_due || !waits)) {
             return Some(Record::Collected);
@@ -622,6 +659,12 @@ impl Run {
                 reason: format!("{updates} of {ordered} updates can come, the quorum is {quorum}; {}", why.join("; ")),
             }
         })
+    }
+
+    /// True where an asynchronous device would merge into weights that have gone on for too long without it.
+    fn is_too_stale(&self, device: &DeviceId) -> bool {
+        let Ledger { version, ref start, .. } = self.ledger;
+        self.ordered(device).is_some_and(|ordered| version - ordered.version > start.settings.max_staleness)
     }
 
     /// What each of the devices that are drawn is to do.
@@ -644,10 +687,13 @@ impl Run {
     fn facts(&self, device: &DeviceId) -> Option<Facts> {
         let here = self.here(device)?;
         let condition = self.conditions.get(device).copied().unwrap_or_default();
+        let class = here.place.class.clone();
+        let own = self.ledger.totals.get(device).and_then(|totals| totals.pace);
+        let pace = own.or(condition.pace).or_else(|| self.ledger.paces.get(&class).copied());
         Some(Facts {
-            class: here.place.class.clone(),
+            class,
             memory: here.memory,
-            pace: self.ledger.totals.get(device).and_then(|totals| totals.pace).or(condition.pace),
+            pace,
             celsius: condition.celsius,
             battery_percent: condition.battery_percent,
         })
@@ -677,11 +723,9 @@ impl Run {
             .map(|(device, _)| (draw(settings.seed, "select", round, device.as_str()).to_bits(), device.clone()))
             .collect();
         drawn.sort();
-        drawn
-            .into_iter()
-            .take((settings.devices + settings.over_selection) as usize)
-            .map(|(_, device)| device)
-            .collect()
+        let carried = if purpose == Purpose::Train { self.ledger.carried.assignments.len() } else { 0 };
+        let most = ((settings.devices + settings.over_selection) as usize).saturating_sub(carried);
+        drawn.into_iter().take(most).map(|(_, device)| device).collect()
     }
 
     fn fit_for(&self, purpose: Purpose) -> impl Iterator<Item = (&DeviceId, &Here)> {
@@ -692,7 +736,8 @@ impl Run {
                     Purpose::Evaluate => here.test_examples,
                 };
                 let bears = || purpose == Purpose::Evaluate || self.limits(device).is_some_and(|limits| limits.is_ok());
-                (examples > 0 && bears()).then_some((device, here))
+                let is_free = !self.ledger.carried.assignments.contains_key(device);
+                (examples > 0 && is_free && bears()).then_some((device, here))
             }
             Seen::Gone { .. } => None,
         })
@@ -719,30 +764,49 @@ impl Run {
 
     /// True while the device has an open order.
     fn is_pending(&self, device: &DeviceId) -> bool {
-        match &self.ledger.phase {
-            Phase::Train(training) => training.is_pending(device),
-            Phase::Evaluate(examples) => examples.contains_key(device) && !self.reports.contains_key(device),
-            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => false,
-        }
+        self.ordered(device).is_some()
+            || matches!(&self.ledger.phase, Phase::Evaluate(examples)
+                if examples.contains_key(device) && !self.reports.contains_key(device))
+    }
+
+    /// The devices with an open order.
+    fn pending(&self) -> BTreeSet<DeviceId> {
+        let carried = self.ledger.carried.assignments.keys();
+        self.ledger.selected.iter().chain(carried).filter(|device| self.is_pending(device)).cloned().collect()
+    }
+
+    /// A device's open order to train.
+    fn ordered(&self, device: &DeviceId) -> Option<&Ordered> {
+        let in_round = if let Phase::Train(training) = &self.ledger.phase { Some(training) } else { None };
+        let mut trainings = [Some(&self.ledger.carried), in_round].into_iter().flatten();
+        trainings.find(|training| training.is_pending(device))?.assignments.get(device)
+    }
+
+    /// The epoch of the order that a device has.
+    fn epoch_of(&self, device: &DeviceId) -> u64 {
+        self.ordered(device).map_or(self.ledger.epoch, |ordered| ordered.epoch)
+    }
+
+    fn trains(&self) -> bool {
+        matches!(self.ledger.phase, Phase::Train(_))
     }
 }
 
 /// Commands, repeated until they are answered.
 impl Run {
     fn send_commands(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        let pending: Vec<DeviceId> =
-            self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
-        self.deliveries.retain(|device, _| pending.binary_search(device).is_ok());
+        let pending = self.pending();
+        self.deliveries.retain(|device, _| pending.contains(device));
         for device in pending {
-            let epoch = self.ledger.epoch;
+            let epoch = self.epoch_of(&device);
             let is_due = self.deliveries.get(&device).is_none_or(|sent| sent.epoch != epoch || now_ms >= sent.due_ms);
             if !is_due || self.here(&device).is_none() {
                 continue;
             }
-            if let Some(order) = self.order(&device) {
+            if let Some((round, order)) = self.order(&device) {
                 self.stops.remove(&device);
                 self.deliveries.insert(device.clone(), Delivery { epoch, due_ms: now_ms + REPEAT_MS });
-                actions.push(Action::SendCommand(device, self.command(epoch, order)));
+                actions.push(Action::SendCommand(device, self.command(round, epoch, order)));
             }
         }
         self.stops.retain(|_, stop| stop.sent < MAX_STOPS);
@@ -755,53 +819,52 @@ impl Run {
         }
     }
 
-    /// Whoever still has an open order is told to drop it, unless the next order reaches it first.
-    fn stop_pending(&mut self) {
-        let command = self.command(self.ledger.epoch + 1, Order::Stop);
-        let pending: Vec<DeviceId> =
-            self.ledger.selected.iter().filter(|device| self.is_pending(device)).cloned().collect();
-        let stop = |device| (device, Stop { command: command.clone(), sent: 0, due_ms: 0 });
-        self.stops.extend(pending.into_iter().map(stop));
-    }
-
-    fn command(&self, epoch: u64, order: Order) -> Command {
-        let Ledger { started_ms, round, .. } = self.ledger;
-        Command { run: self.ledger.start.run, started_ms, round, epoch, order }
-    }
-
-    fn order(&self, device: &DeviceId) -> Option<Order> {
-        let Start { settings, schema, .. } = &self.ledger.start;
-        let weights = self.ledger.weights;
-        match &self.ledger.phase {
-            Phase::Train(training) => {
-                let Assignment { choice, share } = training.assignments.get(device)?;
-                Some(Order::Train(TrainOrder {
-                    weights,
-                    schema: *schema,
-                    seed: settings.seed,
-                    rates: choice.rates.clone(),
-                    most_active: choice.most_active,
-                    steps: settings.steps,
-                    batch: settings.batch,
-                    max_tokens: settings.max_tokens,
-                    learning_rate: settings.learning_rate,
-                    proximal: settings.proximal,
-                    rank: share.rank,
-                    probe_examples: settings.rates.probe_examples(settings.seed, self.ledger.round, device, choice),
-                    sharing: share.plan.clone(),
-                    deadline_ms: settings.train_ms,
-                }))
-            }
-            Phase::Evaluate(examples) => Some(Order::Evaluate(EvaluateOrder {
-                weights,
-                schema: *schema,
-                examples: *examples.get(device)?,
-                batch: settings.evaluate_batch,
-                max_tokens: settings.max_tokens,
-                deadline_ms: settings.evaluate_ms,
-            })),
-            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => None,
+    /// Devices are told to drop their open order, unless the next one reaches them first.
+    fn stop(&mut self, devices: &BTreeSet<DeviceId>) {
+        for device in devices {
+            let command = self.command(self.ledger.round, self.epoch_of(device) + 1, Order::Stop);
+            self.stops.insert(device.clone(), Stop { command, sent: 0, due_ms: 0 });
         }
+    }
+
+    fn command(&self, round: u32, epoch: u64, order: Order) -> Command {
+        let Ledger { started_ms, ref start, .. } = self.ledger;
+        Command { run: start.run, started_ms, round, epoch, order }
+    }
+
+    /// A device's open order, and the round that gave it.
+    fn order(&self, device: &DeviceId) -> Option<(u32, Order)> {
+        let Start { settings, schema, .. } = &self.ledger.start;
+        if let Some(Ordered { round, weights, assignment, .. }) = self.ordered(device) {
+            let Assignment { choice, share } = assignment;
+            let order = TrainOrder {
+                weights: *weights,
+                schema: *schema,
+                seed: settings.seed,
+                rates: choice.rates.clone(),
+                most_active: choice.most_active,
+                steps: settings.steps,
+                batch: settings.batch,
+                max_tokens: settings.max_tokens,
+                learning_rate: settings.learning_rate,
+                proximal: settings.proximal,
+                rank: share.rank,
+                probe_examples: choice.probe_examples,
+                sharing: share.plan.clone(),
+                deadline_ms: settings.train_ms,
+            };
+            return Some((*round, Order::Train(order)));
+        }
+        let Phase::Evaluate(examples) = &self.ledger.phase else { return None };
+        let order = EvaluateOrder {
+            weights: self.ledger.weights,
+            schema: *schema,
+            examples: *examples.get(device)?,
+            batch: settings.evaluate_batch,
+            max_tokens: settings.max_tokens,
+            deadline_ms: settings.evaluate_ms,
+        };
+        Some((self.ledger.round, Order::Evaluate(order)))
     }
 }
 

@@ -22,6 +22,12 @@ pub struct RunSettings {
     pub over_selection: u32,
     /// Updates without which a round is skipped (default 2).
     pub quorum: u32,
+    /// Buffered asynchronous rounds (FedBuff, Nguyen et al., arXiv:2106.06639, algorithm 1; default false): a round closes when
+    /// `devices` updates are in, and nobody is stopped for it. `over_selection` more devices train at a time; an update that
+    /// started from weights merged `τ` times ago moves them by `1/sqrt(1 + τ)` of its way.
+    pub asynchronous: bool,
+    /// An asynchronous device whose weights are more merges behind is stopped, 0 to 1000 (default 20).
+    pub max_staleness: u32,
     /// Optimizer steps of each device in a round (default 20).
     pub steps: u32,
     /// Examples in a step (default 8).
@@ -71,6 +77,8 @@ impl Default for RunSettings {
             devices: 4,
             over_selection: 0,
             quorum: 2,
+            asynchronous: false,
+            max_staleness: 20,
             steps: 20,
             batch: 8,
             max_tokens: 128,
@@ -110,6 +118,7 @@ impl RunSettings {
         within("devices", self.devices.into(), 1, MAX_DEVICES.into())?;
         within("over_selection", self.over_selection.into(), 0, (MAX_DEVICES - self.devices).into())?;
         within("quorum", self.quorum.into(), 1, self.devices.into())?;
+        within("max_staleness", self.max_staleness.into(), 0, 1000)?;
         within("steps", self.steps.into(), 1, 1_000_000)?;
         within("max_skipped", self.max_skipped.into(), 1, MAX_ROUNDS.into())?;
         within("batch", self.batch.into(), 1, 4096)?;
@@ -187,6 +196,7 @@ mod tests {
             ("rates = { fixed = { mean = 2.0 } }", "rates.fixed.mean"),
             ("train_ms = 0", "train_ms"),
             ("proximal = nan", "proximal"),
+            ("max_staleness = 1001", "max_staleness is 1001, expected 0 to 1000"),
             ("merge = { far_out = 0.1 }", "merge.far_out"),
             ("groups = [{ name = 'a' }]", "every device"),
         ] {

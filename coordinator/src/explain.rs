@@ -1,6 +1,6 @@
 //! Why each device was told what it was told, and what came of it, from a run's journal.
 
-use crate::configurator::expected_active;
+use crate::configurator::{Expected, expected_active};
 use crate::round::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use crate::sharing::Share;
 use serde::Serialize;
@@ -25,8 +25,10 @@ pub struct Explained {
     pub most_active: u32,
     /// Whether it was chosen to learn.
     pub explores: bool,
-    /// Why: the arm, what was expected of it, and the limits that bound the choice.
+    /// Why: the arm, what it is worth, and the limits that bound the choice.
     pub reason: String,
+    /// What every arm was expected to gain when it was chosen; empty where rates are fixed.
+    pub arms: Vec<Expected>,
     /// Which layers it shares, and as which group.
     #[serde(flatten)]
     pub share: Share,
@@ -65,7 +67,7 @@ pub fn explain(entries: &[Entry], device: Option<&DeviceId>, round: Option<u32>)
     let mut told: Vec<Explained> = Vec::new();
     Ledger::retold(entries, &mut |ledger, entry| {
         if let Record::TrainingStarted { assignments, .. } = &entry.record {
-            let of = |(device, assignment)| Explained::of(ledger.round, device, assignment);
+            let of = |(device, assignment)| Explained::of(ledger, device, assignment);
             told.extend(assignments.iter().map(of));
         } else if let Some((device, outcome)) = outcome(ledger, entry) {
             // Asynchronous devices answer to an order of an earlier round.
@@ -112,9 +114,9 @@ fn delivered(report: &TrainReport, distance: f64, took_ms: u64, ledger: &Ledger)
 }
 
 impl Explained {
-    fn of(round: u32, device: &DeviceId, Assignment { choice, share }: &Assignment) -> Self {
+    fn of(ledger: &Ledger, device: &DeviceId, Assignment { choice, share }: &Assignment) -> Self {
         Self {
-            round,
+            round: ledger.round,
             device: device.clone(),
             class: choice.class.clone(),
             rates: choice.rates.clone(),
@@ -122,6 +124,7 @@ impl Explained {
             most_active: choice.most_active,
             explores: choice.explores,
             reason: choice.reason.clone(),
+            arms: ledger.configurator.expected(device, &choice.class),
             share: share.clone(),
             outcome: Outcome::Open,
         }
@@ -134,6 +137,12 @@ impl fmt::Display for Explained {
         writeln!(f, "round {}, {}{class}", self.round, self.device)?;
         let explores = if self.explores { ", to learn" } else { "" };
         writeln!(f, "  chosen{explores}: {}", self.reason)?;
+        for Expected { arm, gain, measurements } in &self.arms {
+            match gain {
+                Some(gain) => writeln!(f, "    {arm}: gains {gain:.4}, from {measurements} measurements")?,
+                None => writeln!(f, "    {arm}: not measured lately")?,
+            }
+        }
         let rates: Vec<String> = self.rates.iter().map(|rate| format!("{rate:.2}")).collect();
         let (expected, most, layers) = (self.expected_active, self.most_active, self.rates.len());
         writeln!(f, "  rates: {}", rates.join(" "))?;
@@ -143,7 +152,7 @@ impl fmt::Display for Explained {
             Outcome::Delivered { seconds, mean_loss, mean_active, gain, distance } => {
                 write!(f, "  delivered after {seconds:.2} s: loss {mean_loss:.3}, {mean_active:.1} layers on average")?;
                 if let Some(gain) = gain {
-                    write!(f, ", gain {gain:.4}, reward {:.3e} a second", gain / seconds.max(1e-3))?;
+                    write!(f, ", gain {gain:.4}")?;
                 }
                 writeln!(f, ", moved by {distance:.3}")
             }

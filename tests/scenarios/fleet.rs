@@ -86,6 +86,32 @@ fn a_run_goes_on_when_the_broker_is_killed_and_comes_back() {
     assert!(run.closed.iter().all(|closed| closed.updates == 2 && closed.skipped.is_none()), "{:?}", run.closed);
 }
 
+/// Every update closes a round, three devices train at a time: when it does, two of them are in the middle of theirs.
+#[test]
+fn asynchronous_rounds_stop_nobody_and_survive_a_killed_coordinator() {
+    let broker = Broker::embedded(&DEVICES);
+    let mut fleet = Fleet::prepare(&broker, &DEVICES, 60);
+    fleet.start_coordinator();
+    DEVICES.iter().for_each(|device| fleet.start_agent(device));
+    let settings = "--asynchronous --rounds 7 --devices 1 --over-selection 2 --quorum 1 --steps 30 --batch 4 --bandit \
+        --set evaluate_examples=0 --set final_examples=30";
+    fleet.start_run(&settings.split_whitespace().collect::<Vec<_>>());
+    fleet.watch("the middle of round 4", |progress, run| {
+        run.round == 4 && DEVICES.iter().any(|device| training_step(progress, device) > 0)
+    });
+    fleet.kill_coordinator();
+    fleet.start_coordinator();
+    let (progress, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
+    assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
+    assert!(run.closed.iter().all(|closed| closed.updates >= 1 && closed.skipped.is_none()), "{:?}", run.closed);
+    let updates: u32 = progress.devices.iter().map(|known| known.updates).sum();
+    assert!((7..=9).contains(&updates), "{progress:?}");
+    let told = fleet.skiff(&["explain", "last", "--json"]).output().unwrap();
+    let orders = String::from_utf8(told.stdout).unwrap();
+    let delivered = orders.lines().filter(|order| order.contains("\"delivered\"")).count();
+    assert_eq!(delivered as u32, updates, "no order came to nothing but those at the end: {orders}");
+}
+
 #[test]
 fn a_policy_set_in_the_middle_of_a_run_says_whom_it_touches_and_holds_from_the_next_round_on() {
     let broker = Broker::embedded(&DEVICES[..2]);

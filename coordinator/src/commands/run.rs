@@ -37,6 +37,12 @@ pub struct StartArguments {
     /// Updates without which a round is skipped
     #[arg(long)]
     quorum: Option<u32>,
+    /// Buffered asynchronous rounds (FedBuff): a round closes with --devices updates, the others train on
+    #[arg(long)]
+    asynchronous: bool,
+    /// So many devices more than --devices are ordered to train
+    #[arg(long, value_name = "DEVICES")]
+    over_selection: Option<u32>,
     /// Optimizer steps of each device in a round
     #[arg(long)]
     steps: Option<u32>,
@@ -126,6 +132,8 @@ fn settings(arguments: &StartArguments) -> anyhow::Result<Map<String, Value>> {
     say("rounds", arguments.rounds.map(Value::from));
     say("devices", arguments.devices.map(Value::from));
     say("quorum", arguments.quorum.map(Value::from));
+    say("asynchronous", arguments.asynchronous.then(|| Value::from(true)));
+    say("over_selection", arguments.over_selection.map(Value::from));
     say("steps", arguments.steps.map(Value::from));
     say("batch", arguments.batch.map(Value::from));
     say("learning_rate", arguments.learning_rate.map(Value::from));

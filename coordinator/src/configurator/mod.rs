@@ -216,6 +216,18 @@ pub struct Choice {
     pub reason: String,
 }
 
+/// What a round with an arm is expected to gain.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Expected {
+    /// Which arm.
+    #[serde(flatten)]
+    pub arm: Arm,
+    /// By the run's measure; `None` where nobody measured it lately.
+    pub gain: Option<f64>,
+    /// So many measurements of the last rounds, of all devices, are behind it.
+    pub measurements: u32,
+}
+
 /// Chooses, and learns from rewards.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Configurator {
@@ -350,6 +362,21 @@ impl Configurator {
         if let (Rates::Bandit(_), Some(arm)) = (&self.rates, choice.arm) {
             self.learned.add(device, &choice.class, arm as usize, round, gain, seconds);
         }
+    }
+
+    /// What is expected of every arm on a device of that class, by what is known now; empty where rates are fixed.
+    #[must_use]
+    pub fn expected(&self, device: &DeviceId, class: &str) -> Vec<Expected> {
+        if matches!(self.rates, Rates::Fixed { .. }) {
+            return Vec::new();
+        }
+        let expected = self.learned.expectation(class);
+        let of = |(arm, named): (usize, &Arm)| {
+            let estimate = self.learned.estimate(device, &expected, arm);
+            let gain = (estimate.rewards > 0.0).then_some(estimate.gain);
+            Expected { arm: *named, gain, measurements: estimate.rewards as u32 }
+        };
+        self.arms.iter().enumerate().map(of).collect()
     }
 
     /// What `probe` says was gained, by the measure that was set.
@@ -495,13 +522,12 @@ impl Configurator {
         explorers: &Result<BTreeSet<&DeviceId>, &str>,
         tempo: Tempo,
     ) -> Settled {
-        let in_round = tempo.told();
         let told = |arm: usize, why: &str| {
             let offer = known.arms.iter().find(|offer| offer.arm == arm && offer.rewards > 0.0);
-            let gain = offer
-                .map(|offer| format!(", {:.4} from {:.0} measurements", offer.worth, offer.rewards))
-                .unwrap_or_default();
-            format!("{}: {why}{in_round}{gain}", self.arms[arm])
+            let gain = offer.map(|offer| format!("gain {:.4} by {:.0} measurements", offer.worth, offer.rewards));
+            let facts: Vec<String> = tempo.told().into_iter().chain(gain).collect();
+            let facts = if facts.is_empty() { String::new() } else { format!(" ({})", facts.join(", ")) };
+            format!("{}: {why}{facts}", self.arms[arm])
         };
         if proposal.explores && explorers.as_ref().is_ok_and(|explorers| explorers.contains(known.device)) {
             let Proposal { arm, reason, .. } = proposal;

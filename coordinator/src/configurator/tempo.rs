@@ -83,9 +83,8 @@ impl Tempo {
     }
 
     /// For a reason.
-    pub(super) fn told(self) -> String {
-        let known = self.seconds.filter(|&seconds| seconds > 0.0);
-        known.map_or_else(String::new, |seconds| format!(", in a round of {seconds:.1} s"))
+    pub(super) fn told(self) -> Option<String> {
+        self.seconds.filter(|&seconds| seconds > 0.0).map(|seconds| format!("a round of {seconds:.1} s"))
     }
 }
 

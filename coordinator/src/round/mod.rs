@@ -19,6 +19,8 @@
 //! - `Merge -> Gather -> Evaluate`: the merged weights are stored: the round is `Merged`. `Merge -> Skipped`: they could
 //!   not be made.
 //! - `Evaluate -> next`: everybody who is waited for has reported, or the deadline has come. Nobody there: no accuracy.
+//! - Asynchronous rounds (`asynchronous`): at `Train -> Merge` open orders are carried into the next round, with their epoch
+//!   and the weights they started from, and what comes meanwhile counts there. Evaluations are done by those who do not train.
 //! - any `-> Ended`: the operator stops the run; or `max_skipped` rounds in a row were skipped.
 //!
 //! **Persist before promise.** What must survive is a [`Record`]; [`Run::handle`] returns it in [`Action::Journal`], before
@@ -33,7 +35,8 @@
 //! - *It repeats an answer or an offer*: a stored update is confirmed again, a report counts once.
 //! - *It answers an old round, epoch or run, or was not asked*: ignored; an update is refused with the reason.
 //! - *It refuses, or its update is unfit*: it is out of this round, with the reason in the journal, and in the next it may try.
-//! - *It is slower than the round*: it is told to stop, under an epoch of its own.
+//! - *It is slower than the round*: it is told to stop, under an epoch of its own; asynchronous, only if it is more than
+//!   `max_staleness` merges behind.
 //! - *A command gets lost*: it is repeated every [`REPEAT_MS`] until there is an answer, then every [`ACCEPTED_REPEAT_MS`].
 //! - *The coordinator was killed*: the phase goes on with its deadline begun anew; stored updates are not asked for again.
 

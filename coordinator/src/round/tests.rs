@@ -610,7 +610,8 @@ fn a_bandit_learns_from_the_journal_as_it_did_live() {
     assert_eq!(told.len(), 1);
     let text = told[0].to_string();
     assert!(text.starts_with("round 2, dev1\n  chosen"), "{text}");
-    assert!(text.contains("delivered after 1.40 s") && text.contains("a second"), "{text}");
+    assert!(text.contains("delivered after 1.40 s") && text.contains("gain 0.1000"), "{text}");
+    assert!(text.contains("\n    mean 0.5, normal: gains 0.0"), "{text}");
     assert_eq!(explain(&world.journal, None, None).unwrap().len(), 18, "every order of the run");
 }
 

@@ -115,7 +115,9 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
         learning_rate > 0.0 && learning_rate <= 1.0,
         "--learning-rate is {learning_rate}, expected above 0, at most 1"
     );
-    let scale = Scale { rounds, steps, learning_rate, ..FULL };
+    // Measuring takes as long as training does where texts are long.
+    let measured = rounds.clamp(6, FULL.measured);
+    let scale = Scale { rounds, steps, learning_rate, measured, ..FULL };
     let mut cells = Vec::new();
     for seed in 1..=narrowed.seeds {
         for fleet in Fleet::ALL.into_iter().filter(|fleet| wanted(narrowed.fleets, fleet.name())) {

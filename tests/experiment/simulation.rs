@@ -273,8 +273,8 @@ impl<'a> World<'a> {
         let bytes = |costed: &skiff_models::memory::Costed| leanest.process_bytes + costed.bytes.total();
         let blobs = Blobs::open(scratch, 8 << 30)?;
         let weights = blobs.put(&model.initial)?;
-        let start = start(cell, method, model, weights, 0, layers, deadline_ms);
-        let (run, _) = Run::start(start, Timestamp(0))?;
+        let depth = method.depths(layers)[0];
+        let (run, _) = Run::start(start(cell, method, model, weights, 0, depth, deadline_ms), Timestamp(0))?;
         let outcome = Outcome {
             cell: cell.clone(),
             points: Vec::new(),
@@ -304,7 +304,7 @@ impl<'a> World<'a> {
             costs,
             whole_ms,
             deadline_ms,
-            depth: layers,
+            depth,
             rounds: 0,
             measured_at_ms: 0,
             sample: data.sample(),
@@ -316,12 +316,14 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Starts a stage of the method, from the weights so far.
+    /// Begins a stage of the method, from the weights so far.
     fn begin(&mut self, stage: usize, depth: u32) -> anyhow::Result<()> {
-        let model = &self.opened.model;
-        let start = start(self.cell, self.method, model, self.weights, stage, depth, self.deadline_ms);
-        let (run, _) = Run::start(start, Timestamp(self.now_ms))?;
-        (self.run, self.depth) = (run, depth);
+        if stage > 0 {
+            let model = &self.opened.model;
+            let start = start(self.cell, self.method, model, self.weights, stage, depth, self.deadline_ms);
+            let (run, _) = Run::start(start, Timestamp(self.now_ms))?;
+            (self.run, self.depth) = (run, depth);
+        }
         for at in 0..self.devices.len() {
             self.devices[at].work = None;
             if stage == 0

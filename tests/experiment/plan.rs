@@ -42,51 +42,23 @@ impl Planned {
     }
 }
 
-/// The methods of the table's part on that fleet, with that data; none: the table has no such part.
-fn of_part(fleet: Fleet, data: &str, alpha: f64) -> &'static [&'static str] {
+/// True where the table's part on that fleet, with that data, has the method.
+fn is_of_part(fleet: Fleet, data: &str, alpha: f64, method: &str) -> bool {
     let alike = alpha > 5.0;
     let different = alpha < 0.5;
+    let is_main = ["fedlora", "droppeft", "droppeft-share-all"].contains(&method);
     match (fleet, data) {
-        (Fleet::Roomy, "hwu64") if alike || different => {
-            &["fedlora", "droppeft", "droppeft-share-all", "droppeft-share-most"]
+        (Fleet::Roomy, "hwu64") if alike || different => is_main || method == "droppeft-share-most",
+        (Fleet::Roomy, "hwu64") => method != "droppeft-share-most",
+        (Fleet::MemoryBound, "hwu64") if different => is_main,
+        (Fleet::MemoryBound, "hwu64") if !alike => {
+            let others = ["fedhetlora", "ffa-lora", "fedadapter", "fedbuff", "droppeft-fedbuff", "fixed-0.35"];
+            is_main || others.contains(&method)
         }
-        (Fleet::MemoryBound, "hwu64") if different => &["fedlora", "droppeft", "droppeft-share-all"],
-        (Fleet::MemoryBound, "hwu64") if !alike => &[
-            "fedlora",
-            "fedhetlora",
-            "ffa-lora",
-            "fedadapter",
-            "fedbuff",
-            "droppeft",
-            "droppeft-share-all",
-            "droppeft-fedbuff",
-            "fixed-0.35",
-        ],
-        (Fleet::Roomy, "hwu64") => &[
-            "fedlora",
-            "fedhetlora",
-            "ffa-lora",
-            "fedadapter",
-            "fedbuff",
-            "droppeft",
-            "droppeft-share-all",
-            "droppeft-fedbuff",
-            "droppeft-ucb",
-            "droppeft-thompson",
-            "fixed-0.2",
-            "fixed-0.35",
-            "fixed-0.5",
-            "shape-increasing",
-            "shape-uniform",
-            "shape-normal",
-        ],
-        (Fleet::DeadlineBound | Fleet::Field, "hwu64") if !alike && !different => {
-            &["fedlora", "droppeft", "droppeft-share-all"]
+        (Fleet::DeadlineBound | Fleet::Field, "hwu64") | (Fleet::MemoryBound, "agnews" | "sst2" | "mrpc") => {
+            is_main && !alike && !different
         }
-        (Fleet::MemoryBound, "agnews" | "sst2" | "mrpc") if !alike && !different => {
-            &["fedlora", "droppeft", "droppeft-share-all"]
-        }
-        (Fleet::Roomy | Fleet::MemoryBound | Fleet::DeadlineBound | Fleet::Field, _) => &[],
+        (Fleet::Roomy | Fleet::MemoryBound | Fleet::DeadlineBound | Fleet::Field, _) => false,
     }
 }
 
@@ -127,7 +99,7 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
                         let in_table = match (narrowed.every, narrowed.quick) {
                             (true, _) => true,
                             (false, true) => is_quick(fleet, data, alpha, method.name),
-                            (false, false) => of_part(fleet, data, alpha).contains(&method.name),
+                            (false, false) => is_of_part(fleet, data, alpha, method.name),
                         };
                         let of_alpha = narrowed.alphas.is_empty() || narrowed.alphas.iter().any(|&a| same(a, alpha));
                         in_table && of_alpha && wanted(narrowed.methods, method.name)

@@ -15,7 +15,7 @@
 //! ```
 
 use bytesize::ByteSize;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
 use skiff_trainer::Provider;
@@ -196,7 +196,7 @@ pub enum Trust {
 }
 
 /// What is trained, on what, with what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Training {
     /// The pack's folder.
     pub pack: PathBuf,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{bench, doctor, run, step, train};
+use skiff_agent::commands::{bench, doctor, run, step, train, work};
 use skiff_agent::config::{Config, Settings};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,9 @@ enum Verb {
     /// Checks what a fleet needs of this device, a line each: ok, warn or FAIL with what to do
     #[command(after_help = "Example:\n  skiff-agent doctor --config agent.toml")]
     Doctor(FleetArguments),
+    /// Works for `run`, which starts it
+    #[command(name = skiff_agent::worker::process::VERB, hide = true)]
+    Work,
 }
 
 #[derive(Args)]
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Train(arguments) => train::run(arguments).map(|()| true),
         Verb::Bench(arguments) => bench::run(arguments).map(|()| true),
         Verb::Step(arguments) => step::run(arguments).map(|()| true),
+        Verb::Work => work::run().map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -10,10 +10,10 @@ use std::path::Path;
 /// What a process takes varies a little from start to start; rounded up to so much, the same plan comes out.
 const GRAIN: u64 = 16 << 20;
 
-/// What this process has resident now, rounded up: with a trainer just opened, what it takes beside the steps.
+/// What this process and those beside it have resident now, rounded up: with a trainer just opened, what is taken beside the steps.
 #[must_use]
-pub fn of_process() -> u64 {
-    own_memory(Path::new("/")).resident_bytes.next_multiple_of(GRAIN)
+pub fn of_processes(beside_bytes: u64) -> u64 {
+    own_memory(Path::new("/")).resident_bytes.saturating_add(beside_bytes).next_multiple_of(GRAIN)
 }
 
 /// The most that may be resident: what the device's owner set or, of a machine with so much, three quarters.

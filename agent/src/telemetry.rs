@@ -20,6 +20,8 @@ pub const MAX_SENSORS: usize = 16;
 const MAX_SENSOR_NAME: usize = 64;
 /// The longest name of a system, in bytes.
 const MAX_SYSTEM_NAME: usize = 200;
+/// This process, in `/proc`.
+const SELF: &str = "self";
 /// The most that is read of one file of `/proc` or `/sys`.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 
@@ -48,7 +50,8 @@ pub struct Sampler {
     sequence: u64,
     /// `None` on a system that `sysinfo` does not know.
     system: Option<sysinfo::System>,
-    own_cpu: Option<(Timestamp, u64)>,
+    cpu: Option<(Timestamp, u64)>,
+    peak_bytes: u64,
 }
 
 impl Sampler {
@@ -59,13 +62,24 @@ impl Sampler {
         if let Some(system) = &mut system {
             system.refresh_cpu_usage();
         }
-        Self { own_cpu: own_cpu_ticks(&root).map(|ticks| (now, ticks)), root, boot, started: now, sequence: 0, system }
+        let cpu = cpu_ticks(&root, SELF).map(|ticks| (now, ticks));
+        Self { cpu, root, boot, started: now, sequence: 0, system, peak_bytes: 0 }
     }
 
-    /// What is so at `now`. CPU figures are means since the sample before.
-    pub fn sample(&mut self, state: AgentState, work: Option<WorkSample>, now: Timestamp) -> Telemetry {
+    /// What is so at `now`; the process `worker` counts with the agent. CPU figures are means since the sample before.
+    pub fn sample(
+        &mut self,
+        state: AgentState,
+        work: Option<WorkSample>,
+        worker: Option<u32>,
+        now: Timestamp,
+    ) -> Telemetry {
         let machine = self.machine();
         let own = own_memory(&self.root);
+        let worker = worker.map(|pid| pid.to_string());
+        let working = worker.as_deref().map_or_else(OwnMemory::default, |pid| memory_of(&self.root, pid));
+        // Not at the same moment, perhaps: what both had at the most.
+        self.peak_bytes = self.peak_bytes.max(own.peak_bytes.saturating_add(working.peak_bytes));
         let sequence = self.sequence;
         self.sequence += 1;
         Telemetry {
@@ -74,14 +88,14 @@ impl Sampler {
             uptime_ms: now.0.saturating_sub(self.started.0),
             state,
             cpu_percent: machine.cpu_percent,
-            agent_cpu_percent: self.agent_cpu_percent(now),
+            agent_cpu_percent: self.agent_cpu_percent(worker.as_deref(), now),
             memory_bytes: machine.memory_bytes,
             memory_available_bytes: machine.memory_available_bytes,
             load_1m: sysinfo::System::load_average().map_or(0.0, |load| load.one as f32),
             temperatures: temperatures(&self.root),
             battery: battery(&self.root),
-            agent_rss_bytes: own.resident_bytes,
-            agent_peak_rss_bytes: own.peak_bytes,
+            agent_rss_bytes: own.resident_bytes.saturating_add(working.resident_bytes),
+            agent_peak_rss_bytes: self.peak_bytes,
             work,
         }
     }
@@ -97,9 +111,10 @@ impl Sampler {
         }
     }
 
-    fn agent_cpu_percent(&mut self, now: Timestamp) -> f32 {
-        let Some(ticks) = own_cpu_ticks(&self.root) else { return 0.0 };
-        let before = self.own_cpu.replace((now, ticks));
+    fn agent_cpu_percent(&mut self, worker: Option<&str>, now: Timestamp) -> f32 {
+        let Some(own) = cpu_ticks(&self.root, SELF) else { return 0.0 };
+        let ticks = own.saturating_add(worker.and_then(|pid| cpu_ticks(&self.root, pid)).unwrap_or(0));
+        let before = self.cpu.replace((now, ticks));
         let Some((then, ticks_then)) = before else { return 0.0 };
         let wall_ms = now.0.saturating_sub(then.0);
         if wall_ms == 0 {
@@ -118,7 +133,7 @@ struct MachineSample {
     memory_available_bytes: u64,
 }
 
-/// The agent's resident memory.
+/// A process's resident memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OwnMemory {
     /// Now.
@@ -127,10 +142,14 @@ pub struct OwnMemory {
     pub peak_bytes: u64,
 }
 
-/// Reads the agent's own memory (`VmRSS`, `VmHWM`); zero where `/proc` has none.
+/// Reads this process's own memory (`VmRSS`, `VmHWM`); zero where `/proc` has none.
 #[must_use]
 pub fn own_memory(root: &Path) -> OwnMemory {
-    let status = read(&root.join("proc/self/status")).unwrap_or_default();
+    memory_of(root, SELF)
+}
+
+fn memory_of(root: &Path, process: &str) -> OwnMemory {
+    let status = read(&root.join("proc").join(process).join("status")).unwrap_or_default();
     let kilobytes = |key: &str| -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
@@ -139,14 +158,12 @@ pub fn own_memory(root: &Path) -> OwnMemory {
     OwnMemory { resident_bytes: bytes("VmRSS:"), peak_bytes: bytes("VmHWM:") }
 }
 
-/// User and system time of this process, in clock ticks.
-fn own_cpu_ticks(root: &Path) -> Option<u64> {
-    let stat = read(&root.join("proc/self/stat"))?;
+/// User and system time of a process and of its children that ended, in clock ticks.
+fn cpu_ticks(root: &Path, process: &str) -> Option<u64> {
+    let stat = read(&root.join("proc").join(process).join("stat"))?;
     // The second field is the program's name in brackets and may hold anything, brackets too.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    user.checked_add(system)
+    (0..4).try_fold(0_u64, |sum, _| sum.checked_add(fields.next()?.parse().ok()?))
 }
 
 /// The sensors under `root`, by name, in degrees Celsius; at most [`MAX_SENSORS`].
@@ -335,11 +352,33 @@ mod tests {
         let mut sampler = Sampler::new(root.path().to_owned(), BootId(7), Timestamp(1000));
         let ticks = rustix::param::clock_ticks_per_second();
         std::fs::write(root.path().join("proc/self/stat"), stat(100 + ticks, 20 + ticks / 2)).unwrap();
-        let sample = sampler.sample(AgentState::Idle, None, Timestamp(2000));
+        let sample = sampler.sample(AgentState::Idle, None, None, Timestamp(2000));
         assert_eq!((sample.agent_rss_bytes, sample.agent_peak_rss_bytes), (8000 * 1024, 9000 * 1024));
         assert_eq!(sample.agent_cpu_percent, 150.0);
         assert_eq!((sample.sequence, sample.uptime_ms, sample.boot), (0, 1000, BootId(7)));
-        assert_eq!(sampler.sample(AgentState::Idle, None, Timestamp(2000)).sequence, 1);
+        assert_eq!(sampler.sample(AgentState::Idle, None, None, Timestamp(2000)).sequence, 1);
+    }
+
+    #[test]
+    fn the_worker_counts_with_the_agent_and_its_peak_stays() {
+        let ticks = rustix::param::clock_ticks_per_second();
+        let (own, working, both) =
+            (stat(10, 0), stat(ticks, 0), stat(10, 0).replace("10 0 0 0", &format!("10 0 {ticks} 0")));
+        let root = device(&[
+            ("proc/self/status", "VmHWM:\t 9 kB\nVmRSS:\t 8 kB\n"),
+            ("proc/self/stat", &own),
+            ("proc/42/status", "VmHWM:\t 70 kB\nVmRSS:\t 60 kB\n"),
+            ("proc/42/stat", &working),
+        ]);
+        let mut sampler = Sampler::new(root.path().to_owned(), BootId(7), Timestamp(0));
+        let sample = sampler.sample(AgentState::Training, None, Some(42), Timestamp(1000));
+        assert_eq!((sample.agent_rss_bytes, sample.agent_peak_rss_bytes), (68 * 1024, 79 * 1024));
+        assert_eq!(sample.agent_cpu_percent, 100.0);
+        // It ended: what it took of the processor is among the children's now.
+        std::fs::write(root.path().join("proc/self/stat"), both).unwrap();
+        let sample = sampler.sample(AgentState::Idle, None, None, Timestamp(2000));
+        assert_eq!((sample.agent_rss_bytes, sample.agent_peak_rss_bytes), (8 * 1024, 79 * 1024));
+        assert_eq!(sample.agent_cpu_percent, 0.0);
     }
 
     #[test]
@@ -347,6 +386,7 @@ mod tests {
         let root = device(&[]);
         let sample = Sampler::new(root.path().to_owned(), BootId(1), Timestamp(0)).sample(
             AgentState::Training,
+            None,
             None,
             Timestamp(5),
         );
@@ -361,7 +401,7 @@ mod tests {
         let root =
             device(&[("proc/self/status", "VmRSS: 99999999999999999999 kB\nVmHWM:\n"), ("proc/self/stat", "7 (")]);
         assert_eq!(own_memory(root.path()), OwnMemory::default());
-        assert_eq!(own_cpu_ticks(root.path()), None);
+        assert_eq!(cpu_ticks(root.path(), SELF), None);
     }
 
     #[test]
@@ -369,7 +409,7 @@ mod tests {
         let mut sampler = Sampler::new("/nowhere".into(), BootId(1), Timestamp(0));
         let mut backlog = Backlog::default();
         for _ in 0..Backlog::CAPACITY + 3 {
-            backlog.push(sampler.sample(AgentState::Idle, None, Timestamp(0)));
+            backlog.push(sampler.sample(AgentState::Idle, None, None, Timestamp(0)));
         }
         let sequences: Vec<u64> = backlog.drain().map(|sample| sample.sequence).collect();
         assert_eq!(sequences, (3..Backlog::CAPACITY as u64 + 3).collect::<Vec<_>>());

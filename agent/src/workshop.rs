@@ -1,7 +1,7 @@
 //! Where an order becomes an update: weights from the store, through the trainer, into tensors to hand in and to keep.
 //!
 //! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no file of examples open.
-//! What was opened stays for the next round, and goes when the worker gives its workshop up.
+//! What was opened stays for the next round.
 
 use crate::config::Training;
 use crate::corpus::Corpus;
@@ -9,6 +9,7 @@ use crate::memory;
 use crate::participant::sharing::shared_layers;
 use crate::participant::{Job, Personal, Trained, Work};
 use crate::telemetry::{machine, own_memory};
+use crate::worker::frames::Setup;
 use crate::worker::{Product, Workshop};
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
@@ -30,11 +31,12 @@ use std::time::Duration;
 /// Orders say nothing of clipping: gradients are taken as they are.
 const CLIP_NORM: f32 = f32::INFINITY;
 
-/// A [`Workshop`] around a pack. When it goes, so does the memory that its tensors had.
+/// A [`Workshop`] around a pack.
 pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
-    blobs: Arc<Blobs>,
+    blobs: Blobs,
+    beside_bytes: u64,
     open: Option<Open>,
     train: Texts,
     test: Texts,
@@ -44,28 +46,19 @@ pub struct PackWorkshop {
 struct Open {
     pack: Arc<Pack>,
     trainer: Trainer,
-    /// Bytes that the process had when they were opened.
+    /// Bytes that the processes had when they were opened.
     process: u64,
     /// How steps of the last order's size are done.
     planned: Option<(Step, Ways)>,
 }
 
-impl Drop for PackWorkshop {
-    fn drop(&mut self) {
-        if let Some(Open { trainer, .. }) = &mut self.open
-            && let Err(error) = trainer.shrink()
-        {
-            tracing::warn!(error = %error, "the memory of the trainer stays with the process");
-        }
-    }
-}
-
 impl PackWorkshop {
-    /// A workshop that opens `training`'s pack and files at the first work; weights are in `blobs`.
+    /// A workshop that opens the pack and the files of texts at the first work.
     #[must_use]
-    pub fn new(training: Training, device: DeviceId, blobs: Arc<Blobs>) -> Self {
+    pub fn new(setup: Setup) -> Self {
+        let Setup { training, device, blobs, beside_bytes } = setup;
         let (train, test) = (Texts::new(training.train.clone()), Texts::new(training.test.clone()));
-        Self { training, device, blobs, open: None, train, test }
+        Self { training, device, blobs: Blobs::of_another(blobs), beside_bytes, open: None, train, test }
     }
 
     fn train(
@@ -74,7 +67,7 @@ impl PackWorkshop {
         order: &TrainOrder,
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<Trained> {
-        let open = opened(&mut self.open, &self.training)?;
+        let open = opened(&mut self.open, &self.training, self.beside_bytes)?;
         let ways = within(self.training.memory, open, order)?;
         let Open { pack, trainer, .. } = open;
         let corpus = self.train.corpus(pack, order.max_tokens)?;
@@ -95,7 +88,7 @@ impl PackWorkshop {
         order: &EvaluateOrder,
         step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
     ) -> anyhow::Result<EvaluationReport> {
-        let Open { pack, trainer, .. } = opened(&mut self.open, &self.training)?;
+        let Open { pack, trainer, .. } = opened(&mut self.open, &self.training, self.beside_bytes)?;
         let corpus = self.test.corpus(pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
         let examples = usize::try_from(order.examples).unwrap_or(usize::MAX);
@@ -233,7 +226,7 @@ impl Texts {
     }
 }
 
-fn opened<'a>(open: &'a mut Option<Open>, training: &Training) -> anyhow::Result<&'a mut Open> {
+fn opened<'a>(open: &'a mut Option<Open>, training: &Training, beside_bytes: u64) -> anyhow::Result<&'a mut Open> {
     let opened = match open.take() {
         Some(opened) => opened,
         None => {
@@ -243,7 +236,7 @@ fn opened<'a>(open: &'a mut Option<Open>, training: &Training) -> anyhow::Result
             let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
             tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
-            Open { pack, trainer, process: memory::of_process(), planned: None }
+            Open { pack, trainer, process: memory::of_processes(beside_bytes), planned: None }
         }
     };
     Ok(open.insert(opened))

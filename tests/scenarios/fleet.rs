@@ -86,6 +86,24 @@ fn a_run_goes_on_when_the_broker_is_killed_and_comes_back() {
     assert!(run.closed.iter().all(|closed| closed.updates == 2 && closed.skipped.is_none()), "{:?}", run.closed);
 }
 
+/// As where memory runs out: the agent itself stays, says what happened, and works in the next round.
+#[test]
+fn a_device_whose_worker_is_killed_says_so_and_takes_part_in_the_next_round() {
+    let broker = Broker::embedded(&DEVICES[..2]);
+    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
+    fleet.start_coordinator();
+    DEVICES[..2].iter().for_each(|device| fleet.start_agent(device));
+    fleet.start_run(&["--rounds", "2", "--devices", "2", "--quorum", "1", "--steps", "30", "--batch", "4"]);
+    fleet.watch("the middle of round 1", |progress, run| run.round == 1 && training_step(progress, "oak") > 0);
+    fleet.kill_worker("oak");
+    let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
+    assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
+    assert_eq!(run.closed.iter().map(|closed| closed.updates).collect::<Vec<_>>(), [1, 2], "{:?}", run.closed);
+    let log = fleet.log("oak");
+    assert!(log.contains("signal 9") && log.contains("memory runs out"), "{log}");
+    assert!(fleet.stop_agents(), "the agents are those that were started");
+}
+
 /// Every update closes a round, three devices train at a time: when it does, two of them are in the middle of theirs.
 #[test]
 fn asynchronous_rounds_stop_nobody_and_survive_a_killed_coordinator() {

@@ -1,5 +1,4 @@
-//! Resident memory of a process that trains: flat over many steps, and given back afterwards. One test, since it looks at the
-//! whole process.
+//! Resident memory of a process that trains: flat over many steps. One test, since it looks at the whole process.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_agent::telemetry::own_memory;
@@ -22,7 +21,7 @@ fn batch(random: &mut Random, form: &Form, examples: usize, longest: usize) -> B
 }
 
 #[test]
-fn memory_stays_flat_over_steps_of_changing_length_and_is_given_back() {
+fn memory_stays_flat_over_steps_of_changing_length() {
     let folder = tempfile::tempdir().unwrap();
     let pack = Arc::new(packs::minilm(&["0", "1"], folder.path()));
     let mut trainer = Trainer::open(&places::runtime(), pack).unwrap();
@@ -39,9 +38,4 @@ fn memory_stays_flat_over_steps_of_changing_length_and_is_given_back() {
     let later = steps(&mut trainer, 60);
     // What 60 further steps may add: an eighth of what the first 20 needed.
     assert!(later < warm + warm / 8, "{warm} bytes after 20 steps, {later} after 80");
-
-    trainer.shrink().unwrap();
-    let shrunk = resident();
-    // Activations of a step of this size are some 60 MB; the mapped weights and the library stay.
-    assert!(shrunk + 30_000_000 < later, "{later} bytes in training, {shrunk} afterwards");
 }

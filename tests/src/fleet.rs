@@ -97,6 +97,25 @@ impl Fleet {
         agent.kill().and_then(|()| agent.wait().map(drop)).expect("a child can be killed");
     }
 
+    /// SIGKILL for the process in which an agent works, as the system does when memory runs out.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn kill_worker(&self, device: &str) {
+        let agent = self.agents.get(device).expect("the agent was started").id().to_string();
+        let works = |process: &PathBuf| {
+            // The number, the name in brackets, the state, the parent's number.
+            let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)) == Some(&agent)
+        };
+        let processes =
+            std::fs::read_dir("/proc").expect("a list of processes").map(|entry| entry.expect("one").path());
+        let worker = processes.filter(|process| works(process)).next().expect("a worker");
+        let name = worker.file_name().expect("its number").to_owned();
+        let killed = Command::new("kill").arg("-KILL").arg(name).status();
+        assert!(killed.is_ok_and(|status| status.success()), "SIGKILL could not be sent");
+    }
+
     /// SIGKILL for the coordinator.
     ///
     /// # Panics

@@ -6,3 +6,4 @@ mod profile;
 pub mod run;
 pub mod step;
 pub mod train;
+pub mod work;

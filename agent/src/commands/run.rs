@@ -11,7 +11,8 @@ use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
 use crate::worker::Worker;
-use crate::workshop::PackWorkshop;
+use crate::worker::frames::Setup;
+use crate::worker::process::{Pid, WorkerProcess};
 use anyhow::Context;
 use skiff_blobs::{Assembly, BlobError};
 use skiff_link::{Link, LinkEvent};
@@ -29,7 +30,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, 
 
 /// The longest that the farewell may take.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(4);
-/// How long the trainer stays in memory after its last work: longer than most rounds wait for the slowest device.
+/// How long the worker's process stays after its last work: longer than most rounds wait for the slowest device.
 const TRAINER_IDLE: Duration = Duration::from_secs(120);
 /// Reports of the worker that wait; more samples of steps are left out.
 const REPORTS: usize = 64;
@@ -64,8 +65,15 @@ async fn live(config: &Config, boot: BootId, participant: Participant, store: St
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let (link, mut link_events) = Link::open(link_config(config, boot))?;
     let (reports, mut reported) = mpsc::channel(REPORTS);
-    let (training, device, blobs) = (config.training.clone(), config.device.clone(), store.blobs().clone());
-    let open = move || PackWorkshop::new(training.clone(), device.clone(), blobs.clone());
+    let setup = Setup {
+        training: config.training.clone(),
+        device: config.device.clone(),
+        blobs: store.blobs().root().to_owned(),
+        beside_bytes: 0,
+    };
+    let pid = Pid::default();
+    let known = pid.clone();
+    let open = move || WorkerProcess::new(setup.clone(), known.clone());
     let worker = Worker::start(open, TRAINER_IDLE, reports).context("starting the worker's thread")?;
     let start = Instant::now();
     let mut agent = Agent {
@@ -76,6 +84,7 @@ async fn live(config: &Config, boot: BootId, participant: Participant, store: St
         outbox: Outbox::new(link),
         store,
         worker,
+        pid,
         sampler: Sampler::new(PathBuf::from("/"), boot, Timestamp(0)),
         backlog: Backlog::default(),
         online: false,
@@ -96,7 +105,7 @@ async fn live(config: &Config, boot: BootId, participant: Participant, store: St
         }
     }
     supervisor.stopping();
-    agent.farewell(reported).await;
+    agent.farewell().await;
     Ok(())
 }
 
@@ -121,6 +130,7 @@ struct Agent {
     outbox: Outbox,
     store: Store,
     worker: Worker,
+    pid: Pid,
     sampler: Sampler,
     backlog: Backlog,
     online: bool,
@@ -220,7 +230,7 @@ impl Agent {
 
     fn sample(&mut self) {
         let (state, work) = (self.participant.state(), self.participant.work().cloned());
-        let sample = self.sampler.sample(state, work, self.now());
+        let sample = self.sampler.sample(state, work, self.pid.get(), self.now());
         self.backlog.push(sample);
         if self.online {
             self.send_samples();
@@ -233,21 +243,16 @@ impl Agent {
         }
     }
 
-    /// Says goodbye while the worker ends its step: a process that exits below a running ONNX Runtime may crash.
-    async fn farewell(self, mut reported: mpsc::Receiver<Event>) {
+    /// Says goodbye. The worker's process is killed as the agent ends: what it was doing is begun anew by the next one.
+    async fn farewell(self) {
         tracing::info!("agent stops");
-        let Self { worker, outbox, desk, boot, online, .. } = self;
-        drop(worker);
-        let goodbye = async {
-            if online {
-                outbox.put(desk.publication(Message::Gone(Gone { boot, clean: true })));
-                outbox.close().await;
-            }
-        };
-        // The thread holds the other end of the channel until its workshop is closed.
-        let end_of_work = async { while reported.recv().await.is_some() {} };
-        if timeout(FAREWELL_PATIENCE, async { tokio::join!(goodbye, end_of_work) }).await.is_err() {
-            tracing::warn!("the broker or the worker took too long; the agent stops without");
+        let Self { outbox, desk, boot, online, .. } = self;
+        if !online {
+            return;
+        }
+        outbox.put(desk.publication(Message::Gone(Gone { boot, clean: true })));
+        if timeout(FAREWELL_PATIENCE, outbox.close()).await.is_err() {
+            tracing::warn!("the broker took too long; the agent stops without a farewell");
         }
     }
 }

@@ -240,7 +240,7 @@ fn writable(path: &Path) -> anyhow::Result<()> {
 impl Arguments {
     /// How the steps stay within `limit`; said on standard error.
     fn within(&self, limit: ByteSize, trainer: &Trainer, layers: usize) -> anyhow::Result<Plan> {
-        let process = memory::of_process();
+        let process = memory::of_processes(0);
         let tokens = trainer.form().layout.max_tokens.min(self.max_tokens as usize);
         let active = self.rates(layers).iter().filter(|rate| **rate < 1.0).count().max(1);
         let plan = memory::planned(trainer, limit, process, Step { examples: self.batch.into(), tokens, active })?;

@@ -1,6 +1,7 @@
 //! What the engine is told, and what it wants done.
 
 use super::{Memory, Personal};
+use serde::{Deserialize, Serialize};
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::{
     Birth, Command, EvaluateOrder, EvaluationReport, Presence, TrainOrder, TrainReport, WorkSample,
@@ -22,7 +23,7 @@ pub struct Profile {
 }
 
 /// Names a piece of work: a result of another one than the one in hand is ignored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ticket {
     /// The command's run.
     pub run: RunId,
@@ -31,7 +32,7 @@ pub struct Ticket {
 }
 
 /// What the worker is to do.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Work {
     /// Its name.
     pub ticket: Ticket,
@@ -44,7 +45,7 @@ pub struct Work {
 }
 
 /// The kinds of work. The weights are in the store.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Job {
     /// Train.
     Train(TrainOrder),
@@ -78,7 +79,7 @@ impl Job {
 }
 
 /// What a training came to.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Trained {
     /// The tensors of the head and of the shared layers.
     pub update: Vec<u8>,

@@ -3,12 +3,13 @@
 use crate::runtime::{Runtime, RuntimeError};
 use ort::ep::{CPU, CUDA, ExecutionProvider, ExecutionProviderDispatch, XNNPACK};
 use ort::session::Session;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 /// What computes. An operator that it has not runs on the processor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Provider {
     /// ONNX Runtime's own kernels for the processor: in every library.
     #[default]

@@ -138,14 +138,6 @@ impl Trainer {
         self.model.set_chunk_rows(rows);
     }
 
-    /// Gives memory that no tensor uses at the moment back to the system.
-    ///
-    /// # Errors
-    /// A graph that fails.
-    pub fn shrink(&mut self) -> Result<(), TrainerError> {
-        self.model.shrink(&self.weights)
-    }
-
     /// Forward and backward of `sequences` as one batch, at most `at_once` of them at a time; weights stay as they are.
     ///
     /// Losses and gradients of the parts are weighted by what counts in them ([`Batch::cut`]) and added up in order, so they are

@@ -104,7 +104,6 @@ pub(super) struct Given<'a> {
     pub(super) rows: Option<(usize, usize)>,
     /// The activations have one row for each example, the one that the head reads.
     pub(super) picked: bool,
-    pub(super) options: Option<&'a RunOptions>,
 }
 
 /// Activations or their gradients, `[T, D]`, or some rows of them.
@@ -190,14 +189,13 @@ impl Graph {
             inputs.push((Cow::from(name.as_str()), value.ok_or_else(unbound)?));
         }
         let placed;
-        let mut outputs = match (stack, given.options) {
-            (Some(stack), _) => {
+        let mut outputs = match stack {
+            Some(stack) => {
                 let places = places(&self.outputs, table, &inputs, stack).map_err(failed)?;
                 placed = RunOptions::new().map_err(failed)?.with_outputs(places);
                 self.session.run_with_options(inputs, &placed)
             }
-            (None, Some(options)) => self.session.run_with_options(inputs, options),
-            (None, None) => self.session.run(inputs),
+            None => self.session.run(inputs),
         }
         .map_err(failed)?;
         let mut results = Results::default();
@@ -358,7 +356,6 @@ impl<'a> Given<'a> {
             hidden_gradient: None,
             rows: None,
             picked: false,
-            options: None,
         }
     }
 

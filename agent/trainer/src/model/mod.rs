@@ -16,12 +16,10 @@ mod tests;
 use crate::batch::{Batch, Form, Truth};
 use crate::dropout::LayerMask;
 use crate::error::TrainerError;
-use crate::examples::{Sequence, Target};
 use crate::runtime::Runtime;
 use frozen::Views;
 use graph::{Given, Graph, Rows, Scope, array, contents};
 use ndarray::{ArrayD, IxDyn};
-use ort::session::RunOptions;
 use ort::value::DynValue;
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
@@ -327,23 +325,6 @@ impl Model {
         Ok(ArrayD::from_shape_vec(IxDyn(&[batch.tokens, width]), values).expect("so many rows were taken"))
     }
 
-    /// Gives what the arena holds and does not use back to the system. It only does so after a run, so one token is embedded.
-    pub(super) fn shrink(&mut self, weights: &NamedTensors) -> Result<(), TrainerError> {
-        let batch = Batch::new(&[Sequence { ids: vec![0], types: vec![0], target: Target::None }], &self.form)?;
-        let options = RunOptions::new().and_then(|mut options| {
-            options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
-            Ok(options)
-        });
-        let options =
-            options.map_err(|source| TrainerError::Run { graph: "shrinking the arena".to_owned(), source })?;
-        let given = Given { options: Some(&options), ..Given::new(&batch, &self.frozen, weights) };
-        // Whatever the token's row holds: the result goes nowhere.
-        self.embed.run(WHOLE, &given)?;
-        self.stack.shrink();
-        trim_heap();
-        Ok(())
-    }
-
     /// The activations after the layers of `mask`, and the contexts. `read`: only the rows that the head reads.
     fn flow(
         &mut self,
@@ -533,16 +514,6 @@ fn vocabulary_table<'a>(embed: &'a GraphSpec, layout: &Layout) -> Option<&'a Str
 fn trains(spec: &StageSpec) -> bool {
     let outputs = spec.backward.iter().flat_map(|graph| &graph.outputs);
     outputs.into_iter().any(|port| matches!(port.binding, Binding::Gradient(_)))
-}
-
-/// Gives what the C library's heap has free back too. It keeps whatever is smaller than the largest block that was ever freed
-/// (mallopt(3), M_MMAP_THRESHOLD), which after a few files were read is most of what the arena returned.
-fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    #[expect(unsafe_code, reason = "it takes a number, and touches only what is free")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 fn chunks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {

@@ -44,11 +44,6 @@ impl Stack {
         (self.used, self.highest) = (0, 0);
     }
 
-    /// Lets go of all memory.
-    pub(super) fn shrink(&mut self) {
-        *self = Self::default();
-    }
-
     /// As far as it is filled now.
     pub(super) fn mark(&self) -> Mark {
         Mark { blocks: self.blocks.len(), used: self.used }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::examples::of_lengths;
+use crate::examples::{Target, of_lengths};
 use ndarray::Array2;
 use safetensors::tensor::{Dtype, TensorView};
 use skiff_data::random::Random;

@@ -11,7 +11,7 @@
 //!
 //! **Bounds.** Blobs and chunks together stay below the quota; what would not fit is refused with
 //! [`BlobError::QuotaExceeded`]. Memory is O(chunk), except for [`Blobs::read`] and [`Blobs::put`]. One process at a time
-//! may have the folder open; its threads may share the [`Blobs`].
+//! may have the folder open, and its threads may share the [`Blobs`]; others may read ([`Blobs::of_another`]).
 
 use skiff_protocol::Digest;
 use skiff_protocol::transfer::{CHUNK_BYTES, Held, chunk_bytes, chunk_count};
@@ -112,6 +112,18 @@ impl Blobs {
         }
         blobs.used_bytes.store(used, Ordering::Relaxed);
         Ok(blobs)
+    }
+
+    /// The store that another process has open in the folder `root`, to read from.
+    #[must_use]
+    pub fn of_another(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), quota_bytes: 0, used_bytes: AtomicU64::new(0), next_aside: AtomicU64::new(0) }
+    }
+
+    /// The store's folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Bytes that still fit.

@@ -1,13 +1,16 @@
 //! The thread that works, so that the agent goes on listening meanwhile.
 //!
 //! One [`Work`] is in hand at a time; [`Worker::begin`] cancels the one before. Cancelled work ends at its next step and
-//! says nothing more. Work that panics is work that failed: its workshop is thrown away and the next work gets a new one.
-//! So is the workshop of a worker that had nothing to do for a while: the device gets its memory back.
+//! says nothing more. The workshop of a worker that had nothing to do for a while is given up, and the next work gets a new
+//! one. On a device the workshop is a [`process`] of its own, which [`frames`] are exchanged with; its memory goes when it goes.
+
+pub mod frames;
+pub mod process;
 
 use crate::participant::{Event, Trained, Work};
+use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::{EvaluationReport, WorkSample};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, TrySendError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +19,7 @@ use std::{io, thread};
 use tokio::sync::mpsc;
 
 /// What work comes to.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Product {
     /// Of a training.
     Trained(Trained),
@@ -24,7 +27,7 @@ pub enum Product {
     Evaluated(EvaluationReport),
 }
 
-/// Where work is done, on the worker's thread.
+/// Where work is done.
 pub trait Workshop {
     /// Does `work`. `step` is called after each step, with a sample where there is something to tell, and says whether to
     /// go on; where it breaks, the product is of no interest.
@@ -131,23 +134,17 @@ fn work_on<W: Workshop>(
         }
         if is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let place = workshop.get_or_insert_with(open);
-    let done = catch_unwind(AssertUnwindSafe(|| place.carry_out(work, &mut step)));
+    let done = workshop.get_or_insert_with(open).carry_out(work, &mut step);
     if is_cancelled() {
         return;
     }
     let event = match done {
-        Ok(Ok(Product::Trained(trained))) => Event::Trained { ticket, trained },
-        Ok(Ok(Product::Evaluated(report))) => Event::Evaluated { ticket, report },
-        Ok(Err(error)) => {
+        Ok(Product::Trained(trained)) => Event::Trained { ticket, trained },
+        Ok(Product::Evaluated(report)) => Event::Evaluated { ticket, report },
+        Err(error) => {
             let reason = format!("{error:#}");
             tracing::error!(reason, "work failed");
             Event::WorkFailed { ticket, reason }
-        }
-        Err(_panic) => {
-            *workshop = None;
-            tracing::error!("work panicked");
-            Event::WorkFailed { ticket, reason: "the agent's worker panicked; its log says where".to_owned() }
         }
     };
     // Where nobody listens any more the agent is ending.
@@ -162,7 +159,7 @@ mod tests {
     use skiff_protocol::messages::EvaluateOrder;
     use skiff_protocol::{Digest, RunId};
 
-    /// Steps until it is told to end (epoch 1), panics (2), fails (3), or finds nothing wrong.
+    /// Steps until it is told to end (epoch 1), fails (3), or finds nothing wrong.
     struct Fake;
 
     impl Workshop for Fake {
@@ -173,7 +170,6 @@ mod tests {
         ) -> anyhow::Result<Product> {
             match work.ticket.epoch {
                 1 => while step(Some(sample())).is_continue() {},
-                2 => panic!("as planned"),
                 3 => anyhow::bail!("no luck"),
                 _ => {}
             }
@@ -203,14 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn panicking_and_failing_work_is_reported_and_the_next_is_done() {
+    fn failing_work_is_reported_and_the_next_is_done() {
         let (reports, mut said) = mpsc::channel(8);
         let mut worker = Worker::start(|| Fake, Duration::from_secs(60), reports).unwrap();
         let mut outcome = |epoch| {
             worker.begin(work(epoch));
             said.blocking_recv().unwrap()
         };
-        assert!(matches!(outcome(2), Event::WorkFailed { reason, .. } if reason.contains("panicked")));
         assert!(matches!(outcome(3), Event::WorkFailed { reason, .. } if reason == "no luck"));
         assert!(matches!(outcome(4), Event::Evaluated { ticket: Ticket { epoch: 4, .. }, .. }));
     }

@@ -7,7 +7,8 @@ use skiff_agent::config::{Config, Settings};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 /// Where settings are looked for without --config.
 const USUAL_CONFIG: &str = "/etc/skiff/agent.toml";
@@ -102,13 +103,20 @@ fn fleet(arguments: &FleetArguments, verb: impl Fn(&Config) -> anyhow::Result<bo
 }
 
 fn start_log() {
-    let filter = EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted = std::env::var("SKIFF_LOG").ok().map(|text| text.parse::<Targets>());
+    let (filter, refused) = match wanted {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
+        None => (Targets::new().with_default(LevelFilter::INFO), None),
+    };
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+        .with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    if let Some(error) = refused {
+        tracing::warn!(%error, "SKIFF_LOG is not understood; showing info");
+    }
 }
 
 #[cfg(test)]

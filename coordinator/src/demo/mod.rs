@@ -39,7 +39,8 @@ use stop::Stop;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 const FLEET: &str = "demo";
 const COORDINATOR: &str = "coordinator";
@@ -114,8 +115,10 @@ fn check(options: &Options) -> anyhow::Result<()> {
 /// The screen is for the table; what is logged goes to a file.
 fn start_log(path: &Path) -> anyhow::Result<()> {
     let file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
-    let filter = EnvFilter::try_from_env("SKIFF_LOG").unwrap_or_else(|_| EnvFilter::new("info,rumqttd=off"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Mutex::new(file)).with_ansi(false);
+    let usual = || Targets::new().with_default(LevelFilter::INFO).with_target("rumqttd", LevelFilter::OFF);
+    let wanted = std::env::var("SKIFF_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
+    let log = tracing_subscriber::registry().with(lines.with_filter(wanted.unwrap_or_else(usual)));
     log.try_init().map_err(|error| anyhow::anyhow!("starting the log: {error}"))
 }
 

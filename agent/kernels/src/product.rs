@@ -93,6 +93,21 @@ fn rows_of<const FMA: bool, const MR: usize, const NR: usize>(
     }
 }
 
+/// The same for each row of a block, written out: a loop that the compiler leaves as one, as it does when it optimises the whole
+/// program at once, has an index that is not known, and then the block lies in memory and a product takes twice the time.
+macro_rules! for_each_row {
+    ($rows:ident, $at:ident => $body:block) => {
+        const { assert!($rows <= 8, "more rows are to be written out here") };
+        for_each_row!($rows, $at => $body; 0 1 2 3 4 5 6 7);
+    };
+    ($rows:ident, $at:ident => $body:block; $($row:literal)*) => {$(
+        if $row < $rows {
+            let $at = $row;
+            $body
+        }
+    )*};
+}
+
 /// A block of the result whose first element is at `row`, `column`.
 #[inline(always)]
 fn tile<const FMA: bool, const MR: usize, const NR: usize>(
@@ -111,20 +126,20 @@ fn tile<const FMA: bool, const MR: usize, const NR: usize>(
         )]
         let right: [f32; NR] =
             unsafe { b.data.as_ptr().add(step * b.stride + column).cast::<[f32; NR]>().read_unaligned() };
-        for (at, block) in block.iter_mut().enumerate() {
+        for_each_row!(MR, at => {
             #[expect(unsafe_code, reason = "as above")]
             let left = unsafe { *a.data.get_unchecked((row + at) * a.rows + step * a.columns) };
-            for (block, right) in block.iter_mut().zip(right) {
+            for (block, right) in block[at].iter_mut().zip(right) {
                 *block = fma::<FMA>(left, right, *block);
             }
-        }
+        });
     }
-    for (at, block) in block.iter().enumerate() {
+    for_each_row!(MR, at => {
         let target = &mut c.data[(row + at) * c.stride + column..][..NR];
-        for (target, value) in target.iter_mut().zip(block) {
-            *target = if add { *target + value } else { *value };
+        for (target, value) in target.iter_mut().zip(block[at]) {
+            *target = if add { *target + value } else { value };
         }
-    }
+    });
 }
 
 #[cfg(test)]

@@ -152,12 +152,14 @@ fn converse(
         if !speaks(&running.tells, patience, step)? {
             return Ok(None);
         }
-        match receive(&mut running.tells)? {
-            Some(Tell::Step(sample)) => {
+        match receive(&mut running.tells) {
+            Ok(Some(Tell::Step(sample))) => {
                 let next = if step(sample).is_continue() { Ask::GoOn } else { Ask::Stop };
                 let _ = send(&mut running.asks, &next);
             }
-            other => return Ok(other),
+            // In the middle of a word: it ended all the same.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            last => return last,
         }
     }
 }
@@ -281,6 +283,8 @@ mod tests {
             let message = failure(&mut killed, false);
             assert!(message.contains("signal 9") && message.contains("memory runs out"), "{message}");
         }
+        let message = failure(&mut process(|| Ok(shell("printf ab; kill -9 $$"))), false);
+        assert!(message.contains("signal 9"), "in the middle of a frame: {message}");
         let message = failure(&mut process(|| Ok(shell("kill -6 $$"))), false);
         assert!(message.contains("signal 6"), "{message}");
         let message = failure(&mut process(|| Ok(shell("exit 3"))), false);

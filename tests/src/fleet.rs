@@ -110,7 +110,7 @@ impl Fleet {
         };
         let processes =
             std::fs::read_dir("/proc").expect("a list of processes").map(|entry| entry.expect("one").path());
-        let worker = processes.filter(|process| works(process)).next().expect("a worker");
+        let worker = processes.find(works).expect("a worker");
         let name = worker.file_name().expect("its number").to_owned();
         let killed = Command::new("kill").arg("-KILL").arg(name).status();
         assert!(killed.is_ok_and(|status| status.success()), "SIGKILL could not be sent");

@@ -108,7 +108,7 @@ impl Fleet {
             let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
             stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)) == Some(&agent)
         };
-        let processes =
+        let mut processes =
             std::fs::read_dir("/proc").expect("a list of processes").map(|entry| entry.expect("one").path());
         let worker = processes.find(works).expect("a worker");
         let name = worker.file_name().expect("its number").to_owned();

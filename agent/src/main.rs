@@ -103,11 +103,10 @@ fn fleet(arguments: &FleetArguments, verb: impl Fn(&Config) -> anyhow::Result<bo
 }
 
 fn start_log() {
-    let wanted = std::env::var("SKIFF_LOG").ok().map(|text| text.parse::<Targets>());
+    let wanted = std::env::var("SKIFF_LOG").unwrap_or_else(|_| "info".to_owned()).parse::<Targets>();
     let (filter, refused) = match wanted {
-        Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
-        None => (Targets::new().with_default(LevelFilter::INFO), None),
+        Ok(filter) => (filter, None),
+        Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)

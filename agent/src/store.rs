@@ -18,7 +18,6 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The most that the folder's blobs may take.
 const QUOTA_BYTES: u64 = 4 << 30;
@@ -33,7 +32,7 @@ const BODY_AT: usize = DIGEST_AT + 32;
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
-    blobs: Arc<Blobs>,
+    blobs: Blobs,
     _lock: File,
 }
 
@@ -94,7 +93,7 @@ impl Store {
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
         let lock = lock(folder)?;
         let memory = read_memory(&folder.join("memory"))?;
-        let blobs = Arc::new(Blobs::open(folder, QUOTA_BYTES)?);
+        let blobs = Blobs::open(folder, QUOTA_BYTES)?;
         let store = Self { folder: folder.to_owned(), blobs, _lock: lock };
         let named = memory.as_ref().map(Memory::blobs).unwrap_or_default();
         store.keep_only(&named)?;
@@ -128,7 +127,7 @@ impl Store {
 
     /// The blobs; threads may share them.
     #[must_use]
-    pub fn blobs(&self) -> &Arc<Blobs> {
+    pub fn blobs(&self) -> &Blobs {
         &self.blobs
     }
 

@@ -10,7 +10,7 @@ use crate::participant::sharing::shared_layers;
 use crate::participant::{Job, Personal, Trained, Work};
 use crate::telemetry::{machine, own_memory};
 use crate::worker::frames::Setup;
-use crate::worker::{Product, Workshop};
+use crate::worker::{Product, Watch, Workshop};
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use skiff_blobs::Blobs;
@@ -61,12 +61,7 @@ impl PackWorkshop {
         Self { training, device, blobs: Blobs::of_another(blobs), beside_bytes, open: None, train, test }
     }
 
-    fn train(
-        &mut self,
-        work: &Work,
-        order: &TrainOrder,
-        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-    ) -> anyhow::Result<Trained> {
+    fn train(&mut self, work: &Work, order: &TrainOrder, step: &mut Watch<'_>) -> anyhow::Result<Trained> {
         let open = opened(&mut self.open, &self.training, self.beside_bytes)?;
         let ways = within(self.training.memory, open, order)?;
         let Open { pack, trainer, .. } = open;
@@ -86,7 +81,7 @@ impl PackWorkshop {
         &mut self,
         work: &Work,
         order: &EvaluateOrder,
-        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
+        step: &mut Watch<'_>,
     ) -> anyhow::Result<EvaluationReport> {
         let Open { pack, trainer, .. } = opened(&mut self.open, &self.training, self.beside_bytes)?;
         let corpus = self.test.corpus(pack, order.max_tokens)?;
@@ -191,11 +186,7 @@ fn gained(before: &EvaluateSummary, after: &EvaluateSummary) -> Option<Probe> {
 }
 
 impl Workshop for PackWorkshop {
-    fn carry_out(
-        &mut self,
-        work: &Work,
-        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-    ) -> anyhow::Result<Product> {
+    fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
         match &work.job {
             Job::Train(order) => self.train(work, order, step).map(Product::Trained),
             Job::Evaluate(order) => self.evaluate(work, order, step).map(Product::Evaluated),

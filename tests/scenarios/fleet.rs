@@ -19,11 +19,17 @@ fn training_step(progress: &Progress, device: &str) -> u32 {
         .map_or(0, |known| known.step)
 }
 
+/// A coordinator, and an agent for each of `devices`.
+fn started(broker: &Broker, devices: &[&str]) -> Fleet {
+    let mut fleet = Fleet::prepare(broker, devices, 60);
+    fleet.start_coordinator();
+    devices.iter().for_each(|device| fleet.start_agent(device));
+    fleet
+}
+
 /// An agent is killed in the second round, the coordinator in the fourth.
 fn a_run_survives_kills(broker: &Broker) {
-    let mut fleet = Fleet::prepare(broker, &DEVICES, 60);
-    fleet.start_coordinator();
-    DEVICES.iter().for_each(|device| fleet.start_agent(device));
+    let mut fleet = started(broker, &DEVICES);
     fleet.start_run(&SETTINGS.split_whitespace().collect::<Vec<_>>());
 
     fleet.watch("oak in the middle of round 2", |progress, run| {
@@ -75,9 +81,7 @@ fn a_run_over_the_embedded_broker_survives_a_killed_agent_and_a_killed_coordinat
 #[test]
 fn a_run_goes_on_when_the_broker_is_killed_and_comes_back() {
     let mut broker = Broker::mosquitto(FLEET, &DEVICES[..2]);
-    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
-    fleet.start_coordinator();
-    DEVICES[..2].iter().for_each(|device| fleet.start_agent(device));
+    let fleet = started(&broker, &DEVICES[..2]);
     fleet.start_run(&["--rounds", "2", "--devices", "2", "--quorum", "2", "--steps", "30", "--batch", "4"]);
     fleet.watch("the middle of round 1", |progress, run| run.round == 1 && training_step(progress, "oak") > 0);
     broker.kill_and_restart();
@@ -90,9 +94,7 @@ fn a_run_goes_on_when_the_broker_is_killed_and_comes_back() {
 #[test]
 fn a_device_whose_worker_is_killed_says_so_and_takes_part_in_the_next_round() {
     let broker = Broker::embedded(&DEVICES[..2]);
-    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
-    fleet.start_coordinator();
-    DEVICES[..2].iter().for_each(|device| fleet.start_agent(device));
+    let mut fleet = started(&broker, &DEVICES[..2]);
     fleet.start_run(&["--rounds", "2", "--devices", "2", "--quorum", "1", "--steps", "30", "--batch", "4"]);
     fleet.watch("the middle of round 1", |progress, run| run.round == 1 && training_step(progress, "oak") > 0);
     fleet.kill_worker("oak");
@@ -108,9 +110,7 @@ fn a_device_whose_worker_is_killed_says_so_and_takes_part_in_the_next_round() {
 #[test]
 fn asynchronous_rounds_stop_nobody_and_survive_a_killed_coordinator() {
     let broker = Broker::embedded(&DEVICES);
-    let mut fleet = Fleet::prepare(&broker, &DEVICES, 60);
-    fleet.start_coordinator();
-    DEVICES.iter().for_each(|device| fleet.start_agent(device));
+    let mut fleet = started(&broker, &DEVICES);
     let settings = "--asynchronous --rounds 7 --devices 1 --over-selection 2 --quorum 1 --steps 30 --batch 4 --bandit \
         --set evaluate_examples=0 --set final_examples=30";
     fleet.start_run(&settings.split_whitespace().collect::<Vec<_>>());
@@ -133,9 +133,7 @@ fn asynchronous_rounds_stop_nobody_and_survive_a_killed_coordinator() {
 #[test]
 fn a_policy_set_in_the_middle_of_a_run_says_whom_it_touches_and_holds_from_the_next_round_on() {
     let broker = Broker::embedded(&DEVICES[..2]);
-    let mut fleet = Fleet::prepare(&broker, &DEVICES[..2], 60);
-    fleet.start_coordinator();
-    DEVICES[..2].iter().for_each(|device| fleet.start_agent(device));
+    let mut fleet = started(&broker, &DEVICES[..2]);
     fleet.start_run(&["--rounds", "2", "--devices", "2", "--quorum", "2", "--steps", "20", "--batch", "4"]);
     fleet.watch("the middle of round 1", |progress, run| run.round == 1 && training_step(progress, "oak") > 0);
     let policy = fleet.path("policy.toml");

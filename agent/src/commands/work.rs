@@ -63,12 +63,7 @@ fn go_first() {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::config::Training;
-    use crate::participant::{Job, Ticket, Work};
-    use crate::worker::frames::Setup;
-    use skiff_protocol::messages::{EvaluateOrder, Place};
-    use skiff_protocol::{Digest, RunId};
-    use std::path::PathBuf;
+    use crate::worker::samples::{setup, work};
 
     fn said(asks: &[Ask]) -> (anyhow::Result<()>, Vec<Tell>) {
         let (mut heard, mut told) = (Vec::new(), Vec::new());
@@ -78,35 +73,9 @@ mod tests {
         (ended, std::iter::from_fn(|| receive(&mut told).unwrap()).collect())
     }
 
-    fn setup() -> Ask {
-        let training = Training {
-            pack: PathBuf::from("/nowhere/a.pack"),
-            train: None,
-            test: None,
-            threads: 1,
-            memory: None,
-            provider: skiff_trainer::Provider::Cpu,
-            onnxruntime: None,
-            protected: Vec::new(),
-            place: Place::default(),
-        };
-        Ask::Open(Setup { training, device: "oak".parse().unwrap(), blobs: PathBuf::from("/nowhere"), beside_bytes: 0 })
-    }
-
     #[test]
     fn work_that_fails_is_answered_and_the_next_is_asked_for() {
-        let digest = Digest([0; 32]);
-        let order =
-            EvaluateOrder { weights: digest, schema: digest, examples: 1, batch: 1, max_tokens: 2, deadline_ms: 1 };
-        let work = || {
-            Ask::Work(Work {
-                ticket: Ticket { run: RunId(1), epoch: 1 },
-                round: 1,
-                job: Job::Evaluate(order.clone()),
-                personal: None,
-            })
-        };
-        let (ended, told) = said(&[setup(), work(), work()]);
+        let (ended, told) = said(&[Ask::Open(setup()), Ask::Work(work(1)), Ask::Work(work(2))]);
         ended.unwrap();
         assert_eq!(told.len(), 2);
         for tell in told {
@@ -118,6 +87,6 @@ mod tests {
     fn whoever_calls_it_by_hand_is_told_what_to_call() {
         let (ended, told) = said(&[]);
         assert!(ended.unwrap_err().to_string().contains("skiff-agent run") && told.is_empty());
-        assert!(said(&[setup(), Ask::GoOn]).0.is_err());
+        assert!(said(&[Ask::Open(setup()), Ask::GoOn]).0.is_err());
     }
 }

@@ -27,18 +27,16 @@ pub enum Product {
     Evaluated(EvaluationReport),
 }
 
+/// Called after each step, with a sample where there is something to tell; says whether to go on.
+pub type Watch<'a> = dyn FnMut(Option<WorkSample>) -> ControlFlow<()> + 'a;
+
 /// Where work is done.
 pub trait Workshop {
-    /// Does `work`. `step` is called after each step, with a sample where there is something to tell, and says whether to
-    /// go on; where it breaks, the product is of no interest.
+    /// Does `work`. Where `step` breaks, the product is of no interest.
     ///
     /// # Errors
     /// For the operator, with its causes.
-    fn carry_out(
-        &mut self,
-        work: &Work,
-        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-    ) -> anyhow::Result<Product>;
+    fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product>;
 }
 
 /// Work, and whether it is cancelled.
@@ -151,23 +149,55 @@ fn work_on<W: Workshop>(
     let _ = reports.blocking_send(event);
 }
 
+/// What the tests of the worker's rooms begin with.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::Work;
+    use super::frames::Setup;
+    use crate::config::Training;
+    use crate::participant::{Job, Ticket};
+    use skiff_protocol::messages::{EvaluateOrder, Place};
+    use skiff_protocol::{Digest, RunId};
+    use std::path::PathBuf;
+
+    /// Of a device whose pack is not there.
+    pub(crate) fn setup() -> Setup {
+        let training = Training {
+            pack: PathBuf::from("/nowhere/a.pack"),
+            train: None,
+            test: None,
+            threads: 1,
+            memory: None,
+            provider: skiff_trainer::Provider::Cpu,
+            onnxruntime: None,
+            protected: Vec::new(),
+            place: Place::default(),
+        };
+        let device = "oak".parse().expect("a device's name");
+        Setup { training, device, blobs: PathBuf::from("/nowhere"), beside_bytes: 0 }
+    }
+
+    pub(crate) fn work(epoch: u64) -> Work {
+        let digest = Digest([0; 32]);
+        let order =
+            EvaluateOrder { weights: digest, schema: digest, examples: 1, batch: 1, max_tokens: 2, deadline_ms: 1 };
+        Work { ticket: Ticket { run: RunId(1), epoch }, round: 1, job: Job::Evaluate(order), personal: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::samples::work;
     use super::*;
-    use crate::participant::{Job, Ticket};
-    use skiff_protocol::messages::EvaluateOrder;
-    use skiff_protocol::{Digest, RunId};
+    use crate::participant::Ticket;
+    use skiff_protocol::RunId;
 
     /// Steps until it is told to end (epoch 1), fails (3), or finds nothing wrong.
     struct Fake;
 
     impl Workshop for Fake {
-        fn carry_out(
-            &mut self,
-            work: &Work,
-            step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-        ) -> anyhow::Result<Product> {
+        fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
             match work.ticket.epoch {
                 1 => while step(Some(sample())).is_continue() {},
                 3 => anyhow::bail!("no luck"),
@@ -189,13 +219,6 @@ mod tests {
             active_layers: 1,
             loss: 1.0,
         }
-    }
-
-    fn work(epoch: u64) -> Work {
-        let digest = Digest([0; 32]);
-        let order =
-            EvaluateOrder { weights: digest, schema: digest, examples: 1, batch: 1, max_tokens: 2, deadline_ms: 1 };
-        Work { ticket: Ticket { run: RunId(1), epoch }, round: 1, job: Job::Evaluate(order), personal: None }
     }
 
     #[test]
@@ -226,11 +249,7 @@ mod tests {
         /// Says which work it does, and waits to be let on.
         struct Gated(std::sync::mpsc::Sender<u64>, Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
         impl Workshop for Gated {
-            fn carry_out(
-                &mut self,
-                work: &Work,
-                step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-            ) -> anyhow::Result<Product> {
+            fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
                 self.0.send(work.ticket.epoch)?;
                 self.1.lock().unwrap().recv()?;
                 Fake.carry_out(work, step)
@@ -261,11 +280,7 @@ mod tests {
             }
         }
         impl Workshop for Closing {
-            fn carry_out(
-                &mut self,
-                work: &Work,
-                step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-            ) -> anyhow::Result<Product> {
+            fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
                 Fake.carry_out(work, step)
             }
         }

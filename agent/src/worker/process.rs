@@ -5,13 +5,11 @@
 //! nothing but its pipe, so it may be killed at any moment.
 
 use super::frames::{Ask, Setup, Tell, receive, send};
-use super::{Product, Workshop};
+use super::{Product, Watch, Workshop};
 use crate::participant::Work;
 use crate::telemetry::own_memory;
 use anyhow::{Context, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use skiff_protocol::messages::WorkSample;
-use std::ops::ControlFlow;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -113,11 +111,7 @@ impl Drop for WorkerProcess {
 }
 
 impl Workshop for WorkerProcess {
-    fn carry_out(
-        &mut self,
-        work: &Work,
-        step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-    ) -> anyhow::Result<Product> {
+    fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
         let patience = self.patience;
         let running = self.running().context("starting the worker's process")?;
         let told = match converse(running, work, patience, step) {
@@ -140,12 +134,7 @@ impl Workshop for WorkerProcess {
 }
 
 /// The last word about `work`; `None` where the process ended without, or was killed because it did not stop.
-fn converse(
-    running: &mut Running,
-    work: &Work,
-    patience: Duration,
-    step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-) -> io::Result<Option<Tell>> {
+fn converse(running: &mut Running, work: &Work, patience: Duration, step: &mut Watch<'_>) -> io::Result<Option<Tell>> {
     // Ignored: a process that is gone has closed its pipe, which the next lines see.
     let _ = send(&mut running.asks, &Ask::Work(work.clone()));
     loop {
@@ -165,11 +154,7 @@ fn converse(
 }
 
 /// Waits for the process's next word; false where it is to stop and does not.
-fn speaks(
-    tells: &ChildStdout,
-    mut patience: Duration,
-    step: &mut dyn FnMut(Option<WorkSample>) -> ControlFlow<()>,
-) -> io::Result<bool> {
+fn speaks(tells: &ChildStdout, mut patience: Duration, step: &mut Watch<'_>) -> io::Result<bool> {
     let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: 0 };
     loop {
         match poll(&mut [PollFd::new(tells, PollFlags::IN)], Some(&look)) {
@@ -231,27 +216,12 @@ fn this_program() -> io::Result<Command> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::config::Training;
-    use crate::participant::{Job, Ticket};
-    use skiff_protocol::messages::{EvaluateOrder, Place};
-    use skiff_protocol::{Digest, RunId};
+    use crate::worker::samples::{setup, work};
+    use std::ops::ControlFlow;
     use std::path::PathBuf;
 
     fn process(command: fn() -> io::Result<Command>) -> WorkerProcess {
-        let training = Training {
-            pack: PathBuf::from("/nowhere"),
-            train: None,
-            test: None,
-            threads: 1,
-            memory: None,
-            provider: skiff_trainer::Provider::Cpu,
-            onnxruntime: None,
-            protected: Vec::new(),
-            place: Place::default(),
-        };
-        let setup =
-            Setup { training, device: "oak".parse().unwrap(), blobs: PathBuf::from("/nowhere"), beside_bytes: 0 };
-        let mut process = WorkerProcess::new(setup, Pid::default());
+        let mut process = WorkerProcess::new(setup(), Pid::default());
         (process.command, process.patience) = (command, Duration::ZERO);
         process
     }
@@ -262,16 +232,9 @@ mod tests {
         command
     }
 
-    fn work() -> Work {
-        let digest = Digest([0; 32]);
-        let order =
-            EvaluateOrder { weights: digest, schema: digest, examples: 1, batch: 1, max_tokens: 2, deadline_ms: 1 };
-        Work { ticket: Ticket { run: RunId(1), epoch: 1 }, round: 1, job: Job::Evaluate(order), personal: None }
-    }
-
     fn failure(process: &mut WorkerProcess, cancelled: bool) -> String {
         let next = if cancelled { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let error = process.carry_out(&work(), &mut |_| next).unwrap_err();
+        let error = process.carry_out(&work(1), &mut |_| next).unwrap_err();
         assert_eq!(process.pid.get(), None, "it is gone");
         format!("{error:#}")
     }

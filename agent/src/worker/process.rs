@@ -10,13 +10,14 @@ use crate::participant::Work;
 use crate::telemetry::own_memory;
 use anyhow::{Context, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::env;
+use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use std::{env, io};
 
 /// The verb by which this program works.
 pub const VERB: &str = "work";
@@ -138,32 +139,39 @@ fn converse(running: &mut Running, work: &Work, patience: Duration, step: &mut W
     // Ignored: a process that is gone has closed its pipe, which the next lines see.
     let _ = send(&mut running.asks, &Ask::Work(work.clone()));
     loop {
-        if !speaks(&running.tells, patience, step)? {
-            return Ok(None);
-        }
-        match receive(&mut running.tells) {
+        match receive(&mut Patient { tells: &mut running.tells, patience, step: &mut *step }) {
             Ok(Some(Tell::Step(sample))) => {
                 let next = if step(sample).is_continue() { Ask::GoOn } else { Ask::Stop };
                 let _ = send(&mut running.asks, &next);
             }
-            // In the middle of a word: it ended all the same.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            // In the middle of a word, or silent: it is ended all the same.
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::TimedOut) => {
+                return Ok(None);
+            }
             last => return last,
         }
     }
 }
 
-/// Waits for the process's next word; false where it is to stop and does not.
-fn speaks(tells: &ChildStdout, mut patience: Duration, step: &mut Watch<'_>) -> io::Result<bool> {
-    let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: 0 };
-    loop {
-        match poll(&mut [PollFd::new(tells, PollFlags::IN)], Some(&look)) {
-            Ok(0) if step(None).is_continue() => {}
-            Ok(0) if patience.is_zero() => return Ok(false),
-            Ok(0) => patience = patience.saturating_sub(LOOK),
-            Ok(_) => return Ok(true),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+/// What the process tells, read with patience: it times out where the process is to stop and does not.
+struct Patient<'a, 'b> {
+    tells: &'a mut ChildStdout,
+    patience: Duration,
+    step: &'a mut Watch<'b>,
+}
+
+impl Read for Patient<'_, '_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: 0 };
+        loop {
+            match poll(&mut [PollFd::new(self.tells, PollFlags::IN)], Some(&look)) {
+                Ok(0) if (self.step)(None).is_continue() => {}
+                Ok(0) if self.patience.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(0) => self.patience = self.patience.saturating_sub(LOOK),
+                Ok(_) => return self.tells.read(into),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }
@@ -263,6 +271,7 @@ mod tests {
     #[test]
     fn a_cancelled_step_that_does_not_end_is_ended() {
         failure(&mut process(|| Ok(shell("exec sleep 1000"))), true);
+        failure(&mut process(|| Ok(shell("printf ab; exec sleep 1000"))), true);
     }
 
     #[test]

@@ -18,7 +18,6 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
-use skiff_trainer::Provider;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -193,6 +192,18 @@ pub enum Trust {
     Key(Verifier),
     /// Whoever can write to the broker.
     Anybody,
+}
+
+/// What computes; an operator that it has not runs on the processor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Provider {
+    /// ONNX Runtime's own kernels for the processor.
+    #[default]
+    Cpu,
+    /// NVIDIA's cards.
+    Cuda,
+    /// Kernels for the processors of small devices.
+    Xnnpack,
 }
 
 /// What is trained, on what, with what.
@@ -385,8 +396,10 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
     protected.sort_unstable();
     protected.dedup();
     let provider = match settings.provider.as_deref() {
-        Some(name) => name.parse().map_err(|_| invalid("provider", name, "cpu, cuda or xnnpack"))?,
-        None => Provider::default(),
+        None | Some("cpu") => Provider::Cpu,
+        Some("cuda") => Provider::Cuda,
+        Some("xnnpack") => Provider::Xnnpack,
+        Some(name) => return Err(invalid("provider", name, "cpu, cuda or xnnpack")),
     };
     let size =
         |text: &String| text.parse().map_err(|_| invalid("memory", text, "a size, for instance 300MB or 1.5GiB"));

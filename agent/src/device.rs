@@ -1,87 +1,54 @@
-//! What the device has for a fleet: its pack and its examples, looked at once when the agent starts.
+//! What the device has for a fleet.
 
 use crate::config::Training;
-use crate::corpus::count;
-use crate::memory;
 use crate::participant::Profile;
-use crate::store::replace;
 use crate::telemetry::machine;
 use anyhow::{Context, bail};
-use bytesize::ByteSize;
-use skiff_models::files::read_bounded;
-use skiff_models::memory::{Policy, Step, predict};
-use skiff_models::pack::Pack;
-use skiff_protocol::messages::{Birth, REFERENCE_TOKENS, StepMemory};
+use serde::{Deserialize, Serialize};
+use skiff_protocol::messages::{Birth, StepMemory};
 use skiff_protocol::{BootId, Digest};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
-/// Opens the pack, checks every file of it and counts the examples; keeps neither in memory. That the weights were found sound
-/// is noted in `state`, and as long as nobody wrote to their file they are not read again.
+/// What the worker's process found when it looked at the device's pack and examples, once, as the agent started.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Of the pack.
+    pub pack: Digest,
+    /// Of the names and shapes of its trainable tensors.
+    pub schema: Digest,
+    /// Its transformer layers.
+    pub layers: usize,
+    /// Examples to train on.
+    pub train_examples: u64,
+    /// Examples to evaluate on.
+    pub test_examples: u64,
+    /// What the leanest steps take.
+    pub memory: StepMemory,
+}
+
+/// What the fleet is told of this device.
 ///
 /// # Errors
-/// A broken pack, examples that cannot be read or whose labels are not the pack's, layers that do not exist.
-pub fn profile(training: &Training, state: &Path, boot: BootId) -> anyhow::Result<Profile> {
-    let pack = Pack::open(&training.pack)?;
-    check_weights(&pack, &state.join("weights-checked"))?;
-    let layers = pack.manifest().layers;
+/// The settings protect layers that the pack does not have.
+pub fn profile(training: &Training, inventory: &Inventory, boot: BootId) -> anyhow::Result<Profile> {
+    let Inventory { pack, schema, layers, train_examples, test_examples, memory } = *inventory;
     if let Some(layer) = training.protected.iter().find(|layer| **layer as usize >= layers) {
         bail!("protected names layer {layer}, but the pack has layers 0 to {}", layers.saturating_sub(1));
     }
-    let machine = machine();
-    let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count(path, &pack));
     Ok(Profile {
         birth: Birth {
             boot,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            pack: Digest(pack.digest()),
-            train_examples: examples(&training.train)?,
-            test_examples: examples(&training.test)?,
+            pack,
+            train_examples,
+            test_examples,
             place: training.place.clone(),
-            memory: of_steps(&pack, memory::limit(training.memory, machine.memory_bytes)),
-            machine,
+            memory,
+            machine: machine(),
         },
-        schema: Digest(pack.schema().hash()),
+        schema,
         layers,
         protected: training.protected.clone(),
     })
-}
-
-/// What ONNX Runtime, its sessions and the agent take of memory whatever is trained, in bytes: 47 to 63 MB were measured
-/// (docs/training-step.md).
-const PROCESS_BYTES: u64 = 48 << 20;
-
-/// What the leanest steps take of a limit: one text at a time, and layers that keep their input alone.
-#[must_use]
-pub fn of_steps(pack: &Pack, limit: ByteSize) -> StepMemory {
-    let manifest = pack.manifest();
-    let unknown = StepMemory { limit_bytes: limit.0, ..StepMemory::default() };
-    let Ok(stages) = manifest.design.fused_stages() else { return unknown };
-    let tokens = manifest.layout.max_tokens.clamp(1, REFERENCE_TOKENS as usize);
-    let predicted =
-        |active| predict(&manifest.design, &stages, Step { examples: 1, tokens, active }, Policy::Recompute).total();
-    let (one, two) = (predicted(1), predicted(2));
-    let layer_bytes = two.saturating_sub(one);
-    StepMemory { process_bytes: PROCESS_BYTES, step_bytes: one.saturating_sub(layer_bytes), layer_bytes, ..unknown }
-}
-
-/// Checks the frozen weights, unless `note` says that this file was found sound as it is now.
-fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
-    let path = pack.weights_path();
-    let found = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?;
-    let (written, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
-    let (pack_digest, file) = (Digest(pack.digest()), (found.dev(), found.ino(), found.size()));
-    let now = format!("{pack_digest:?} {file:?} {written:?} {changed:?}\n");
-    if read_bounded(note, now.len() as u64).is_ok_and(|noted| noted == now.as_bytes()) {
-        return Ok(());
-    }
-    pack.check_weights()?;
-    // A note that is not kept costs time at the next start, and nothing else.
-    if let Err(error) = replace(note, now.as_bytes()) {
-        tracing::debug!(%error, path = %note.display(), "not noted that the weights are sound");
-    }
-    Ok(())
 }
 
 /// 64 random bits for a new life of the agent.

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{bench, doctor, run, step, train, work};
+use skiff_agent::commands::{doctor, run};
 use skiff_agent::config::{Config, Settings};
-use std::io::{IsTerminal, Write};
+use skiff_agent::worker::process::Program;
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::prelude::*;
 
 /// Where settings are looked for without --config.
 const USUAL_CONFIG: &str = "/etc/skiff/agent.toml";
@@ -19,6 +19,7 @@ const BAD_SETTINGS: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
+    disable_help_subcommand = true,
     after_help = "Start here:\n  \
         skiff-agent train --pack minilm.pack --train train.csv --test test.csv   train alone, to see how fast it is\n  \
         skiff-agent doctor --config agent.toml                                   see whether a fleet can be joined\n  \
@@ -39,15 +40,25 @@ enum Verb {
         skiff-agent run --broker mqtts://broker.example --device kitchen --password-file secret \\\n      \
         --coordinator-key 7c3f… --pack minilm.pack --train train.csv --test test.csv --state state")]
     Run(FleetArguments),
-    Train(train::Arguments),
-    Step(step::Arguments),
-    Bench(bench::Arguments),
+    /// Trains on local files, without a fleet, and says how fast and how well
+    #[command(disable_help_flag = true)]
+    Train(HandedOver),
+    /// Times training steps on random tokens: seconds, share of the machine's peak, memory
+    #[command(disable_help_flag = true)]
+    Bench(HandedOver),
+    /// Does one training step on tensors from a file and writes loss, scores and gradients
+    #[command(disable_help_flag = true)]
+    Step(HandedOver),
     /// Checks what a fleet needs of this device, a line each: ok, warn or FAIL with what to do
     #[command(after_help = "Example:\n  skiff-agent doctor --config agent.toml")]
     Doctor(FleetArguments),
-    /// Works for `run`, which starts it
-    #[command(name = skiff_agent::worker::process::VERB, hide = true)]
-    Work,
+}
+
+/// Arguments that `skiff-worker` reads: whatever trains is in that program.
+#[derive(Args)]
+struct HandedOver {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _arguments: Vec<OsString>,
 }
 
 #[derive(Args)]
@@ -64,14 +75,11 @@ struct FleetArguments {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log();
+    skiff_agent::log::start();
     let done = match &cli.verb {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
         Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, &mut std::io::stdout().lock())?)),
-        Verb::Train(arguments) => train::run(arguments).map(|()| true),
-        Verb::Bench(arguments) => bench::run(arguments).map(|()| true),
-        Verb::Step(arguments) => step::run(arguments).map(|()| true),
-        Verb::Work => work::run().map(|()| true),
+        Verb::Train(_) | Verb::Bench(_) | Verb::Step(_) => Err(hand_over()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -81,6 +89,14 @@ fn main() -> ExitCode {
             let bad_settings = error.is::<skiff_agent::config::ConfigError>();
             ExitCode::from(if bad_settings { BAD_SETTINGS } else { FAILED })
         }
+    }
+}
+
+/// Becomes the program that trains, with this one's arguments.
+fn hand_over() -> anyhow::Error {
+    match Program::beside_this().context("finding this program's folder") {
+        Ok(program) => program.become_it(std::env::args_os().skip(1)),
+        Err(error) => error,
     }
 }
 
@@ -100,22 +116,6 @@ fn fleet(arguments: &FleetArguments, verb: impl Fn(&Config) -> anyhow::Result<bo
     let host = sysinfo::System::host_name().ok();
     let config = arguments.settings.clone().or(written).check(host.as_deref())?;
     verb(&config)
-}
-
-fn start_log() {
-    let wanted = std::env::var("SKIFF_LOG").unwrap_or_else(|_| "info".to_owned()).parse::<Targets>();
-    let (filter, refused) = match wanted {
-        Ok(filter) => (filter, None),
-        Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
-    };
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
-    if let Some(error) = refused {
-        tracing::warn!(%error, "SKIFF_LOG is not understood; showing info");
-    }
 }
 
 #[cfg(test)]

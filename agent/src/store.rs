@@ -148,7 +148,10 @@ impl Store {
 
 /// Replaces the file at `path` as a whole, by way of `{path}.new` beside it: whoever looks, also after a crash, finds the old
 /// bytes or the new ones.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// What the file system says.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     let mut file = File::create(&aside)?;

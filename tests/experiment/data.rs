@@ -1,11 +1,11 @@
 //! Real texts, tokenised once, and dealt out to virtual devices.
 
 use anyhow::{Context, ensure};
-use skiff_agent::corpus::Corpus;
 use skiff_data::random::Random;
 use skiff_data::{Example, dataset, labels, read, split};
 use skiff_models::Pack;
 use skiff_trainer::{Examples, Sequence, Target};
+use skiff_worker::corpus::Corpus;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;

@@ -16,8 +16,6 @@ use crate::fleets::{Availability, Battery, Class, Fleet, RADIO_WATTS, device_id}
 use crate::methods::Method;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use skiff_agent::device::of_steps;
-use skiff_agent::workshop::{Held, only_layers, train_as_ordered};
 use skiff_blobs::Blobs;
 use skiff_coordinator::configurator::Pace;
 use skiff_coordinator::model::Model;
@@ -30,6 +28,8 @@ use skiff_models::work;
 use skiff_protocol::messages::{Answer, Command, Order, Outcome as Told, Place, SharingPlan, TrainOrder};
 use skiff_protocol::{BootId, DeviceId, Digest, RunId, Timestamp};
 use skiff_trainer::{EvaluatePlan, LayerMask, Runtime, Trainer};
+use skiff_worker::inventory::of_steps;
+use skiff_worker::workshop::{Held, only_layers, train_as_ordered};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;

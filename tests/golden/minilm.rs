@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use ndarray::{Array1, Axis};
-use skiff_agent::corpus::tokenizer;
 use skiff_tests::{packs, places};
 use skiff_trainer::{Batch, LayerMask, Sequence, Target, Trainer};
+use skiff_worker::corpus::tokenizer;
 use std::sync::Arc;
 
 const ANCHOR: &str = "That is a happy person";

@@ -1,8 +1,8 @@
 //! Packs that were damaged, forged or made for another version: an error that names the file, never a panic.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_agent::config::Training;
-use skiff_agent::device::{new_boot, profile};
+use skiff_agent::config::{Provider, Training};
+use skiff_agent::worker::frames::Setup;
 use skiff_models::Pack;
 use skiff_models::architectures::ConfigError;
 use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
@@ -10,7 +10,7 @@ use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
 use skiff_protocol::messages::Place;
 use skiff_tests::packs::{self, Case};
-use skiff_trainer::Provider;
+use skiff_worker::inventory::look;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -265,7 +265,9 @@ fn an_agent_reads_the_weights_when_somebody_wrote_to_them_and_only_then() {
         protected: Vec::new(),
         place: Place::default(),
     };
-    let start = || profile(&training, state.path(), new_boot().unwrap());
+    let device = "oak".parse().unwrap();
+    let setup = Setup { training, device, state: state.path().to_owned(), beside_bytes: 0 };
+    let start = || look(&setup);
     start().unwrap();
     let note = state.path().join("weights-checked");
     let noted = fs::read(&note).unwrap();

@@ -1,19 +1,17 @@
 //! `skiff-agent doctor`: whether this device can take part, one line for each thing it needs. It changes nothing.
 
 use crate::config::Config;
-use crate::corpus::count;
 use crate::device::new_boot;
 use crate::mqtt::{Desk, link_config};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
+use crate::worker::frames::Setup;
+use crate::worker::process::{Pid, Program, WorkerProcess};
 use anyhow::Context;
 use rustix::fs::{Access, access, statvfs};
+use serde::{Deserialize, Serialize};
 use skiff_link::{Link, LinkConfig, LinkEvent};
-use skiff_models::Pack;
-use skiff_models::layout::Layout;
-use skiff_models::task::Task;
 use skiff_protocol::Timestamp;
-use skiff_trainer::Runtime;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
@@ -30,7 +28,7 @@ const ROOMY_BYTES: u64 = 64 << 20;
 const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 
 /// What came of a check.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Finding {
     /// As it should be.
     Fine(String),
@@ -56,16 +54,14 @@ impl fmt::Display for Finding {
 /// # Errors
 /// Where `out` cannot be written.
 pub fn run(config: &Config, out: &mut impl Write) -> io::Result<bool> {
-    let pack = Pack::open(&config.training.pack).and_then(|pack| pack.check_weights().map(|()| pack));
     let mut sound = true;
     let mut say = |name: &str, finding: Finding| {
         sound &= !matches!(finding, Finding::Broken(_));
         writeln!(out, "{name:<13}{finding}")
     };
-    say("onnxruntime", onnxruntime(config))?;
-    say("pack", check_pack(&pack, &config.training.pack))?;
-    say("train", examples(config.training.train.as_deref(), &pack, "training"))?;
-    say("test", examples(config.training.test.as_deref(), &pack, "evaluation"))?;
+    for (name, finding) in worker(config) {
+        say(&name, finding)?;
+    }
     say("state", state_folder(&config.state))?;
     say("sensors", sensors(Path::new("/")))?;
     say("clock", clock())?;
@@ -79,53 +75,14 @@ fn broken(error: impl Into<anyhow::Error>) -> Finding {
     Finding::Broken(format!("{:#}", error.into()))
 }
 
-fn onnxruntime(config: &Config) -> Finding {
-    let training = &config.training;
-    match Runtime::load(training.onnxruntime.as_deref(), 1).and_then(|runtime| runtime.on(training.provider)) {
-        Ok(runtime) => Finding::Fine(format!("{}, computes on {}", runtime.version(), runtime.provider())),
-        Err(error) => broken(error),
-    }
-}
-
-fn check_pack(pack: &Result<Pack, skiff_models::pack::PackError>, path: &Path) -> Finding {
-    match pack {
-        Ok(pack) => {
-            let (manifest, digest) = (pack.manifest(), skiff_protocol::Digest(pack.digest()));
-            Finding::Fine(format!(
-                "{} is intact: {} for {}, {} layers, {}, digest {digest:?}",
-                path.display(),
-                manifest.design.model.name(),
-                manifest.layout.task,
-                manifest.layers,
-                scored(&manifest.layout),
-            ))
-        }
-        Err(error) => Finding::Broken(causes(error)),
-    }
-}
-
-/// What the pack's scores are of.
-fn scored(layout: &Layout) -> String {
-    match layout.task {
-        Task::SequenceClassification | Task::TokenClassification => format!("{} labels", layout.classes),
-        Task::Regression => format!("{} numbers", layout.classes),
-        Task::CausalLm => format!("{} tokens", layout.vocabulary),
-    }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-fn examples(file: Option<&Path>, pack: &Result<Pack, skiff_models::pack::PackError>, purpose: &str) -> Finding {
-    match (file, pack) {
-        (None, _) => Finding::Doubtful(format!("no file is set: orders of {purpose} will be refused")),
-        (Some(path), Err(_)) => Finding::Doubtful(format!("{} is not read before the pack is intact", path.display())),
-        (Some(path), Ok(pack)) => match count(path, pack) {
-            Ok(count) => Finding::Fine(format!("{count} examples in {}", path.display())),
-            Err(error) => Finding::Broken(causes(&error)),
-        },
+/// What only the worker's process can look at, and whether there is one.
+fn worker(config: &Config) -> Vec<(String, Finding)> {
+    let examined = Program::beside_this()
+        .context("finding this program's folder")
+        .and_then(|program| WorkerProcess::new(program, Setup::of(config), Pid::default()).examine());
+    match examined {
+        Ok(findings) => findings,
+        Err(error) => vec![("worker".to_owned(), broken(error))],
     }
 }
 
@@ -252,15 +209,5 @@ mod tests {
         let state = root.path().join("a/b");
         assert!(matches!(state_folder(&state), Finding::Fine(text) if text.ends_with("can be made")));
         assert!(!state.exists());
-    }
-
-    #[test]
-    fn every_cause_is_told() {
-        let error = Pack::open(Path::new("/nowhere")).map(|_| ());
-        let text = check_pack(&Pack::open(Path::new("/nowhere")), Path::new("/nowhere"));
-        assert!(error.is_err());
-        assert!(
-            matches!(text, Finding::Broken(text) if text.contains("/nowhere/manifest.json") && text.contains("No such file"))
-        );
     }
 }

@@ -1,9 +1,4 @@
-//! The verbs of `skiff-agent`.
+//! The verbs of `skiff-agent` that are its own.
 
-pub mod bench;
 pub mod doctor;
-mod profile;
 pub mod run;
-pub mod step;
-pub mod train;
-pub mod work;

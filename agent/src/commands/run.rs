@@ -12,7 +12,7 @@ use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
 use crate::worker::Worker;
 use crate::worker::frames::Setup;
-use crate::worker::process::{Pid, WorkerProcess};
+use crate::worker::process::{Pid, Program, WorkerProcess};
 use anyhow::Context;
 use skiff_blobs::{Assembly, BlobError};
 use skiff_link::{Link, LinkEvent};
@@ -43,7 +43,13 @@ const REPORTS: usize = 64;
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (store, recovered) = Store::open(&config.state)?;
     let boot = device::new_boot()?;
-    let profile = device::profile(&config.training, &config.state, boot)?;
+    let program = Program::beside_this().context("finding this program's folder")?;
+    let (setup, pid) = (Setup::of(config), Pid::default());
+    let known = pid.clone();
+    let open = move || WorkerProcess::new(program.clone(), setup.clone(), known.clone());
+    // The process is gone at the end of the line, with what it had in memory.
+    let inventory = open().look()?;
+    let profile = device::profile(&config.training, &inventory, boot)?;
     tracing::info!(
         device = %config.device,
         fleet = %config.fleet,
@@ -57,23 +63,21 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     }
     let participant = Participant::new(profile, recovered.memory, recovered.blobs);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(live(config, boot, participant, store))
+    runtime.block_on(live(config, boot, participant, store, open, pid))
 }
 
-async fn live(config: &Config, boot: BootId, participant: Participant, store: Store) -> anyhow::Result<()> {
+async fn live(
+    config: &Config,
+    boot: BootId,
+    participant: Participant,
+    store: Store,
+    open: impl Fn() -> WorkerProcess + Send + 'static,
+    pid: Pid,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let (link, mut link_events) = Link::open(link_config(config, boot))?;
     let (reports, mut reported) = mpsc::channel(REPORTS);
-    let setup = Setup {
-        training: config.training.clone(),
-        device: config.device.clone(),
-        blobs: store.blobs().root().to_owned(),
-        beside_bytes: 0,
-    };
-    let pid = Pid::default();
-    let known = pid.clone();
-    let open = move || WorkerProcess::new(setup.clone(), known.clone());
     let worker = Worker::start(open, TRAINER_IDLE, reports).context("starting the worker's thread")?;
     let start = Instant::now();
     let mut agent = Agent {

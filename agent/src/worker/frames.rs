@@ -1,11 +1,11 @@
 //! What the agent and its worker's process say to each other over the pipes between them.
 //!
 //! A frame is its length (u32, little-endian) and so many bytes of postcard. The agent asks, the process answers: [`Ask::Open`]
-//! once, unanswered; then [`Ask::Work`], answered by any number of [`Tell::Step`], each of which waits for [`Ask::GoOn`] or
-//! [`Ask::Stop`], and one [`Tell::Done`] or [`Tell::Failed`]. The agent's end of the pipes closed is the end of the process.
+//! once, unanswered; then [`Ask::Look`], [`Ask::Examine`] or [`Ask::Work`], each answered by [`Tell::Done`] or [`Tell::Failed`]. Of
+//! work any number of [`Tell::Step`] come before, each of which waits for [`Ask::GoOn`] or [`Ask::Stop`]. The agent's end of the
+//! pipes closed is the end of the process.
 
-use super::Product;
-use crate::config::Training;
+use crate::config::{Config, Training};
 use crate::participant::Work;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -25,10 +25,19 @@ pub struct Setup {
     pub training: Training,
     /// The device's name, of which masks and batches are a function.
     pub device: DeviceId,
-    /// The folder of the agent's blobs; the process only reads in it.
-    pub blobs: PathBuf,
+    /// The agent's state folder. The process reads blobs there, and notes when it found the pack's weights sound.
+    pub state: PathBuf,
     /// What the agent has resident: it counts within the device's limit of memory.
     pub beside_bytes: u64,
+}
+
+impl Setup {
+    /// As it is configured.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let (training, device, state) = (config.training.clone(), config.device.clone(), config.state.clone());
+        Self { training, device, state, beside_bytes: 0 }
+    }
 }
 
 /// What the agent says.
@@ -36,7 +45,11 @@ pub struct Setup {
 pub enum Ask {
     /// Once, before everything else.
     Open(Setup),
-    /// Do this.
+    /// What is there to train? [`Inventory`](crate::device::Inventory)
+    Look,
+    /// What keeps this device from training? [`Finding`](crate::commands::doctor::Finding)s with their names
+    Examine,
+    /// Do this. [`Product`](super::Product)
     Work(Work),
     /// The next step, please.
     GoOn,
@@ -44,13 +57,13 @@ pub enum Ask {
     Stop,
 }
 
-/// What the process says.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Tell {
+/// What the process says; `T` is what was asked for.
+#[derive(PartialEq, Debug, Serialize, Deserialize)]
+pub enum Tell<T> {
     /// A step is done; a sample where there is something to tell.
     Step(Option<WorkSample>),
-    /// The work is done.
-    Done(Product),
+    /// It is done.
+    Done(T),
     /// It could not be done, with the causes.
     Failed(String),
 }
@@ -99,38 +112,41 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::worker::Product;
     use proptest::prelude::*;
+
+    type Told = Tell<Product>;
 
     #[test]
     fn what_was_sent_is_received_until_the_end() {
         let mut pipe = Vec::new();
-        send(&mut pipe, &Tell::Failed("no luck".to_owned())).unwrap();
-        send(&mut pipe, &Tell::Step(None)).unwrap();
+        send(&mut pipe, &Told::Failed("no luck".to_owned())).unwrap();
+        send(&mut pipe, &Told::Step(None)).unwrap();
         let mut from = pipe.as_slice();
-        assert!(matches!(receive(&mut from).unwrap(), Some(Tell::Failed(reason)) if reason == "no luck"));
-        assert!(matches!(receive(&mut from).unwrap(), Some(Tell::Step(None))));
-        assert!(receive::<Tell>(&mut from).unwrap().is_none());
+        assert!(matches!(receive(&mut from).unwrap(), Some(Told::Failed(reason)) if reason == "no luck"));
+        assert!(matches!(receive(&mut from).unwrap(), Some(Told::Step(None))));
+        assert!(receive::<Told>(&mut from).unwrap().is_none());
     }
 
     #[test]
     fn a_torn_frame_is_an_error() {
         let mut pipe = Vec::new();
-        send(&mut pipe, &Tell::Failed("no luck".to_owned())).unwrap();
+        send(&mut pipe, &Told::Failed("no luck".to_owned())).unwrap();
         for end in 1..pipe.len() {
-            assert!(receive::<Tell>(&mut &pipe[..end]).is_err(), "{end} bytes");
+            assert!(receive::<Told>(&mut &pipe[..end]).is_err(), "{end} bytes");
         }
     }
 
     #[test]
     fn a_length_beyond_any_frame_is_refused_before_it_is_read() {
-        let error = receive::<Tell>(&mut [0xff_u8; 8].as_slice()).unwrap_err();
+        let error = receive::<Told>(&mut [0xff_u8; 8].as_slice()).unwrap_err();
         assert!(error.to_string().contains("too large"), "{error}");
     }
 
     proptest! {
         #[test]
         fn noise_is_an_error_or_a_message_and_no_panic(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = receive::<Tell>(&mut noise.as_slice());
+            let _ = receive::<Told>(&mut noise.as_slice());
             let _ = receive::<Ask>(&mut noise.as_slice());
         }
     }

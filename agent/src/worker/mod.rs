@@ -154,7 +154,7 @@ fn work_on<W: Workshop>(
 pub(crate) mod samples {
     use super::Work;
     use super::frames::Setup;
-    use crate::config::Training;
+    use crate::config::{Provider, Training};
     use crate::participant::{Job, Ticket};
     use skiff_protocol::messages::{EvaluateOrder, Place};
     use skiff_protocol::{Digest, RunId};
@@ -168,13 +168,13 @@ pub(crate) mod samples {
             test: None,
             threads: 1,
             memory: None,
-            provider: skiff_trainer::Provider::Cpu,
+            provider: Provider::Cpu,
             onnxruntime: None,
             protected: Vec::new(),
             place: Place::default(),
         };
         let device = "oak".parse().expect("a device's name");
-        Setup { training, device, blobs: PathBuf::from("/nowhere"), beside_bytes: 0 }
+        Setup { training, device, state: PathBuf::from("/nowhere"), beside_bytes: 0 }
     }
 
     pub(crate) fn work(epoch: u64) -> Work {

@@ -33,16 +33,18 @@ pub(super) struct Common {
     pub(super) onnxruntime: Option<PathBuf>,
 }
 
-/// The agent's program, beside this one.
+/// The agent's program, beside this one, and so is the one that it starts to train.
 pub(super) fn program() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program's folder")?;
-    let program = own.with_file_name("skiff-agent");
-    ensure!(
-        program.is_file(),
-        "{} is missing; build it, for instance with: cargo build --release -p skiff-agent",
-        program.display()
-    );
-    Ok(program)
+    for name in ["skiff-agent", "skiff-worker"] {
+        let program = own.with_file_name(name);
+        ensure!(
+            program.is_file(),
+            "{} is missing; build it, for instance with: cargo build --release -p {name}",
+            program.display()
+        );
+    }
+    Ok(own.with_file_name("skiff-agent"))
 }
 
 /// `agent.toml` of one agent in `folder`.

@@ -3,11 +3,11 @@
 use super::bench::policy;
 use crate::corpus::Corpus;
 use crate::memory;
-use crate::store::replace;
-use crate::telemetry::own_memory;
 use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
+use skiff_agent::store::replace;
+use skiff_agent::telemetry::own_memory;
 use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};

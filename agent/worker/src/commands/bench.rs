@@ -1,9 +1,9 @@
 //! `skiff-agent bench`: how fast this device trains a pack, and in how much memory.
 
 use super::profile::{self, Profile};
-use crate::telemetry::own_memory;
 use anyhow::Context;
 use serde::Serialize;
+use skiff_agent::telemetry::own_memory;
 use skiff_models::Pack;
 use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::task::Task;

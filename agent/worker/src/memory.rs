@@ -1,7 +1,7 @@
 //! A device's limit of memory, and how its steps stay below it.
 
-use crate::telemetry::own_memory;
 use bytesize::ByteSize;
+use skiff_agent::telemetry::own_memory;
 use skiff_models::memory::{Costed, Plan, Step};
 use skiff_trainer::{Trainer, TrainerError};
 use std::fmt::Write;

@@ -3,16 +3,16 @@
 //! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no file of examples open.
 //! What was opened stays for the next round.
 
-use crate::config::Training;
 use crate::corpus::Corpus;
 use crate::memory;
-use crate::participant::sharing::shared_layers;
-use crate::participant::{Job, Personal, Trained, Work};
-use crate::telemetry::{machine, own_memory};
-use crate::worker::frames::Setup;
-use crate::worker::{Product, Watch, Workshop};
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
+use skiff_agent::config::{self, Training};
+use skiff_agent::participant::sharing::shared_layers;
+use skiff_agent::participant::{Job, Personal, Trained, Work};
+use skiff_agent::telemetry::{machine, own_memory};
+use skiff_agent::worker::frames::Setup;
+use skiff_agent::worker::{Product, Watch, Workshop};
 use skiff_blobs::Blobs;
 use skiff_models::memory::Step;
 use skiff_models::pack::{Manifest, Pack};
@@ -20,8 +20,8 @@ use skiff_models::tensors::{NamedTensors, Schema, cut, pad, write};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, Probe, TrainOrder, TrainReport, WorkSample};
 use skiff_trainer::{
-    AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary,
-    Trainer, Ways,
+    AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, Schedule, StepReport, TrainPlan,
+    TrainSummary, Trainer, Ways,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -56,9 +56,9 @@ impl PackWorkshop {
     /// A workshop that opens the pack and the files of texts at the first work.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        let Setup { training, device, blobs, beside_bytes } = setup;
+        let Setup { training, device, state, beside_bytes } = setup;
         let (train, test) = (Texts::new(training.train.clone()), Texts::new(training.test.clone()));
-        Self { training, device, blobs: Blobs::of_another(blobs), beside_bytes, open: None, train, test }
+        Self { training, device, blobs: Blobs::of_another(state), beside_bytes, open: None, train, test }
     }
 
     fn train(&mut self, work: &Work, order: &TrainOrder, step: &mut Watch<'_>) -> anyhow::Result<Trained> {
@@ -224,13 +224,22 @@ fn opened<'a>(open: &'a mut Option<Open>, training: &Training, beside_bytes: u64
             let pack = Arc::new(Pack::open(&training.pack)?);
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
             let threads = if training.threads == 0 { cores() } else { training.threads };
-            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
+            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(provider(training))?;
             tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
             Open { pack, trainer, process: memory::of_processes(beside_bytes), planned: None }
         }
     };
     Ok(open.insert(opened))
+}
+
+/// What computes, as it is configured.
+pub(crate) const fn provider(training: &Training) -> Provider {
+    match training.provider {
+        config::Provider::Cpu => Provider::Cpu,
+        config::Provider::Cuda => Provider::Cuda,
+        config::Provider::Xnnpack => Provider::Xnnpack,
+    }
 }
 
 /// How the order's steps stay within what is `set`; as it was planned before, for steps of the same size.
@@ -336,8 +345,8 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::participant::Ticket;
     use ndarray::{ArrayD, IxDyn};
+    use skiff_agent::participant::Ticket;
     use skiff_models::tensors::TensorSpec;
     use skiff_protocol::messages::SharingPlan;
     use skiff_protocol::{Digest, RunId};

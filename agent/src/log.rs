@@ -1,0 +1,25 @@
+//! What the programs of a device say as they work: lines on standard error, which systemd keeps.
+
+use std::io::IsTerminal;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+
+/// Names what is shown.
+const VARIABLE: &str = "SKIFF_LOG";
+
+/// Starts the log, once in a program.
+pub fn start() {
+    let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| "info".to_owned()).parse::<Targets>();
+    let (filter, refused) = match wanted {
+        Ok(filter) => (filter, None),
+        Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    if let Some(error) = refused {
+        tracing::warn!(%error, "{VARIABLE} is not understood; showing info");
+    }
+}

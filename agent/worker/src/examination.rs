@@ -1,0 +1,90 @@
+//! What keeps the device from training, for `skiff-agent doctor`. It changes nothing.
+
+use crate::corpus::count;
+use crate::workshop::provider;
+use skiff_agent::commands::doctor::Finding;
+use skiff_agent::config::Training;
+use skiff_models::Pack;
+use skiff_models::layout::Layout;
+use skiff_models::pack::PackError;
+use skiff_models::task::Task;
+use skiff_protocol::Digest;
+use skiff_trainer::Runtime;
+use std::path::Path;
+
+/// ONNX Runtime, the pack, the examples: each with its name.
+#[must_use]
+pub fn examine(training: &Training) -> Vec<(String, Finding)> {
+    let pack = Pack::open(&training.pack).and_then(|pack| pack.check_weights().map(|()| pack));
+    let findings = [
+        ("onnxruntime", onnxruntime(training)),
+        ("pack", check_pack(&pack, &training.pack)),
+        ("train", examples(training.train.as_deref(), &pack, "training")),
+        ("test", examples(training.test.as_deref(), &pack, "evaluation")),
+    ];
+    findings.map(|(name, finding)| (name.to_owned(), finding)).into()
+}
+
+fn onnxruntime(training: &Training) -> Finding {
+    match Runtime::load(training.onnxruntime.as_deref(), 1).and_then(|runtime| runtime.on(provider(training))) {
+        Ok(runtime) => Finding::Fine(format!("{}, computes on {}", runtime.version(), runtime.provider())),
+        Err(error) => Finding::Broken(causes(&error)),
+    }
+}
+
+fn check_pack(pack: &Result<Pack, PackError>, path: &Path) -> Finding {
+    match pack {
+        Ok(pack) => {
+            let (manifest, digest) = (pack.manifest(), Digest(pack.digest()));
+            Finding::Fine(format!(
+                "{} is intact: {} for {}, {} layers, {}, digest {digest:?}",
+                path.display(),
+                manifest.design.model.name(),
+                manifest.layout.task,
+                manifest.layers,
+                scored(&manifest.layout),
+            ))
+        }
+        Err(error) => Finding::Broken(causes(error)),
+    }
+}
+
+/// What the pack's scores are of.
+fn scored(layout: &Layout) -> String {
+    match layout.task {
+        Task::SequenceClassification | Task::TokenClassification => format!("{} labels", layout.classes),
+        Task::Regression => format!("{} numbers", layout.classes),
+        Task::CausalLm => format!("{} tokens", layout.vocabulary),
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn examples(file: Option<&Path>, pack: &Result<Pack, PackError>, purpose: &str) -> Finding {
+    match (file, pack) {
+        (None, _) => Finding::Doubtful(format!("no file is set: orders of {purpose} will be refused")),
+        (Some(path), Err(_)) => Finding::Doubtful(format!("{} is not read before the pack is intact", path.display())),
+        (Some(path), Ok(pack)) => match count(path, pack) {
+            Ok(count) => Finding::Fine(format!("{count} examples in {}", path.display())),
+            Err(error) => Finding::Broken(causes(&error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_is_told() {
+        let nowhere = Path::new("/nowhere");
+        let found = check_pack(&Pack::open(nowhere), nowhere);
+        assert!(
+            matches!(&found, Finding::Broken(text) if text.contains("/nowhere/manifest.json") && text.contains("No such file")),
+            "{found}"
+        );
+    }
+}

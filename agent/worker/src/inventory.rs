@@ -1,0 +1,74 @@
+//! What the device has to train, on what, in how much memory: looked at once when the agent starts.
+
+use crate::corpus::count;
+use crate::memory;
+use anyhow::Context;
+use bytesize::ByteSize;
+use skiff_agent::device::Inventory;
+use skiff_agent::store::replace;
+use skiff_agent::telemetry::machine;
+use skiff_agent::worker::frames::Setup;
+use skiff_models::files::read_bounded;
+use skiff_models::memory::{Policy, Step, predict};
+use skiff_models::pack::Pack;
+use skiff_protocol::Digest;
+use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Opens the pack, checks every file of it and counts the examples; keeps neither in memory. That the weights were found sound
+/// is noted in the state folder, and as long as nobody wrote to their file they are not read again.
+///
+/// # Errors
+/// A broken pack, examples that cannot be read or whose labels are not the pack's.
+pub fn look(setup: &Setup) -> anyhow::Result<Inventory> {
+    let training = &setup.training;
+    let pack = Pack::open(&training.pack)?;
+    check_weights(&pack, &setup.state.join("weights-checked"))?;
+    let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count(path, &pack));
+    Ok(Inventory {
+        pack: Digest(pack.digest()),
+        schema: Digest(pack.schema().hash()),
+        layers: pack.manifest().layers,
+        train_examples: examples(&training.train)?,
+        test_examples: examples(&training.test)?,
+        memory: of_steps(&pack, memory::limit(training.memory, machine().memory_bytes)),
+    })
+}
+
+/// What ONNX Runtime, its sessions and the agent take of memory whatever is trained, in bytes: 47 to 63 MB were measured
+/// (docs/training-step.md).
+const PROCESS_BYTES: u64 = 48 << 20;
+
+/// What the leanest steps take of a limit: one text at a time, and layers that keep their input alone.
+#[must_use]
+pub fn of_steps(pack: &Pack, limit: ByteSize) -> StepMemory {
+    let manifest = pack.manifest();
+    let unknown = StepMemory { limit_bytes: limit.0, ..StepMemory::default() };
+    let Ok(stages) = manifest.design.fused_stages() else { return unknown };
+    let tokens = manifest.layout.max_tokens.clamp(1, REFERENCE_TOKENS as usize);
+    let predicted =
+        |active| predict(&manifest.design, &stages, Step { examples: 1, tokens, active }, Policy::Recompute).total();
+    let (one, two) = (predicted(1), predicted(2));
+    let layer_bytes = two.saturating_sub(one);
+    StepMemory { process_bytes: PROCESS_BYTES, step_bytes: one.saturating_sub(layer_bytes), layer_bytes, ..unknown }
+}
+
+/// Checks the frozen weights, unless `note` says that this file was found sound as it is now.
+fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
+    let path = pack.weights_path();
+    let found = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?;
+    let (written, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
+    let (pack_digest, file) = (Digest(pack.digest()), (found.dev(), found.ino(), found.size()));
+    let now = format!("{pack_digest:?} {file:?} {written:?} {changed:?}\n");
+    if read_bounded(note, now.len() as u64).is_ok_and(|noted| noted == now.as_bytes()) {
+        return Ok(());
+    }
+    pack.check_weights()?;
+    // A note that is not kept costs time at the next start, and nothing else.
+    if let Err(error) = replace(note, now.as_bytes()) {
+        tracing::debug!(%error, path = %note.display(), "not noted that the weights are sound");
+    }
+    Ok(())
+}

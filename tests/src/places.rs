@@ -1,6 +1,6 @@
 //! Where things are.
 
-use skiff_trainer::Runtime;
+use skiff_trainer::{Provider, Runtime};
 use std::path::{Path, PathBuf};
 
 /// The source tree.
@@ -20,7 +20,8 @@ pub fn minilm() -> PathBuf {
     folder
 }
 
-/// ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread.
+/// ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread. It computes on `SKIFF_PROVIDER`, where that is set: so the
+/// golden numbers can be asked of a device's other processor.
 ///
 /// # Panics
 /// Where there is none, saying how to get it.
@@ -28,7 +29,9 @@ pub fn minilm() -> PathBuf {
 pub fn runtime() -> Runtime {
     let cached = tree().join(".cache/onnxruntime/libonnxruntime.so");
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(cached.as_path());
-    Runtime::load(named, 1).unwrap_or_else(|error| panic!("{error}: run `cross/fetch`"))
+    let provider = std::env::var("SKIFF_PROVIDER").map_or(Provider::Cpu, |name| name.parse().expect("SKIFF_PROVIDER"));
+    let runtime = Runtime::load(named, 1).unwrap_or_else(|error| panic!("{error}: run `cross/fetch`"));
+    runtime.on(provider).expect("SKIFF_PROVIDER starts")
 }
 
 /// A binary of this build, beside the test's own folder.

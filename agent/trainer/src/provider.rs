@@ -94,7 +94,8 @@ impl Runtime {
     pub(crate) fn providers(&self) -> Vec<ExecutionProviderDispatch> {
         let chosen = match self.provider {
             Provider::Cpu => return Vec::new(),
-            Provider::Cuda => CUDA::default().build(),
+            // TF32 is its default where the card has it: products of ten bits, with which gradients are off by as much as a fiftieth.
+            Provider::Cuda => CUDA::default().with_tf32(false).build(),
             // It has threads of its own.
             Provider::Xnnpack => match NonZeroUsize::new(self.threads) {
                 Some(threads) => XNNPACK::default().with_intra_op_num_threads(threads).build(),

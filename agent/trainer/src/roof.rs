@@ -20,7 +20,7 @@ const FEWEST: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Operations a second of ONNX Runtime's single-precision product of `[1024, 768]` and the transpose of `[3072, 768]`, on the
-/// runtime's threads: `2 m n k` over the shortest of up to 48 times.
+/// runtime's threads, or its provider with the operands' way there and back: `2 m n k` over the shortest of up to 48 times.
 ///
 /// # Errors
 /// A graph that fails.
@@ -38,6 +38,7 @@ pub fn roof(runtime: &Runtime) -> Result<f64, TrainerError> {
     let bytes = bytes.map_err(|error| TrainerError::Stages { what: error.to_string() })?;
     let mut session = Session::builder(runtime.environment())
         .and_then(|builder| Ok(builder.with_env_allocators()?))
+        .and_then(|builder| Ok(builder.with_execution_providers(runtime.providers())?))
         .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
         .and_then(|mut builder| builder.commit_from_memory(&bytes))
         .map_err(failed)?;

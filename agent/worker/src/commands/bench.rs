@@ -10,7 +10,7 @@ use skiff_models::task::Task;
 use skiff_models::work::{evaluation_flops, flops};
 use skiff_trainer::clock::monotonic;
 use skiff_trainer::optimizer::AdamW;
-use skiff_trainer::{Batch, LayerMask, Operators, Policy, Runtime, Sequence, Target, Trainer, roof};
+use skiff_trainer::{Batch, LayerMask, Operators, Policy, Provider, Runtime, Sequence, Target, Trainer, roof};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +60,9 @@ pub struct Arguments {
     /// Threads of the computation [default: all processors].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack.
+    #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", default_value_t = Provider::Cpu)]
+    provider: Provider,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
@@ -111,7 +114,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let threads = arguments.threads.map_or_else(cores, usize::from);
     let begun = monotonic();
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
-    let mut runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?;
+    let mut runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?.on(arguments.provider)?;
     if let Some(folder) = &arguments.profile {
         profile::prepare(folder)?;
         runtime = runtime.tracing_into(folder.clone());
@@ -151,7 +154,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut times = all_times[WARM_UP..].to_vec();
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
-        let stages = if arguments.plain { &plain } else { &fused };
+        let stages = if arguments.plain || !runtime.fuses() { &plain } else { &fused };
         let step = Step { examples, tokens, active };
         let predicted = predict(design, stages, step, arguments.policy);
         let work = if arguments.evaluate { evaluation_flops(&plain, step) } else { flops(&plain, step) };

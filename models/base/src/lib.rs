@@ -1,0 +1,44 @@
+//! The few things that coordinator, agent and models all need from the operating system: locks, files that are replaced as a
+//! whole, and errors in one line.
+//!
+//! It knows nothing of Skiff and depends on nothing but the standard library.
+//!
+//! Rooms: [`files`] (replacing a file, private folders), [`lock`] (one process at a time), [`chain`] (an error and its causes).
+
+pub mod files;
+pub mod lock;
+
+use std::error::Error;
+
+/// Returns `error` and its causes as one line: `reading the journal: No such file or directory`.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Outer(std::io::Error);
+
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("reading the journal")
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn causes_follow_their_error() {
+        assert_eq!(chain(&Outer(std::io::Error::other("disk gone"))), "reading the journal: disk gone");
+        assert_eq!(chain(&std::io::Error::other("alone")), "alone");
+    }
+}

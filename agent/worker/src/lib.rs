@@ -5,6 +5,8 @@
 //! `skiff-trainer`), [`corpus`] (the device's own texts as it takes them), [`memory`] (how steps stay below a limit); [`commands`]
 //! are its verbs.
 
+#[cfg(debug_assertions)]
+mod barrier;
 pub mod commands;
 pub mod corpus;
 pub mod examination;

@@ -72,8 +72,15 @@ impl PackWorkshop {
         };
         let weights = starting_weights(&self.blobs, pack.schema(), work)?;
         let held = Held { train: corpus, probe: probe.unwrap_or(corpus), ways };
+        #[cfg(debug_assertions)]
+        let mut barrier = crate::barrier::Barrier::from_environment(&self.device, work.round);
         train_as_ordered(trainer, pack, &self.device, work.round, order, weights, &held, &mut |report| {
-            step(work_sample(work, report))
+            step(work_sample(work, report))?;
+            #[cfg(debug_assertions)]
+            if let Some(barrier) = barrier.take() {
+                barrier.wait(&mut || step(None))?;
+            }
+            ControlFlow::Continue(())
         })
     }
 

@@ -18,13 +18,13 @@
 //! granted_chunks = 64                   # of 64 KiB, in flight to and from the fleet, each way
 //! blob_bytes = 68719476736              # weights and updates on disk
 //!
-//! [run]                                 # defaults of `skiff run start`, see `skiff_coordinator::round::RunSettings`
+//! [run]                                 # defaults of `skiff run start`, see `skiff_coordinator::run::RunSettings`
 //! rounds = 10
 //! rates = { bandit = {} }
 //! ```
 //! The command line and the environment (`SKIFF_BROKER_URL`, `SKIFF_BROKER_USER`, `SKIFF_BROKER_PASSWORD`) go before the file.
 
-use crate::round::RunSettings;
+use crate::run::RunSettings;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::FleetId;
 use skiff_protocol::transfer::WINDOW;

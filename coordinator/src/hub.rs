@@ -4,12 +4,12 @@
 //! Several messages are taken at once where they are there at once, and their records committed together. Nothing that
 //! rests on a record leaves before the commit.
 
+use crate::doors::mqtt::{self, Refusals, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
-use crate::model::Model;
-use crate::mqtt::{self, Refusals, Said, Writer};
+use crate::merge::model::Model;
 use crate::progress::{Progress, RunProgress};
-use crate::round::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
-use crate::sharing::{Policy, Share};
+use crate::run::sharing::{Policy, Share};
+use crate::run::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
 use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::{Step, Transfers, chain};
 use skiff_blobs::{BlobError, Blobs};

@@ -3,29 +3,23 @@
 //!
 //! It runs no model and sees no data: accuracy is what the devices report, and updates are only averaged.
 //!
-//! Rooms. Pure: [`round`] (the engine), [`configurator`] (dropout rates), [`sharing`] (which layers travel), [`aggregate`]
-//! (the mean), [`fleet`] (who is there), [`mqtt`] (messages to facts and back). With a disk: [`store`] (the journal),
-//! [`transfers`] (weights out, updates in), [`model`] (reading and merging tensors), [`keys`], [`hub`] (where all of them
-//! meet, told the time). Shells: [`serve`] (clock, link and sockets around the hub), [`control`] (the socket by which
-//! `skiff run` and `skiff fleet` speak to it), [`commands`], [`demo`] with its [`broker`]. For everybody: [`config`] and
-//! [`progress`] (what a watcher sees), [`explain`] (why a device was told what).
+//! Rooms. Pure: [`run`] (the engine, with the configurator and who shares which layers), [`merge`] (the mean and its
+//! alternatives), [`fleet`] (who is there). With a disk: [`store`] (the journal and the signing key), [`transfers`] (weights
+//! out, updates in), [`hub`] (where all of them meet, told the time). [`doors`]: MQTT and the operator's socket. Shells:
+//! [`serve`] (clock, link and sockets around the hub), [`commands`], [`demo`] with its [`broker`]. For everybody:
+//! [`config`] and [`progress`] (what a watcher sees). [`release`] is a room for later.
 
-pub mod aggregate;
 pub mod broker;
 pub mod commands;
 pub mod config;
-pub mod configurator;
-pub mod control;
 pub mod demo;
-pub mod explain;
+pub mod doors;
 pub mod fleet;
 pub mod hub;
-pub mod keys;
-pub mod model;
-pub mod mqtt;
+pub mod merge;
 pub mod progress;
-pub mod round;
+pub mod release;
+pub mod run;
 pub mod serve;
-pub mod sharing;
 pub mod store;
 pub mod transfers;

@@ -2,8 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use skiff_coordinator::commands::{explain, fleet, policy, run, serve};
-use skiff_coordinator::control::ControlError;
 use skiff_coordinator::demo;
+use skiff_coordinator::doors::socket::ControlError;
 use std::io::Write as _;
 use std::process::ExitCode;
 

@@ -12,15 +12,15 @@
 //! ```
 
 use crate::config::Config;
-use crate::control::{self, Order, PolicyView};
+use crate::doors::mqtt::Writer;
+use crate::doors::socket::{self, Order, PolicyView};
 use crate::hub::{Effect, Hub, Parts};
-use crate::keys;
-use crate::model::Model;
-use crate::mqtt::Writer;
+use crate::merge::model::Model;
 use crate::progress::Progress;
-use crate::round::{Merged, RunSettings};
-use crate::sharing::{Change, Policy};
+use crate::run::sharing::{Change, Policy};
+use crate::run::{Merged, RunSettings};
 use crate::store::Store;
+use crate::store::keys;
 use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::FlockOperation;
@@ -99,11 +99,11 @@ impl Coordinator {
 
         let (link, events) = Link::open(link_config(&config, will)?)?;
         let listener =
-            control::listen(state).with_context(|| format!("making the control socket in {}", state.display()))?;
+            socket::listen(state).with_context(|| format!("making the control socket in {}", state.display()))?;
         let (orders, ordered) = mpsc::channel(16);
         let (published, progress) = watch::channel(hub.progress(clock.now()));
         let (stop, stopping) = oneshot::channel();
-        let doors = tokio::spawn(control::serve(listener, orders.clone(), progress.clone()));
+        let doors = tokio::spawn(socket::serve(listener, orders.clone(), progress.clone()));
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let sending = tokio::spawn(send(link, queue));
         let (merged, merges) = mpsc::channel(1);
@@ -174,7 +174,7 @@ impl Coordinator {
         self.task.await.context("the coordinator's loop panicked")?
     }
 
-    async fn ask<T>(&self, order: impl FnOnce(control::Reply<T>) -> Order) -> anyhow::Result<T> {
+    async fn ask<T>(&self, order: impl FnOnce(socket::Reply<T>) -> Order) -> anyhow::Result<T> {
         let (reply, answered) = oneshot::channel();
         let ended = || anyhow!("the coordinator has ended");
         self.orders.send(order(reply)).await.map_err(|_| ended())?;
@@ -341,7 +341,7 @@ impl Shell {
 }
 
 /// Answers an order; hands back what it has to have done.
-fn told<T>(reply: control::Reply<T>, done: Result<Vec<Effect>, String>, answer: T) -> Vec<Effect> {
+fn told<T>(reply: socket::Reply<T>, done: Result<Vec<Effect>, String>, answer: T) -> Vec<Effect> {
     let (effects, answer) = match done {
         Ok(effects) => (effects, Ok(answer)),
         Err(reason) => (Vec::new(), Err(reason)),

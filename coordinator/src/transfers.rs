@@ -5,7 +5,7 @@
 //! are in flight; others wait in the order they came. One that is silent for [`IDLE_MS`] gives its slot up to one that
 //! waits, and takes its turn again when it is heard of.
 
-use crate::round::Verdict;
+use crate::run::Verdict;
 use skiff_blobs::{Assembly, BlobError, Blobs};
 use skiff_protocol::messages::short_reason;
 use skiff_protocol::transfer::{

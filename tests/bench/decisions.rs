@@ -4,11 +4,11 @@
 
 use serde_json::json;
 use skiff_agent::telemetry::own_memory;
-use skiff_coordinator::configurator::{
-    Bandit, Care, Choice, Configurator, Facts, Limits, Load, Pace, Policy, Rates, Schedule, Shape, draw,
-    expected_active,
+use skiff_coordinator::run::RunSettings;
+use skiff_coordinator::run::configurator::{
+    Bandit, Care, Choice, Configurator, Facts, Limits, Load, Pace, Policy, Rates, Schedule, Shape, expected_active,
 };
-use skiff_coordinator::round::RunSettings;
+use skiff_coordinator::run::draw::draw;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::StepMemory;
 use skiff_tests::results;

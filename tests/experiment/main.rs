@@ -22,7 +22,7 @@ use methods::{Method, Tuning};
 use plan::{Narrowed, Planned};
 use rustix::fs::{FlockOperation, flock};
 use simulation::{Opened, Outcome, Task, simulate};
-use skiff_coordinator::model::Model;
+use skiff_coordinator::merge::model::Model;
 use skiff_models::Pack;
 use skiff_models::pack::{BuildOptions, build};
 use skiff_tests::places;

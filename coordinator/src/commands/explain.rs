@@ -1,7 +1,7 @@
 //! `skiff explain`: why a device was told what it was told, and what came of it.
 
 use super::Door;
-use crate::explain;
+use crate::run::explain;
 use crate::store::Store;
 use anyhow::{Context as _, bail};
 use clap::Args;

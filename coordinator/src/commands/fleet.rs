@@ -2,7 +2,7 @@
 
 use super::Door;
 use super::table::{bytes, number, row, table};
-use crate::control::{Client, ControlError, Request};
+use crate::doors::socket::{Client, ControlError, Request};
 use crate::progress::{DeviceProgress, Presence, Progress};
 use clap::Args;
 use std::fmt::Write as _;

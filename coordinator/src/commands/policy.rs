@@ -2,8 +2,8 @@
 
 use super::Door;
 use super::table::table;
-use crate::control::{PolicyView, Request, ask_once};
-use crate::sharing::{Change, Policy};
+use crate::doors::socket::{PolicyView, Request, ask_once};
+use crate::run::sharing::{Change, Policy};
 use clap::{Args, Subcommand};
 use std::io::Write as _;
 use std::path::PathBuf;

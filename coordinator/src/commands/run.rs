@@ -2,7 +2,7 @@
 
 use super::Door;
 use super::table::{bytes, number, row, seconds, table};
-use crate::control::{Client, Request, ask_once};
+use crate::doors::socket::{Client, Request, ask_once};
 use crate::progress::{Phase, Progress, RoundProgress, RunProgress};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -271,9 +271,9 @@ fn phase(phase: Phase) -> &'static str {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::configurator::Rates;
-    use crate::round::RunSettings;
-    use crate::sharing::Sharing;
+    use crate::run::RunSettings;
+    use crate::run::configurator::Rates;
+    use crate::run::sharing::Sharing;
     use clap::Parser;
 
     #[derive(Parser)]

@@ -1,8 +1,8 @@
 //! What a user of the demo can set.
 
-use crate::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
-use crate::round::RunSettings;
-use crate::sharing::Sharing;
+use crate::run::RunSettings;
+use crate::run::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
+use crate::run::sharing::Sharing;
 use std::path::PathBuf;
 use std::str::FromStr;
 

@@ -4,9 +4,9 @@
     reason = "tests fail by panicking, and look for one kind of message"
 )]
 use super::*;
-use crate::model::tests::{blob, tiny};
+use crate::merge::model::tests::{blob, tiny};
 use crate::progress;
-use crate::sharing::Sharing;
+use crate::run::sharing::Sharing;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::control::{Request, ask_once};
-use crate::model::tests::tiny;
+use crate::doors::socket::{Request, ask_once};
+use crate::merge::model::tests::tiny;
 use crate::progress::{Phase, RunProgress};
 use tempfile::TempDir;
 

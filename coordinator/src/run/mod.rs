@@ -40,18 +40,23 @@
 //! - *A command gets lost*: it is repeated every [`REPEAT_MS`] until there is an answer, then every [`ACCEPTED_REPEAT_MS`].
 //! - *The coordinator was killed*: the phase goes on with its deadline begun anew; stored updates are not asked for again.
 
+pub mod configurator;
+pub mod draw;
+pub mod explain;
 mod ledger;
 mod record;
 mod settings;
+pub mod sharing;
 
 pub use ledger::{Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
 pub use record::{Assignment, Entry, Evaluation, Merged, Record, Start};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
-use crate::aggregate::Merging;
-use crate::configurator::{Facts, Limits, Pace, Unfit, draw};
+use crate::merge::Merging;
 use crate::progress::{self, ROUNDS_SHOWN, RunProgress};
-use crate::sharing::{self, Policy};
+use configurator::{Facts, Limits, Pace, Unfit};
+use draw::draw;
+use sharing::Policy;
 use skiff_protocol::messages::{
     Answer, Command, EvaluateOrder, EvaluationReport, Order, Outcome, Place, StepMemory, TrainOrder, TrainReport,
 };

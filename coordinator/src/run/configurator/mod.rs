@@ -29,7 +29,8 @@ pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape, expected_a
 pub use limits::{Care, Facts, Limits, Load, Pace, Unfit};
 pub use policy::Policy;
 
-use crate::round::RunSettings;
+use crate::run::RunSettings;
+use crate::run::draw::draw;
 use learned::{Expectation, Learned};
 use policy::{Offer, Proposal, Question, best, favourite, is_among};
 use serde::{Deserialize, Serialize};
@@ -611,15 +612,4 @@ impl Known<'_> {
     fn offers(&self, tempo: Tempo) -> Vec<Offer> {
         self.arms.iter().zip(&self.runs).map(|(&offer, &run)| tempo.offer(offer, run, self.probe)).collect()
     }
-}
-
-/// A number in 0..1 that depends on nothing but its arguments.
-#[must_use]
-pub fn draw(seed: u64, purpose: &str, round: u32, of: &str) -> f64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).update(&round.to_le_bytes());
-    hasher.update(purpose.as_bytes()).update(&[0]).update(of.as_bytes());
-    let mut bytes = [0; 8];
-    hasher.finalize_xof().fill(&mut bytes);
-    (u64::from_le_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
 }

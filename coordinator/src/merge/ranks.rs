@@ -9,7 +9,7 @@
 //!   to the global rank by a truncated singular value decomposition: `B <- U sqrt(S)`, `A <- sqrt(S) V^T`.
 
 use super::{AggregateError, FRACTION_BITS};
-use crate::configurator::draw;
+use crate::run::draw::draw;
 use ndarray::{Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
 

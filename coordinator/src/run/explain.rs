@@ -1,8 +1,8 @@
 //! Why each device was told what it was told, and what came of it, from a run's journal.
 
-use crate::configurator::{Expected, expected_active};
-use crate::round::{Assignment, Entry, Ledger, OutOfPlace, Record};
-use crate::sharing::Share;
+use crate::run::configurator::{Expected, expected_active};
+use crate::run::sharing::Share;
+use crate::run::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use serde::Serialize;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::TrainReport;

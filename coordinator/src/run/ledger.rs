@@ -1,9 +1,9 @@
 //! What the journal's facts add up to. Live decisions and a replay both change it through [`Ledger::apply`] alone.
 
 use super::record::{Assignment, Entry, Evaluation, Merged, Record, Start};
-use crate::configurator::{Configurator, Pace};
 use crate::progress::RoundProgress;
-use crate::sharing::Policy;
+use crate::run::configurator::{Configurator, Pace};
+use crate::run::sharing::Policy;
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,8 +1,8 @@
 //! Who is there, what they are, and what they last reported. Bounded; reads no clock.
 
-use crate::configurator::Pace;
 use crate::progress::{DeviceProgress, Presence};
-use crate::round::{Condition, Here};
+use crate::run::configurator::Pace;
+use crate::run::{Condition, Here};
 use skiff_protocol::messages::{AgentState, Birth, Gone, Place, Telemetry};
 use skiff_protocol::{DeviceId, Digest, Timestamp};
 use std::collections::BTreeMap;

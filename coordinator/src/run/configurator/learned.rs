@@ -1,7 +1,7 @@
 //! What rewards taught, over a window of rounds: of an arm on any device, of how far a class is from that, and a device from its
 //! class. Gains know no time, so that fast devices and slow ones can learn from each other.
 
-use super::draw;
+use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
 use std::collections::{BTreeMap, VecDeque};
 

@@ -12,7 +12,7 @@
 //! What is explored becomes less as a run goes on: epsilon and `σ` are multiplied by `min(1, sqrt(window / round))`,
 //! ours, so that what exploring costs stays below any share of the rounds, and rewards that drift are still noticed.
 
-use super::draw;
+use crate::run::draw::draw;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 

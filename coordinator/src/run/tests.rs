@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
-use crate::explain::explain;
+use crate::run::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
+use crate::run::explain::explain;
 use proptest::prelude::*;
 use skiff_protocol::messages::Probe;
 
@@ -685,7 +685,7 @@ fn a_device_too_slow_to_deliver_is_known_by_the_pace_of_its_steps() {
     let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
     let Choice { rates, reason, .. } = &training.assignments[&device(0)].assignment.choice;
     assert!(reason.contains("the deadline leaves time for 2.0 layers a step"), "{reason}");
-    assert!((crate::configurator::expected_active(rates) - 2.0).abs() < 1e-3, "{rates:?}");
+    assert!((crate::run::configurator::expected_active(rates) - 2.0).abs() < 1e-3, "{rates:?}");
 }
 
 #[test]
@@ -708,17 +708,17 @@ fn another_policy_holds_from_the_next_order_on_and_is_in_the_journal() {
 
 /// Half of four layers, the lower ones first.
 fn lower_half() -> Vec<f32> {
-    crate::configurator::arms::rates(0.5, crate::configurator::Shape::Decreasing, 4, &[])
+    crate::run::configurator::arms::rates(0.5, crate::run::configurator::Shape::Decreasing, 4, &[])
 }
 
 #[test]
 fn a_group_has_its_plan_and_a_hot_device_is_spared() {
-    let group = crate::sharing::Group {
+    let group = crate::run::sharing::Group {
         name: "small".into(),
         class: Some("tx2".into()),
-        sharing: Some(crate::sharing::Sharing::LeastImportant(2)),
+        sharing: Some(crate::run::sharing::Sharing::LeastImportant(2)),
         rank: 3,
-        ..crate::sharing::Group::default()
+        ..crate::run::sharing::Group::default()
     };
     let quiet = RunSettings { evaluate_examples: 0, final_examples: 0, groups: vec![group], devices: 2, ..settings() };
     let mut world = World::new(quiet, 2);
@@ -940,7 +940,7 @@ proptest! {
     #[test]
     fn prop_records_read_back_as_they_were_written(seed in any::<u64>(), accuracy in any::<f64>().prop_filter("a number", |x| !x.is_nan())) {
         let evaluated = Record::Evaluated(Evaluation { devices: 1, examples: seed, correct: 2, loss_sum: accuracy });
-        let sharing = crate::sharing::Sharing::LeastImportant(2);
+        let sharing = crate::run::sharing::Sharing::LeastImportant(2);
         let started = Record::RunStarted(begin(RunSettings { seed, sharing, ..settings() }));
         for record in [evaluated, started] {
             let entry = Entry { at_ms: seed, record };

@@ -5,7 +5,7 @@
 //! open it may do everything.
 
 use crate::progress::{Progress, RunProgress};
-use crate::sharing::{Change, Policy, Share};
+use crate::run::sharing::{Change, Policy, Share};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;

@@ -1,8 +1,4 @@
-//! Merging updates, layer by layer, over the devices that shared the layer.
-//!
-//! What is made of the updates is a [`Rule`]'s matter: a mean that streams (here), or a trimmed mean or a median ([`ordered`]),
-//! which see one tensor of all updates at a time. How far the weights follow is a [`Server`]'s ([`server`]). Updates of LoRA
-//! with fewer ranks than the global weights have are filled up or projected ([`ranks`]).
+//! The mean of updates, streamed; the settings of a merge; and the checks that every update must pass.
 //!
 //! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
 //! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself as DropPEFT
@@ -16,13 +12,7 @@
 //! [`MAX_MAGNITUDE`] and examples below [`MAX_EXAMPLES`] in all the sum stays below `2¹²⁴`: it cannot overflow.
 //! Memory is 16 bytes for each parameter, whatever the number of devices.
 
-pub mod ordered;
-pub mod ranks;
-pub mod server;
-
-pub use ranks::Ranks;
-pub use server::{Adaptive, Server};
-
+use super::{Ranks, Server};
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema};
@@ -33,7 +23,7 @@ pub const MAX_MAGNITUDE: f32 = 16_777_216.0;
 /// Examples over all updates of a merge must be fewer than this.
 pub const MAX_EXAMPLES: u64 = 1 << 40;
 
-const FRACTION_BITS: i32 = 60;
+pub(super) const FRACTION_BITS: i32 = 60;
 
 /// How updates become new weights: table `[run.merge]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -165,7 +155,7 @@ pub enum AggregateError {
 /// A weighted mean in the making.
 ///
 /// ```
-/// # use skiff_coordinator::aggregate::Aggregate;
+/// # use skiff_coordinator::merge::Aggregate;
 /// # use skiff_models::tensors::{NamedTensors, Schema, TensorSpec};
 /// # use ndarray::arr1;
 /// let schema = Schema { tensors: vec![TensorSpec { name: "w".into(), shape: vec![1], layer: Some(0) }] };
@@ -174,7 +164,7 @@ pub enum AggregateError {
 /// aggregate.add(&update(1.0), 30)?;
 /// aggregate.add(&update(5.0), 10)?;
 /// assert_eq!(aggregate.mean()["w"], arr1(&[2.0]).into_dyn());
-/// # Ok::<(), skiff_coordinator::aggregate::AggregateError>(())
+/// # Ok::<(), skiff_coordinator::merge::AggregateError>(())
 /// ```
 #[derive(Debug)]
 pub struct Aggregate<'a> {

@@ -1,10 +1,10 @@
 //! What the coordinator has to know of the model: the trainable tensors, and how updates of them are read and merged.
 
-use crate::aggregate::ordered::{Ordered, OrderedError, median, trimmed_mean};
-use crate::aggregate::ranks::Products;
-use crate::aggregate::server::moments_of;
-use crate::aggregate::{self, Aggregate, AggregateError, Ranks, Rule};
-use crate::round::{MergeInput, MergeJob, Merged};
+use crate::merge::ordered::{Ordered, OrderedError, median, trimmed_mean};
+use crate::merge::ranks::Products;
+use crate::merge::server::moments_of;
+use crate::merge::{self, Aggregate, AggregateError, Ranks, Rule};
+use crate::run::{MergeInput, MergeJob, Merged};
 use ndarray::Ix2;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_models::pack::{Pack, PackError};
@@ -83,11 +83,11 @@ impl Model {
         base: &NamedTensors,
     ) -> Result<f64, String> {
         let update = self.read_shared(bytes, shared_layers, rank).map_err(|error| error.to_string())?;
-        aggregate::check(&self.schema, &update).map_err(|error| error.to_string())?;
+        merge::check(&self.schema, &update).map_err(|error| error.to_string())?;
         // What a device of a smaller rank does not have, it has not moved.
         let part = tensors::cut(base.clone(), &self.schema.at_rank(rank as usize));
         let started = tensors::pad(part, &self.schema);
-        Ok(aggregate::distance(&update, &started))
+        Ok(merge::distance(&update, &started))
     }
 
     /// Reads whole weights.
@@ -129,7 +129,7 @@ impl Model {
                 for input in &job.updates {
                     let mut update = self.update(input, base, blobs)?;
                     if let Rule::NormBounded { norm } = job.merging.rule {
-                        aggregate::shorten(&mut update, base, norm.into());
+                        merge::shorten(&mut update, base, norm.into());
                     }
                     let device = || input.device.clone();
                     let added = aggregate.add(&update, input.examples);
@@ -172,7 +172,7 @@ impl Model {
             for input in &job.updates {
                 let mut update = self.update(input, base, blobs)?;
                 if let Rule::NormBounded { norm } = job.merging.rule {
-                    aggregate::shorten(&mut update, base, norm.into());
+                    merge::shorten(&mut update, base, norm.into());
                 }
                 if let (Some(a), Some(b)) = (of(&update, &name_a), of(&update, &name_b)) {
                     let device = || input.device.clone();
@@ -237,7 +237,7 @@ fn read_moments(schema: &Schema, bytes: &[u8]) -> Result<NamedTensors, MergeErro
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests fail by panicking, and compare bit for bit")]
     use super::*;
-    use crate::aggregate::Merging;
+    use crate::merge::Merging;
     use ndarray::arr1;
     use skiff_models::tensors::TensorSpec;
     use skiff_protocol::RunId;

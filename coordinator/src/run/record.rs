@@ -1,8 +1,8 @@
 //! What is journalled: the facts from which a run can be told again.
 
 use super::settings::RunSettings;
-use crate::configurator::Choice;
-use crate::sharing::{Policy, Share};
+use crate::run::configurator::Choice;
+use crate::run::sharing::{Policy, Share};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};

@@ -3,7 +3,9 @@
 //! A run is the sequence of its records. Beside it stand the bytes that travelled in each round, and the last merged weights.
 //! Blobs (weights, updates) lie beside it, see [`crate::transfers`].
 
-use crate::round::{Action, Entry, Merged, OutOfPlace, Record, Run};
+pub mod keys;
+
+use crate::run::{Action, Entry, Merged, OutOfPlace, Record, Run};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use skiff_protocol::{Digest, RunId, Timestamp};
 use std::collections::BTreeMap;
@@ -318,7 +320,7 @@ fn run_id(sql: i64) -> RunId {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::round::{RunSettings, Start};
+    use crate::run::{RunSettings, Start};
     use tempfile::TempDir;
 
     fn entry(at_ms: u64, record: Record) -> Entry {

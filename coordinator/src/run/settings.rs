@@ -1,8 +1,8 @@
 //! What an operator asks of a run.
 
-use crate::aggregate::Merging;
-use crate::configurator::{Care, Load, Rates};
-use crate::sharing::{Group, Policy, Sharing};
+use crate::merge::Merging;
+use crate::run::configurator::{Care, Load, Rates};
+use crate::run::sharing::{Group, Policy, Sharing};
 use serde::{Deserialize, Serialize};
 
 /// The most rounds of a run.

@@ -1,0 +1,17 @@
+//! Merges updates into new weights, layer by layer, over the devices that shared the layer.
+//!
+//! A [`Rule`] says how updates are combined: a mean that streams ([`Aggregate`]), or a trimmed mean or a median ([`ordered`]),
+//! which read one tensor of all updates at a time. A [`Server`] says how far the weights follow ([`server`]). LoRA updates
+//! with fewer ranks than the global weights are padded or projected ([`ranks`]). [`model`] reads the updates and applies the rules.
+
+pub mod model;
+pub mod ordered;
+pub mod ranks;
+mod rules;
+pub mod server;
+
+pub use ranks::Ranks;
+pub use rules::{Aggregate, AggregateError, MAX_EXAMPLES, MAX_MAGNITUDE, Merging, Rule, check, distance, shorten};
+pub use server::{Adaptive, Server};
+
+use rules::FRACTION_BITS;

@@ -385,7 +385,7 @@ impl<E> Turns<E> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use skiff_protocol::messages::TrainReport;
+    use skiff_protocol::samples;
     use skiff_protocol::transfer::CHUNK_BYTES;
     use tempfile::TempDir;
 
@@ -402,20 +402,7 @@ mod tests {
     }
 
     fn update(bytes: &[u8]) -> Offer {
-        let report = TrainReport {
-            examples: 1,
-            tokens: 1,
-            steps: 1,
-            mean_loss: 0.0,
-            shared_layers: vec![],
-            importance: vec![],
-            mean_active_layers: 0.0,
-            train_ms: 0,
-            step_ms: 0.0,
-            peak_rss_bytes: 0,
-            probe: None,
-        };
-        let purpose = Purpose::Update { run: RUN, round: 1, epoch: 2, report };
+        let purpose = Purpose::Update { run: RUN, round: 1, epoch: 2, report: samples::train_report() };
         Offer { purpose, digest: Digest::of(bytes), total_bytes: bytes.len() as u64 }
     }
 

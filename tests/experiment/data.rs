@@ -1,7 +1,7 @@
 //! Real texts, tokenised once, and dealt out to virtual devices.
 
 use anyhow::{Context, ensure};
-use skiff_data::random::Random;
+use skiff_base::random::Random;
 use skiff_data::{Example, dataset, labels, read, split};
 use skiff_models::Pack;
 use skiff_trainer::{Examples, Sequence, Target};

@@ -1,6 +1,6 @@
 //! Virtual fleets: what devices are, and when they are there. Their numbers are assumptions, told in the report.
 
-use skiff_data::random::Random;
+use skiff_base::random::Random;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::StepMemory;
 

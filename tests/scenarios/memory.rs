@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_agent::telemetry::own_memory;
-use skiff_data::random::Random;
+use skiff_base::random::Random;
 use skiff_tests::{packs, places};
 use skiff_trainer::{Batch, Form, LayerMask, Sequence, Target, Trainer};
 use std::path::Path;

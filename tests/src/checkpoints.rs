@@ -4,7 +4,7 @@ use crate::packs::chain;
 use crate::places;
 use half::f16;
 use serde_json::{Map, Value, json};
-use skiff_data::random::Random;
+use skiff_base::random::Random;
 use skiff_models::architectures::{Head, Model};
 use skiff_models::design::Design;
 use skiff_models::pack::Storage;

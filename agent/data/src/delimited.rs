@@ -2,7 +2,7 @@
 
 use crate::error::{DataError, Place};
 use crate::example::Record;
-use crate::reader::{BYTE_ORDER_MARK, MAX_RECORD_BYTES, field_text};
+use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES, field_text};
 use crate::row::{Cells, Row, at_field};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use std::io::{self, Read};

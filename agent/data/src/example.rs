@@ -3,7 +3,7 @@
 //! Each kind takes what it needs from a [`Row`] and checks it there, so that an example that was read is whole.
 
 use crate::error::DataError;
-use crate::reader::Format;
+use crate::format::Format;
 use crate::row::{self, Row, Texts};
 use serde::Serialize;
 use std::cmp::Ordering;

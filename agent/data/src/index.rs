@@ -7,7 +7,8 @@
 
 use crate::error::{DataError, Place};
 use crate::example::Record;
-use crate::reader::{Format, Reader, open_file};
+use crate::format::Format;
+use crate::reader::{Reader, open_file};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};

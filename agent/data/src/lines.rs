@@ -1,7 +1,7 @@
 //! Bounded lines of UTF-8, and the two formats that are nothing more: texts, and CoNLL's sentences.
 
 use crate::error::{DataError, Place};
-use crate::reader::{BYTE_ORDER_MARK, MAX_RECORD_BYTES};
+use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES};
 use crate::row::{Cells, Row};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};

@@ -15,11 +15,12 @@
 //! | [`Passage`](crate::Passage) | a text as above, or `prompt` and `completion` |
 //!
 //! UTF-8, with or without a byte order mark; lines end in LF or CRLF; blank lines are skipped. Names count in capitals or
-//! not. A record holds at most [`MAX_RECORD_BYTES`].
+//! not. A record holds at most [`MAX_RECORD_BYTES`](crate::format::MAX_RECORD_BYTES).
 
 use crate::delimited::{Delimited, Form};
 use crate::error::{DataError, Place};
 use crate::example::Record;
+use crate::format::Format;
 use crate::json_lines::JsonLines;
 use crate::lines::{Conll, PlainText};
 use std::fs::File;
@@ -27,12 +28,6 @@ use std::io::Read;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
-
-/// The longest record that is read; a longer one is an error, so memory stays bounded whatever the file holds.
-pub const MAX_RECORD_BYTES: usize = 1 << 20;
-
-/// What a file of UTF-8 may begin with.
-pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads all examples of a file.
 ///
@@ -62,21 +57,6 @@ pub(crate) fn open_file<R: Record>(path: &Path) -> Result<(Format, File), DataEr
 fn unsupported<R: Record>(path: &Path) -> DataError {
     let extensions: Vec<String> = R::FORMATS.iter().map(|(extension, _)| format!(".{extension}")).collect();
     DataError::UnsupportedFormat { path: path.to_owned(), supported: extensions.join(", ") }
-}
-
-/// How records are written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// Commas, with quotes.
-    Csv,
-    /// Tabs, without quotes.
-    Tsv,
-    /// An object on each line.
-    JsonLines,
-    /// A word and its label on each line.
-    Conll,
-    /// A text on each line.
-    Lines,
 }
 
 /// The examples of a file, in its order. Ends after the first error, and says [`DataError::Empty`] where there were none.
@@ -187,17 +167,12 @@ impl<R: Record> Iterator for Reader<R> {
 
 impl<R: Record> std::iter::FusedIterator for Reader<R> {}
 
-/// `bytes` as the text of a field: UTF-8 without NUL.
-pub(crate) fn field_text<'a>(bytes: &'a [u8], place: &Place) -> Result<&'a str, DataError> {
-    let text = std::str::from_utf8(bytes).map_err(|source| DataError::Encoding { place: place.clone(), source })?;
-    if text.contains('\0') { Err(DataError::Nul { place: place.clone() }) } else { Ok(text) }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use crate::example::{Example, Passage, Rated, Tagged};
+    use crate::format::MAX_RECORD_BYTES;
     use proptest::prelude::*;
     use std::io::Cursor;
 

@@ -1,7 +1,7 @@
 //! One record as its format found it: named fields, and which name means what.
 
 use crate::error::{DataError, Place};
-use crate::reader::field_text;
+use crate::format::field_text;
 use csv::ByteRecord;
 use serde_json::Value;
 

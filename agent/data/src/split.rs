@@ -1,6 +1,6 @@
 //! Shares a data set out among devices: unevenly, as devices in the field are, or evenly.
 
-use crate::random::Random;
+use skiff_base::random::Random;
 use std::collections::BTreeMap;
 
 /// What [`dirichlet`] gives each part at least, where there are enough examples for it.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use skiff_protocol::messages::{
     Birth, EvaluateOrder, EvaluationReport, Machine, Place, SharingPlan, StepMemory, TrainReport,
 };
+use skiff_protocol::samples;
 use skiff_protocol::transfer::Held;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -83,19 +84,7 @@ fn training(work: &Work) -> Trained {
     let shared_layers = if work.round.is_multiple_of(2) { vec![0, 1, 2, 3] } else { vec![0, 1] };
     let text = format!("{:?} {} {:?}", work.job, work.round, work.personal);
     let personal = (!work.round.is_multiple_of(2)).then(|| (vec![2, 3], format!("own {text}").into_bytes()));
-    let report = TrainReport {
-        examples: 6,
-        tokens: 60,
-        steps: 3,
-        mean_loss: 0.5,
-        shared_layers,
-        importance: vec![1.0; LAYERS],
-        mean_active_layers: 2.0,
-        train_ms: 1,
-        step_ms: 1.0,
-        peak_rss_bytes: 1,
-        probe: None,
-    };
+    let report = TrainReport { shared_layers, importance: vec![1.0; LAYERS], ..samples::train_report() };
     Trained { update: text.into_bytes(), personal, report }
 }
 

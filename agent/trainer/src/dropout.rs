@@ -1,6 +1,6 @@
 //! Stochastic layer dropout (DropPEFT, arXiv 2503.10217): which layers a batch passes through.
 
-use skiff_data::random::Random;
+use skiff_base::random::Random;
 
 /// The layers that a batch runs, ascending. Never empty.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -9,6 +9,8 @@
 mod bounds;
 pub mod codec;
 pub mod messages;
+#[cfg(any(test, feature = "samples"))]
+pub mod samples;
 #[cfg(test)]
 mod testing;
 pub mod time;

@@ -12,7 +12,7 @@ use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
 };
 use skiff_protocol::transfer::{CHUNK_BYTES, TransferId, TransferMessage};
-use skiff_protocol::{Signer, Topic};
+use skiff_protocol::{Signer, Topic, samples};
 use tempfile::TempDir;
 
 const PACK: Digest = Digest([9; 32]);
@@ -62,19 +62,7 @@ fn settings() -> RunSettings {
 }
 
 fn report(shared_layers: Vec<u32>) -> TrainReport {
-    TrainReport {
-        examples: 8,
-        tokens: 100,
-        steps: 4,
-        mean_loss: 0.5,
-        shared_layers,
-        importance: vec![1.0, 2.0],
-        mean_active_layers: 1.5,
-        train_ms: 70,
-        step_ms: 17.0,
-        peak_rss_bytes: 1000,
-        probe: None,
-    }
+    TrainReport { shared_layers, ..samples::train_report() }
 }
 
 impl World {

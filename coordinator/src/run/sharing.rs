@@ -283,21 +283,10 @@ fn is_ascending(layers: &[u32]) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
+    use skiff_protocol::samples;
 
     fn report(shared_layers: Vec<u32>) -> TrainReport {
-        TrainReport {
-            examples: 80,
-            tokens: 4000,
-            steps: 10,
-            mean_loss: 0.5,
-            shared_layers,
-            importance: vec![1.0; 4],
-            mean_active_layers: 3.0,
-            train_ms: 900,
-            step_ms: 90.0,
-            peak_rss_bytes: 1,
-            probe: None,
-        }
+        TrainReport { examples: 80, shared_layers, importance: vec![1.0; 4], ..samples::train_report() }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::run::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
 use crate::run::explain::explain;
 use proptest::prelude::*;
 use skiff_protocol::messages::Probe;
+use skiff_protocol::samples;
 
 const RUN: RunId = RunId(7);
 const LAYERS: u32 = 4;
@@ -46,14 +47,13 @@ fn report(examples: u64) -> TrainReport {
         examples,
         tokens: examples * 50,
         steps: 10,
-        mean_loss: 0.7,
         shared_layers: (0..LAYERS).collect(),
         importance: vec![1.0; LAYERS as usize],
         mean_active_layers: 3.0,
         train_ms: 900,
         step_ms: 90.0,
-        peak_rss_bytes: 1 << 20,
         probe: Some(Probe { examples: 32, loss_before: 1.0, loss_after: 0.9, correct_before: 10, correct_after: 12 }),
+        ..samples::train_report()
     }
 }
 

@@ -1,12 +1,14 @@
-//! The few things that coordinator, agent and models all need from the operating system: locks, files that are replaced as a
-//! whole, and errors in one line.
+//! The few things that coordinator, agent and models all need below them: locks, files that are replaced as a whole, errors in
+//! one line, and seeded numbers.
 //!
 //! It knows nothing of Skiff and depends on nothing but the standard library.
 //!
-//! Rooms: [`files`] (replacing a file, private folders), [`lock`] (one process at a time), [`chain`] (an error and its causes).
+//! Rooms: [`files`] (replacing a file, private folders), [`lock`] (one process at a time), [`chain`] (an error and its causes),
+//! [`random`] (the same numbers on every platform).
 
 pub mod files;
 pub mod lock;
+pub mod random;
 
 use std::error::Error;
 

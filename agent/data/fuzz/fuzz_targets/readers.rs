@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use skiff_data::reader::{Format, MAX_RECORD_BYTES};
+use skiff_data::format::{Format, MAX_RECORD_BYTES};
 use skiff_data::{Example, Passage, Rated, Reader, Record, Tagged};
 use std::io::Cursor;
 use std::path::Path;

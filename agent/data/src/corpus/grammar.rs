@@ -1,7 +1,7 @@
 //! Turns a template into words.
 
 use super::slots::SLOTS;
-use crate::random::Random;
+use skiff_base::random::Random;
 
 /// A template, taken apart.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -14,9 +14,9 @@ mod noise;
 mod slots;
 
 use crate::example::Example;
-use crate::random::Random;
 use grammar::Template;
 use intents::{INTENTS, Intent};
+use skiff_base::random::Random;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! What happens to a command between the head and the text: manners, typing and speech recognition.
 
-use crate::random::Random;
+use skiff_base::random::Random;
 
 /// How often each thing happens to an utterance.
 struct Rates {

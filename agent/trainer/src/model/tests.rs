@@ -6,7 +6,7 @@ use super::*;
 use crate::examples::{Target, of_lengths};
 use ndarray::Array2;
 use safetensors::tensor::{Dtype, TensorView};
-use skiff_data::random::Random;
+use skiff_base::random::Random;
 use skiff_models::graph::{DType, Dim, Graph as Formula, Id, Op, Shape};
 use skiff_models::onnx;
 use skiff_models::pack::Storage;

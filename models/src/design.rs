@@ -3,9 +3,9 @@
 use crate::architectures::{Head, Model};
 use crate::graph::GraphError;
 use crate::layout::Layout;
-use crate::pack::Storage;
 use crate::peft::Peft;
 use crate::stage::{BatchPart, CompiledStage, FrozenTensor, Stage, StageSpecs, TrainableTensor};
+use crate::storage::Storage;
 use crate::tensors::Schema;
 use serde::{Deserialize, Serialize};
 

@@ -384,8 +384,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
     use super::*;
     use crate::architectures::{Head, Model};
-    use crate::pack::Storage;
     use crate::peft::{Lora, Peft};
+    use crate::storage::Storage;
 
     fn minilm(frozen: Storage) -> Design {
         let config = serde_json::json!({

@@ -55,8 +55,8 @@ mod tests {
     use super::*;
     use crate::architectures::{Head, Model};
     use crate::design::Design;
-    use crate::pack::Storage;
     use crate::peft::{Lora, Peft};
+    use crate::storage::Storage;
     use crate::task::Task;
 
     #[test]

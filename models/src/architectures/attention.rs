@@ -92,7 +92,7 @@ impl Attending {
         [query, key, value]: [Id; 3],
         places: Option<Id>,
     ) -> Result<Id, GraphError> {
-        if stage.graph.is_fused() {
+        if stage.is_fused() {
             return self.fused(stage, [query, key, value], places);
         }
         let queries = Heads::of_queries(self.heads, self.size);

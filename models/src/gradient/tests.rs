@@ -4,6 +4,7 @@
 use super::gradient;
 use crate::graph::reference::{erf, evaluate};
 use crate::graph::{Attention, DType, Dim, Graph, Id, Op, Shape};
+use crate::lower::lower;
 use ndarray::{ArrayD, IxDyn};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -34,10 +35,7 @@ fn fixed(sizes: &[usize]) -> Shape {
 }
 
 fn case(shapes: &[&[usize]], salt: u64, build: impl FnOnce(&mut Graph, &[Id]) -> Id) -> Case {
-    case_in(Graph::default(), shapes, salt, build)
-}
-
-fn case_in(mut graph: Graph, shapes: &[&[usize]], salt: u64, build: impl FnOnce(&mut Graph, &[Id]) -> Id) -> Case {
+    let mut graph = Graph::default();
     let inputs: Vec<(Id, ArrayD<f64>)> = shapes
         .iter()
         .enumerate()
@@ -54,29 +52,34 @@ fn check(case: Case) {
     check_wanted(case, &wanted);
 }
 
+/// Compares the gradients with respect to `wanted`, as adjoint operators and lowered to plain ones.
 fn check_wanted(mut case: Case, wanted: &[Id]) {
     let sizes: Vec<usize> = case.graph.shape(case.output).iter().map(|dim| dim.known().unwrap()).collect();
     let weights = noise(&sizes, 77);
     let shape = case.graph.shape(case.output).clone();
     let seed = case.graph.input("seed", DType::F32, shape);
     let gradients = gradient(&mut case.graph, case.output, seed, wanted).unwrap();
+    let (plain, plain_gradients) = lower(&case.graph, &gradients).unwrap();
     let given: BTreeMap<Id, ArrayD<f64>> = case.inputs.iter().cloned().chain([(seed, weights.clone())]).collect();
     let loss = |given: &BTreeMap<Id, ArrayD<f64>>| (&evaluate(&case.graph, given, &[case.output])[0] * &weights).sum();
-    for (id, found) in wanted.iter().zip(evaluate(&case.graph, &given, &gradients)) {
-        assert_eq!(found.shape(), given[id].shape(), "gradient of {}", case.graph.value(*id).name);
-        for at in 0..found.len() {
+    let adjoint = evaluate(&case.graph, &given, &gradients);
+    let lowered = evaluate(&plain, &given, &plain_gradients);
+    for ((id, adjoint), lowered) in wanted.iter().zip(&adjoint).zip(&lowered) {
+        let name = &case.graph.value(*id).name;
+        assert_eq!([adjoint.shape(), lowered.shape()], [given[id].shape(); 2], "gradient of {name}");
+        for (at, (&adjoint, &lowered)) in adjoint.iter().zip(lowered).enumerate() {
             let nudged = |by: f64| {
                 let mut given = given.clone();
                 *given.get_mut(id).unwrap().iter_mut().nth(at).unwrap() += by;
                 loss(&given)
             };
             let expected = (nudged(STEP) - nudged(-STEP)) / (2.0 * STEP);
-            let found = *found.iter().nth(at).unwrap();
-            assert!(
-                (found - expected).abs() <= DIFFERENCE_TOLERANCE * (1.0 + expected.abs()),
-                "{}[{at}]: rule {found}, difference {expected}",
-                case.graph.value(*id).name
-            );
+            for (found, form) in [(adjoint, "rule"), (lowered, "lowered")] {
+                assert!(
+                    (found - expected).abs() <= DIFFERENCE_TOLERANCE * (1.0 + expected.abs()),
+                    "{name}[{at}]: {form} {found}, difference {expected}",
+                );
+            }
         }
     }
 }
@@ -197,37 +200,32 @@ proptest! {
         let rank = shape.len();
         for axis in 0..rank {
             let order = last_and(axis, rank);
-            for fused in [false, true] {
-                for op in [Op::Softmax, Op::LogSoftmax, Op::LogSumExp, Op::MeanLast] {
-                    let graph = if fused { Graph::fused() } else { Graph::default() };
-                    check(case_in(graph, &[&shape], salt, |g, x| {
-                        let last = g.permute(x[0], &order).unwrap();
-                        let result = g.op(op.clone(), &[last]).unwrap();
-                        g.permute(result, &order).unwrap()
-                    }));
-                }
-                let size = [shape[axis]];
-                let norms: [(Op, &[&[usize]]); 2] = [
-                    (Op::LayerNorm { epsilon: 0.1 }, &[&shape, &size, &size]),
-                    (Op::RmsNorm { epsilon: 0.1 }, &[&shape, &size]),
-                ];
-                for (op, shapes) in norms {
-                    let graph = if fused { Graph::fused() } else { Graph::default() };
-                    check(case_in(graph, shapes, salt, |g, x| {
-                        let last = g.permute(x[0], &order).unwrap();
-                        let result = g.op(op.clone(), &[&[last], &x[1..]].concat()).unwrap();
-                        g.permute(result, &order).unwrap()
-                    }));
-                }
+            for op in [Op::Softmax, Op::LogSoftmax, Op::LogSumExp, Op::MeanLast] {
+                check(case(&[&shape], salt, |g, x| {
+                    let last = g.permute(x[0], &order).unwrap();
+                    let result = g.op(op.clone(), &[last]).unwrap();
+                    g.permute(result, &order).unwrap()
+                }));
+            }
+            let size = [shape[axis]];
+            let norms: [(Op, &[&[usize]]); 2] = [
+                (Op::LayerNorm { epsilon: 0.1 }, &[&shape, &size, &size]),
+                (Op::RmsNorm { epsilon: 0.1 }, &[&shape, &size]),
+            ];
+            for (op, shapes) in norms {
+                check(case(shapes, salt, |g, x| {
+                    let last = g.permute(x[0], &order).unwrap();
+                    let result = g.op(op.clone(), &[&[last], &x[1..]].concat()).unwrap();
+                    g.permute(result, &order).unwrap()
+                }));
             }
         }
     }
 
     #[test]
-    fn elementwise_operators_agree_in_any_rank(shape in shapes(), fused: bool, salt: u64) {
+    fn elementwise_operators_agree_in_any_rank(shape in shapes(), salt: u64) {
         for op in [Op::Erf, Op::Exp, Op::Tanh, Op::Sigmoid, Op::Cos, Op::Sin, Op::Gelu] {
-            let graph = if fused { Graph::fused() } else { Graph::default() };
-            check(case_in(graph, &[&shape], salt, |g, x| g.op(op.clone(), x).unwrap()));
+            check(case(&[&shape], salt, |g, x| g.op(op.clone(), x).unwrap()));
         }
     }
 
@@ -349,22 +347,22 @@ proptest! {
     }
 
     #[test]
-    fn fused_rules_agree(m in 1..4usize, n in 1..5usize, salt: u64) {
+    fn adjoint_operators_agree(m in 1..4usize, n in 1..5usize, salt: u64) {
         for op in [Op::Gelu, Op::Softmax] {
-            check(case_in(Graph::fused(), &[&[2, m, n]], salt, |g, x| g.op(op.clone(), x).unwrap()));
+            check(case(&[&[2, m, n]], salt, |g, x| g.op(op.clone(), x).unwrap()));
         }
         let norms: [(Op, &[&[usize]]); 2] =
             [(Op::LayerNorm { epsilon: 0.1 }, &[&[m, n], &[n], &[n]]), (Op::RmsNorm { epsilon: 0.1 }, &[&[m, n], &[n]])];
         for (op, shapes) in norms {
-            check(case_in(Graph::fused(), shapes, salt, |g, x| g.op(op.clone(), x).unwrap()));
-            let case = case_in(Graph::fused(), shapes, salt, |g, x| g.op(op.clone(), x).unwrap());
+            check(case(shapes, salt, |g, x| g.op(op.clone(), x).unwrap()));
+            let case = case(shapes, salt, |g, x| g.op(op.clone(), x).unwrap());
             let operand = [case.inputs[0].0];
             check_wanted(case, &operand);
         }
     }
 
     #[test]
-    fn fused_attention_agrees(
+    fn attention_agrees(
         lengths in proptest::collection::vec(1..5usize, 1..4),
         key_heads in 1..3usize,
         size in 1..3usize,
@@ -380,7 +378,7 @@ proptest! {
         let numbers = |rows: &[usize]| ArrayD::from_shape_fn(IxDyn(&[rows.len()]), |at| rows[at[0]] as f64);
         let mut given = Vec::new();
         let shapes: [&[usize]; 3] = [&[queries, 2 * size], &[tokens, key_heads * size], &[tokens, key_heads * size]];
-        let mut case = case_in(Graph::fused(), &shapes, salt, |g, x| {
+        let mut case = case(&shapes, salt, |g, x| {
             let mut operands = x.to_vec();
             for (name, values) in [("firsts", &firsts), ("rows", &rows)].into_iter().take(1 + usize::from(one_query)) {
                 let id = g.input(name, DType::I64, fixed(&[values.len()]));
@@ -583,6 +581,23 @@ fn frozen_operands_have_no_gradient_and_say_so() {
         message(DType::F32, adjoint, &[&[1, 2, 4], &[2, 2, 3]], 1),
         "operator ConvTranspose1d by its kernel has no differentiation rule"
     );
+}
+
+#[test]
+fn lowering_keeps_given_names_and_the_ids_before_the_first_adjoint_operator() {
+    let mut graph = Graph::default();
+    let x = graph.input("x", DType::F32, fixed(&[2, 3]));
+    let y = graph.op(Op::Gelu, &[x]).unwrap();
+    graph.rename(y, "activated");
+    let seed = graph.input("seed", DType::F32, fixed(&[2, 3]));
+    let slope = gradient(&mut graph, y, seed, &[x]).unwrap()[0];
+    graph.rename(slope, "slope");
+    let (plain, found) = lower(&graph, &[x, y, seed, slope]).unwrap();
+    assert_eq!(found[..3], [x, y, seed]);
+    let names: Vec<&str> = found.iter().map(|&id| plain.value(id).name.as_str()).collect();
+    assert_eq!(names, ["x", "activated", "seed", "slope"]);
+    assert!(plain.nodes().iter().all(|node| node.op != Op::GeluGrad));
+    plain.check_names().unwrap();
 }
 
 #[test]

@@ -78,8 +78,10 @@ pub struct Node {
 pub struct Graph {
     values: Vec<Value>,
     nodes: Vec<Node>,
-    fused: bool,
 }
+
+/// Appends nodes to a graph that take the place of a given one; `None` to keep it.
+pub(crate) type Expansion = fn(&mut Graph, &Node) -> Result<Option<Id>, GraphError>;
 
 /// A graph that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,18 +141,6 @@ pub enum GraphError {
 }
 
 impl Graph {
-    /// An empty graph that may have fused operators in it.
-    #[must_use]
-    pub fn fused() -> Self {
-        Self { fused: true, ..Self::default() }
-    }
-
-    /// Whether it may have fused operators in it.
-    #[must_use]
-    pub fn is_fused(&self) -> bool {
-        self.fused
-    }
-
     /// The value `id` stands for.
     #[must_use]
     pub fn value(&self, id: Id) -> &Value {
@@ -185,7 +175,7 @@ impl Graph {
 
     /// A scalar.
     pub fn constant(&mut self, value: f32) -> Id {
-        let name = format!("constant_{}", self.values.len());
+        let name = constant_name(self.values.len());
         self.push(Value { name, shape: Vec::new(), dtype: DType::F32, source: Source::Constant(value) })
     }
 
@@ -202,7 +192,7 @@ impl Graph {
     pub fn apply(&mut self, op: Op, inputs: &[Id]) -> Result<Vec<Id>, GraphError> {
         let shapes: Vec<&Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
         let node = self.nodes.len();
-        let stem = format!("{}_{node}", op.name().to_lowercase());
+        let stem = node_name(&op, node);
         let results = op.infer(&shapes).map_err(|expected| GraphError::ShapeMismatch {
             op: op.name(),
             node: stem.clone(),
@@ -221,7 +211,7 @@ impl Graph {
             .into_iter()
             .enumerate()
             .map(|(output, shape)| {
-                let name = if output == 0 { stem.clone() } else { format!("{stem}.{output}") };
+                let name = result_name(&stem, output);
                 self.push(Value { name, shape, dtype, source: Source::Node { node, output } })
             })
             .collect::<Vec<_>>();
@@ -310,6 +300,48 @@ impl Graph {
         }
     }
 
+    /// Copies the graph value by value. Where `expand` appends something for a node, whose inputs it sees as they are in the
+    /// copy, that takes the place of the node's one result. Returns the copy, and its ids by the old ones.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`], and those of `expand`.
+    pub(crate) fn rewritten(&self, expand: Expansion) -> Result<(Self, BTreeMap<Id, Id>), GraphError> {
+        let (mut copy, mut ids) = (Self::default(), BTreeMap::new());
+        for (at, value) in self.values.iter().enumerate() {
+            let new = match value.source {
+                Source::Input => vec![copy.input(&value.name, value.dtype, value.shape.clone())],
+                Source::Constant(scalar) => vec![copy.constant(scalar)],
+                Source::Node { output: 1.., .. } => continue,
+                Source::Node { node, output: 0 } => {
+                    let Node { op, inputs, outputs } = &self.nodes[node];
+                    let inputs: Vec<Id> = inputs.iter().map(|input| ids[input]).collect();
+                    let moved = Node { op: op.clone(), inputs, outputs: outputs.clone() };
+                    match expand(&mut copy, &moved)? {
+                        Some(id) => vec![id],
+                        None => copy.apply(moved.op, &moved.inputs)?,
+                    }
+                }
+            };
+            for (old, new) in (at..).map(Id).zip(new) {
+                ids.insert(old, new);
+                if self.was_named(old) {
+                    copy.rename(new, &self.value(old).name);
+                }
+            }
+        }
+        Ok((copy, ids))
+    }
+
+    /// Returns true if a value has a name that was given to it, and not one by its number.
+    fn was_named(&self, id: Id) -> bool {
+        let value = self.value(id);
+        match value.source {
+            Source::Input => true,
+            Source::Constant(_) => value.name != constant_name(id.0),
+            Source::Node { node, output } => value.name != result_name(&node_name(&self.nodes[node].op, node), output),
+        }
+    }
+
     /// Sums `a` down to `shape`: the adjoint of broadcasting `shape` to `a`'s.
     ///
     /// # Errors
@@ -384,6 +416,18 @@ pub struct Extract {
     pub inputs: BTreeSet<Id>,
     /// Values it ends in.
     pub outputs: Vec<Id>,
+}
+
+fn constant_name(value: usize) -> String {
+    format!("constant_{value}")
+}
+
+fn node_name(op: &Op, node: usize) -> String {
+    format!("{}_{node}", op.name().to_lowercase())
+}
+
+fn result_name(node: &str, output: usize) -> String {
+    if output == 0 { node.to_owned() } else { format!("{node}.{output}") }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
 use super::staging::Staging;
-use super::storage::{self, Piece, Rounding, Storage, StorageError, Values};
+use super::storage::{self, Piece, Rounding, StorageError, Values};
 use super::{FORMAT, FileEntry, Manifest, digest_of_file};
 use crate::adapter::{Adapter, AdapterError};
 use crate::architectures::{ConfigError, Head, Model};
@@ -11,6 +11,7 @@ use crate::files;
 use crate::graph::GraphError;
 use crate::peft::{PREFIX, Peft, draw};
 use crate::stage::{FrozenSource, FrozenTensor, Initial};
+use crate::storage::Storage;
 use crate::task::Task;
 use crate::tensors::{self, NamedTensors, TensorError};
 use ndarray::ArrayD;

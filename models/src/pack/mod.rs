@@ -16,10 +16,11 @@ mod frozen;
 mod staging;
 mod storage;
 
+pub use crate::storage::Storage;
 pub use build::{BuildError, BuildOptions, Progress, build};
 pub use export::{ExportError, Exported, export_adapter, export_merged};
 pub use frozen::{Frozen, FrozenTensor, check};
-pub use storage::{Rounding, Storage, StorageError};
+pub use storage::{Rounding, StorageError};
 
 use crate::design::{Design, Stages};
 use crate::files;

@@ -7,8 +7,8 @@
 //! a tensor of zeros named `.filler.N` stands in each.
 
 use crate::checkpoint::{CheckpointError, TensorFile};
-use crate::graph::DType;
 use crate::stage::FrozenTensor;
+use crate::storage::Storage;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
@@ -16,47 +16,6 @@ use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-/// How a frozen matrix is stored; vectors are always f32.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Storage {
-    /// 32-bit floating point.
-    F32,
-    /// 16-bit floating point, rounded to the nearest, ties to even.
-    F16,
-    /// `q = round(w / s)`, ties to even, with one scale for each index of the first dimension, `s = max|w| / 127` (1 where
-    /// all are zero), in a tensor called `NAME.scale`.
-    Int8,
-}
-
-impl Storage {
-    /// The element type.
-    #[must_use]
-    pub const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Int8 => DType::I8,
-        }
-    }
-
-    const fn width(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-            Self::Int8 => 1,
-        }
-    }
-
-    const fn in_header(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Int8 => "I8",
-        }
-    }
-}
 
 /// What storing matrices in fewer bits changed.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

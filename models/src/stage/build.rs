@@ -1,0 +1,381 @@
+//! A stage under construction: an architecture writes its formula with these methods.
+
+use super::ports::{BatchPart, Binding, of_layer};
+use super::tensors::{FrozenSource, FrozenTensor, Initial, TrainableTensor};
+use crate::graph::{DType, Dim, Graph, GraphError, Id, Op, Shape};
+use crate::peft::{LoraSettings, PREFIX, Peft};
+use crate::storage::Storage;
+use crate::tensors::TensorSpec;
+use std::collections::BTreeMap;
+
+/// Whether a linear layer adds a bias.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bias {
+    /// It does.
+    Yes,
+    /// It does not.
+    No,
+}
+
+/// Standard deviation 0.02, as BERT draws its matrices, as the bound of a uniform draw (which needs no logarithm and so has
+/// the same bits on every machine).
+const MATRIX_BOUND: f32 = 0.034_641_016;
+
+/// A stage under construction.
+///
+/// Tensors are named as in the model's own checkpoints. A name may start with the block's prefix, in which `{layer}` stands
+/// for the layer: the graphs of two layers that differ in nothing else are then the same.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    /// The computation.
+    pub graph: Graph,
+    /// Whether it may have operators that are computed in one pass, such as [`Op::Attention`] and adjoints.
+    pub(super) fused: bool,
+    peft: &'a Peft,
+    storage: Storage,
+    /// In front of every tensor's name, with `{layer}` in it for a block.
+    prefix: String,
+    pub(super) layer: Option<usize>,
+    pub(super) bindings: BTreeMap<Id, Binding>,
+    known: BTreeMap<String, Id>,
+    pub(super) frozen: Vec<FrozenTensor>,
+    pub(super) trainable: Vec<(Id, TrainableTensor)>,
+    pub(super) hidden: Option<Id>,
+    pub(super) contexts: Vec<Id>,
+    pub(super) only: Option<BatchPart>,
+}
+
+impl<'a> Stage<'a> {
+    /// An empty stage whose tensors' names begin with `prefix`; `layer` takes the place of `{layer}` in it.
+    #[must_use]
+    pub fn new(peft: &'a Peft, storage: Storage, prefix: &str, layer: Option<usize>) -> Self {
+        Self {
+            graph: Graph::default(),
+            fused: false,
+            peft,
+            storage,
+            prefix: prefix.to_owned(),
+            layer,
+            bindings: BTreeMap::new(),
+            known: BTreeMap::new(),
+            frozen: Vec::new(),
+            trainable: Vec::new(),
+            hidden: None,
+            contexts: Vec::new(),
+            only: None,
+        }
+    }
+
+    /// Lets the stage have fused operators.
+    #[must_use]
+    pub fn with_fused_operators(self) -> Self {
+        Self { fused: true, ..self }
+    }
+
+    /// Returns true if the stage may have fused operators.
+    #[must_use]
+    pub fn is_fused(&self) -> bool {
+        self.fused
+    }
+
+    /// Has a block compute no other rows than those that `part` names, one of each example.
+    #[must_use]
+    pub fn for_rows(self, part: BatchPart) -> Self {
+        Self { only: Some(part), ..self }
+    }
+
+    /// The rows of `x` (`[T, D]`) that the block computes, and their places where those are not all.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn computed_rows(&mut self, x: Id) -> Result<(Id, Option<Id>), GraphError> {
+        let Some(part) = self.only else { return Ok((x, None)) };
+        let name = if part == BatchPart::LastTokens { "last_tokens" } else { "first_tokens" };
+        let rows = self.batch(part, name, vec!["B".into()]);
+        Ok((self.graph.op(Op::Gather, &[x, rows])?, Some(rows)))
+    }
+
+    /// The activations from the stage before.
+    pub fn hidden(&mut self, shape: Shape) -> Id {
+        let id = self.graph.input("hidden", DType::F32, shape);
+        self.bindings.insert(id, Binding::Hidden);
+        self.hidden = Some(id);
+        id
+    }
+
+    /// A part of the batch; asked for again, it is the same value.
+    pub fn batch(&mut self, part: BatchPart, name: &str, shape: Shape) -> Id {
+        self.input(name, Binding::Batch(part), part.dtype(), shape)
+    }
+
+    /// Offers a value of the `embed` stage to every block.
+    pub fn offer_context(&mut self, name: &str, value: Id) {
+        self.graph.rename(value, name);
+        self.bindings.insert(value, Binding::Context(name.to_owned()));
+        self.contexts.push(value);
+    }
+
+    /// A value that the `embed` stage offers.
+    pub fn context(&mut self, name: &str, shape: Shape) -> Id {
+        self.input(name, Binding::Context(name.to_owned()), DType::F32, shape)
+    }
+
+    /// Lets `build` add to the stage with tensors whose names begin otherwise.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn within<R>(&mut self, prefix: &str, build: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = std::mem::replace(&mut self.prefix, prefix.to_owned());
+        let built = build(self);
+        self.prefix = outer;
+        built
+    }
+
+    /// `x W^T + b` with the model's own `W` (`[outputs, inputs]`) and `b`, and what PEFT adds to it there: for LoRA
+    /// (Hu et al., arXiv 2106.09685) `s B A x`, for an adapter (Houlsby et al., arXiv 1902.00751) `y + U gelu(D y + d) + u`
+    /// with `y` the layer's result. The scale `s` is an input of the graph and the rank a free dimension, so one graph serves
+    /// layers, and devices, of different ranks.
+    ///
+    /// `x` is `[T, inputs]`, the result `[T, outputs]`.
+    ///
+    /// # Errors
+    /// A shape of `x` that does not fit.
+    pub fn linear(&mut self, name: &str, x: Id, [inputs, outputs]: [usize; 2], bias: Bias) -> Result<Id, GraphError> {
+        let weight = self.matrix(&format!("{name}.weight"), &[outputs, inputs])?;
+        let mut operands = vec![x, weight];
+        if bias == Bias::Yes {
+            operands.push(self.bias(&format!("{name}.bias"), outputs));
+        }
+        let base = self.graph.op(TIMES_TRANSPOSED, &operands)?;
+        match self.peft {
+            Peft::Lora(lora) => match lora.on(&self.full_name(name)) {
+                Some(settings) => self.low_rank(name, x, base, [inputs, outputs], settings, lora.freeze_a),
+                None => Ok(base),
+            },
+            Peft::Houlsby { .. } | Peft::BitFit => Ok(base),
+        }
+    }
+
+    /// As [`Stage::linear`], for the last linear layer of a part that is added to its own input: the place of a Houlsby adapter.
+    ///
+    /// # Errors
+    /// A shape of `x` that does not fit.
+    pub fn linear_before_sum(
+        &mut self,
+        name: &str,
+        x: Id,
+        [inputs, outputs]: [usize; 2],
+        bias: Bias,
+    ) -> Result<Id, GraphError> {
+        let y = self.linear(name, x, [inputs, outputs], bias)?;
+        let Peft::Houlsby { width } = self.peft else { return Ok(y) };
+        let bound = 1.0 / (outputs as f32).sqrt();
+        let of = |part: &str| format!("{name}.{part}");
+        let down = self.train(&of("adapter_down.weight"), &[*width, outputs], Initial::Uniform(bound));
+        let down_bias = self.train(&of("adapter_down.bias"), &[*width], Initial::Zeros);
+        let up = self.train(&of("adapter_up.weight"), &[outputs, *width], Initial::Zeros);
+        let up_bias = self.train(&of("adapter_up.bias"), &[outputs], Initial::Zeros);
+        let narrow = self.graph.op(TIMES_TRANSPOSED, &[y, down, down_bias])?;
+        let activated = self.graph.op(Op::Gelu, &[narrow])?;
+        let wide = self.graph.op(TIMES_TRANSPOSED, &[activated, up, up_bias])?;
+        self.graph.add(y, wide)
+    }
+
+    /// `x W^T + b` with `W` and `b` both in training: a layer of the task's head. They begin as the checkpoint has them if it
+    /// has them in that shape.
+    ///
+    /// # Errors
+    /// A shape of `x` that does not fit.
+    pub fn trained_linear(
+        &mut self,
+        name: &str,
+        x: Id,
+        [inputs, outputs]: [usize; 2],
+        bias: Bias,
+    ) -> Result<Id, GraphError> {
+        let mut part = |part: &str, shape: &[usize], bound: f32| {
+            let name = format!("{name}.{part}");
+            let initial = Initial::CheckpointOr(self.full_name(&name), bound);
+            self.train(&name, shape, initial)
+        };
+        let mut operands = vec![x, part("weight", &[outputs, inputs], MATRIX_BOUND)];
+        if bias == Bias::Yes {
+            operands.push(part("bias", &[outputs], 0.0));
+        }
+        self.graph.op(TIMES_TRANSPOSED, &operands)
+    }
+
+    /// [`Op::LayerNorm`] with the model's own weight and bias.
+    ///
+    /// # Errors
+    /// A last dimension of `x` other than `size`.
+    pub fn layer_norm(&mut self, name: &str, x: Id, size: usize, epsilon: f32) -> Result<Id, GraphError> {
+        let weight = self.vector(&format!("{name}.weight"), size);
+        let bias = self.bias(&format!("{name}.bias"), size);
+        self.graph.op(Op::LayerNorm { epsilon }, &[x, weight, bias])
+    }
+
+    /// [`Op::RmsNorm`] with the model's own weight.
+    ///
+    /// # Errors
+    /// A last dimension of `x` other than `size`.
+    pub fn rms_norm(&mut self, name: &str, x: Id, size: usize, epsilon: f32) -> Result<Id, GraphError> {
+        let weight = self.vector(&format!("{name}.weight"), size);
+        self.graph.op(Op::RmsNorm { epsilon }, &[x, weight])
+    }
+
+    /// Rows of the table `name` (`[rows, size]`) at the integers `index`; only those rows are widened.
+    ///
+    /// # Errors
+    /// An index that is not of integers.
+    pub fn rows(&mut self, name: &str, [rows, size]: [usize; 2], index: Id) -> Result<Id, GraphError> {
+        let (table, scale) = self.stored(name, &[rows, size], self.storage);
+        let picked = self.graph.op(Op::Gather, &[table, index])?;
+        match scale {
+            Some(scale) => {
+                let scales = self.graph.op(Op::Gather, &[scale, index])?;
+                self.graph.op(Op::Dequantize, &[picked, scales])
+            }
+            None => self.widened(picked),
+        }
+    }
+
+    /// A frozen tensor of rank 2 or more, as f32 whatever it is stored as.
+    ///
+    /// # Errors
+    /// None for the shapes a model has.
+    pub fn matrix(&mut self, name: &str, shape: &[usize]) -> Result<Id, GraphError> {
+        let widened = format!("{}{name} as f32", self.prefix);
+        if let Some(&id) = self.known.get(&widened) {
+            return Ok(id);
+        }
+        let (stored, scale) = self.stored(name, shape, self.storage);
+        let id = match scale {
+            Some(scale) => self.graph.op(Op::Dequantize, &[stored, scale])?,
+            None => self.widened(stored)?,
+        };
+        self.known.insert(widened, id);
+        Ok(id)
+    }
+
+    /// A frozen vector.
+    pub fn vector(&mut self, name: &str, size: usize) -> Id {
+        self.stored(name, &[size], Storage::F32).0
+    }
+
+    /// A vector of the model that BitFit (Ben Zaken et al., arXiv 2106.10199) trains where it stands in a block; frozen
+    /// otherwise.
+    pub fn bias(&mut self, name: &str, size: usize) -> Id {
+        match (self.peft, self.layer) {
+            (Peft::BitFit, Some(_)) => {
+                let initial = Initial::Checkpoint(self.full_name(name));
+                self.train(name, &[size], initial)
+            }
+            _ => self.vector(name, size),
+        }
+    }
+
+    /// A frozen tensor whose values are known here.
+    pub fn given(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Id {
+        self.declare_frozen(name, shape, Storage::F32, FrozenSource::Values(values))
+    }
+
+    /// The tensor's name in the model's own checkpoint: with prefix and layer.
+    fn full_name(&self, name: &str) -> String {
+        let template = format!("{}{name}", self.prefix);
+        self.layer.map_or_else(|| template.clone(), |layer| of_layer(&template, layer))
+    }
+
+    fn low_rank(
+        &mut self,
+        name: &str,
+        x: Id,
+        base: Id,
+        [inputs, outputs]: [usize; 2],
+        settings: LoraSettings,
+        freeze_a: bool,
+    ) -> Result<Id, GraphError> {
+        let of = |part: &str| format!("{name}.{part}");
+        let rank = Dim::from(format!("R.{name}").as_str());
+        let drawn = Initial::Uniform(1.0 / (inputs as f32).sqrt());
+        let a_shape = (vec![rank.clone(), inputs.into()], [settings.rank, inputs]);
+        let down = if freeze_a {
+            let tensor =
+                self.frozen_tensor(&of("lora_A.weight"), &a_shape.1, Storage::F32, FrozenSource::Initial(drawn));
+            self.bind_frozen(&of("lora_A.weight"), DType::F32, a_shape.0, tensor)
+        } else {
+            self.train_shaped(&of("lora_A.weight"), a_shape.0, &a_shape.1, drawn)
+        };
+        let up = vec![outputs.into(), rank];
+        let up = self.train_shaped(&of("lora_B.weight"), up, &[outputs, settings.rank], Initial::Zeros);
+        let scale = self.given(&of("lora_scale"), &[1], vec![settings.scale]);
+        let narrow = self.graph.op(TIMES_TRANSPOSED, &[x, down])?;
+        let scaled = self.graph.mul(narrow, scale)?;
+        self.graph.op(TIMES_TRANSPOSED, &[scaled, up, base])
+    }
+
+    /// The stored form of a frozen tensor of the checkpoint, and its scales where it is int8.
+    fn stored(&mut self, name: &str, shape: &[usize], storage: Storage) -> (Id, Option<Id>) {
+        let stored = self.declare_frozen(name, shape, storage, FrozenSource::Checkpoint);
+        let scale = (storage == Storage::Int8).then(|| {
+            let binding = Binding::Frozen(format!("{}{name}.scale", self.prefix));
+            self.input(&format!("{name}.scale"), binding, DType::F32, vec![shape[0].into()])
+        });
+        (stored, scale)
+    }
+
+    fn widened(&mut self, stored: Id) -> Result<Id, GraphError> {
+        match self.graph.value(stored).dtype {
+            DType::F32 => Ok(stored),
+            DType::F16 | DType::I8 | DType::I64 => self.graph.op(Op::Cast, &[stored]),
+        }
+    }
+
+    fn declare_frozen(&mut self, name: &str, shape: &[usize], storage: Storage, source: FrozenSource) -> Id {
+        let tensor = self.frozen_tensor(name, shape, storage, source);
+        let dims = shape.iter().map(|&size| size.into()).collect();
+        self.bind_frozen(name, storage.dtype(), dims, tensor)
+    }
+
+    fn frozen_tensor(&self, name: &str, shape: &[usize], storage: Storage, source: FrozenSource) -> FrozenTensor {
+        FrozenTensor { name: self.full_name(name), shape: shape.to_vec(), storage, layer: self.layer, source }
+    }
+
+    fn bind_frozen(&mut self, name: &str, dtype: DType, dims: Shape, tensor: FrozenTensor) -> Id {
+        if !self.known.contains_key(name) {
+            self.frozen.push(tensor);
+        }
+        self.input(name, Binding::Frozen(format!("{}{name}", self.prefix)), dtype, dims)
+    }
+
+    /// A trainable tensor; its name in the pack is the one that Hugging Face PEFT gives it.
+    fn train(&mut self, name: &str, shape: &[usize], initial: Initial) -> Id {
+        let dims = shape.iter().map(|&size| size.into()).collect();
+        self.train_shaped(name, dims, shape, initial)
+    }
+
+    fn train_shaped(&mut self, name: &str, dims: Shape, shape: &[usize], initial: Initial) -> Id {
+        let declared = self.known.contains_key(name);
+        let id = self.input(name, Binding::Trainable(format!("{PREFIX}{}{name}", self.prefix)), DType::F32, dims);
+        if !declared {
+            let name = format!("{PREFIX}{}", self.full_name(name));
+            let spec = TensorSpec { name, shape: shape.to_vec(), layer: self.layer };
+            self.trainable.push((id, TrainableTensor { spec, initial }));
+        }
+        id
+    }
+
+    /// An input of the graph; asked for again, it is the same value.
+    fn input(&mut self, name: &str, binding: Binding, dtype: DType, shape: Shape) -> Id {
+        if let Some(&id) = self.known.get(name) {
+            return id;
+        }
+        let id = self.graph.input(name, dtype, shape);
+        self.known.insert(name.to_owned(), id);
+        self.bindings.insert(id, binding);
+        id
+    }
+}
+
+/// `x W^T + b`.
+pub(crate) const TIMES_TRANSPOSED: Op = Op::Gemm { alpha: 1.0, trans_a: false, trans_b: true };

@@ -1,0 +1,215 @@
+//! The contract between a pack and what runs it: graph files, their inputs and outputs, and the meaning of each.
+
+use crate::graph::DType;
+use serde::{Deserialize, Serialize};
+
+/// What an input or output of a graph file is tied to when it runs. `{layer}` in a tensor's name stands for the layer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// The activations that flow from stage to stage, `[T, D]`.
+    Hidden,
+    /// The loss's gradient with respect to them.
+    HiddenGradient,
+    /// A part of the batch.
+    Batch(BatchPart),
+    /// A frozen tensor, by its name in `frozen.safetensors`.
+    Frozen(String),
+    /// A trainable tensor, by its name in `peft.safetensors`.
+    Trainable(String),
+    /// The gradient of a trainable tensor.
+    Gradient(String),
+    /// Carried from the forward to the backward graph of the same stage and layer, under this name.
+    Residual(String),
+    /// Made once for a batch by the `embed` stage, read by the blocks, under this name.
+    Context(String),
+    /// Scores, `[B, C]` or `[T, C]`.
+    Logits,
+    /// The loss, a scalar.
+    Loss,
+}
+
+impl Binding {
+    /// The name of the frozen tensor, where it is one.
+    #[must_use]
+    pub fn frozen(&self) -> Option<&str> {
+        if let Self::Frozen(name) = self { Some(name) } else { None }
+    }
+
+    /// The name of the trainable tensor that it is, or is the gradient of.
+    #[must_use]
+    pub fn trained(&self) -> Option<&str> {
+        if let Self::Trainable(name) | Self::Gradient(name) = self { Some(name) } else { None }
+    }
+}
+
+/// A tensor's name for `layer`.
+#[must_use]
+pub fn of_layer(template: &str, layer: usize) -> String {
+    template.replace("{layer}", &layer.to_string())
+}
+
+/// The parts of a batch of `B` examples with `T` tokens in all, padded to `S` tokens only inside attention.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchPart {
+    /// `[T]` i64: vocabulary indices.
+    InputIds,
+    /// `[T]` i64: segment of each token.
+    TokenTypeIds,
+    /// `[T]` i64: place of each token in its example, counted from the layout's first position.
+    PositionIds,
+    /// `[B, h, S]` i64: where attention finds each query head's part of a token in `[T*h, d]`.
+    ToHeads,
+    /// `[T, h]` i64: the way back, from `[B*h*S, d]`.
+    ToTokens,
+    /// `[B, k, S]` i64: the same as `ToHeads` for key heads, where there are fewer.
+    ToKeyHeads,
+    /// `[T, k]` i64: the way back.
+    ToKeyTokens,
+    /// `[B, S]` i64: the same for whole tokens, in `[T, D]`.
+    ToSlots,
+    /// `[T]` i64: the way back, from `[B*S, D]`.
+    FromSlots,
+    /// `[B, S, 1]` f32: 1 for a token, 0 for padding.
+    SlotMask,
+    /// `[B, 1, 1, S]` f32: 0 for a token, a large negative number for padding.
+    KeyBias,
+    /// `[S, S]` f32: 0 where the key (column) is not after the query (row), a large negative number where it is.
+    CausalBias,
+    /// `[S, S]` f32: the same, and the large negative number too where the key is before the layout's window.
+    WindowBias,
+    /// `[2*S]` i64: in place `c` the relative embedding's row for a query `S - 1 - c` tokens after its key.
+    KeyDistances,
+    /// `[2*S]` i64: in place `c` the row for a query `c - (S - 1)` tokens after its key.
+    QueryDistances,
+    /// `[B]` i64: the first token of each example.
+    FirstTokens,
+    /// `[B]` i64: the last token of each example.
+    LastTokens,
+    /// `[B, C]` or `[T, C]` f32. Classes: their weights in the loss, which sum to 1 over the batch. Regression: the numbers.
+    Targets,
+    /// `[B, 1]` f32: the weight of each squared error, `1 / (B C)`.
+    ExampleWeights,
+    /// `[T]` i64: the vocabulary index of the token to be foretold; 0 where none counts.
+    NextTokens,
+    /// `[T, 1]` f32: its weight in the loss; all weights of a batch sum to 1.
+    TokenWeights,
+}
+
+impl BatchPart {
+    /// Whether its elements are integers.
+    #[must_use]
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::SlotMask
+            | Self::KeyBias
+            | Self::CausalBias
+            | Self::WindowBias
+            | Self::Targets
+            | Self::ExampleWeights
+            | Self::TokenWeights => DType::F32,
+            Self::InputIds
+            | Self::TokenTypeIds
+            | Self::PositionIds
+            | Self::ToHeads
+            | Self::ToTokens
+            | Self::ToKeyHeads
+            | Self::ToKeyTokens
+            | Self::ToSlots
+            | Self::FromSlots
+            | Self::KeyDistances
+            | Self::QueryDistances
+            | Self::FirstTokens
+            | Self::LastTokens
+            | Self::NextTokens => DType::I64,
+        }
+    }
+}
+
+/// One input or output of a graph file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name in the file.
+    pub name: String,
+    /// What it is tied to.
+    pub binding: Binding,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its dimensions, numbers and letters.
+    pub shape: Vec<String>,
+}
+
+/// A graph file: where it is and what goes in and out, in the order of the file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GraphSpec {
+    /// Path in the pack.
+    pub file: String,
+    /// Inputs.
+    pub inputs: Vec<Port>,
+    /// Outputs.
+    pub outputs: Vec<Port>,
+}
+
+/// The graph files of a stage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StageSpec {
+    /// Result and residuals.
+    pub forward: GraphSpec,
+    /// Gradients of the stage's trainable tensors and of its input; absent where the stage has neither.
+    pub backward: Option<GraphSpec>,
+    /// `backward` without the gradient of the input, for the lowest layer that trains; absent where that is the same.
+    pub backward_lowest: Option<GraphSpec>,
+    /// The result alone.
+    pub evaluate: GraphSpec,
+    /// `forward` and its gradients with the large residuals in half precision; only blocks of fused operators have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half: Option<HalfSpec>,
+}
+
+/// Graph files of a stage that keep in half precision what a layer keeps.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HalfSpec {
+    /// As [`StageSpec::forward`].
+    pub forward: GraphSpec,
+    /// As [`StageSpec::backward`].
+    pub backward: GraphSpec,
+    /// As [`StageSpec::backward_lowest`].
+    pub backward_lowest: Option<GraphSpec>,
+}
+
+impl StageSpec {
+    /// The graph files there are.
+    pub fn graphs(&self) -> impl Iterator<Item = &GraphSpec> {
+        let whole = [Some(&self.forward), self.backward.as_ref(), self.backward_lowest.as_ref(), Some(&self.evaluate)];
+        let half = self.half.iter();
+        let half = half.flat_map(|half| [Some(&half.forward), Some(&half.backward), half.backward_lowest.as_ref()]);
+        whole.into_iter().chain(half).flatten()
+    }
+}
+
+/// The graph files of a model.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSpecs {
+    /// Tokens to activations, and what all blocks read.
+    pub embed: StageSpec,
+    /// One for each kind of layer.
+    pub blocks: Vec<StageSpec>,
+    /// For each layer, which of `blocks` it is.
+    pub kinds: Vec<usize>,
+    /// Activations to scores and loss.
+    pub head: StageSpec,
+    /// As `blocks`, for the highest layer that runs, where the head reads one row of each example and no other has to be
+    /// computed there: its activations are `[B, D]`. Empty where there is no such thing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_blocks: Vec<StageSpec>,
+}
+
+impl StageSpecs {
+    /// All stages.
+    pub fn all(&self) -> impl Iterator<Item = &StageSpec> {
+        [&self.embed, &self.head].into_iter().chain(&self.blocks).chain(&self.last_blocks)
+    }
+}

@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests fail by panicking, and compare bit for bit")]
+mod recorded;
+
 use super::*;
 use proptest::prelude::*;
 use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};

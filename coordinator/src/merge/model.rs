@@ -234,6 +234,9 @@ fn read_moments(schema: &Schema, bytes: &[u8]) -> Result<NamedTensors, MergeErro
 }
 
 #[cfg(test)]
+mod recorded;
+
+#[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests fail by panicking, and compare bit for bit")]
     use super::*;

@@ -58,7 +58,7 @@ fn run(policy: Policy) -> usize {
     });
     let settings =
         RunSettings { rates, rounds: ROUNDS, steps: LOAD.steps, protected: vec![0], ..RunSettings::default() };
-    let mut configurator = Configurator::new(&settings, LAYERS);
+    let mut configurator = Configurator::new(settings.configurator(LAYERS as u32));
     let fleet: BTreeMap<DeviceId, Facts> = (0..DEVICES).map(device).collect();
     let mut explored = 0;
     for round in 1..=ROUNDS {

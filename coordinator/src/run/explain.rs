@@ -1,6 +1,6 @@
-//! Why each device was told what it was told, and what came of it, from a run's journal.
+//! Explains each order of a run from its journal: what a device had to do, why, and what the result was.
 
-use crate::run::configurator::{Expected, expected_active};
+use crate::run::configurator::{Expected, Gain, expected_active};
 use crate::run::sharing::Share;
 use crate::run::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use serde::Serialize;
@@ -11,76 +11,77 @@ use std::fmt;
 /// One device's order in one round.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Explained {
-    /// The round, from 1.
+    /// Round, from 1.
     pub round: u32,
-    /// Whose.
+    /// Device that was ordered to train.
     pub device: DeviceId,
-    /// The class whose experience its choice comes from and adds to; may be empty.
+    /// Class of devices that share their experience; may be empty.
     pub class: String,
-    /// What was chosen.
+    /// Dropout rate of each layer.
     pub rates: Vec<f32>,
-    /// So many layers run on average.
+    /// Number of layers that run on average.
     pub expected_active: f64,
-    /// So many run in any step at the most.
+    /// Largest number of layers that run in any step.
     pub most_active: u32,
-    /// Whether it was chosen to learn.
+    /// True if the rates were chosen to learn about them.
     pub explores: bool,
-    /// Why: the arm, what it is worth, and the limits that bound the choice.
+    /// Reason in words: the configuration, its expected gain, and the limits of the device.
     pub reason: String,
-    /// What every arm was expected to gain when it was chosen; empty where rates are fixed.
+    /// Measure of all gains.
+    pub measure: Gain,
+    /// Expected gain of every configuration when the choice was made; empty if rates are fixed.
     pub arms: Vec<Expected>,
-    /// Which layers it shares, and as which group.
+    /// Layers that the device shares, and its group.
     #[serde(flatten)]
     pub share: Share,
-    /// What came of it.
+    /// Result of the order.
     pub outcome: Outcome,
 }
 
-/// What came of an order.
+/// Result of an order.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// An update.
+    /// The device delivered an update.
     Delivered {
-        /// From the order to the stored update.
+        /// Seconds from the order to the stored update.
         seconds: f64,
         /// Mean loss over the steps.
         mean_loss: f32,
-        /// Layers that ran, on average.
+        /// Number of layers that ran, on average.
         mean_active: f32,
-        /// By the run's measure, on the device's own examples; `None` where it was not asked to measure.
+        /// Gain on the device's own examples, by the run's measure; `None` if it was not asked to measure.
         gain: Option<f64>,
-        /// Distance of the update from the weights that it started from.
+        /// Distance of the update from the weights it started from.
         distance: f64,
     },
-    /// Nothing, and why.
+    /// The device left the round; holds the reason.
     Out(String),
-    /// Nothing that was told.
+    /// No result yet, or none that reached us.
     Open,
 }
 
-/// Tells every order of a run, or those of one device or one round.
+/// Explains every order of a run, or those of one device or one round.
 ///
 /// # Errors
-/// A journal whose records do not follow from one another.
+/// A journal with a record out of place.
 pub fn explain(entries: &[Entry], device: Option<&DeviceId>, round: Option<u32>) -> Result<Vec<Explained>, OutOfPlace> {
-    let mut told: Vec<Explained> = Vec::new();
+    let mut explained: Vec<Explained> = Vec::new();
     Ledger::retold(entries, &mut |ledger, entry| {
         if let Record::TrainingStarted { assignments, .. } = &entry.record {
-            let of = |(device, assignment)| Explained::of(ledger, device, assignment);
-            told.extend(assignments.iter().map(of));
+            let ordered = |(device, assignment)| Explained::ordered(ledger, device, assignment);
+            explained.extend(assignments.iter().map(ordered));
         } else if let Some((device, outcome)) = outcome(ledger, entry) {
-            // Asynchronous devices answer to an order of an earlier round.
-            if let Some(told) = told.iter_mut().rev().find(|told| told.device == *device) {
-                told.outcome = outcome;
+            // An asynchronous device may answer an order of an earlier round.
+            if let Some(last) = explained.iter_mut().rev().find(|order| order.device == *device) {
+                last.outcome = outcome;
             }
         }
     })?;
-    let is_wanted = |told: &Explained| {
-        device.is_none_or(|device| told.device == *device) && round.is_none_or(|round| told.round == round)
-    };
-    told.retain(is_wanted);
-    Ok(told)
+    explained.retain(|order| {
+        device.is_none_or(|device| order.device == *device) && round.is_none_or(|round| order.round == round)
+    });
+    Ok(explained)
 }
 
 fn outcome<'a>(ledger: &Ledger, entry: &'a Entry) -> Option<(&'a DeviceId, Outcome)> {
@@ -114,7 +115,7 @@ fn delivered(report: &TrainReport, distance: f64, took_ms: u64, ledger: &Ledger)
 }
 
 impl Explained {
-    fn of(ledger: &Ledger, device: &DeviceId, Assignment { choice, share }: &Assignment) -> Self {
+    fn ordered(ledger: &Ledger, device: &DeviceId, Assignment { choice, share }: &Assignment) -> Self {
         Self {
             round: ledger.round,
             device: device.clone(),
@@ -124,6 +125,7 @@ impl Explained {
             most_active: choice.most_active,
             explores: choice.explores,
             reason: choice.reason.clone(),
+            measure: ledger.configurator.measure(),
             arms: ledger.configurator.expected(device, &choice.class),
             share: share.clone(),
             outcome: Outcome::Open,
@@ -135,29 +137,38 @@ impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let class = if self.class.is_empty() { String::new() } else { format!(" ({})", self.class) };
         writeln!(f, "round {}, {}{class}", self.round, self.device)?;
-        let explores = if self.explores { ", to learn" } else { "" };
-        writeln!(f, "  chosen{explores}: {}", self.reason)?;
+        let explores = if self.explores { " (exploring)" } else { "" };
+        writeln!(f, "  choice{explores}: {}", self.reason)?;
+        if !self.arms.is_empty() {
+            writeln!(f, "  expected gain of each configuration in a round:")?;
+        }
         for Expected { arm, gain, measurements } in &self.arms {
             match gain {
-                Some(gain) => writeln!(f, "    {arm}: gains {gain:.4}, from {measurements} measurements")?,
-                None => writeln!(f, "    {arm}: not measured lately")?,
+                Some(gain) => {
+                    let gain = self.measure.describe(*gain);
+                    writeln!(f, "    {arm}: {gain}, from {measurements} measurements")?;
+                }
+                None => writeln!(f, "    {arm}: unknown, no recent measurement")?,
             }
         }
         let rates: Vec<String> = self.rates.iter().map(|rate| format!("{rate:.2}")).collect();
         let (expected, most, layers) = (self.expected_active, self.most_active, self.rates.len());
-        writeln!(f, "  rates: {}", rates.join(" "))?;
-        writeln!(f, "  layers: {expected:.1} of {layers} on average, at most {most}")?;
+        writeln!(f, "  dropout rates: {}", rates.join(" "))?;
+        writeln!(f, "  active layers: {expected:.1} of {layers} on average, at most {most} in a step")?;
         writeln!(f, "  shares: {}", self.share)?;
         match &self.outcome {
             Outcome::Delivered { seconds, mean_loss, mean_active, gain, distance } => {
-                write!(f, "  delivered after {seconds:.2} s: loss {mean_loss:.3}, {mean_active:.1} layers on average")?;
+                write!(
+                    f,
+                    "  result: update after {seconds:.2} s, mean loss {mean_loss:.3}, {mean_active:.1} active layers on average"
+                )?;
                 if let Some(gain) = gain {
-                    write!(f, ", gain {gain:.4}")?;
+                    write!(f, ", measured gain {}", self.measure.describe(*gain))?;
                 }
-                writeln!(f, ", moved by {distance:.3}")
+                writeln!(f, ", weights moved by {distance:.3}")
             }
-            Outcome::Out(reason) => writeln!(f, "  out of the round: {reason}"),
-            Outcome::Open => writeln!(f, "  nothing came of it"),
+            Outcome::Out(reason) => writeln!(f, "  result: left the round: {reason}"),
+            Outcome::Open => writeln!(f, "  result: none yet"),
         }
     }
 }

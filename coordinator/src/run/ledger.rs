@@ -165,7 +165,7 @@ impl Ledger {
     #[must_use]
     pub fn new(start: Start, now_ms: u64) -> Self {
         let settings = &start.settings;
-        let configurator = Configurator::new(settings, start.layers as usize);
+        let configurator = Configurator::new(settings.configurator(start.layers));
         let mut ledger = Self {
             started_ms: now_ms,
             last_ms: now_ms,

@@ -1,7 +1,7 @@
 //! What an operator asks of a run.
 
 use crate::merge::Merging;
-use crate::run::configurator::{Care, Load, Rates};
+use crate::run::configurator::{self, Care, Load, Rates};
 use crate::run::sharing::{Group, Policy, Sharing};
 use serde::{Deserialize, Serialize};
 
@@ -151,7 +151,22 @@ impl RunSettings {
         Policy { sharing: self.sharing.clone(), groups: self.groups.clone() }
     }
 
-    /// What a round of training asks of a device.
+    /// Returns what the configurator needs to know, for a model of `layers` layers.
+    #[must_use]
+    pub fn configurator(&self, layers: u32) -> configurator::Settings {
+        configurator::Settings {
+            rates: self.rates.clone(),
+            protected: self.protected.clone(),
+            layers: layers as usize,
+            seed: self.seed,
+            rounds: self.rounds,
+            steps: self.steps,
+            batch: self.batch,
+            asynchronous: self.asynchronous,
+        }
+    }
+
+    /// Returns the work that a round of training asks of a device.
     #[must_use]
     pub fn load(&self) -> Load {
         let tokens = u64::from(self.max_tokens);

@@ -602,16 +602,16 @@ fn a_bandit_learns_from_the_journal_as_it_did_live() {
         })
         .flat_map(|assignments| assignments.values().map(|assigned| assigned.choice.reason.as_str()))
         .collect();
-    assert!(reasons[..3].iter().any(|reason| reason.contains("has tried")), "{reasons:?}");
-    assert!(reasons[..3].iter().any(|reason| reason.contains("enough others do")), "a budget: {reasons:?}");
-    assert!(reasons.iter().any(|reason| reason.contains("gains most")), "{reasons:?}");
+    assert!(reasons[..3].iter().any(|reason| reason.contains("no device has tried it yet")), "{reasons:?}");
+    assert!(reasons[..3].iter().any(|reason| reason.contains("enough other devices do")), "a budget: {reasons:?}");
+    assert!(reasons.iter().any(|reason| reason.contains("best expected gain")), "{reasons:?}");
 
     let told = explain(&world.journal, Some(&device(1)), Some(2)).unwrap();
     assert_eq!(told.len(), 1);
     let text = told[0].to_string();
-    assert!(text.starts_with("round 2, dev1\n  chosen"), "{text}");
-    assert!(text.contains("delivered after 1.40 s") && text.contains("gain 0.1000"), "{text}");
-    assert!(text.contains("\n    mean 0.5, normal: gains 0.0"), "{text}");
+    assert!(text.starts_with("round 2, dev1\n  choice"), "{text}");
+    assert!(text.contains("update after 1.40 s") && text.contains("measured gain 0.1000 nats of loss"), "{text}");
+    assert!(text.contains("\n    mean 0.5, normal: 0.0"), "{text}");
     assert_eq!(explain(&world.journal, None, None).unwrap().len(), 18, "every order of the run");
 }
 
@@ -622,9 +622,9 @@ fn what_came_of_an_order_is_told_also_where_it_was_nothing() {
     world.answer(1, Outcome::Refused { reason: "no memory".to_owned() });
     let told = explain(&world.journal, None, Some(1)).unwrap();
     let texts: Vec<String> = told.iter().map(ToString::to_string).collect();
-    assert!(texts[0].contains("delivered after"), "{texts:?}");
-    assert!(texts[1].contains("out of the round") && texts[1].contains("no memory"), "{texts:?}");
-    assert!(texts[2].contains("nothing came of it"), "{texts:?}");
+    assert!(texts[0].contains("update after"), "{texts:?}");
+    assert!(texts[1].contains("left the round") && texts[1].contains("no memory"), "{texts:?}");
+    assert!(texts[2].contains("result: none yet"), "{texts:?}");
 }
 
 #[test]
@@ -684,7 +684,7 @@ fn a_device_too_slow_to_deliver_is_known_by_the_pace_of_its_steps() {
     world.merge();
     let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
     let Choice { rates, reason, .. } = &training.assignments[&device(0)].assignment.choice;
-    assert!(reason.contains("the deadline leaves time for 2.0 layers a step"), "{reason}");
+    assert!(reason.contains("the deadline allows 2.0 layers per step"), "{reason}");
     assert!((crate::run::configurator::expected_active(rates) - 2.0).abs() < 1e-3, "{rates:?}");
 }
 
@@ -787,7 +787,7 @@ fn asynchronous_devices_train_on_while_rounds_close() {
     let stale: Vec<_> = world.merges[1].updates.iter().map(|input| (input.device.as_str(), input.stale)).collect();
     assert_eq!(stale, [("dev0", None), ("dev2", Some((initial, 1)))]);
     let told = explain(&world.journal, Some(&device(2)), Some(2)).unwrap();
-    assert!(told[0].to_string().contains("delivered after 0.50 s"), "{}", told[0]);
+    assert!(told[0].to_string().contains("update after 0.50 s"), "{}", told[0]);
     assert!(world.run.ledger.needed().contains(&initial), "the last one still trains from it");
     world.merge();
     (0..4).for_each(|_| {

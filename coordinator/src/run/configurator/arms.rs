@@ -1,38 +1,38 @@
-//! What can be chosen: a mean rate, its shape over depth and its schedule over rounds; and the rates that follow from it.
+//! The configurations that can be chosen: a mean rate, its shape over depth and its schedule over rounds; and their rates.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The largest rate of a layer: one that is always skipped would never learn.
+/// Largest rate of a layer; a layer that is always skipped would never learn.
 pub const MAX_RATE: f32 = 0.95;
-/// The largest mean rate that can be asked for.
+/// Largest mean rate that can be set.
 pub const MAX_MEAN_RATE: f32 = 0.9;
 
-/// How a mean rate is spread over depth.
+/// Distribution of a mean rate over depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// The same for every layer.
+    /// Same rate for every layer.
     #[default]
     Uniform,
-    /// Linear, the last layer most.
+    /// Rises linearly; the last layer is dropped most.
     Increasing,
-    /// Linear, the first layer most.
+    /// Falls linearly; the first layer is dropped most.
     Decreasing,
-    /// A bell with its top in the middle and a standard deviation of a quarter of the depth.
+    /// Bell curve; its top is in the middle, its standard deviation a quarter of the depth.
     Normal,
 }
 
-/// How a mean rate changes over the rounds of a run.
+/// Change of a mean rate over the rounds of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// It does not.
+    /// Stays the same.
     #[default]
     Constant,
-    /// It rises from nothing, linearly, and is whole from the middle of the run on.
+    /// Rises linearly from 0, and has its full value from the middle of the run on.
     WarmUp,
-    /// It is whole up to the middle of the run, and falls to nothing, linearly.
+    /// Has its full value up to the middle of the run, then falls linearly to 0.
     CoolDown,
 }
 
@@ -41,23 +41,23 @@ pub enum Schedule {
 pub struct Arm {
     /// Mean rate over the layers that may be dropped, 0 to [`MAX_MEAN_RATE`].
     pub mean: f32,
-    /// How it is spread over depth.
+    /// Distribution over depth.
     pub shape: Shape,
-    /// How it changes over rounds.
+    /// Change over rounds.
     pub schedule: Schedule,
 }
 
-/// Where a run stands: round `round` of `rounds`, from 1.
+/// Position in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
-    /// The round, from 1.
+    /// Current round, from 1.
     pub round: u32,
-    /// How many there will be.
+    /// Number of rounds of the run.
     pub rounds: u32,
 }
 
 impl Arm {
-    /// The rates of `layers` layers at that moment.
+    /// Computes the rates of `layers` layers at that moment.
     #[must_use]
     pub fn rates(&self, at: Moment, layers: usize, protected: &[u32]) -> Vec<f32> {
         rates(self.mean * self.schedule.factor(at), self.shape, layers, protected)
@@ -94,8 +94,8 @@ impl Shape {
 }
 
 impl Schedule {
-    /// What the mean is multiplied by: with `t = (round - 1) / (rounds - 1)` in 0 to 1, `min(1, 2t)` for a warm-up and
-    /// `min(1, 2(1 - t))` for a cool-down.
+    /// Returns the factor of the mean rate: `min(1, 2t)` for a warm-up and `min(1, 2(1 - t))` for a cool-down, with
+    /// `t = (round - 1) / (rounds - 1)` from 0 to 1.
     #[must_use]
     pub fn factor(self, at: Moment) -> f32 {
         let last = at.rounds.saturating_sub(1).max(1);
@@ -108,7 +108,7 @@ impl Schedule {
     }
 }
 
-/// How many layers run on average: `sum of (1 - P_l)`.
+/// Returns the number of layers that run on average: `sum of (1 - P_l)`.
 #[must_use]
 pub fn expected_active(rates: &[f32]) -> f64 {
     rates.iter().map(|&rate| 1.0 - f64::from(rate)).sum()
@@ -117,13 +117,13 @@ pub fn expected_active(rates: &[f32]) -> f64 {
 /// Spreads a mean rate over the layers that may be dropped.
 ///
 /// Formula: `P_l = min(MAX_RATE, a·s_l)`, with `s_l` the shape's weight and `a` such that the mean over the layers that
-/// are not protected is `mean`; `P_l = 0` for the protected ones. Shapes: DropPEFT, arXiv:2503.10217, section on rates
-/// over depth.
+/// are not protected is `mean`; `P_l = 0` for the protected ones. The shapes are ours, after the abstract of DropPEFT
+/// (arXiv:2503.10217); which ones are tried can be configured.
 ///
-/// | argument | what |
+/// | argument | meaning |
 /// |---|---|
 /// | `mean` | 0 to [`MAX_RATE`] |
-/// | `layers` | L, the model's layers |
+/// | `layers` | L, number of the model's layers |
 /// | `protected` | layers that are never dropped |
 ///
 /// Returns `[L]`, each 0 to [`MAX_RATE`]. The mean is met within 1e-5 (`a` is found by bisection in f64).
@@ -135,7 +135,7 @@ pub fn rates(mean: f32, shape: Shape, layers: usize, protected: &[u32]) -> Vec<f
     let mean_at = |scale: f64| {
         (0..layers).filter(|&layer| droppable(layer)).map(|layer| rate(scale, layer)).sum::<f64>() / count as f64
     };
-    // Every weight is at least half a layer's share, so this scale puts every layer at its limit.
+    // Every weight is at least half a layer's share, so this scale raises every layer to its limit.
     let (mut low, mut high) = (0.0, 2.0 * (layers.max(8) as f64));
     for _ in 0..64 {
         let middle = 0.5 * (low + high);

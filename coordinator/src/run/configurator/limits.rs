@@ -1,43 +1,44 @@
-//! What a device can bear: how many layers may be active, and why no more.
+//! Limits of a device: how many layers may be active, and why no more.
 //!
-//! Limits come before choices: a configuration outside of them is never drawn, whatever it would gain.
+//! Limits come before choices: a configuration outside of them is never chosen, whatever it would gain.
 
 use super::arms::{MAX_RATE, Shape, expected_active, rates};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
 
-/// The share of a round's time that training may be planned for; the rest is for transfers and for steps that take longer.
+/// Share of a round's time that is planned for training; the rest is for transfers and slow steps.
 const PLANNED_SHARE: f64 = 0.8;
 
-/// What is known of a device when its rates are chosen.
+/// Facts about a device when its rates are chosen.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Facts {
-    /// What kind of device it is; those of one class share what they learn. May be empty.
+    /// Kind of device; devices of one class share what they learn. May be empty.
     pub class: String,
-    /// Its memory.
+    /// Memory that a training step needs.
     pub memory: StepMemory,
-    /// How fast it was, where it has trained before.
+    /// Speed of its last training; `None` if it has not trained yet.
     pub pace: Option<Pace>,
-    /// Its hottest sensor in degrees Celsius.
+    /// Temperature of its hottest sensor in degrees Celsius.
     pub celsius: Option<f32>,
-    /// Its battery in percent, where it runs on one that is not being charged.
+    /// Battery level in percent; `None` if it has no battery or is being charged.
     pub battery_percent: Option<f32>,
 }
 
-/// How long a device's steps took.
+/// Speed of a device.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Pace {
-    /// Wall time of a step in milliseconds.
+    /// Duration of a step in milliseconds.
     pub step_ms: f64,
-    /// Layers that were active in it, on average.
+    /// Number of layers that were active in it, on average.
     pub active_layers: f64,
-    /// What a round took beside its training, in milliseconds: transfers, and waiting for them. 0 where that is not known.
+    /// Time of a round outside of training, in milliseconds: transfers, and waiting for them. 0 if unknown.
     pub other_ms: f64,
 }
 
 impl Pace {
-    /// What a round of `steps` steps takes with `active` layers on average, in seconds: `(steps · step_ms · active / active_layers +
-    /// other_ms) / 1000`; `None` for a pace that was never measured.
+    /// Returns the duration of a round in seconds: `(steps · step_ms · active / active_layers + other_ms) / 1000`.
+    ///
+    /// `active` is the average number of layers that run. Returns `None` if the pace was never measured.
     #[must_use]
     pub fn seconds(&self, steps: u32, active: f64) -> Option<f64> {
         let per_layer = self.step_ms / self.active_layers;
@@ -46,26 +47,26 @@ impl Pace {
     }
 }
 
-/// What a round asks of every device.
+/// Work that a round asks of every device.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Load {
-    /// Tokens of a text at the most.
+    /// Largest number of tokens of a text.
     pub tokens: u64,
-    /// Steps.
+    /// Number of optimizer steps.
     pub steps: u32,
-    /// How long the round waits, in milliseconds.
+    /// Time until the round closes, in milliseconds.
     pub deadline_ms: u64,
-    /// Up to where a device is spared nothing.
+    /// Thresholds beyond which a device gets less work.
     pub care: Care,
 }
 
-/// From where on a device is spared: it then gets at most half of the layers.
+/// Thresholds beyond which a device gets less work: at most half of the layers run.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Care {
-    /// Degrees Celsius of the hottest sensor (default 80).
+    /// Temperature of the hottest sensor in degrees Celsius (default 80).
     pub hot_celsius: f32,
-    /// Percent of a battery that is not being charged (default 20).
+    /// Level in percent of a battery that is not being charged (default 20).
     pub low_battery_percent: f32,
 }
 
@@ -75,14 +76,14 @@ impl Default for Care {
     }
 }
 
-/// How many layers of a model may be active on a device.
+/// Number of layers of a model that may be active on a device.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Limits {
-    /// In any step; 1 to L.
+    /// Largest number in any step; 1 to L.
     pub most_active: u32,
-    /// On average; at most `most_active`.
+    /// Largest number on average; at most `most_active`.
     pub mean_active: f64,
-    /// What set them, in words; empty where nothing did.
+    /// Reasons in words; empty if nothing limits the device.
     pub why: String,
 }
 
@@ -92,13 +93,15 @@ pub struct Limits {
 pub struct Unfit(pub String);
 
 impl Limits {
-    /// The limits of a device on a model of `layers` layers, of which `protected` always run.
+    /// Computes the limits of a device on a model of `layers` layers, of which `protected` always run.
     ///
-    /// Formulas, with `s` a text's tokens by [`REFERENCE_TOKENS`], at least 1: `most = (limit - process - s·step) / (s·layer)`, rounded
-    /// down; by deadline `mean = 0.8·deadline / steps / (step_ms / active)`; hot or nearly empty `mean = L / 2`, rounded up.
+    /// - Memory: `most = (limit - process - s·step) / (s·layer)`, rounded down. `s` is the length of a text divided by
+    ///   [`REFERENCE_TOKENS`], at least 1.
+    /// - Deadline: `mean = 0.8·deadline / steps / (step_ms / active)`.
+    /// - Hot device or low battery: `mean = L / 2`, rounded up.
     ///
     /// # Errors
-    /// No room for a single layer, or not for the protected ones.
+    /// No memory for a single layer, or for the protected ones.
     pub fn of(facts: &Facts, load: &Load, layers: u32, protected: u32) -> Result<Self, Unfit> {
         let mut why = Vec::new();
         let mut most_active = layers;
@@ -106,15 +109,15 @@ impl Limits {
             let megabytes = facts.memory.limit_bytes >> 20;
             if fitting < u64::from(protected.max(1)) {
                 let needed = if protected > 1 { format!("the {protected} protected layers") } else { "a layer".into() };
-                return Err(Unfit(format!("its {megabytes} MiB of memory have no room for {needed}")));
+                return Err(Unfit(format!("its {megabytes} MiB of memory are too small for {needed}")));
             }
             most_active = fitting as u32;
-            why.push(format!("its {megabytes} MiB of memory hold {fitting} of {layers} layers"));
+            why.push(format!("its {megabytes} MiB of memory fit {fitting} of {layers} layers"));
         }
         let mut mean_active = f64::from(most_active);
         let mut bound = |by: f64, reason: String| {
             if by < mean_active {
-                // What always runs cannot be spared, nor can the last layer.
+                // Protected layers always run, and so does at least one layer.
                 mean_active = by.max(f64::from(protected.max(1))).min(mean_active);
                 why.push(reason);
             }
@@ -122,11 +125,11 @@ impl Limits {
         if let Some(pace) = facts.pace.filter(|pace| pace.step_ms > 0.0 && pace.active_layers > 0.0) {
             let per_step = PLANNED_SHARE * load.deadline_ms as f64 / f64::from(load.steps.max(1));
             let fitting = per_step / (pace.step_ms / pace.active_layers);
-            bound(fitting, format!("the deadline leaves time for {fitting:.1} layers a step"));
+            bound(fitting, format!("the deadline allows {fitting:.1} layers per step"));
         }
         let half = f64::from(layers.div_ceil(2));
         if let Some(celsius) = facts.celsius.filter(|&celsius| celsius >= load.care.hot_celsius) {
-            bound(half, format!("it is hot ({celsius:.0} C)"));
+            bound(half, format!("it is hot ({celsius:.0} °C)"));
         }
         if let Some(percent) = facts.battery_percent.filter(|&percent| percent <= load.care.low_battery_percent) {
             bound(half, format!("its battery is at {percent:.0} %"));
@@ -134,13 +137,18 @@ impl Limits {
         Ok(Self { most_active, mean_active, why: why.join(", ") })
     }
 
-    /// Whether those rates keep to them.
+    /// Returns true if the rates are within the limits.
     #[must_use]
     pub fn allow(&self, rates: &[f32]) -> bool {
         expected_active(rates) <= self.mean_active + 1e-4
     }
 
-    /// The least dropout that keeps to them; the lower layers are dropped before the upper ones.
+    /// Adds the reasons of the limits to the reason of a choice.
+    pub(super) fn append_to(&self, reason: String) -> String {
+        if self.why.is_empty() { reason } else { format!("{reason}; {}", self.why) }
+    }
+
+    /// Returns the rates of the least dropout within the limits. Lower layers are dropped before upper ones.
     #[must_use]
     pub fn boundary(&self, layers: usize, protected: &[u32]) -> Vec<f32> {
         let kept = protected.len() as f64;
@@ -150,7 +158,7 @@ impl Limits {
     }
 }
 
-/// Layers that fit; `None` where nothing is known.
+/// Returns the number of layers that fit into memory; `None` if nothing is known of it.
 fn fitting(memory: &StepMemory, tokens: u64) -> Option<u64> {
     let StepMemory { limit_bytes, process_bytes, step_bytes, layer_bytes } = *memory;
     if limit_bytes == 0 || layer_bytes == 0 {
@@ -188,13 +196,13 @@ mod tests {
         assert_eq!(limits(&Facts::default()).most_active, 6);
         assert_eq!(limits(&memory(229 << 20)).most_active, 3);
         assert_eq!(limits(&memory(230 << 20)).most_active, 4);
-        assert!(limits(&memory(229 << 20)).why.contains("229 MiB of memory hold 3 of 6 layers"));
+        assert!(limits(&memory(229 << 20)).why.contains("229 MiB of memory fit 3 of 6 layers"));
         let longer = Load { tokens: 2 * REFERENCE_TOKENS, ..LOAD };
         assert_eq!(Limits::of(&memory(300 << 20), &longer, 6, 0).unwrap().most_active, 2);
         let refused = Limits::of(&memory(160 << 20), &LOAD, 6, 0).unwrap_err();
-        assert!(refused.to_string().contains("no room for a layer"));
+        assert!(refused.to_string().contains("too small for a layer"));
         let refused = Limits::of(&memory(200 << 20), &LOAD, 6, 4).unwrap_err();
-        assert!(refused.to_string().contains("the 4 protected layers"));
+        assert!(refused.to_string().contains("too small for the 4 protected layers"));
     }
 
     #[test]
@@ -203,7 +211,7 @@ mod tests {
             Facts { pace: Some(Pace { step_ms: 1_200.0, active_layers: 6.0, other_ms: 0.0 }), ..Facts::default() };
         let bound = limits(&slow);
         assert_eq!(bound.most_active, 6);
-        assert!((bound.mean_active - 4.0).abs() < 1e-9 && bound.why.contains("4.0 layers a step"), "{bound:?}");
+        assert!((bound.mean_active - 4.0).abs() < 1e-9 && bound.why.contains("4.0 layers per step"), "{bound:?}");
         for facts in [
             Facts { celsius: Some(81.0), ..Facts::default() },
             Facts { battery_percent: Some(12.0), ..Facts::default() },

@@ -1,35 +1,36 @@
-//! How a bandit chooses among the arms that a device may have, from what is expected of them.
+//! How a bandit picks an arm for a device, from what each arm is expected to be worth.
 //!
-//! - *epsilon-greedy* (DropPEFT, arXiv:2503.10217, "online configurator"): of a list of candidates one at random with
-//!   probability epsilon, else the best. The list is refreshed every half window: its worse half gives way to other arms.
-//!   Ours are those that the round leaves time for.
+//! - *epsilon-greedy* (our reading of the abstract of DropPEFT, arXiv:2503.10217): an arm at random with probability epsilon,
+//!   otherwise the best one. A class compares a list of arms at a time; every half window the worse half of the list is replaced.
+//!   Arms are drawn at random only if the round leaves time for them.
 //! - *ucb*: the largest `mean + c·σ·sqrt(ln N / n)`, over rewards of a sliding window (Garivier and Moulines,
-//!   arXiv:0805.3415, SW-UCB), with the rewards' standard deviation `σ` for their range, as that is not known beforehand.
+//!   arXiv:0805.3415, SW-UCB), with the rewards' standard deviation `σ` for their range, which is not known beforehand.
 //! - *thompson*: the largest draw of `Normal(mean, σ² / n)` (Gaussian Thompson sampling: Agrawal and Goyal,
 //!   arXiv:1209.3353, section 2.2, with `σ` of the window).
 //!
-//! An arm that was never tried is tried first; one whose rewards the window has forgotten is tried again in the rounds of epsilon.
-//! What is explored becomes less as a run goes on: epsilon and `σ` are multiplied by `min(1, sqrt(window / round))`,
-//! ours, so that what exploring costs stays below any share of the rounds, and rewards that drift are still noticed.
+//! Every policy tries untried arms first. An arm whose measurements are all older than the window is tried again in exploring
+//! rounds. Exploration fades as a run goes on: epsilon and `σ` are multiplied by `min(1, sqrt(window / round))`. This factor is
+//! ours: the cost of exploring stays below any share of the rounds, and drifting rewards are still noticed.
 
-use crate::run::draw::draw;
+use super::draw;
+use super::tempo::{Offer, Prospect};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 
-/// How to choose.
+/// How a bandit picks an arm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// The best candidate, or one by chance.
+    /// The best arm, or a random one with probability epsilon.
     #[default]
     EpsilonGreedy,
-    /// The one that could be best.
+    /// The arm with the highest upper confidence bound.
     Ucb,
-    /// One with the probability that it is best.
+    /// Each arm with the probability that it is the best.
     Thompson,
 }
 
-/// What a choice is made from.
+/// One device's choice in one round.
 pub(super) struct Question<'a> {
     pub(super) seed: u64,
     pub(super) round: u32,
@@ -37,118 +38,146 @@ pub(super) struct Question<'a> {
     pub(super) epsilon: f32,
     pub(super) window: u32,
     /// The arms that may be chosen; never empty.
-    pub(super) arms: &'a [Offer],
+    pub(super) offers: &'a [Offer],
 }
 
-/// What an arm promises a device in a round.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Offer {
-    pub(super) arm: usize,
-    /// Measurements of its gain in the window.
-    pub(super) rewards: f64,
-    /// Somebody tried it, in the window or before.
-    pub(super) tried: bool,
-    /// Gain per second.
-    pub(super) worth: f64,
-    /// Standard deviation of that, of one measurement.
-    pub(super) deviation: f64,
-    /// Layers that run on average.
-    pub(super) active: f64,
-    /// What the round takes with it.
-    pub(super) seconds: f64,
-    /// Trying it, and measuring that, holds nobody up.
-    pub(super) is_spare: bool,
-}
-
-/// A choice; to explore is to choose another arm than the one that is known to be best.
+/// An arm that a policy picked.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Proposal {
-    pub(super) arm: usize,
+    pub(super) prospect: Prospect,
+    /// True if another arm is known to be better.
     pub(super) explores: bool,
     pub(super) reason: &'static str,
 }
 
 impl Policy {
-    /// One of the question's arms.
+    /// Picks one of the question's arms.
     pub(super) fn propose(self, question: &Question<'_>) -> Proposal {
-        let Question { seed, round, device, arms, window, .. } = *question;
-        let unit = |purpose: &str| draw(seed, purpose, round, device.as_str());
-        let among = |count: usize, purpose: &str| ((unit(purpose) * count as f64) as usize).min(count - 1);
-        let cooling = (f64::from(window) / f64::from(round.max(1))).sqrt().min(1.0);
-        let is_learning = is_among(question.epsilon, Some(window), seed, round);
-        let that = |fits: &dyn Fn(&Offer) -> bool| -> Vec<Offer> {
-            arms.iter().copied().filter(|offer| fits(offer)).collect()
+        question.untried().or_else(|| question.forgotten()).unwrap_or_else(|| self.compare(question))
+    }
+
+    /// Picks one of the arms that were measured lately; there is at least one.
+    fn compare(self, question: &Question<'_>) -> Proposal {
+        let measured = question.having(Prospect::is_measured);
+        let best_known = favourite(&measured);
+        let (picked, reason) = match self {
+            Self::EpsilonGreedy => match question.random_spare() {
+                Some(spare) => (spare, "explores at random"),
+                None => (best_known, "best expected gain for the time of the round"),
+            },
+            Self::Ucb => (question.highest_bound(&measured), "highest upper bound of the expected gain"),
+            Self::Thompson => (question.best_sample(&measured), "best in a random draw by expected gain"),
         };
-        let known = that(&|offer| offer.rewards > 0.0);
-        let untried = that(&|offer| !offer.tried);
-        let forgotten = that(&|offer| offer.tried && offer.rewards <= 0.0);
-        if !untried.is_empty() {
-            let arm = untried[among(untried.len(), "untried")].arm;
-            return Proposal { arm, explores: true, reason: "tries what nobody has tried" };
-        }
-        if !forgotten.is_empty() && (known.is_empty() || is_learning) {
-            let arm = forgotten[among(forgotten.len(), "forgotten")].arm;
-            return Proposal { arm, explores: true, reason: "tries again what nobody tried lately" };
-        }
-        let arms = &known[..];
-        let greedy = favourite(arms);
-        let spare = that(&|offer| offer.rewards > 0.0 && offer.is_spare);
-        let explores = || unit("explore") < cooling * f64::from(question.epsilon);
-        let (arm, reason) = match self {
-            Self::EpsilonGreedy if !spare.is_empty() && explores() => {
-                (spare[among(spare.len(), "arm")].arm, "explores by chance")
-            }
-            Self::EpsilonGreedy => (greedy, "gains most in the round's time"),
-            Self::Ucb => {
-                let total: f64 = arms.iter().map(|offer| offer.rewards).sum();
-                let width =
-                    |offer: &Offer| cooling * offer.deviation * (libm::log(total.max(1.0)) / offer.rewards).sqrt();
-                (best(arms, |offer| offer.worth + width(offer)), "could gain most")
-            }
-            Self::Thompson => {
-                let sampled = |offer: &Offer| {
-                    let arm = offer.arm;
-                    let (u, v) = (unit(&format!("radius {arm}")), unit(&format!("angle {arm}")));
-                    // Box-Muller; 1 - u is above 0.
-                    let normal = (-2.0 * libm::log(1.0 - u)).sqrt() * libm::cos(std::f64::consts::TAU * v);
-                    offer.worth + normal * cooling * offer.deviation / offer.rewards.sqrt()
-                };
-                (best(arms, sampled), "was drawn as the best")
-            }
-        };
-        Proposal { arm, explores: arm != greedy, reason }
+        Proposal { prospect: picked.prospect, explores: picked.prospect.arm != best_known.prospect.arm, reason }
     }
 }
 
-/// Whether `round` is one of those, spread evenly, that a share of `share·min(1, sqrt(window / round))` makes, or of `share` without
-/// a window. A round takes as long as its slowest device: what slows one of them is done by many in the same round rather than by
-/// one in each.
-pub(super) fn is_among(share: f32, window: Option<u32>, seed: u64, round: u32) -> bool {
-    let until = |round: u32| {
+impl Question<'_> {
+    /// Picks an arm that no device has tried.
+    fn untried(&self) -> Option<Proposal> {
+        let picked = self.pick(&self.having(|prospect| !prospect.tried), "untried")?;
+        Some(Proposal { prospect: picked.prospect, explores: true, reason: "no device has tried it yet" })
+    }
+
+    /// Picks an arm without recent measurements, in exploring rounds or if there is no other.
+    fn forgotten(&self) -> Option<Proposal> {
+        let picked = self.pick(&self.having(|prospect| prospect.tried && !prospect.is_measured()), "forgotten")?;
+        let is_alone = self.having(Prospect::is_measured).is_empty();
+        (is_alone || explores_together(self.epsilon, Some(self.window), self.seed, self.round)).then_some(Proposal {
+            prospect: picked.prospect,
+            explores: true,
+            reason: "no device has measured it lately",
+        })
+    }
+
+    /// Epsilon-greedy's random arm: with probability epsilon, one that holds nobody up.
+    fn random_spare(&self) -> Option<Offer> {
+        let spare: Vec<Offer> =
+            self.offers.iter().copied().filter(|offer| offer.prospect.is_measured() && offer.is_spare).collect();
+        let explores = self.unit("explore") < self.fading() * f64::from(self.epsilon);
+        if explores { self.pick(&spare, "arm") } else { None }
+    }
+
+    /// Returns the offer with the highest `worth + fading·σ·sqrt(ln N / n)`.
+    fn highest_bound(&self, measured: &[Offer]) -> Offer {
+        let total: f64 = measured.iter().map(|offer| offer.prospect.measurements).sum();
+        let log = libm::log(total.max(1.0));
+        best(measured, |offer| {
+            offer.worth + self.fading() * offer.deviation * (log / offer.prospect.measurements).sqrt()
+        })
+    }
+
+    /// Returns the offer with the highest draw of `Normal(worth, (fading·σ)² / n)`.
+    fn best_sample(&self, measured: &[Offer]) -> Offer {
+        best(measured, |offer| {
+            let Prospect { arm, measurements, .. } = offer.prospect;
+            offer.worth + self.normal(arm) * self.fading() * offer.deviation / measurements.sqrt()
+        })
+    }
+
+    /// Draws a standard normal number for an arm, by the method of Box and Muller.
+    fn normal(&self, arm: usize) -> f64 {
+        let (radius, angle) = (self.unit(&format!("radius {arm}")), self.unit(&format!("angle {arm}")));
+        // 1 - radius is above 0.
+        (-2.0 * libm::log(1.0 - radius)).sqrt() * libm::cos(std::f64::consts::TAU * angle)
+    }
+
+    /// The factor by which exploration fades as the run goes on.
+    fn fading(&self) -> f64 {
+        (f64::from(self.window) / f64::from(self.round.max(1))).sqrt().min(1.0)
+    }
+
+    fn having(&self, condition: impl Fn(&Prospect) -> bool) -> Vec<Offer> {
+        self.offers.iter().copied().filter(|offer| condition(&offer.prospect)).collect()
+    }
+
+    /// Draws one of the offers; `None` if there is none.
+    fn pick(&self, offers: &[Offer], purpose: &str) -> Option<Offer> {
+        let last = offers.len().checked_sub(1)?;
+        let at = (self.unit(purpose) * offers.len() as f64) as usize;
+        Some(offers[at.min(last)])
+    }
+
+    fn unit(&self, purpose: &str) -> f64 {
+        draw(self.seed, purpose, self.round, self.device.as_str())
+    }
+}
+
+/// Returns true if many devices do something slow together in `round`, rather than one device in each round.
+///
+/// A round takes as long as its slowest device, so what slows a device down costs least if many do it at once. Such rounds are
+/// spread evenly. They make up `share` of all rounds; with a window, their share decays as `share·min(1, sqrt(window / round))`.
+pub(super) fn explores_together(share: f32, window: Option<u32>, seed: u64, round: u32) -> bool {
+    let passed = |round: u32| {
         let (round, window) = (f64::from(round), window.map_or(f64::INFINITY, f64::from));
-        // The sum of the shares of the rounds up to this one.
+        // The sum of the decaying factors of the rounds up to this one.
         let rounds = if round <= window { round } else { 2.0 * (window * round).sqrt() - window };
         draw(seed, "phase", 0, "") + f64::from(share) * rounds
     };
-    until(round).floor() > until(round.saturating_sub(1)).floor()
+    passed(round).floor() > passed(round.saturating_sub(1)).floor()
 }
 
-/// The arm with most layers of those that take no longer than the best and cannot be told from it: their worth is not more than a
-/// standard error below. What a device measures on its own examples is also how well it has come to know its own mix of labels,
-/// which takes no layers; the global model is learned in them.
-pub(super) fn favourite(arms: &[Offer]) -> usize {
-    let most = best(arms, |offer| offer.worth);
-    let most = arms.iter().find(|offer| offer.arm == most).unwrap_or(&arms[0]);
-    let error = |offer: &Offer| offer.deviation / offer.rewards.max(1.0).sqrt();
-    let is_as_good = |offer: &Offer| offer.seconds <= most.seconds && offer.worth + error(offer) >= most.worth;
-    best(arms, |offer| if is_as_good(offer) { offer.active } else { f64::NEG_INFINITY })
+/// Returns the offer with the most layers among those that are as good as the best one.
+///
+/// An offer is as good if it takes no longer and its worth is at most one standard error below. More layers are better, because a
+/// device's own measurement also shows how well it has learned its own mix of labels, which needs few layers; the global
+/// model is learned in the layers.
+pub(super) fn favourite(offers: &[Offer]) -> Offer {
+    let top = best(offers, |offer| offer.worth);
+    let error = |offer: &Offer| offer.deviation / offer.prospect.measurements.max(1.0).sqrt();
+    let is_as_good = |offer: &Offer| offer.seconds <= top.seconds && offer.worth + error(offer) >= top.worth;
+    best(offers, |offer| if is_as_good(offer) { offer.prospect.active_layers } else { f64::NEG_INFINITY })
 }
 
-/// The arm that is worth most; the first of equals.
-pub(super) fn best(arms: &[Offer], worth: impl Fn(&Offer) -> f64) -> usize {
-    let better = |best: (usize, f64), offer: &Offer| {
-        let worth = worth(offer);
-        if worth > best.1 { (offer.arm, worth) } else { best }
-    };
-    arms.iter().fold((arms[0].arm, f64::NEG_INFINITY), better).0
+/// Returns the offer with the highest score, the first of equals. `offers` is not empty.
+pub(super) fn best(offers: &[Offer], score: impl Fn(&Offer) -> f64) -> Offer {
+    let mut best = offers[0];
+    let mut highest = f64::NEG_INFINITY;
+    for offer in offers {
+        let score = score(offer);
+        if score > highest {
+            (best, highest) = (*offer, score);
+        }
+    }
+    best
 }

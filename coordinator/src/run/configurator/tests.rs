@@ -15,12 +15,25 @@ fn load() -> Load {
     Load { tokens: REFERENCE_TOKENS, steps: 10, deadline_ms: 60_000, care: Care::default() }
 }
 
+fn settings() -> Settings {
+    Settings {
+        rates: Rates::default(),
+        protected: vec![],
+        layers: LAYERS,
+        seed: 7,
+        rounds: 50,
+        steps: 10,
+        batch: 8,
+        asynchronous: false,
+    }
+}
+
 fn with(bandit: Bandit, rounds: u32) -> Configurator {
     made(Rates::Bandit(bandit), 7, rounds, vec![])
 }
 
 fn made(rates: Rates, seed: u64, rounds: u32, protected: Vec<u32>) -> Configurator {
-    Configurator::new(&RunSettings { rates, seed, rounds, protected, steps: 10, ..RunSettings::default() }, LAYERS)
+    Configurator::new(Settings { rates, seed, rounds, protected, ..settings() })
 }
 
 fn fleet(configurator: &Configurator, facts: &[Facts]) -> BTreeMap<DeviceId, (Facts, Limits)> {
@@ -220,7 +233,7 @@ fn devices_share_what_they_learn_and_keep_their_own_correction() {
     let everybody = fleet(&bandit, &alike(2));
     let choices = bandit.choose(4, &everybody);
     assert!(choices.values().all(|choice| choice.arm == Some(1)), "{choices:?}");
-    assert!(choices[&device(1)].reason.contains("gains most"), "{choices:?}");
+    assert!(choices[&device(1)].reason.contains("best expected gain"), "{choices:?}");
     // The second device finds another arm better, again and again.
     (4..10).for_each(|round| {
         rewarded(&mut bandit, 0, round, &[0.1, 0.4, 0.2, 0.0]);
@@ -243,7 +256,7 @@ fn arms_outside_the_limits_are_never_drawn_and_the_reason_says_why() {
     (1..100).for_each(|round| {
         let choice = &bandit.choose(round, &tight)[&device(0)];
         assert!(choice.arm == Some(3) && choice.most_active == 3, "{choice:?}");
-        assert!(choice.reason.contains("hold 3 of 6 layers"), "{choice:?}");
+        assert!(choice.reason.contains("fit 3 of 6 layers"), "{choice:?}");
     });
     let memory = StepMemory { limit_bytes: 50 << 20, ..memory };
     let tighter = fleet(&bandit, &[Facts { memory, ..Facts::default() }]);
@@ -279,10 +292,10 @@ fn nobody_explores_after_a_divergence_a_lost_evaluation_or_a_round_of_unstable_l
     let devices: Vec<DeviceId> = (0..4).map(device).collect();
     type Tell<'a> = (&'a dyn Fn(&mut Configurator), &'static str);
     let tells: [Tell<'_>; 4] = [
-        (&|bandit| bandit.evaluated(Some(1.6)), "the loss rose to 1.600, it was 1.000"),
+        (&|bandit| bandit.evaluated(Some(1.6)), "the loss rose from 1.000 to 1.600"),
         (&|bandit| bandit.evaluated(Some(f64::NAN)), "not finite"),
-        (&|bandit| bandit.evaluated(None), "the last evaluation was lost"),
-        (&|bandit| bandit.round_closed(1, devices[..2].iter(), devices[2..].iter(), 4), "brought 2 of 4"),
+        (&|bandit| bandit.evaluated(None), "no device reported in the last evaluation"),
+        (&|bandit| bandit.round_closed(1, devices[..2].iter(), devices[2..].iter(), 4), "only 2 of 4 updates arrived"),
     ];
     for (tell, reason) in tells {
         let choices = told(tell);
@@ -307,7 +320,7 @@ fn a_device_whose_orders_came_to_nothing_does_not_explore_until_it_delivers() {
     let others: Vec<DeviceId> = (1..9).map(device).collect();
     (1..=2).for_each(|round| bandit.round_closed(round, others.iter(), [&lost].into_iter(), 9));
     let choice = bandit.choose(3, &everybody)[&lost].clone();
-    assert!(!choice.explores && choice.reason.contains("last 2 orders"), "{choice:?}");
+    assert!(!choice.explores && choice.reason.contains("last 2 orders failed"), "{choice:?}");
     bandit.round_closed(3, [&lost].into_iter().chain(&others), std::iter::empty(), 9);
     assert!(bandit.choose(4, &everybody)[&lost].explores);
 }
@@ -387,7 +400,7 @@ fn slow_devices_drop_layers_so_that_fast_ones_need_not_wait() {
     let choices = bandit.choose(4, &mixed);
     let arms: Vec<Option<u32>> = choices.values().map(|choice| choice.arm).collect();
     assert_eq!(arms, [Some(3), Some(0), Some(0), Some(0)], "{choices:?}");
-    assert!(choices[&device(0)].reason.contains("a round of 2.0 s"), "{choices:?}");
+    assert!(choices[&device(0)].reason.contains("the round takes about 2.0 s"), "{choices:?}");
 }
 
 #[test]

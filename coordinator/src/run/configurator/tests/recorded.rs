@@ -83,16 +83,9 @@ fn play(story: u64, lines: &mut String) {
     let protected = if chance.happens(0.3) { vec![chance.number(LAYERS) as u32] } else { vec![] };
     let rates = chance.rates();
     let arms = rates.arms().len();
-    let settings = RunSettings {
-        rates,
-        protected,
-        seed: story,
-        rounds: ROUNDS,
-        steps: 10,
-        asynchronous: chance.happens(0.2),
-        ..RunSettings::default()
-    };
-    let mut configurator = Configurator::new(&settings, LAYERS);
+    let asynchronous = chance.happens(0.2);
+    let mut configurator =
+        Configurator::new(Settings { rates, protected, seed: story, rounds: ROUNDS, asynchronous, ..settings() });
     let devices = 1 + chance.number(8);
     if chance.happens(0.6) {
         let gains: Vec<f64> = (0..arms).map(|_| chance.between(-0.2, 1.0)).collect();

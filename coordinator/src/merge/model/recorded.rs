@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use super::*;
-use crate::aggregate::Merging;
-use crate::configurator::draw;
+use crate::merge::Merging;
+use crate::run::draw::draw;
 use ndarray::ArrayD;
 use skiff_models::tensors::TensorSpec;
 use skiff_protocol::RunId;

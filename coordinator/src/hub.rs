@@ -4,6 +4,7 @@
 //! Several messages are taken at once where they are there at once, and their records committed together. Nothing that
 //! rests on a record leaves before the commit.
 
+use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Refusals, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
@@ -14,7 +15,6 @@ use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::{Step, Transfers, chain};
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication};
-use skiff_models::tensors::NamedTensors;
 use skiff_protocol::transfer::{Offer, Purpose};
 use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,8 @@ pub enum Effect {
     Publish(Publication),
     /// Merge, in a thread of its own; then [`Hub::merge_ended`].
     Merge(MergeJob),
+    /// Assemble and check an update, in a thread of its own; then [`Hub::checked`].
+    Check(Arrival),
 }
 
 /// Why the coordinator cannot go on. It has promised nothing that it did not store.
@@ -66,8 +68,8 @@ pub struct Hub {
     refusals: Refusals,
     connected: bool,
     run: Option<Run>,
-    /// The weights that the last checked update started from.
-    base: Option<(Digest, NamedTensors)>,
+    /// Updates that wait for their check.
+    arrivals: Arrivals,
     /// Decided, not yet committed nor carried out.
     decided: Vec<Action>,
     effects: Vec<Effect>,
@@ -114,7 +116,7 @@ impl Hub {
             refusals: Refusals::default(),
             connected: false,
             run: None,
-            base: None,
+            arrivals: Arrivals::default(),
             decided: Vec::new(),
             effects: Vec::new(),
             traffic: Traffic::default(),
@@ -179,6 +181,18 @@ impl Hub {
     ) -> Result<Vec<Effect>, HubError> {
         let (run, epoch) = job;
         self.feed(Event::MergeEnded { run, epoch, merged }, now);
+        self.settle(now)
+    }
+
+    /// Takes the result of the check that [`Effect::Check`] asked for.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn checked(&mut self, checked: Checked, now: Timestamp) -> Result<Vec<Effect>, HubError> {
+        if let Some(arrival) = self.arrivals.finish() {
+            self.take_checked(arrival, checked, now);
+        }
+        self.check_next();
         self.settle(now)
     }
 
@@ -386,6 +400,7 @@ impl Hub {
             }
             Ok(Change::Gone) => {
                 tracing::debug!(%device, "gone");
+                self.arrivals.forget(&device);
                 let steps = self.transfers.forget(&device, now);
                 self.follow(steps, now);
                 self.feed(Event::DeviceGone(device), now);
@@ -422,14 +437,32 @@ impl Hub {
         }
     }
 
+    /// Queues an update whose chunks have all come for its check.
     fn arrived(&mut self, device: DeviceId, offer: Offer, now: Timestamp) {
-        let Offer { digest, purpose, .. } = offer;
+        let Offer { digest, total_bytes, purpose } = offer;
         let Purpose::Update { epoch, report, .. } = purpose else { return };
-        match self.check(&device, digest, &report.shared_layers) {
-            Ok(distance) => {
+        let Some(ledger) = self.run.as_ref().map(Run::ledger) else {
+            let steps = self.transfers.refuse(&device, digest, "no run is going on".to_owned(), now);
+            return self.follow(steps, now);
+        };
+        let ordered = ledger.order_of(&device);
+        let rank = ordered.map_or(0, |ordered| ordered.assignment.share.rank);
+        let base = ordered.map_or(ledger.weights, |ordered| ordered.weights);
+        self.arrivals.push(Arrival { device, digest, total_bytes, epoch, report, base, rank });
+        self.check_next();
+    }
+
+    fn check_next(&mut self) {
+        self.effects.extend(self.arrivals.start_next().map(Effect::Check));
+    }
+
+    fn take_checked(&mut self, arrival: Arrival, checked: Checked, now: Timestamp) {
+        let Arrival { device, digest, epoch, report, .. } = arrival;
+        match checked {
+            Checked::Fit { distance } => {
                 self.feed(Event::UpdateStored { device, epoch, update: digest, report, distance }, now);
             }
-            Err(reason) => {
+            Checked::Unfit { reason } => {
                 tracing::warn!(%device, reason, "an update is unfit");
                 self.fleet.note(&device, &format!("update refused: {reason}"));
                 if let Err(error) = self.remove_unneeded(digest) {
@@ -439,22 +472,17 @@ impl Hub {
                 self.feed(Event::UpdateUnfit { device, epoch, reason }, now);
                 self.follow(steps, now);
             }
+            Checked::WrongDigest | Checked::Incomplete => {
+                let steps = self.transfers.start_over(&device, digest, now);
+                self.follow(steps, now);
+            }
+            Checked::Failed { reason } => {
+                tracing::error!(%device, reason, "an update cannot be stored");
+                let reason = format!("the coordinator cannot store it: {reason}");
+                let steps = self.transfers.refuse(&device, digest, reason, now);
+                self.follow(steps, now);
+            }
         }
-    }
-
-    /// Whether an update is what it should be; how far it is from the weights that it started from.
-    fn check(&mut self, device: &DeviceId, update: Digest, shared_layers: &[u32]) -> Result<f64, String> {
-        let ledger = self.run.as_ref().map(Run::ledger).ok_or("no run is going on")?;
-        let ordered = ledger.order_of(device);
-        let rank = ordered.map_or(0, |ordered| ordered.assignment.share.rank);
-        let weights = ordered.map_or(ledger.weights, |ordered| ordered.weights);
-        if self.base.as_ref().is_none_or(|(known, _)| *known != weights) {
-            let read = self.model.weights(&self.blobs, weights).map_err(|error| chain(&error))?;
-            self.base = Some((weights, read));
-        }
-        let bytes = self.blobs.read(update).map_err(|error| chain(&error))?;
-        let base = self.base.as_ref().map(|(_, base)| base).ok_or("there are no weights")?;
-        self.model.check_update(&bytes, shared_layers, rank, base)
     }
 
     /// Commits what was decided, then carries it out, until nothing is left.
@@ -537,7 +565,7 @@ impl Hub {
 
     /// Whoever offers a blob that is here already does not own it: its digest may be that of the global weights.
     fn remove_unneeded(&self, digest: Digest) -> Result<(), HubError> {
-        if !self.needed()?.contains(&digest) {
+        if !self.needed()?.contains(&digest) && !self.arrivals.contains(digest) {
             self.blobs.remove(digest)?;
         }
         Ok(())
@@ -547,7 +575,7 @@ impl Hub {
     fn remove_blobs(&self) -> Result<(), HubError> {
         let needed = self.needed()?;
         for (digest, _) in self.blobs.list()? {
-            if !needed.contains(&digest) {
+            if !needed.contains(&digest) && !self.arrivals.contains(digest) {
                 self.blobs.remove(digest)?;
             }
         }
@@ -556,7 +584,9 @@ impl Hub {
                 matches!(ledger.phase, Phase::Train(_)) || !ledger.carried.assignments.is_empty()
             });
         for partial in self.blobs.partials()?.into_iter().filter(|_| !trains) {
-            self.blobs.abandon(partial)?;
+            if !self.arrivals.contains(partial) {
+                self.blobs.abandon(partial)?;
+            }
         }
         Ok(())
     }

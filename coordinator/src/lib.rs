@@ -5,10 +5,11 @@
 //!
 //! Rooms. Pure: [`run`] (the engine, with the configurator and who shares which layers), [`merge`] (the mean and its
 //! alternatives), [`fleet`] (who is there). With a disk: [`store`] (the journal and the signing key), [`transfers`] (weights
-//! out, updates in), [`hub`] (where all of them meet, told the time). [`doors`]: MQTT and the operator's socket. Shells:
+//! out, updates in), [`arrivals`] (updates that are checked), [`hub`] (where all of them meet, told the time). [`doors`]: MQTT and the operator's socket. Shells:
 //! [`serve`] (clock, link and sockets around the hub), [`commands`], [`demo`] with its [`broker`]. For everybody:
 //! [`config`] and [`progress`] (what a watcher sees). [`release`] is a room for later.
 
+pub mod arrivals;
 pub mod broker;
 pub mod commands;
 pub mod config;

@@ -3,7 +3,7 @@
 //! ```text
 //!            LinkEvent          ┌───────┐  Publish
 //! broker ───────────────────────►       ├───────────► outgoing task ──► broker
-//!             Order             │ loop  │  Merge
+//!             Order             │ loop  │  Merge, Check
 //! control ──────────────────────►  Hub  ├───────────► blocking thread ─┐
 //!             deadline          │       │                              │
 //! clock ────────────────────────►       ◄──────────────────────────────┘
@@ -11,6 +11,7 @@
 //!                                   └─ watch channel of Progress ──► control, demo
 //! ```
 
+use crate::arrivals::{Checked, Checker};
 use crate::config::Config;
 use crate::doors::mqtt::Writer;
 use crate::doors::socket::{self, Order, PolicyView};
@@ -32,7 +33,7 @@ use skiff_protocol::{BootId, RunId, Timestamp};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -107,13 +108,15 @@ impl Coordinator {
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let sending = tokio::spawn(send(link, queue));
         let (merged, merges) = mpsc::channel(1);
+        let (checked, checks) = mpsc::channel(1);
+        let checker = Arc::new(Mutex::new(Checker::new(Arc::clone(&model), Arc::clone(&blobs))));
         let (mut defaults, state) = (config.run, config.state);
         if let Some(Policy { sharing, groups }) = Policy::read(&state)? {
             (defaults.sharing, defaults.groups) = (sharing, groups);
         }
-        let shell = Shell { defaults, state, model, blobs, clock, hub, outgoing, merged, published };
+        let shell = Shell { defaults, state, model, blobs, checker, clock, hub, outgoing, merged, checked, published };
         let task = tokio::spawn(async move {
-            let worked = shell.work(events, ordered, merges, stopping).await;
+            let worked = shell.work(events, ordered, Ended { merges, checks }, stopping).await;
             doors.abort();
             let goodbye = sending.abort_handle();
             // A broker that is away must not hold us up; its last will for us speaks instead.
@@ -185,16 +188,25 @@ impl Coordinator {
 /// A merge that ended: its run and epoch, and the new weights or why there are none.
 type MergeEnd = ((RunId, u64), Result<Merged, String>);
 
+/// The results of work that was done away from the loop.
+struct Ended {
+    merges: mpsc::Receiver<MergeEnd>,
+    checks: mpsc::Receiver<Checked>,
+}
+
 struct Shell {
     /// What runs are started with where nothing else is said; its policy is the one that was set last.
     defaults: RunSettings,
     state: PathBuf,
     model: Arc<Model>,
     blobs: Arc<Blobs>,
+    /// One check runs at a time, so nobody waits for this lock.
+    checker: Arc<Mutex<Checker>>,
     clock: Clock,
     hub: Hub,
     outgoing: mpsc::Sender<Publication>,
     merged: mpsc::Sender<MergeEnd>,
+    checked: mpsc::Sender<Checked>,
     published: watch::Sender<Progress>,
 }
 
@@ -203,10 +215,10 @@ impl Shell {
         mut self,
         events: mpsc::Receiver<LinkEvent>,
         orders: mpsc::Receiver<Order>,
-        merges: mpsc::Receiver<MergeEnd>,
+        ended: Ended,
         stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
-        let worked = self.turn(events, orders, merges, stopping).await;
+        let worked = self.turn(events, orders, ended, stopping).await;
         self.show();
         let _ = self.outgoing.try_send(self.hub.farewell());
         worked
@@ -216,7 +228,7 @@ impl Shell {
         &mut self,
         mut events: mpsc::Receiver<LinkEvent>,
         mut orders: mpsc::Receiver<Order>,
-        mut merges: mpsc::Receiver<MergeEnd>,
+        mut ended: Ended,
         mut stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let effects = self.hub.take_effects();
@@ -235,7 +247,8 @@ impl Shell {
                     self.hub.link(batch, self.clock.now())?
                 }
                 Some(order) = orders.recv() => self.follow(order)?,
-                Some((job, merged)) = merges.recv() => self.hub.merge_ended(job, merged, self.clock.now())?,
+                Some((job, merged)) = ended.merges.recv() => self.hub.merge_ended(job, merged, self.clock.now())?,
+                Some(checked) = ended.checks.recv() => self.hub.checked(checked, self.clock.now())?,
                 () = sleep_until(deadline) => self.hub.tick(self.clock.now())?,
                 () = tokio::time::sleep_until(shown + PROGRESS_EVERY), if changed => {
                     shown = Instant::now();
@@ -322,6 +335,16 @@ impl Shell {
                     if self.outgoing.try_send(publication).is_err() {
                         tracing::debug!("the queue to the broker is full; a message is dropped, to be said again");
                     }
+                }
+                Effect::Check(arrival) => {
+                    let (checker, checked) = (Arc::clone(&self.checker), self.checked.clone());
+                    tokio::spawn(async move {
+                        let check = move || checker.lock().unwrap_or_else(PoisonError::into_inner).check(&arrival);
+                        let done = tokio::task::spawn_blocking(check).await;
+                        let result = done.unwrap_or_else(|error| Checked::Failed { reason: error.to_string() });
+                        // Fails if the coordinator stops: the device offers its update again.
+                        let _ = checked.send(result).await;
+                    });
                 }
                 Effect::Merge(job) => {
                     let (model, blobs, merged) =

@@ -6,7 +6,7 @@
 //! waits, and takes its turn again when it is heard of.
 
 use crate::run::Verdict;
-use skiff_blobs::{Assembly, BlobError, Blobs};
+use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::messages::short_reason;
 use skiff_protocol::transfer::{
     Found, Held, Offer, Purpose, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
@@ -24,7 +24,8 @@ pub const IDLE_MS: u64 = 10_000;
 pub enum Step {
     /// Publish this.
     Send(DeviceId, TransferId, TransferMessage),
-    /// The payload is whole and stored: look at it, then [`Transfers::confirm`] or [`Transfers::refuse`] it.
+    /// All chunks are stored. Assemble and check them, then call [`Transfers::confirm`], [`Transfers::refuse`] or
+    /// [`Transfers::start_over`].
     Arrived(DeviceId, Offer),
 }
 
@@ -99,6 +100,11 @@ impl Transfers {
     /// The update that arrived is not wanted.
     pub fn refuse(&mut self, device: &DeviceId, update: Digest, reason: String, now: Timestamp) -> Vec<Step> {
         self.settle(device, update, ReceiverEvent::StoreFailed { reason }, now)
+    }
+
+    /// Asks a device for all chunks again: those that came do not make the payload that was offered.
+    pub fn start_over(&mut self, device: &DeviceId, update: Digest, now: Timestamp) -> Vec<Step> {
+        self.settle(device, update, ReceiverEvent::WrongDigest, now)
     }
 
     /// Drops the updates that are not wanted any more, and tells their devices.
@@ -233,17 +239,10 @@ impl Transfers {
                         Err(error) => store_failed(device, &error),
                     }
                 }
-                ReceiverAction::Assemble => match self.blobs.assemble(offer.digest, offer.total_bytes) {
-                    Ok(Assembly::Whole) => {
-                        steps.push(Step::Arrived(device.clone(), offer));
-                        continue;
-                    }
-                    Ok(Assembly::WrongDigest) => ReceiverEvent::WrongDigest,
-                    Ok(Assembly::Incomplete) => {
-                        ReceiverEvent::StoreFailed { reason: "chunks were lost on the coordinator's disk".to_owned() }
-                    }
-                    Err(error) => store_failed(device, &error),
-                },
+                ReceiverAction::Assemble => {
+                    steps.push(Step::Arrived(device.clone(), offer));
+                    continue;
+                }
             };
             if let Some(receiver) = self.uploads.active(device) {
                 actions.extend(receiver.handle(event));
@@ -443,7 +442,16 @@ mod tests {
         assert!(!sent_to(&steps).iter().any(|(_, message)| **message == TransferMessage::Done));
         let steps = transfers.confirm(&device("a"), update.digest, Timestamp(2));
         assert_eq!(sent_to(&steps), [("a", &TransferMessage::Done)]);
-        assert_eq!(transfers.blobs.read(update.digest).unwrap(), bytes);
+    }
+
+    #[test]
+    fn chunks_that_do_not_make_the_payload_are_asked_for_again() {
+        let (mut transfers, _folder) = transfers(2);
+        let update = update(b"right");
+        offer(&mut transfers, "a", &update, 0);
+        upload(&mut transfers, "a", &update, b"wrong", 1);
+        let steps = transfers.start_over(&device("a"), update.digest, Timestamp(2));
+        assert!(matches!(sent_to(&steps)[..], [("a", TransferMessage::Grant { held, .. })] if held.count(1) == 0));
     }
 
     #[test]

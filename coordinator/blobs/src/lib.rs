@@ -236,7 +236,10 @@ impl Blobs {
         }
         for entry in entries(&folder)? {
             let index = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let bytes = entry.metadata().map_err(io_error("looking at", &entry.path()))?.len();
+            let bytes = match entry.metadata() {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                found => found.map_err(io_error("looking at", &entry.path()))?.len(),
+            };
             match index {
                 Some(index) if bytes != 0 && bytes == chunk_bytes(total_bytes, index) as u64 => held.insert(index),
                 Some(_) | None => {}
@@ -245,7 +248,9 @@ impl Blobs {
         Ok(held)
     }
 
-    /// Keeps chunk `index` of a payload of `total_bytes`; one that is there already is replaced.
+    /// Keeps chunk `index` of a payload of `total_bytes`; an earlier one is replaced. Does nothing if the whole blob exists.
+    ///
+    /// Two devices may send one payload at the same time, and a third thread may assemble it meanwhile.
     ///
     /// # Errors
     /// [`BlobError::WrongChunk`], [`BlobError::QuotaExceeded`], [`BlobError::Io`].
@@ -254,13 +259,17 @@ impl Blobs {
         if bytes.len() != expected || bytes.is_empty() {
             return Err(BlobError::WrongChunk { digest, index, found: bytes.len(), expected });
         }
+        if self.contains(digest) {
+            return Ok(());
+        }
         let folder = self.partial_path(digest);
-        fs::create_dir_all(&folder).map_err(io_error("making the folder", &folder))?;
         let path = folder.join(index.to_string());
         let replaced = fs::metadata(&path).map_or(0, |meta| meta.len());
         self.claim(bytes.len() as u64)?;
         let aside = self.aside_path();
-        let written = fs::write(&aside, bytes).and_then(|()| fs::rename(&aside, &path));
+        let place = || fs::create_dir_all(&folder).and_then(|()| fs::rename(&aside, &path));
+        // Another thread may abandon the folder in between, because the payload is whole or wrong: it is made once more.
+        let written = fs::write(&aside, bytes).and_then(|()| place().or_else(|_| place()));
         match written {
             Ok(()) => self.release(replaced),
             Err(_) => {
@@ -288,14 +297,21 @@ impl Blobs {
         }
         let folder = self.partial_path(digest);
         let mut hasher = blake3::Hasher::new();
-        let aside = self.write_aside(|file| {
+        let written = self.write_aside(|file| {
             for index in 0..chunks {
                 let bytes = fs::read(folder.join(index.to_string()))?;
                 hasher.update(&bytes);
                 file.write_all(&bytes)?;
             }
             Ok(())
-        })?;
+        });
+        let aside = match written {
+            // Another thread was faster, and has removed the chunks.
+            Err(BlobError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(if self.contains(digest) { Assembly::Whole } else { Assembly::Incomplete });
+            }
+            written => written?,
+        };
         if Digest(*hasher.finalize().as_bytes()) != digest {
             fs::remove_file(&aside).map_err(io_error("removing", &aside))?;
             self.abandon(digest)?;
@@ -312,12 +328,15 @@ impl Blobs {
     /// # Errors
     /// [`BlobError::Io`].
     pub fn abandon(&self, digest: Digest) -> Result<(), BlobError> {
-        let folder = self.partial_path(digest);
-        if !folder.is_dir() {
-            return Ok(());
+        // Moved aside in one step: another thread may be storing a chunk of it.
+        let (folder, aside) = (self.partial_path(digest), self.aside_path());
+        match fs::rename(&folder, &aside) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            moved => moved.map_err(io_error("removing", &folder))?,
         }
-        let bytes = folder_bytes(&folder)?;
-        remove_folder(&folder)?;
+        let bytes = folder_bytes(&aside)?;
+        // A chunk that was being stored may still have landed in it.
+        remove_folder(&aside).or_else(|_| remove_folder(&aside))?;
         self.release(bytes);
         Ok(())
     }
@@ -575,6 +594,27 @@ mod tests {
             prop_assert_eq!(blobs.assemble(digest, total).unwrap(), Assembly::Whole);
             prop_assert_eq!(blobs.read(digest).unwrap(), bytes);
             prop_assert_eq!(blobs.room_bytes(), QUOTA - total);
+        }
+    }
+
+    #[test]
+    fn threads_store_and_assemble_one_payload_at_the_same_time() {
+        let folder = TempDir::new().unwrap();
+        let store = Blobs::open(folder.path(), 1 << 24).unwrap();
+        for round in 0..50_u8 {
+            let bytes = vec![round; 2 * CHUNK_BYTES];
+            let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for (index, chunk) in bytes.chunks(CHUNK_BYTES).enumerate() {
+                            store.put_chunk(digest, total, index as u32, chunk).unwrap();
+                        }
+                        store.assemble(digest, total).unwrap();
+                    });
+                }
+            });
+            assert_eq!(store.read(digest).unwrap(), bytes);
         }
     }
 }

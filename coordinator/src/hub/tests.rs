@@ -4,6 +4,7 @@
     reason = "tests fail by panicking, and look for one kind of message"
 )]
 use super::*;
+use crate::arrivals::Checker;
 use crate::merge::model::tests::{blob, tiny};
 use crate::progress;
 use crate::run::sharing::Sharing;
@@ -109,6 +110,11 @@ impl World {
                     }
                 }
                 Effect::Merge(job) => self.merges.push(job),
+                Effect::Check(arrival) => {
+                    let mut checker = Checker::new(Arc::clone(&self.hub.model), Arc::clone(&self.hub.blobs));
+                    let effects = self.hub.checked(checker.check(&arrival), Timestamp(self.now)).unwrap();
+                    self.carry_out(effects);
+                }
             }
         }
     }

@@ -144,21 +144,10 @@ impl Checker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skiff_protocol::samples;
 
     fn arrival(device: &str, digest: u8) -> Arrival {
-        let report = TrainReport {
-            examples: 1,
-            tokens: 1,
-            steps: 1,
-            mean_loss: 0.0,
-            shared_layers: vec![],
-            importance: vec![],
-            mean_active_layers: 0.0,
-            train_ms: 0,
-            step_ms: 0.0,
-            peak_rss_bytes: 0,
-            probe: None,
-        };
+        let report = samples::train_report();
         let device = device.parse().expect("a name");
         let digest = Digest([digest; 32]);
         Arrival { device, digest, total_bytes: 1, epoch: 2, report, base: Digest([0; 32]), rank: 0 }

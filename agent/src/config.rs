@@ -14,8 +14,8 @@
 //! test = "test.csv"
 //! ```
 
-use bytesize::ByteSize;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use skiff_contract::{Provider, Setup, Training};
 use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
 use std::fmt;
@@ -194,39 +194,13 @@ pub enum Trust {
     Anybody,
 }
 
-/// What computes; an operator that it has not runs on the processor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum Provider {
-    /// ONNX Runtime's own kernels for the processor.
-    #[default]
-    Cpu,
-    /// NVIDIA's cards.
-    Cuda,
-    /// Kernels for the processors of small devices.
-    Xnnpack,
-}
-
-/// What is trained, on what, with what.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Training {
-    /// The pack's folder.
-    pub pack: PathBuf,
-    /// Examples to train on; without them a training order is refused.
-    pub train: Option<PathBuf>,
-    /// Examples to evaluate on; without them an evaluation order is refused.
-    pub test: Option<PathBuf>,
-    /// Threads; 0 takes one for each core.
-    pub threads: usize,
-    /// The most that may be resident; `None`: three quarters of the machine's memory.
-    pub memory: Option<ByteSize>,
-    /// What computes.
-    pub provider: Provider,
-    /// ONNX Runtime's library, where it is not the system's.
-    pub onnxruntime: Option<PathBuf>,
-    /// Layers that are never skipped, ascending.
-    pub protected: Vec<u32>,
-    /// What the coordinator's rules go by.
-    pub place: Place,
+impl Config {
+    /// Returns what the worker needs before any work, without the agent's memory.
+    #[must_use]
+    pub fn setup(&self) -> Setup {
+        let (training, device, state) = (self.training.clone(), self.device.clone(), self.state.clone());
+        Setup { training, device, state, agent_bytes: 0 }
+    }
 }
 
 /// Why the settings are no configuration.
@@ -330,6 +304,7 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] names the setting and what it could be.
     pub fn check(self, host: Option<&str>) -> Result<Config, ConfigError> {
+        self.check_paths()?;
         let device = device_name(self.device.as_deref(), host)?;
         let fleet = self.fleet.as_deref().unwrap_or(DEFAULT_FLEET);
         let seconds = self.telemetry_seconds.unwrap_or(DEFAULT_TELEMETRY_SECONDS);
@@ -345,6 +320,26 @@ impl Settings {
             broker: broker(self, &device)?,
             device,
         })
+    }
+
+    /// Refuses paths that the agent cannot send to its worker.
+    fn check_paths(&self) -> Result<(), ConfigError> {
+        let sent = [
+            ("pack", &self.pack),
+            ("train", &self.train),
+            ("test", &self.test),
+            ("onnxruntime", &self.onnxruntime),
+            ("state", &self.state),
+        ];
+        let foreign = sent.iter().find_map(|(setting, path)| {
+            path.as_ref().filter(|path| path.to_str().is_none()).map(|path| (*setting, path))
+        });
+        match foreign {
+            Some((setting, path)) => {
+                Err(invalid(setting, path.display(), "a path in UTF-8; rename the file or its folder"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn paths_mut(&mut self) -> [&mut Option<PathBuf>; 9] {
@@ -396,10 +391,8 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
     protected.sort_unstable();
     protected.dedup();
     let provider = match settings.provider.as_deref() {
-        None | Some("cpu") => Provider::Cpu,
-        Some("cuda") => Provider::Cuda,
-        Some("xnnpack") => Provider::Xnnpack,
-        Some(name) => return Err(invalid("provider", name, "cpu, cuda or xnnpack")),
+        None => Provider::default(),
+        Some(name) => name.parse().map_err(|_| invalid("provider", name, "cpu, cuda or xnnpack"))?,
     };
     let size =
         |text: &String| text.parse().map_err(|_| invalid("memory", text, "a size, for instance 300MB or 1.5GiB"));
@@ -541,6 +534,15 @@ mod tests {
             assert!(text.starts_with(expected), "{line}: {text}");
         }
         assert!(complaint("allow_unsigned = true").starts_with("pack is not set"));
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf_8_is_named_with_its_setting() {
+        use std::os::unix::ffi::OsStringExt;
+        let path = PathBuf::from(std::ffi::OsString::from_vec(b"/data/\xff.csv".to_vec()));
+        let settings = Settings { train: Some(path), ..Settings::default() };
+        let text = settings.check(Some("host")).unwrap_err().to_string();
+        assert!(text.starts_with("train = ") && text.ends_with("rename the file or its folder"), "{text}");
     }
 
     #[test]

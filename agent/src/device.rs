@@ -1,29 +1,11 @@
 //! What the device has for a fleet.
 
-use crate::config::Training;
 use crate::participant::Profile;
 use crate::telemetry::machine;
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
-use skiff_protocol::messages::{Birth, StepMemory};
-use skiff_protocol::{BootId, Digest};
-
-/// What the worker's process found when it looked at the device's pack and examples, once, as the agent started.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Inventory {
-    /// Of the pack.
-    pub pack: Digest,
-    /// Of the names and shapes of its trainable tensors.
-    pub schema: Digest,
-    /// Its transformer layers.
-    pub layers: usize,
-    /// Examples to train on.
-    pub train_examples: u64,
-    /// Examples to evaluate on.
-    pub test_examples: u64,
-    /// What the leanest steps take.
-    pub memory: StepMemory,
-}
+use skiff_contract::{Inventory, Training};
+use skiff_protocol::BootId;
+use skiff_protocol::messages::Birth;
 
 /// What the fleet is told of this device.
 ///

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use skiff_agent::commands::{doctor, run};
 use skiff_agent::config::{Config, Settings};
-use skiff_agent::worker::process::Program;
+use skiff_agent::executor::Program;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -75,7 +75,7 @@ struct FleetArguments {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    skiff_agent::log::start();
+    skiff_contract::log::start();
     let done = match &cli.verb {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
         Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, &mut std::io::stdout().lock())?)),

@@ -11,12 +11,13 @@
 //! wrote is an error, and stays as it is.
 
 use crate::participant::Memory;
+use skiff_base::files::{Access, make_private_folder, replace};
+use skiff_base::lock::{Lock, LockError};
 use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::Digest;
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The most that the folder's blobs may take.
@@ -33,7 +34,7 @@ const BODY_AT: usize = DIGEST_AT + 32;
 pub struct Store {
     folder: PathBuf,
     blobs: Blobs,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What an agent finds in its folder when it starts.
@@ -118,9 +119,13 @@ impl Store {
     /// [`StoreError::Io`]: the memory before still holds.
     pub fn remember(&self, memory: &Memory) -> Result<(), StoreError> {
         let path = self.folder.join("memory");
-        replace(&path, &encode(memory)).map_err(|source| StoreError::Io { doing: "writing", path, source })?;
+        replace(&path, &encode(memory), Access::Owner).map_err(|source| StoreError::Io {
+            doing: "writing",
+            path,
+            source,
+        })?;
         if let Err(error) = self.keep_only(&memory.blobs()) {
-            tracing::warn!(error = %format!("{:#}", anyhow::Error::from(error)), "blobs that nobody needs stay");
+            tracing::warn!(error = %skiff_base::chain(&error), "blobs that nobody needs stay");
         }
         Ok(())
     }
@@ -146,43 +151,23 @@ impl Store {
     }
 }
 
-/// Replaces the file at `path` as a whole, by way of `{path}.new` beside it: whoever looks, also after a crash, finds the old
-/// bytes or the new ones.
-///
-/// # Errors
-/// What the file system says.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
-    let mut file = File::create(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&aside, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
-}
-
-fn lock(folder: &Path) -> Result<File, StoreError> {
-    let io = |doing, path: &Path| {
-        let path = path.to_owned();
-        move |source| StoreError::Io { doing, path, source }
-    };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("making the state folder", folder))?;
-    let mode = std::fs::metadata(folder).map_err(io("looking at", folder))?.permissions().mode();
-    if mode & 0o077 != 0 {
+/// Makes the folder if it is missing, and locks it.
+fn lock(folder: &Path) -> Result<Lock, StoreError> {
+    let private = make_private_folder(folder).map_err(|source| StoreError::Io {
+        doing: "making the state folder",
+        path: folder.to_owned(),
+        source,
+    })?;
+    if !private {
         tracing::warn!(
             folder = %folder.display(),
-            mode = format!("{:o}", mode & 0o777),
-            "others can read the state folder; chmod 700 keeps what was learned private"
+            "others can read the state folder; run chmod 700 on it to keep the device's layers private"
         );
     }
-    let path = folder.join("lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("opening", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: folder.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(io("locking", &path)(source)),
-    }
+    Lock::file(&folder.join("lock")).map_err(|error| match error {
+        LockError::InUse { .. } => StoreError::InUse { path: folder.to_owned() },
+        LockError::Io { path, source } => StoreError::Io { doing: "locking", path, source },
+    })
 }
 
 /// What is wrong with the bytes of a memory file.
@@ -247,9 +232,11 @@ fn decode(bytes: &[u8]) -> Result<Memory, Flaw> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::participant::{Personal, Settled};
+    use crate::participant::Settled;
     use proptest::prelude::*;
+    use skiff_contract::Personal;
     use skiff_protocol::RunId;
+    use std::os::unix::fs::PermissionsExt;
 
     fn memory(epoch: u64, personal: Option<Digest>) -> Memory {
         Memory {

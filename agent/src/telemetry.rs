@@ -7,6 +7,7 @@
 //! A sample taken while the broker is away waits in a bounded [`Backlog`]; the gap that a full one leaves shows in the
 //! sequence numbers.
 
+use skiff_contract::memory::{OwnMemory, own_memory, process_memory};
 use skiff_protocol::BootId;
 use skiff_protocol::messages::{AgentState, Battery, Machine, Telemetry, WorkSample};
 use skiff_protocol::time::Timestamp;
@@ -77,7 +78,7 @@ impl Sampler {
         let machine = self.machine();
         let own = own_memory(&self.root);
         let worker = worker.map(|pid| pid.to_string());
-        let working = worker.as_deref().map_or_else(OwnMemory::default, |pid| memory_of(&self.root, pid));
+        let working = worker.as_deref().map_or_else(OwnMemory::default, |pid| process_memory(&self.root, pid));
         // Not at the same moment, perhaps: what both had at the most.
         self.peak_bytes = self.peak_bytes.max(own.peak_bytes.saturating_add(working.peak_bytes));
         let sequence = self.sequence;
@@ -131,31 +132,6 @@ struct MachineSample {
     cpu_percent: f32,
     memory_bytes: u64,
     memory_available_bytes: u64,
-}
-
-/// A process's resident memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct OwnMemory {
-    /// Now.
-    pub resident_bytes: u64,
-    /// The largest so far.
-    pub peak_bytes: u64,
-}
-
-/// Reads this process's own memory (`VmRSS`, `VmHWM`); zero where `/proc` has none.
-#[must_use]
-pub fn own_memory(root: &Path) -> OwnMemory {
-    memory_of(root, SELF)
-}
-
-fn memory_of(root: &Path, process: &str) -> OwnMemory {
-    let status = read(&root.join("proc").join(process).join("status")).unwrap_or_default();
-    let kilobytes = |key: &str| -> u64 {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
-    };
-    let bytes = |key| kilobytes(key).saturating_mul(1024);
-    OwnMemory { resident_bytes: bytes("VmRSS:"), peak_bytes: bytes("VmHWM:") }
 }
 
 /// User and system time of a process and of its children that ended, in clock ticks.
@@ -398,9 +374,7 @@ mod tests {
 
     #[test]
     fn hostile_proc_files_are_no_figures() {
-        let root =
-            device(&[("proc/self/status", "VmRSS: 99999999999999999999 kB\nVmHWM:\n"), ("proc/self/stat", "7 (")]);
-        assert_eq!(own_memory(root.path()), OwnMemory::default());
+        let root = device(&[("proc/self/stat", "7 (")]);
         assert_eq!(cpu_ticks(root.path(), SELF), None);
     }
 

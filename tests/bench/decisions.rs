@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 use serde_json::json;
-use skiff_agent::telemetry::own_memory;
+use skiff_contract::memory::own_memory;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::run::configurator::{
     Bandit, Care, Choice, Configurator, Facts, Limits, Load, Pace, Policy, Rates, Schedule, Shape, expected_active,

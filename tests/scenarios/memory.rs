@@ -1,8 +1,8 @@
 //! Resident memory of a process that trains: flat over many steps. One test, since it looks at the whole process.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_agent::telemetry::own_memory;
 use skiff_base::random::Random;
+use skiff_contract::memory::own_memory;
 use skiff_tests::{packs, places};
 use skiff_trainer::{Batch, Form, LayerMask, Sequence, Target, Trainer};
 use std::path::Path;

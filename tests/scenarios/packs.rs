@@ -1,8 +1,7 @@
 //! Packs that were damaged, forged or made for another version: an error that names the file, never a panic.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_agent::config::{Provider, Training};
-use skiff_agent::worker::frames::Setup;
+use skiff_contract::{Provider, Setup, Training};
 use skiff_models::Pack;
 use skiff_models::architectures::ConfigError;
 use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
@@ -266,7 +265,7 @@ fn an_agent_reads_the_weights_when_somebody_wrote_to_them_and_only_then() {
         place: Place::default(),
     };
     let device = "oak".parse().unwrap();
-    let setup = Setup { training, device, state: state.path().to_owned(), beside_bytes: 0 };
+    let setup = Setup { training, device, state: state.path().to_owned(), agent_bytes: 0 };
     let start = || look(&setup);
     start().unwrap();
     let note = state.path().join("weights-checked");

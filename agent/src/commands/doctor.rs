@@ -2,17 +2,15 @@
 
 use crate::config::Config;
 use crate::device::new_boot;
+use crate::executor::{Pid, Program, WorkerProcess};
 use crate::mqtt::{Desk, link_config};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
-use crate::worker::frames::Setup;
-use crate::worker::process::{Pid, Program, WorkerProcess};
 use anyhow::Context;
 use rustix::fs::{Access, access, statvfs};
-use serde::{Deserialize, Serialize};
+use skiff_contract::Finding;
 use skiff_link::{Link, LinkConfig, LinkEvent};
 use skiff_protocol::Timestamp;
-use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,28 +24,6 @@ const PRESENCE_PATIENCE: Duration = Duration::from_secs(2);
 const ROOMY_BYTES: u64 = 64 << 20;
 /// The start of 2026: this program is not older.
 const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
-
-/// What came of a check.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Finding {
-    /// As it should be.
-    Fine(String),
-    /// The agent runs, but the operator may want to know.
-    Doubtful(String),
-    /// The agent cannot take part; says what to do.
-    Broken(String),
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (verdict, text) = match self {
-            Self::Fine(text) => ("ok  ", text),
-            Self::Doubtful(text) => ("warn", text),
-            Self::Broken(text) => ("FAIL", text),
-        };
-        write!(f, "{verdict}  {text}")
-    }
-}
 
 /// Checks everything and writes a line for each to `out`. Returns whether nothing is broken.
 ///
@@ -79,7 +55,7 @@ fn broken(error: impl Into<anyhow::Error>) -> Finding {
 fn worker(config: &Config) -> Vec<(String, Finding)> {
     let examined = Program::beside_this()
         .context("finding this program's folder")
-        .and_then(|program| WorkerProcess::new(program, Setup::of(config), Pid::default()).examine());
+        .and_then(|program| WorkerProcess::new(program, config.setup(), Pid::default()).examine());
     match examined {
         Ok(findings) => findings,
         Err(error) => vec![("worker".to_owned(), broken(error))],
@@ -189,12 +165,6 @@ async fn meet(config: &Config) -> Vec<(&'static str, Finding)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_finding_is_one_line_with_its_verdict() {
-        assert_eq!(Finding::Fine("x".into()).to_string(), "ok    x");
-        assert_eq!(Finding::Broken("x".into()).to_string(), "FAIL  x");
-    }
 
     #[test]
     fn a_clock_at_the_epoch_is_broken() {

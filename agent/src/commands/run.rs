@@ -5,14 +5,12 @@
 
 use crate::config::Config;
 use crate::device;
+use crate::executor::{Pid, Program, Queue, WorkerProcess};
 use crate::mqtt::{Desk, Outbox, link_config};
 use crate::participant::{Action, Event, Participant};
 use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
-use crate::worker::Worker;
-use crate::worker::frames::Setup;
-use crate::worker::process::{Pid, Program, WorkerProcess};
 use anyhow::Context;
 use skiff_blobs::{Assembly, BlobError};
 use skiff_link::{Link, LinkEvent};
@@ -44,11 +42,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (store, recovered) = Store::open(&config.state)?;
     let boot = device::new_boot()?;
     let program = Program::beside_this().context("finding this program's folder")?;
-    let (setup, pid) = (Setup::of(config), Pid::default());
+    let (setup, pid) = (config.setup(), Pid::default());
     let known = pid.clone();
     let open = move || WorkerProcess::new(program.clone(), setup.clone(), known.clone());
     // The process is gone at the end of the line, with what it had in memory.
-    let inventory = open().look()?;
+    let inventory = open().take_inventory()?;
     let profile = device::profile(&config.training, &inventory, boot)?;
     tracing::info!(
         device = %config.device,
@@ -78,7 +76,7 @@ async fn live(
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let (link, mut link_events) = Link::open(link_config(config, boot))?;
     let (reports, mut reported) = mpsc::channel(REPORTS);
-    let worker = Worker::start(open, TRAINER_IDLE, reports).context("starting the worker's thread")?;
+    let queue = Queue::start(open, TRAINER_IDLE, reports).context("starting the thread that waits for the worker")?;
     let start = Instant::now();
     let mut agent = Agent {
         start,
@@ -87,7 +85,7 @@ async fn live(
         desk: Desk::new(config),
         outbox: Outbox::new(link),
         store,
-        worker,
+        queue,
         pid,
         sampler: Sampler::new(PathBuf::from("/"), boot, Timestamp(0)),
         backlog: Backlog::default(),
@@ -133,7 +131,7 @@ struct Agent {
     desk: Desk,
     outbox: Outbox,
     store: Store,
-    worker: Worker,
+    queue: Queue,
     pid: Pid,
     sampler: Sampler,
     backlog: Backlog,
@@ -215,8 +213,8 @@ impl Agent {
             }
             Action::Keep(bytes) => drop(self.store.blobs().put(&bytes)?),
             Action::Remember(memory) => self.store.remember(&memory)?,
-            Action::Start(work) => self.worker.begin(work),
-            Action::Cancel => self.worker.cancel(),
+            Action::Start(work) => self.queue.begin(work),
+            Action::Cancel => self.queue.cancel(),
         }
         Ok(None)
     }

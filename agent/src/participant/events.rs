@@ -1,13 +1,11 @@
 //! What the engine is told, and what it wants done.
 
-use super::{Memory, Personal};
-use serde::{Deserialize, Serialize};
+use super::Memory;
+use skiff_contract::{Ticket, Trained, Work};
+use skiff_protocol::Digest;
 use skiff_protocol::codec::Message;
-use skiff_protocol::messages::{
-    Birth, Command, EvaluateOrder, EvaluationReport, Presence, TrainOrder, TrainReport, WorkSample,
-};
+use skiff_protocol::messages::{Birth, Command, EvaluationReport, Presence, WorkSample};
 use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
-use skiff_protocol::{Digest, RunId};
 
 /// What the device is; it stays so for a life of the agent.
 #[derive(Clone, PartialEq, Debug)]
@@ -20,73 +18,6 @@ pub struct Profile {
     pub layers: usize,
     /// Layers that are never skipped.
     pub protected: Vec<u32>,
-}
-
-/// Names a piece of work: a result of another one than the one in hand is ignored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Ticket {
-    /// The command's run.
-    pub run: RunId,
-    /// The command's epoch.
-    pub epoch: u64,
-}
-
-/// What the worker is to do.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Work {
-    /// Its name.
-    pub ticket: Ticket,
-    /// The round.
-    pub round: u32,
-    /// The order, with the device's own rules applied to it.
-    pub job: Job,
-    /// Layers that take the place of the global ones.
-    pub personal: Option<Personal>,
-}
-
-/// The kinds of work. The weights are in the store.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub enum Job {
-    /// Train.
-    Train(TrainOrder),
-    /// Evaluate.
-    Evaluate(EvaluateOrder),
-}
-
-impl Job {
-    /// The global weights to start from.
-    #[must_use]
-    pub const fn weights(&self) -> Digest {
-        match self {
-            Self::Train(order) => order.weights,
-            Self::Evaluate(order) => order.weights,
-        }
-    }
-
-    pub(super) const fn schema(&self) -> Digest {
-        match self {
-            Self::Train(order) => order.schema,
-            Self::Evaluate(order) => order.schema,
-        }
-    }
-
-    pub(super) const fn deadline_ms(&self) -> u64 {
-        match self {
-            Self::Train(order) => order.deadline_ms,
-            Self::Evaluate(order) => order.deadline_ms,
-        }
-    }
-}
-
-/// What a training came to.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Trained {
-    /// The tensors of the head and of the shared layers.
-    pub update: Vec<u8>,
-    /// The layers that are not shared, and their tensors; `None` where all are.
-    pub personal: Option<(Vec<u32>, Vec<u8>)>,
-    /// What goes with the update.
-    pub report: TrainReport,
 }
 
 /// What happened.

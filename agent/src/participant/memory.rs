@@ -1,6 +1,7 @@
 //! What the agent must still know after `kill -9`.
 
 use serde::{Deserialize, Serialize};
+use skiff_contract::Personal;
 use skiff_protocol::messages::{Outcome, TrainReport};
 use skiff_protocol::{Digest, RunId};
 use std::collections::BTreeSet;
@@ -44,17 +45,6 @@ pub struct Update {
     pub total_bytes: u64,
     /// What goes with it.
     pub report: TrainReport,
-}
-
-/// Layers that stay on the device. They belong to a run; another run starts without them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Personal {
-    /// The run in which they were trained.
-    pub run: RunId,
-    /// Which layers, ascending.
-    pub layers: Vec<u32>,
-    /// Their tensors.
-    pub blob: Digest,
 }
 
 impl Memory {

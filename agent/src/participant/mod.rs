@@ -35,13 +35,13 @@
 
 mod events;
 mod memory;
-pub mod sharing;
 #[cfg(test)]
 mod tests;
 
-pub use events::{Action, Event, Job, Profile, Ticket, Trained, Work};
-pub use memory::{Memory, Personal, Settled, Update};
+pub use events::{Action, Event, Profile};
+pub use memory::{Memory, Settled, Update};
 
+use skiff_contract::{Job, Personal, Ticket, Trained, Work};
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::{
     AgentState, Answer, Command, Order, Outcome, Presence, TrainOrder, WorkSample, short_reason,

@@ -36,7 +36,7 @@ pub use evaluation::{EvaluatePlan, EvaluateSummary};
 pub use examples::{Examples, Sequence, Target, tiny};
 pub use model::{Operators, StepOutcome};
 pub use optimizer::{AdamW, AdamWOptions};
-pub use provider::{Provider, UnknownProvider};
+pub use provider::Provider;
 pub use roof::roof;
 pub use runtime::{LIBRARY_VARIABLE, Runtime, RuntimeError};
 pub use schedule::{Decay, Schedule};

@@ -1,9 +1,8 @@
 //! What keeps the device from training, for `skiff-agent doctor`. It changes nothing.
 
 use crate::corpus::count;
-use crate::workshop::provider;
-use skiff_agent::commands::doctor::Finding;
-use skiff_agent::config::Training;
+use skiff_base::chain;
+use skiff_contract::{Finding, Training};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::pack::PackError;
@@ -26,9 +25,9 @@ pub fn examine(training: &Training) -> Vec<(String, Finding)> {
 }
 
 fn onnxruntime(training: &Training) -> Finding {
-    match Runtime::load(training.onnxruntime.as_deref(), 1).and_then(|runtime| runtime.on(provider(training))) {
+    match Runtime::load(training.onnxruntime.as_deref(), 1).and_then(|runtime| runtime.on(training.provider)) {
         Ok(runtime) => Finding::Fine(format!("{}, computes on {}", runtime.version(), runtime.provider())),
-        Err(error) => Finding::Broken(causes(&error)),
+        Err(error) => Finding::Broken(chain(&error)),
     }
 }
 
@@ -45,7 +44,7 @@ fn check_pack(pack: &Result<Pack, PackError>, path: &Path) -> Finding {
                 scored(&manifest.layout),
             ))
         }
-        Err(error) => Finding::Broken(causes(error)),
+        Err(error) => Finding::Broken(chain(error)),
     }
 }
 
@@ -58,18 +57,13 @@ fn scored(layout: &Layout) -> String {
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 fn examples(file: Option<&Path>, pack: &Result<Pack, PackError>, purpose: &str) -> Finding {
     match (file, pack) {
         (None, _) => Finding::Doubtful(format!("no file is set: orders of {purpose} will be refused")),
         (Some(path), Err(_)) => Finding::Doubtful(format!("{} is not read before the pack is intact", path.display())),
         (Some(path), Ok(pack)) => match count(path, pack) {
             Ok(count) => Finding::Fine(format!("{count} examples in {}", path.display())),
-            Err(error) => Finding::Broken(causes(&error)),
+            Err(error) => Finding::Broken(chain(&error)),
         },
     }
 }

@@ -4,10 +4,9 @@ use crate::corpus::count;
 use crate::memory;
 use anyhow::Context;
 use bytesize::ByteSize;
-use skiff_agent::device::Inventory;
-use skiff_agent::store::replace;
-use skiff_agent::telemetry::machine;
-use skiff_agent::worker::frames::Setup;
+use skiff_base::files::{Access, replace};
+use skiff_contract::memory::machine_bytes;
+use skiff_contract::{Inventory, Setup};
 use skiff_models::files::read_bounded;
 use skiff_models::memory::{Policy, Step, predict};
 use skiff_models::pack::Pack;
@@ -33,7 +32,7 @@ pub fn look(setup: &Setup) -> anyhow::Result<Inventory> {
         layers: pack.manifest().layers,
         train_examples: examples(&training.train)?,
         test_examples: examples(&training.test)?,
-        memory: of_steps(&pack, memory::limit(training.memory, machine().memory_bytes)),
+        memory: of_steps(&pack, memory::limit(training.memory, machine_bytes(Path::new("/")))),
     })
 }
 
@@ -67,7 +66,7 @@ fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
     }
     pack.check_weights()?;
     // A note that is not kept costs time at the next start, and nothing else.
-    if let Err(error) = replace(note, now.as_bytes()) {
+    if let Err(error) = replace(note, now.as_bytes(), Access::Owner) {
         tracing::debug!(%error, path = %note.display(), "not noted that the weights are sound");
     }
     Ok(())

@@ -1,13 +1,14 @@
 //! `skiff-worker`: the verbs of `skiff-agent` that train, which it hands over to this program.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use skiff_worker::commands::{bench, step, train, work};
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Trains for skiff-agent.
+/// Trains for skiff-agent, which starts it. Call skiff-agent instead
 #[derive(Parser)]
-#[command(name = "skiff-agent", bin_name = "skiff-agent", version, disable_help_subcommand = true)]
+#[command(name = WORKER, bin_name = WORKER, version, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -22,9 +23,16 @@ enum Verb {
     Work(work::Arguments),
 }
 
+const WORKER: &str = "skiff-worker";
+const AGENT: &str = "skiff-agent";
+/// The verbs of [`AGENT`] that this program carries out.
+const HANDED_OVER: [&str; 3] = ["train", "bench", "step"];
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    skiff_agent::log::start();
+    let program = named(std::env::args_os().nth(1));
+    let matches = Cli::command().name(program).bin_name(program).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    skiff_contract::log::start();
     let done = match &cli.verb {
         Verb::Train(arguments) => train::run(arguments),
         Verb::Bench(arguments) => bench::run(arguments),
@@ -34,19 +42,37 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "skiff-agent: {error:#}");
+            let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
+/// Returns the program that the user called, for usage lines and errors.
+fn named(verb: Option<OsString>) -> &'static str {
+    let handed_over = verb.is_some_and(|verb| HANDED_OVER.iter().any(|known| verb == *known));
+    if handed_over { AGENT } else { WORKER }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_worker_names_itself_and_its_verbs_name_the_agent() {
+        assert_eq!(named(Some("--version".into())), "skiff-worker");
+        assert_eq!(named(None), "skiff-worker");
+        assert_eq!(Cli::command().render_version(), format!("skiff-worker {}\n", env!("CARGO_PKG_VERSION")));
+        for verb in HANDED_OVER {
+            let program = named(Some(verb.into()));
+            let error = Cli::command().name(program).bin_name(program).try_get_matches_from([program, verb, "--help"]);
+            let help = error.map(|_| ()).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(help.contains(&format!("Usage: skiff-agent {verb}")), "{help}");
+        }
     }
 }

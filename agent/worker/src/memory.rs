@@ -1,7 +1,7 @@
 //! A device's limit of memory, and how its steps stay below it.
 
 use bytesize::ByteSize;
-use skiff_agent::telemetry::own_memory;
+use skiff_contract::memory::own_memory;
 use skiff_models::memory::{Costed, Plan, Step};
 use skiff_trainer::{Trainer, TrainerError};
 use std::fmt::Write;
@@ -12,8 +12,8 @@ const GRAIN: u64 = 16 << 20;
 
 /// What this process and those beside it have resident now, rounded up: with a trainer just opened, what is taken beside the steps.
 #[must_use]
-pub fn of_processes(beside_bytes: u64) -> u64 {
-    own_memory(Path::new("/")).resident_bytes.saturating_add(beside_bytes).next_multiple_of(GRAIN)
+pub fn of_processes(agent_bytes: u64) -> u64 {
+    own_memory(Path::new("/")).resident_bytes.saturating_add(agent_bytes).next_multiple_of(GRAIN)
 }
 
 /// The most that may be resident: what the device's owner set or, of a machine with so much, three quarters.

@@ -5,23 +5,21 @@
 
 use crate::corpus::Corpus;
 use crate::memory;
+use crate::sharing::shared_layers;
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
-use skiff_agent::config::{self, Training};
-use skiff_agent::participant::sharing::shared_layers;
-use skiff_agent::participant::{Job, Personal, Trained, Work};
-use skiff_agent::telemetry::{machine, own_memory};
-use skiff_agent::worker::frames::Setup;
-use skiff_agent::worker::{Product, Watch, Workshop};
 use skiff_blobs::Blobs;
+use skiff_contract::memory::{machine_bytes, own_memory};
+use skiff_contract::work::{Job, Personal, Product, Trained, Watch, Work, Workshop};
+use skiff_contract::{Setup, Training};
 use skiff_models::memory::Step;
 use skiff_models::pack::{Manifest, Pack};
 use skiff_models::tensors::{NamedTensors, Schema, cut, pad, write};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, Probe, TrainOrder, TrainReport, WorkSample};
 use skiff_trainer::{
-    AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Provider, Runtime, Schedule, StepReport, TrainPlan,
-    TrainSummary, Trainer, Ways,
+    AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary,
+    Trainer, Ways,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -36,7 +34,7 @@ pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
     blobs: Blobs,
-    beside_bytes: u64,
+    agent_bytes: u64,
     open: Option<Open>,
     train: Texts,
     test: Texts,
@@ -56,13 +54,13 @@ impl PackWorkshop {
     /// A workshop that opens the pack and the files of texts at the first work.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        let Setup { training, device, state, beside_bytes } = setup;
+        let Setup { training, device, state, agent_bytes } = setup;
         let (train, test) = (Texts::new(training.train.clone()), Texts::new(training.test.clone()));
-        Self { training, device, blobs: Blobs::of_another(state), beside_bytes, open: None, train, test }
+        Self { training, device, blobs: Blobs::of_another(state), agent_bytes, open: None, train, test }
     }
 
     fn train(&mut self, work: &Work, order: &TrainOrder, step: &mut Watch<'_>) -> anyhow::Result<Trained> {
-        let open = opened(&mut self.open, &self.training, self.beside_bytes)?;
+        let open = opened(&mut self.open, &self.training, self.agent_bytes)?;
         let ways = within(self.training.memory, open, order)?;
         let Open { pack, trainer, .. } = open;
         let corpus = self.train.corpus(pack, order.max_tokens)?;
@@ -90,7 +88,7 @@ impl PackWorkshop {
         order: &EvaluateOrder,
         step: &mut Watch<'_>,
     ) -> anyhow::Result<EvaluationReport> {
-        let Open { pack, trainer, .. } = opened(&mut self.open, &self.training, self.beside_bytes)?;
+        let Open { pack, trainer, .. } = opened(&mut self.open, &self.training, self.agent_bytes)?;
         let corpus = self.test.corpus(pack, order.max_tokens)?;
         trainer.set_weights(starting_weights(&self.blobs, pack.schema(), work)?)?;
         let examples = usize::try_from(order.examples).unwrap_or(usize::MAX);
@@ -224,29 +222,20 @@ impl Texts {
     }
 }
 
-fn opened<'a>(open: &'a mut Option<Open>, training: &Training, beside_bytes: u64) -> anyhow::Result<&'a mut Open> {
+fn opened<'a>(open: &'a mut Option<Open>, training: &Training, agent_bytes: u64) -> anyhow::Result<&'a mut Open> {
     let opened = match open.take() {
         Some(opened) => opened,
         None => {
             let pack = Arc::new(Pack::open(&training.pack)?);
             let cores = || std::thread::available_parallelism().map_or(1, Into::into);
             let threads = if training.threads == 0 { cores() } else { training.threads };
-            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(provider(training))?;
+            let runtime = Runtime::load(training.onnxruntime.as_deref(), threads)?.on(training.provider)?;
             tracing::info!(onnxruntime = runtime.version(), provider = runtime.provider().name(), "trainer opened");
             let trainer = Trainer::open(&runtime, Arc::clone(&pack))?;
-            Open { pack, trainer, process: memory::of_processes(beside_bytes), planned: None }
+            Open { pack, trainer, process: memory::of_processes(agent_bytes), planned: None }
         }
     };
     Ok(open.insert(opened))
-}
-
-/// What computes, as it is configured.
-pub(crate) const fn provider(training: &Training) -> Provider {
-    match training.provider {
-        config::Provider::Cpu => Provider::Cpu,
-        config::Provider::Cuda => Provider::Cuda,
-        config::Provider::Xnnpack => Provider::Xnnpack,
-    }
 }
 
 /// How the order's steps stay within what is `set`; as it was planned before, for steps of the same size.
@@ -257,7 +246,7 @@ fn within(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> anyhow:
     if let Some((_, ways)) = open.planned.as_ref().filter(|(planned, _)| *planned == step) {
         return Ok(ways.clone());
     }
-    let limit = memory::limit(set, machine().memory_bytes);
+    let limit = memory::limit(set, machine_bytes(Path::new("/")));
     let plan = memory::planned(&open.trainer, limit, open.process, step)?;
     if plan.beyond.is_some() || plan.chosen.iter().any(|costed| costed.relative_time > 1.0) {
         tracing::info!(plan = memory::explained(&plan, limit, open.process), "memory");
@@ -353,7 +342,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use ndarray::{ArrayD, IxDyn};
-    use skiff_agent::participant::Ticket;
+    use skiff_contract::Ticket;
     use skiff_models::tensors::TensorSpec;
     use skiff_protocol::messages::SharingPlan;
     use skiff_protocol::{Digest, RunId};

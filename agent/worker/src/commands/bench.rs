@@ -3,7 +3,7 @@
 use super::profile::{self, Profile};
 use anyhow::Context;
 use serde::Serialize;
-use skiff_agent::telemetry::own_memory;
+use skiff_contract::memory::own_memory;
 use skiff_models::Pack;
 use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::task::Task;

@@ -6,8 +6,8 @@ use crate::memory;
 use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
-use skiff_agent::store::replace;
-use skiff_agent::telemetry::own_memory;
+use skiff_base::files::{Access, replace};
+use skiff_contract::memory::own_memory;
 use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
@@ -199,7 +199,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let summary = training.summary();
     if let Some(path) = &arguments.out {
         let bytes = tensors::write(trainer.weights())?;
-        replace(path, &bytes).with_context(|| format!("writing {}", path.display()))?;
+        replace(path, &bytes, Access::Shared).with_context(|| format!("writing {}", path.display()))?;
     }
     let evaluated = if arguments.evaluate > 0 {
         let plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
@@ -309,7 +309,7 @@ fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
 fn save(training: &Training<'_>, path: &Path) -> anyhow::Result<()> {
     let writing = || format!("writing the checkpoint {}", path.display());
     let bytes = training.checkpoint().with_context(writing)?;
-    replace(path, &bytes).with_context(writing)
+    replace(path, &bytes, Access::Shared).with_context(writing)
 }
 
 impl Found {

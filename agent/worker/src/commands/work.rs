@@ -1,13 +1,14 @@
-//! The process that works for the agent. What it hears and says is in [`frames`](skiff_agent::worker::frames).
+//! `skiff-worker work`: the process that works for the agent, which speaks [`frames`](skiff_contract::frames) with it.
 
 use crate::examination::examine;
 use crate::inventory::look;
 use crate::workshop::PackWorkshop;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::Serialize;
-use skiff_agent::worker::frames::{Ask, Tell, receive, send};
-use skiff_agent::worker::{Product, Workshop};
+use skiff_contract::frames::{Reply, Request, receive, send};
+use skiff_contract::greeting::{Greeting, Mismatch};
+use skiff_contract::work::{Product, Workshop};
 use skiff_protocol::messages::WorkSample;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -18,66 +19,89 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Works for `skiff-agent run`, which starts it.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Of the agent that listens.
+    /// Version of the agent.
     agent_version: String,
+    /// Version and digest of the agent's frames.
+    frames: Option<String>,
 }
 
-/// Does what is asked for on standard input, until it ends; answers on standard output.
+/// Carries out the requests on standard input until it ends, and replies on standard output.
 ///
 /// # Errors
-/// What is asked makes no sense, or nobody hears the answers.
+/// An agent with other frames, a request that makes no sense, a closed output.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    ensure!(
-        arguments.agent_version == VERSION,
-        "skiff-worker {VERSION} was started by skiff-agent {}: install both from one package, and start the agent anew",
-        arguments.agent_version
-    );
     go_first();
-    // What a library prints must not get between the answers: it goes where the log goes.
-    let tells = File::from(rustix::io::dup(io::stdout()).context("taking the standard output")?);
+    // Libraries that print must not write between the replies: their output goes where the log goes.
+    let mut replies = File::from(rustix::io::dup(io::stdout()).context("taking the standard output")?);
     rustix::stdio::dup2_stdout(io::stderr()).context("taking the standard output")?;
-    serve(io::stdin().lock(), tells)
+    greet(arguments, &mut replies)?;
+    serve(io::stdin().lock(), replies)
 }
 
-fn serve(mut asks: impl Read, mut tells: impl Write) -> anyhow::Result<()> {
-    let Some(Ask::Open(setup)) = receive(&mut asks).context("reading the set-up")? else {
+/// Tells the agent the version of this program and its frames, and refuses an agent with other frames.
+fn greet(arguments: &Arguments, replies: &mut impl Write) -> anyhow::Result<()> {
+    let own = Greeting::current(VERSION);
+    let mismatch = Mismatch {
+        agent: arguments.agent_version.clone(),
+        agent_frames: arguments.frames.clone().unwrap_or_else(|| "without a version".to_owned()),
+        worker: own.program.clone(),
+        worker_frames: own.frames.to_string(),
+    };
+    match &arguments.frames {
+        // Agents from before the greeting read this frame as the reason of a failure, and give it to the coordinator.
+        None => send(replies, &Reply::<()>::Failed(mismatch.to_string())).context("refusing the agent")?,
+        Some(frames) => {
+            own.write(replies).context("greeting the agent")?;
+            if *frames == mismatch.worker_frames {
+                return Ok(());
+            }
+        }
+    }
+    Err(mismatch.into())
+}
+
+fn serve(mut requests: impl Read, mut replies: impl Write) -> anyhow::Result<()> {
+    let Some(Request::Open(setup)) = receive(&mut requests).context("reading the setup")? else {
         bail!("this verb is for skiff-agent itself; to join a fleet: skiff-agent run");
     };
     let mut workshop = PackWorkshop::new(setup.clone());
-    while let Some(ask) = receive(&mut asks).context("reading what to do")? {
-        match ask {
-            Ask::Look => answer(&mut tells, look(&setup)),
-            Ask::Examine => answer(&mut tells, Ok(examine(&setup.training))),
-            Ask::Work(work) => {
-                let done = workshop.carry_out(&work, &mut |sample| step(&mut asks, &mut tells, sample));
-                answer(&mut tells, done)
+    while let Some(request) = receive(&mut requests).context("reading a request")? {
+        match request {
+            Request::TakeInventory => reply(&mut replies, look(&setup)),
+            Request::Examine => reply(&mut replies, Ok(examine(&setup.training))),
+            Request::Work(work) => {
+                let done = workshop.carry_out(&work, &mut |sample| step(&mut requests, &mut replies, sample));
+                reply(&mut replies, done)
             }
-            Ask::Open(_) | Ask::GoOn | Ask::Stop => bail!("told to go on without work in hand"),
+            Request::Open(_) | Request::Continue | Request::Stop => {
+                bail!("the agent sent {request:?} without work in hand")
+            }
         }
-        .context("answering")?;
+        .context("replying")?;
     }
     Ok(())
 }
 
-fn step(asks: &mut impl Read, tells: &mut impl Write, sample: Option<WorkSample>) -> ControlFlow<()> {
-    match send(tells, &Tell::<Product>::Step(sample)).and_then(|()| receive(asks)) {
-        Ok(Some(Ask::GoOn)) => ControlFlow::Continue(()),
-        // The next reading or writing says what is wrong, where anything is.
+/// Reports a step and returns whether the agent allows the next one.
+fn step(requests: &mut impl Read, replies: &mut impl Write, sample: Option<WorkSample>) -> ControlFlow<()> {
+    match send(replies, &Reply::<Product>::Step(sample)).and_then(|()| receive(requests)) {
+        Ok(Some(Request::Continue)) => ControlFlow::Continue(()),
+        // If anything is wrong with the pipes, the next reading or writing fails.
         Ok(_) | Err(_) => ControlFlow::Break(()),
     }
 }
 
-fn answer<T: Serialize>(tells: &mut impl Write, done: anyhow::Result<T>) -> io::Result<()> {
-    send(tells, &done.map_or_else(|error| Tell::Failed(format!("{error:#}")), Tell::Done))
+fn reply<T: Serialize>(replies: &mut impl Write, done: anyhow::Result<T>) -> io::Result<()> {
+    send(replies, &done.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done))
 }
 
-/// Where there is not enough memory this process is the first to go, and it goes when the agent goes. Neither is vital.
+/// Asks the kernel to kill this process first if memory runs out, and with the agent. Neither is vital.
 fn go_first() {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
-        tracing::debug!(%error, "the worker ends after its step where the agent ends");
+        tracing::debug!(%error, "if the agent is killed, the worker ends only after its step");
     }
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "1000") {
-        tracing::debug!(%error, "where memory runs out the agent may go before its worker");
+        tracing::debug!(%error, "if memory runs out, the agent may be killed before its worker");
     }
 }
 
@@ -86,71 +110,70 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use serde::de::DeserializeOwned;
-    use skiff_agent::commands::doctor::Finding;
-    use skiff_agent::config::{Provider, Training};
-    use skiff_agent::device::Inventory;
-    use skiff_agent::participant::{Job, Ticket, Work};
-    use skiff_agent::worker::frames::Setup;
-    use skiff_protocol::messages::{EvaluateOrder, Place};
-    use skiff_protocol::{Digest, RunId};
+    use skiff_contract::greeting::FramesId;
+    use skiff_contract::{Finding, Inventory, Job, Provider, samples};
 
-    /// Of a device whose pack is not there.
-    fn setup() -> Setup {
-        let training = Training {
-            pack: "/nowhere/a.pack".into(),
-            train: None,
-            test: None,
-            threads: 1,
-            memory: None,
-            provider: Provider::Cpu,
-            onnxruntime: None,
-            protected: Vec::new(),
-            place: Place::default(),
-        };
-        Setup { training, device: "oak".parse().unwrap(), state: "/nowhere".into(), beside_bytes: 0 }
+    /// Sends these requests. Returns how the process ends, and its replies.
+    fn served(requests: &[Request]) -> (anyhow::Result<()>, Vec<u8>) {
+        let (mut input, mut output) = (Vec::new(), Vec::new());
+        requests.iter().for_each(|request| send(&mut input, request).unwrap());
+        (serve(input.as_slice(), &mut output), output)
     }
 
-    fn evaluation() -> Work {
-        let digest = Digest([0; 32]);
-        let order =
-            EvaluateOrder { weights: digest, schema: digest, examples: 1, batch: 1, max_tokens: 2, deadline_ms: 1 };
-        Work { ticket: Ticket { run: RunId(1), epoch: 1 }, round: 1, job: Job::Evaluate(order), personal: None }
+    fn next<T: DeserializeOwned>(replies: &mut &[u8]) -> Reply<T> {
+        receive(replies).unwrap().unwrap()
     }
 
-    /// How the process ends after `asks`, and what it answers.
-    fn said(asks: &[Ask]) -> (anyhow::Result<()>, Vec<u8>) {
-        let (mut heard, mut told) = (Vec::new(), Vec::new());
-        asks.iter().for_each(|ask| send(&mut heard, ask).unwrap());
-        (serve(heard.as_slice(), &mut told), told)
-    }
-
-    fn next<T: DeserializeOwned>(told: &mut &[u8]) -> Tell<T> {
-        receive(told).unwrap().unwrap()
+    fn open() -> Request {
+        Request::Open(samples::setup(Provider::Cpu))
     }
 
     #[test]
-    fn what_fails_is_answered_and_the_next_is_asked_for() {
-        let (ended, told) = said(&[Ask::Open(setup()), Ask::Work(evaluation()), Ask::Look, Ask::Examine]);
+    fn a_failure_is_replied_and_the_next_request_is_read() {
+        let work = samples::work(Job::Evaluate(samples::evaluate_order()));
+        let (ended, output) = served(&[open(), Request::Work(work), Request::TakeInventory, Request::Examine]);
         ended.unwrap();
-        let told = &mut told.as_slice();
-        assert!(matches!(next::<Product>(told), Tell::Failed(reason) if reason.contains("/nowhere/a.pack")));
-        assert!(matches!(next::<Inventory>(told), Tell::Failed(reason) if reason.contains("/nowhere/a.pack")));
-        let Tell::Done(findings) = next::<Vec<(String, Finding)>>(told) else { panic!("an examination cannot fail") };
+        let replies = &mut output.as_slice();
+        assert!(matches!(next::<Product>(replies), Reply::Failed(reason) if reason.contains("/nowhere/a.pack")));
+        assert!(matches!(next::<Inventory>(replies), Reply::Failed(reason) if reason.contains("/nowhere/a.pack")));
+        let Reply::Done(findings) = next::<Vec<(String, Finding)>>(replies) else {
+            panic!("an examination cannot fail")
+        };
         let pack = findings.iter().find(|(name, _)| name == "pack").unwrap();
         assert!(matches!(&pack.1, Finding::Broken(reason) if reason.contains("/nowhere/a.pack")));
-        assert!(told.is_empty());
+        assert!(replies.is_empty());
     }
 
     #[test]
-    fn whoever_calls_it_by_hand_is_told_what_to_call() {
-        let (ended, told) = said(&[]);
-        assert!(ended.unwrap_err().to_string().contains("skiff-agent run") && told.is_empty());
-        assert!(said(&[Ask::Open(setup()), Ask::GoOn]).0.is_err());
+    fn a_user_who_calls_the_verb_by_hand_learns_what_to_call() {
+        let (ended, output) = served(&[]);
+        assert!(ended.unwrap_err().to_string().contains("skiff-agent run") && output.is_empty());
+        assert!(served(&[open(), Request::Continue]).0.is_err());
+    }
+
+    fn greeted(frames: Option<&str>) -> (anyhow::Result<()>, Vec<u8>) {
+        let arguments = Arguments { agent_version: "0.0.1".to_owned(), frames: frames.map(str::to_owned) };
+        let mut output = Vec::new();
+        (greet(&arguments, &mut output), output)
     }
 
     #[test]
-    fn an_agent_of_another_version_is_refused() {
-        let error = run(&Arguments { agent_version: "0.0.1".to_owned() }).unwrap_err();
-        assert!(error.to_string().contains("started by skiff-agent 0.0.1"), "{error}");
+    fn an_agent_with_other_frames_is_greeted_and_refused() {
+        let own = FramesId::current().to_string();
+        let (ended, output) = greeted(Some(&own));
+        ended.unwrap();
+        assert_eq!(Greeting::read(&mut output.as_slice()).unwrap(), Greeting::current(VERSION));
+        let (ended, output) = greeted(Some("1-00000000"));
+        let reason = ended.unwrap_err().to_string();
+        assert!(reason.contains("skiff-agent 0.0.1 (frames 1-00000000)") && reason.contains(&own), "{reason}");
+        assert_eq!(Greeting::read(&mut output.as_slice()).unwrap(), Greeting::current(VERSION));
+    }
+
+    #[test]
+    fn an_agent_from_before_the_greeting_reads_the_refusal_as_a_failure() {
+        let (ended, output) = greeted(None);
+        assert!(ended.is_err());
+        let Reply::Failed(reason) = next::<Product>(&mut output.as_slice()) else { panic!("not a failure") };
+        assert!(reason.contains("skiff-agent 0.0.1 (frames without a version)"), "{reason}");
     }
 }

@@ -1,13 +1,13 @@
-//! What the programs of a device say as they work: lines on standard error, which systemd keeps.
+//! Log lines of both programs on standard error, which systemd keeps.
 
 use std::io::IsTerminal;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
-/// Names what is shown.
+/// Name of the variable that sets which lines are shown.
 const VARIABLE: &str = "SKIFF_LOG";
 
-/// Starts the log, once in a program.
+/// Starts the log. A program calls it once.
 pub fn start() {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| "info".to_owned()).parse::<Targets>();
     let (filter, refused) = match wanted {

@@ -1,15 +1,15 @@
-//! Which layers a device hands in, and which it keeps: DropPEFT's personalised layer sharing.
+//! The layers that a device hands in, and those that it keeps: personalised layer sharing, our reading of DropPEFT's abstract.
 
 use skiff_protocol::messages::SharingPlan;
 use std::cmp::Ordering;
 
-/// The layers to share, ascending, out of those that `importance` has a value for.
+/// Returns the layers to share, ascending, out of those that `importance` has a value for.
 ///
 /// Layers of equal importance are taken from the lowest. A layer that never ran has an importance of 0 and nothing to
 /// share: of least and most important layers it comes last, as does one whose value is no number. A `k` larger than the
 /// number of layers shares all; a fixed layer that does not exist is left out.
 #[must_use]
-pub fn shared_layers(plan: &SharingPlan, importance: &[f32]) -> Vec<u32> {
+pub(crate) fn shared_layers(plan: &SharingPlan, importance: &[f32]) -> Vec<u32> {
     let all = || (0..).take(importance.len());
     match plan {
         SharingPlan::All => all().collect(),

@@ -1,0 +1,21 @@
+//! The contract between the two programs of a device: `skiff-agent`, which listens to the fleet, and `skiff-worker`, which trains.
+//!
+//! It starts no process and trains nothing: everything here is a value, a function on values, or the reading of one small file.
+//!
+//! Rooms: [`greeting`] (both programs check that they understand each other), [`frames`] (the messages between them), [`work`] (an
+//! order and its product), [`settings`] (what is trained, with what), [`inventory`] (what a device has, and what keeps it from
+//! training), [`samples`] (a value of every frame, which identifies the layout), [`memory`] (resident memory of a process),
+//! [`log`] (log lines on standard error).
+
+pub mod frames;
+pub mod greeting;
+pub mod inventory;
+pub mod log;
+pub mod memory;
+pub mod samples;
+pub mod settings;
+pub mod work;
+
+pub use inventory::{Finding, Inventory};
+pub use settings::{Provider, Setup, Training};
+pub use work::{Job, Personal, Product, Ticket, Trained, Work};

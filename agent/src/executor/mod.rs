@@ -1,0 +1,24 @@
+//! Work on this device: a thread that waits for it, and the process that does it.
+//!
+//! One piece of [`Work`](skiff_contract::Work) is in hand at a time. [`Queue::begin`] cancels the work before, which ends at its next
+//! step and reports nothing more. The process of a device that had nothing to do for a while is ended, and the next work gets a new
+//! one.
+
+pub mod process;
+pub mod queue;
+
+pub use process::{Pid, Program, WorkerProcess};
+pub use queue::Queue;
+
+/// Values for the tests of both rooms.
+#[cfg(test)]
+pub(crate) mod samples {
+    use skiff_contract::{Job, Ticket, Work, samples};
+    use skiff_protocol::RunId;
+
+    /// Returns an evaluation with this epoch.
+    pub(crate) fn work(epoch: u64) -> Work {
+        let work = samples::work(Job::Evaluate(samples::evaluate_order()));
+        Work { ticket: Ticket { run: RunId(1), epoch }, ..work }
+    }
+}

@@ -1,0 +1,475 @@
+//! The process that trains, of a program of its own. If it crashes, the agent survives; and what only training needs is not part of
+//! the agent.
+//!
+//! If the system runs out of memory or a library crashes, the process ends and the agent reports that the work failed. If the process
+//! is not needed any more, it is killed and all its memory is free again. It reads the agent's blobs; it writes to its pipe, and a
+//! note that is replaced as a whole, so it may be killed at any moment.
+//!
+//! The agent and its worker may come from different builds. They exchange a [`greeting`](skiff_contract::greeting) first, and if they
+//! do not belong together, every piece of work fails with a reason that names both versions.
+
+use anyhow::anyhow;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
+use skiff_contract::frames::{Reply, Request, receive, send};
+use skiff_contract::greeting::{Greeting, Mismatch};
+use skiff_contract::memory::own_memory;
+use skiff_contract::work::{Product, Watch, Work, Workshop};
+use skiff_contract::{Finding, Inventory, Setup};
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Read};
+use std::ops::ControlFlow;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// File name of the worker's program, in the folder of the agent's.
+const FILE: &str = "skiff-worker";
+/// The worker's verb for the agent. The agent's version and frames follow it.
+const VERB: &str = "work";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Name of the variable with a command that starts programs of this device, words between spaces. It is needed if the system does not
+/// start them by itself, for example under an emulator.
+const LAUNCHER: &str = "SKIFF_LAUNCHER";
+/// Time between two questions whether the work is cancelled, while no step ends.
+const LOOK: Duration = Duration::from_secs(1);
+/// Time that a cancelled step may still take. The longest steps take some seconds.
+const STEP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Process id of the worker, shared with the telemetry, which counts the worker's resources with the agent's.
+#[derive(Clone, Debug, Default)]
+pub struct Pid(Arc<AtomicU32>);
+
+impl Pid {
+    /// Returns the process id while there is a process.
+    #[must_use]
+    pub fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+}
+
+/// The command that starts the worker's program.
+#[derive(Clone, Debug)]
+pub struct Program(Vec<OsString>);
+
+impl Program {
+    /// Finds the worker beside this program, under the name that it has now: an upgrade may replace the file later.
+    ///
+    /// # Errors
+    /// The system does not tell where this program is.
+    pub fn beside_this() -> io::Result<Self> {
+        let launcher = env::var(LAUNCHER).unwrap_or_default();
+        let launcher = launcher.split_whitespace().map(OsString::from);
+        Ok(Self(launcher.chain([env::current_exe()?.with_file_name(FILE).into()]).collect()))
+    }
+
+    /// Turns this process into the worker's program with these arguments. Returns only if that fails.
+    pub fn become_it(&self, arguments: impl Iterator<Item = OsString>) -> anyhow::Error {
+        self.not_started(self.command().args(arguments).exec())
+    }
+
+    fn command(&self) -> Command {
+        let mut words = self.0.iter();
+        let mut command = Command::new(words.next().map_or_else(|| FILE.as_ref(), OsString::as_os_str));
+        command.args(words);
+        command
+    }
+
+    fn not_started(&self, error: io::Error) -> anyhow::Error {
+        let words: Vec<_> = self.0.iter().map(|word| word.to_string_lossy()).collect();
+        let command = words.join(" ");
+        let remedy = if error.kind() == ErrorKind::NotFound {
+            format!(": install the package of skiff-agent again (in the source tree: cargo build -p {FILE})")
+        } else if error.kind() == ErrorKind::PermissionDenied {
+            ": this user may not execute it, see its mode and the mount options".to_owned()
+        } else {
+            String::new()
+        };
+        let text = format!("starting {command}{remedy}");
+        anyhow::Error::new(error).context(text)
+    }
+}
+
+/// A [`Workshop`] in a process of its own. The process starts with the first request, and again if it has ended.
+#[derive(Debug)]
+pub struct WorkerProcess {
+    program: Program,
+    /// Time that a cancelled step may still take.
+    patience: Duration,
+    setup: Setup,
+    pid: Pid,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    requests: ChildStdin,
+    replies: ChildStdout,
+    /// True once the worker has greeted and was set up.
+    ready: bool,
+}
+
+/// The reasons for which a process is of no more use.
+enum Broken {
+    /// It ended, or it was silent after it should have stopped.
+    Ended,
+    /// It is of a build with other frames.
+    Mismatch(Mismatch),
+    /// The agent cannot tell it what to do.
+    Unsayable(io::Error),
+    /// Its replies make no sense.
+    Unreadable(io::Error),
+}
+
+impl WorkerProcess {
+    /// Returns a workshop whose process will be set up with `setup`; `pid` is kept current.
+    #[must_use]
+    pub const fn new(program: Program, setup: Setup, pid: Pid) -> Self {
+        Self { program, patience: STEP_PATIENCE, setup, pid, running: None }
+    }
+
+    /// Asks what there is to train.
+    ///
+    /// # Errors
+    /// A broken pack; examples that cannot be read or do not fit the pack; a process that ends, or is of another build.
+    pub fn take_inventory(&mut self) -> anyhow::Result<Inventory> {
+        self.ask(&Request::TakeInventory, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Asks what keeps this device from training. Returns names and findings.
+    ///
+    /// # Errors
+    /// A process that ends, or is of another build.
+    pub fn examine(&mut self) -> anyhow::Result<Vec<(String, Finding)>> {
+        self.ask(&Request::Examine, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Sends a request and waits for its last reply.
+    fn ask<T: DeserializeOwned>(&mut self, request: &Request, step: &mut Watch<'_>) -> anyhow::Result<T> {
+        let setup = Setup { agent_bytes: own_memory(Path::new("/")).resident_bytes, ..self.setup.clone() };
+        let patience = self.patience;
+        let running = self.running()?;
+        let reply = running.get_ready(setup, patience, step).and_then(|()| running.converse(request, patience, step));
+        match reply {
+            Ok(reply) => reply.map_err(|reason| anyhow!(reason)),
+            Err(broken) => Err(self.give_up(broken)),
+        }
+    }
+
+    /// Returns the process, started if there is none alive.
+    fn running(&mut self) -> anyhow::Result<&mut Running> {
+        let lives = |running: &mut Running| running.child.try_wait().is_ok_and(|ended| ended.is_none());
+        let running = match self.running.take_if(lives) {
+            Some(running) => running,
+            None => {
+                self.end();
+                self.start().map_err(|error| self.program.not_started(error))?
+            }
+        };
+        Ok(self.running.insert(running))
+    }
+
+    fn start(&self) -> io::Result<Running> {
+        let mut command = self.program.command();
+        command.args([VERB, VERSION, &Greeting::current(VERSION).frames.to_string()]);
+        // Ctrl-C is for the agent, which then ends the process.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn()?;
+        let (Some(requests), Some(replies)) = (child.stdin.take(), child.stdout.take()) else {
+            unreachable!("both are piped")
+        };
+        self.pid.0.store(child.id(), Ordering::Relaxed);
+        Ok(Running { child, requests, replies, ready: false })
+    }
+
+    /// Ends the process and returns the reason for the operator.
+    fn give_up(&mut self, broken: Broken) -> anyhow::Error {
+        let greeted = self.running.as_ref().is_some_and(|running| running.ready);
+        let ended = self.end();
+        match broken {
+            Broken::Ended => {
+                let how = ended.map_or_else(|| "in an unknown way".to_owned(), |ended| described(ended, greeted));
+                anyhow!("the worker's process ended {how}")
+            }
+            Broken::Mismatch(mismatch) => mismatch.into(),
+            Broken::Unsayable(error) => {
+                anyhow::Error::new(error).context("sending the worker its settings and its work")
+            }
+            Broken::Unreadable(error) => {
+                anyhow::Error::new(error).context("the worker's process was killed because its reply cannot be read")
+            }
+        }
+    }
+
+    /// Kills the process, if there is one. Returns how it ended, by itself or killed.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let Running { mut child, .. } = self.running.take()?;
+        let _ = child.kill();
+        let ended = child.wait();
+        self.pid.0.store(0, Ordering::Relaxed);
+        ended.ok()
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Workshop for WorkerProcess {
+    fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
+        let product = self.ask(&Request::Work(work.clone()), step)?;
+        Ok(with_agent_memory(product, own_memory(Path::new("/")).peak_bytes))
+    }
+}
+
+impl Running {
+    /// Reads the greeting of a process that has just started, and sets it up if its frames are the agent's.
+    fn get_ready(&mut self, setup: Setup, patience: Duration, step: &mut Watch<'_>) -> Result<(), Broken> {
+        if self.ready {
+            return Ok(());
+        }
+        let own = Greeting::current(VERSION);
+        let greeting =
+            Greeting::read(&mut Patient { replies: &mut self.replies, patience, step }).map_err(Broken::reading)?;
+        if greeting.frames != own.frames {
+            return Err(Broken::Mismatch(Mismatch {
+                agent: own.program,
+                agent_frames: own.frames.to_string(),
+                worker: greeting.program,
+                worker_frames: greeting.frames.to_string(),
+            }));
+        }
+        self.send(&Request::Open(setup))?;
+        self.ready = true;
+        Ok(())
+    }
+
+    /// Sends a request and returns its last reply: what was asked for, or the reason of a failure.
+    fn converse<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        patience: Duration,
+        step: &mut Watch<'_>,
+    ) -> Result<Result<T, String>, Broken> {
+        self.send(request)?;
+        loop {
+            let mut replies = Patient { replies: &mut self.replies, patience, step: &mut *step };
+            match receive(&mut replies).map_err(Broken::reading)? {
+                Some(Reply::Step(sample)) => {
+                    self.send(if step(sample).is_continue() { &Request::Continue } else { &Request::Stop })?;
+                }
+                Some(Reply::Done(done)) => return Ok(Ok(done)),
+                Some(Reply::Failed(reason)) => return Ok(Err(reason)),
+                None => return Err(Broken::Ended),
+            }
+        }
+    }
+
+    /// Sends a request. A process that has ended is no error here: the next reading says how it ended.
+    fn send(&mut self, request: &Request) -> Result<(), Broken> {
+        match send(&mut self.requests, request) {
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Broken::Unsayable(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Broken {
+    /// Tells a process that ended, perhaps in the middle of a frame, from one whose bytes make no sense.
+    fn reading(error: io::Error) -> Self {
+        let ended = matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::TimedOut);
+        if ended { Self::Ended } else { Self::Unreadable(error) }
+    }
+}
+
+/// Reads a process's replies. While there are none it asks `step` whether to go on, and times out after `patience` without.
+struct Patient<'a, 'b> {
+    replies: &'a mut ChildStdout,
+    patience: Duration,
+    step: &'a mut Watch<'b>,
+}
+
+impl Read for Patient<'_, '_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: 0 };
+        loop {
+            match poll(&mut [PollFd::new(self.replies, PollFlags::IN)], Some(&look)) {
+                Ok(0) if (self.step)(None).is_continue() => {}
+                Ok(0) if self.patience.is_zero() => return Err(ErrorKind::TimedOut.into()),
+                Ok(0) => self.patience = self.patience.saturating_sub(LOOK),
+                Ok(_) => return self.replies.read(into),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Adds the agent's own memory to the product's report, which is about the whole device.
+fn with_agent_memory(mut product: Product, agent_bytes: u64) -> Product {
+    let peak = match &mut product {
+        Product::Trained(trained) => &mut trained.report.peak_rss_bytes,
+        Product::Evaluated(report) => &mut report.peak_rss_bytes,
+    };
+    *peak = peak.saturating_add(agent_bytes);
+    product
+}
+
+/// Describes how a process ended, for the operator.
+fn described(ended: ExitStatus, greeted: bool) -> String {
+    const SIGKILL: i32 = 9;
+    match (ended.signal(), ended.code().unwrap_or_default()) {
+        (Some(SIGKILL), _) => {
+            "by signal 9, as the system does when memory runs out (see its log); set a smaller `memory` in \
+            agent.toml, or leave more to the agent"
+                .to_owned()
+        }
+        (Some(signal), _) => format!("by signal {signal}; the agent's log may say where"),
+        (None, status) if greeted => format!("with status {status}; the agent's log says why"),
+        (None, status) => format!(
+            "with status {status} before it named its version: install skiff-agent {VERSION} and skiff-worker from one package, or \
+             see the agent's log"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::executor::samples::work;
+    use skiff_contract::greeting::FramesId;
+    use skiff_contract::{Provider, samples};
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
+    /// A shell script in place of the program.
+    fn process(script: &str) -> WorkerProcess {
+        let program = Program(["sh", "-c", script].map(OsString::from).to_vec());
+        let mut process = WorkerProcess::new(program, samples::setup(Provider::Cpu), Pid::default());
+        process.patience = Duration::ZERO;
+        process
+    }
+
+    /// A script that writes these bytes, then runs `rest`.
+    fn writing(bytes: &[u8], rest: &str) -> WorkerProcess {
+        let octal: String = bytes.iter().map(|byte| format!("\\{byte:03o}")).collect();
+        process(&format!("printf '{octal}'; {rest}"))
+    }
+
+    fn greeting() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Greeting::current(VERSION).write(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn failure(process: &mut WorkerProcess, cancelled: bool) -> String {
+        let next = if cancelled { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let error = process.carry_out(&work(1), &mut |_| next).unwrap_err();
+        assert_eq!(process.pid.get(), None, "the process is gone");
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn the_end_of_the_process_is_described_and_the_next_work_has_a_new_one() {
+        let mut killed = process("kill -9 $$");
+        for _ in 0..2 {
+            let message = failure(&mut killed, false);
+            assert!(message.contains("signal 9") && message.contains("memory runs out"), "{message}");
+        }
+        let message = failure(&mut writing(&[greeting(), b"ab".to_vec()].concat(), "kill -9 $$"), false);
+        assert!(message.contains("signal 9"), "in the middle of a frame: {message}");
+        let message = failure(&mut process("kill -6 $$"), false);
+        assert!(message.contains("signal 6"), "{message}");
+        let message = failure(&mut writing(&greeting(), "exit 3"), false);
+        assert!(message.contains("status 3; the agent's log"), "{message}");
+    }
+
+    #[test]
+    fn a_worker_that_ends_without_a_greeting_may_be_of_another_package() {
+        let message = failure(&mut process("exit 2"), false);
+        assert!(message.contains("status 2") && message.contains("from one package"), "{message}");
+        assert_eq!(skiff_protocol::messages::short_reason(&message), message, "it fits into a refusal");
+    }
+
+    #[test]
+    fn a_worker_with_other_frames_is_refused_in_words_and_told_nothing() {
+        for frames in [FramesId { version: 99, digest: 1 }, FramesId { digest: 1, ..FramesId::current() }] {
+            let mut bytes = Vec::new();
+            Greeting { program: "9.9.9".to_owned(), frames }.write(&mut bytes).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let heard = folder.path().join("heard");
+            let message = failure(&mut writing(&bytes, &format!("cat > {}", heard.display())), false);
+            let expected = format!(
+                "skiff-agent {VERSION} (frames {}) cannot use skiff-worker 9.9.9 (frames {frames})",
+                FramesId::current()
+            );
+            assert!(message.starts_with(&expected) && message.contains("from one package"), "{message}");
+            assert_eq!(std::fs::read(&heard).unwrap_or_default(), b"");
+        }
+    }
+
+    #[test]
+    fn a_worker_with_the_same_frames_is_heard() {
+        let mut bytes = greeting();
+        let report = samples::evaluation_report();
+        send(&mut bytes, &Reply::Done(Product::Evaluated(report))).unwrap();
+        let mut process = writing(&bytes, "exec sleep 1000");
+        let product = process.carry_out(&work(1), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(matches!(product, Product::Evaluated(found) if found.correct == report.correct));
+    }
+
+    #[test]
+    fn a_process_that_writes_nonsense_is_killed() {
+        let message = failure(&mut writing(&[0xff; 8], "exec sleep 1000"), false);
+        assert!(message.contains("does not greet"), "{message}");
+        let message = failure(&mut writing(&[greeting(), vec![0xff; 4]].concat(), "exec sleep 1000"), false);
+        assert!(message.contains("cannot be read") && message.contains("too large"), "{message}");
+    }
+
+    #[test]
+    fn a_cancelled_step_that_does_not_end_is_ended() {
+        failure(&mut process("exec sleep 1000"), true);
+        failure(&mut writing(&greeting(), "exec sleep 1000"), true);
+        failure(&mut writing(&[greeting(), b"ab".to_vec()].concat(), "exec sleep 1000"), true);
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf_8_is_the_reason_given() {
+        let mut process = writing(&greeting(), "exec sleep 1000");
+        process.setup.training.pack = PathBuf::from(OsString::from_vec(b"/\xff".to_vec()));
+        let message = failure(&mut process, false);
+        assert!(message.contains("sending the worker its settings"), "{message}");
+    }
+
+    #[test]
+    fn a_program_that_cannot_start_is_named_with_the_remedy() {
+        let nowhere = Program(vec!["/nowhere/skiff-worker".into()]);
+        let message = failure(&mut WorkerProcess::new(nowhere, samples::setup(Provider::Cpu), Pid::default()), false);
+        assert!(
+            message.contains("starting /nowhere/skiff-worker: install") && message.contains("No such file"),
+            "{message}"
+        );
+        let folder = Program(vec!["/".into()]);
+        let message = failure(&mut WorkerProcess::new(folder, samples::setup(Provider::Cpu), Pid::default()), false);
+        assert!(message.contains("may not execute it") && !message.contains("cargo"), "{message}");
+    }
+
+    #[test]
+    fn a_workshop_that_is_dropped_leaves_no_process() {
+        let mut process = process("exec sleep 1000");
+        process.running().unwrap();
+        let pid = process.pid.clone();
+        let folder = PathBuf::from(format!("/proc/{}", pid.get().unwrap()));
+        assert!(folder.is_dir());
+        drop(process);
+        assert!(!folder.is_dir() && pid.get().is_none());
+    }
+}

@@ -2,11 +2,13 @@
 //!
 //! A [`Rule`] says how updates are combined: a mean that streams ([`Aggregate`]), or a trimmed mean or a median ([`ordered`]),
 //! which read one tensor of all updates at a time. A [`Server`] says how far the weights follow ([`server`]). LoRA updates
-//! with fewer ranks than the global weights are padded or projected ([`ranks`]). [`model`] reads the updates and applies the rules.
+//! with fewer ranks than the global weights are padded or projected ([`ranks`]). Updates are read first
+//! (`read`, one at a time), and folded into a rule second ([`model`]).
 
 pub mod model;
 pub mod ordered;
 pub mod ranks;
+mod read;
 mod rules;
 pub mod server;
 

@@ -1,17 +1,20 @@
-//! What the coordinator has to know of the model: the trainable tensors, and how updates of them are read and merged.
+//! The coordinator's view of the model: its trainable tensors, how an update is checked, and how updates become new weights.
 
-use crate::merge::ordered::{Ordered, OrderedError, median, trimmed_mean};
-use crate::merge::ranks::Products;
-use crate::merge::server::moments_of;
-use crate::merge::{self, Aggregate, AggregateError, Ranks, Rule};
+use super::ordered::{Ordered, OrderedError, median, trimmed_mean};
+use super::ranks::{Projection, pairs_per_pass};
+use super::read::{self, ReadBlob, Updates};
+use super::server::moments_of;
+use super::{Aggregate, AggregateError, Merging, Ranks, Rule};
 use crate::run::{MergeInput, MergeJob, Merged};
-use ndarray::Ix2;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_models::pack::{Pack, PackError};
-use skiff_models::tensors::{self, NamedTensors, Schema, TensorError, rank_axis};
+use skiff_models::tensors::{self, NamedTensors, Schema, TensorError};
 use skiff_protocol::{DeviceId, Digest};
 use std::collections::BTreeSet;
 use std::path::Path;
+
+/// Memory for the products of a projection in one pass over the updates, in bytes: all pairs of a BERT-base fit.
+const PRODUCT_BYTES: usize = 512 << 20;
 
 /// The model of a fleet.
 #[derive(Debug)]
@@ -20,9 +23,9 @@ pub struct Model {
     pub pack: Digest,
     /// Every trainable tensor.
     pub schema: Schema,
-    /// Layers.
+    /// Number of layers.
     pub layers: u32,
-    /// The initial weights as a safetensors blob.
+    /// Initial weights as a safetensors blob.
     pub initial: Vec<u8>,
 }
 
@@ -32,37 +35,37 @@ pub enum MergeError {
     /// A blob could not be read or stored.
     #[error("blob of {whose}")]
     Blob {
-        /// Whose.
+        /// Device or purpose of the blob.
         whose: String,
-        /// Why not.
+        /// Cause.
         source: BlobError,
     },
-    /// Tensors that are not what they were when they were stored.
+    /// The tensors in a blob are not those that were stored.
     #[error("tensors of {whose}")]
     Tensors {
-        /// Whose.
+        /// Device or purpose of the tensors.
         whose: String,
-        /// What is wrong.
+        /// Cause.
         source: TensorError,
     },
-    /// An update that cannot be added.
+    /// An update cannot be added.
     #[error("update of {device}")]
     Update {
-        /// Whose.
+        /// Device that delivered it.
         device: DeviceId,
-        /// Why not.
+        /// Cause.
         source: AggregateError,
     },
-    /// Updates that have to be seen all at once.
+    /// A rule that compares all updates failed.
     #[error(transparent)]
     Ordered(#[from] OrderedError),
 }
 
 impl Model {
-    /// Reads what is needed from a pack.
+    /// Reads the model of a pack.
     ///
     /// # Errors
-    /// A pack that is broken.
+    /// A damaged pack.
     pub fn open(pack: &Path) -> Result<Self, PackError> {
         let pack = Pack::open(pack)?;
         let initial = tensors::write(&pack.initial_weights()?).expect("f32 tensors can be written");
@@ -70,8 +73,9 @@ impl Model {
         Ok(Self { pack: Digest(pack.digest()), schema: pack.schema().clone(), layers, initial })
     }
 
-    /// Reads an update, exactly the tensors of the head and of the layers that it says it shares, at LoRA rank `rank`; returns
-    /// how far it is from `base`, the weights that it started from.
+    /// Checks an update and returns its distance from `base`, the weights it started from.
+    ///
+    /// It must hold exactly the tensors of the head and of `shared_layers`, at LoRA rank `rank`.
     ///
     /// # Errors
     /// What is wrong with it, in words for the device's operator.
@@ -82,12 +86,9 @@ impl Model {
         rank: u32,
         base: &NamedTensors,
     ) -> Result<f64, String> {
-        let update = self.read_shared(bytes, shared_layers, rank).map_err(|error| error.to_string())?;
-        merge::check(&self.schema, &update).map_err(|error| error.to_string())?;
-        // What a device of a smaller rank does not have, it has not moved.
-        let part = tensors::cut(base.clone(), &self.schema.at_rank(rank as usize));
-        let started = tensors::pad(part, &self.schema);
-        Ok(merge::distance(&update, &started))
+        let update = read::shared(&self.schema, bytes, shared_layers, rank).map_err(|error| error.to_string())?;
+        super::check(&self.schema, &update).map_err(|error| error.to_string())?;
+        Ok(super::distance(&update, &read::cut_to_rank(base, &self.schema, rank)))
     }
 
     /// Reads whole weights.
@@ -95,24 +96,20 @@ impl Model {
     /// # Errors
     /// A blob that is missing or damaged.
     pub fn weights(&self, blobs: &Blobs, weights: Digest) -> Result<NamedTensors, MergeError> {
-        let whose = || "the global weights".to_owned();
-        let bytes = blobs.read(weights).map_err(|source| MergeError::Blob { whose: whose(), source })?;
-        self.schema.read(&bytes).map_err(|source| MergeError::Tensors { whose: whose(), source })
+        read::weights(&self.schema, weights, &|digest| blobs.read(digest))
     }
 
-    /// Merges updates into new weights, one at a time, and stores them.
+    /// Merges updates into new weights and stores them. Reads one update at a time.
     ///
     /// # Errors
     /// A blob that is missing or damaged, or cannot be stored; a disk that fails.
     pub fn merge(&self, job: &MergeJob, blobs: &Blobs) -> Result<Merged, MergeError> {
+        let read_blob: ReadBlob<'_> = &|digest| blobs.read(digest);
         let base = self.weights(blobs, job.base)?;
-        let mut merged = self.combine(job, blobs, &base)?;
-        if job.merging.ranks == Ranks::Project {
-            self.project(job, blobs, &base, &mut merged)?;
-        }
+        let merged = self.combine(job, &base, read_blob, PRODUCT_BYTES)?;
         let server = &job.merging.server;
         let mut moments = match job.moments.filter(|_| server.has_moments()) {
-            Some(digest) => read_moments(&self.schema, &blob(blobs, digest, "the moments")?)?,
+            Some(digest) => read_moments(&self.schema, &read::blob(digest, "the moments", read_blob)?)?,
             None => NamedTensors::new(),
         };
         let weights = server.follow(&base, merged, &mut moments);
@@ -121,103 +118,76 @@ impl Model {
         Ok(Merged { weights, moments })
     }
 
-    /// What the job's rule makes of the updates: the tensors that somebody shared.
-    fn combine(&self, job: &MergeJob, blobs: &Blobs, base: &NamedTensors) -> Result<NamedTensors, MergeError> {
-        match job.merging.rule {
-            Rule::Mean | Rule::NormBounded { .. } => {
-                let mut aggregate = Aggregate::new(&self.schema);
-                for input in &job.updates {
-                    let mut update = self.update(input, base, blobs)?;
-                    if let Rule::NormBounded { norm } = job.merging.rule {
-                        merge::shorten(&mut update, base, norm.into());
-                    }
-                    let device = || input.device.clone();
-                    let added = aggregate.add(&update, input.examples);
-                    added.map_err(|source| MergeError::Update { device: device(), source })?;
-                }
-                Ok(aggregate.mean())
-            }
-            Rule::TrimmedMean { .. } | Rule::Median => {
-                let mut ordered = Ordered::new(&self.schema)?;
-                for input in &job.updates {
-                    ordered.add(&self.update(input, base, blobs)?)?;
-                }
-                let share = if let Rule::TrimmedMean { share } = job.merging.rule { Some(share) } else { None };
-                Ok(ordered
-                    .finish(|values| share.map_or_else(|| median(values), |share| trimmed_mean(values, share)))?)
-            }
-        }
-    }
-
-    /// Puts the projected mean of the products in the place of every pair of LoRA's that somebody shared.
-    ///
-    /// Updates are read again for each pair: memory is that of one product.
-    fn project(
+    /// Combines the updates by the job's rule; returns the tensors that some device shared.
+    fn combine(
         &self,
         job: &MergeJob,
-        blobs: &Blobs,
         base: &NamedTensors,
-        merged: &mut NamedTensors,
-    ) -> Result<(), MergeError> {
-        let names = self.schema.tensors.iter().map(|spec| &spec.name).filter(|name| merged.contains_key(*name));
-        let pairs: Vec<(String, String)> = names
-            .filter(|name| rank_axis(name) == Some(0))
-            .map(|name| (name.clone(), name.replace(".lora_A.", ".lora_B.")))
-            .filter(|(_, b)| merged.contains_key(b))
-            .collect();
-        for (name_a, name_b) in pairs {
-            let of = |tensors: &NamedTensors, name: &str| tensors.get(name).cloned()?.into_dimensionality::<Ix2>().ok();
-            let (Some(a), Some(b)) = (of(base, &name_a), of(base, &name_b)) else { continue };
-            let mut products = Products::new(b.nrows(), a.ncols());
-            for input in &job.updates {
-                let mut update = self.update(input, base, blobs)?;
-                if let Rule::NormBounded { norm } = job.merging.rule {
-                    merge::shorten(&mut update, base, norm.into());
-                }
-                if let (Some(a), Some(b)) = (of(&update, &name_a), of(&update, &name_b)) {
-                    let device = || input.device.clone();
-                    let added = products.add(b.view(), a.view(), input.examples);
-                    added.map_err(|source| MergeError::Update { device: device(), source })?;
-                }
-            }
-            let (b, a) = products.project(a.view());
-            merged.insert(name_a, a.into_dyn());
-            merged.insert(name_b, b.into_dyn());
+        read_blob: ReadBlob<'_>,
+        product_bytes: usize,
+    ) -> Result<NamedTensors, MergeError> {
+        let updates = Updates::new(&self.schema, job, base, read_blob);
+        match job.merging.rule {
+            Rule::Mean | Rule::NormBounded { .. } => self.mean(&job.merging, base, &updates, product_bytes),
+            Rule::TrimmedMean { share } => self.by_value(&updates, |values| trimmed_mean(values, share)),
+            Rule::Median => self.by_value(&updates, median),
         }
-        Ok(())
     }
 
-    /// An update; a stale one as `base + (update - started) / sqrt(1 + τ)`, `τ` the merges since the weights that it started
-    /// from (FedBuff, Nguyen et al., arXiv:2106.06639, section 5.1, "staleness scaling").
-    fn update(&self, input: &MergeInput, base: &NamedTensors, blobs: &Blobs) -> Result<NamedTensors, MergeError> {
-        let whose = input.device.as_str();
-        let read = self.read_shared(&blob(blobs, input.update, whose)?, &input.shared_layers, input.rank);
-        let mut update = read.map_err(|source| MergeError::Tensors { whose: whose.to_owned(), source })?;
-        if let Some((started, behind)) = input.stale {
-            let part = tensors::cut(self.weights(blobs, started)?, &self.schema.at_rank(input.rank as usize));
-            let started = tensors::pad(part, &self.schema);
-            let scale = 1.0 / (1.0 + behind as f32).sqrt();
-            for (name, values) in &mut update {
-                if let (Some(base), Some(started)) = (base.get(name), started.get(name)) {
-                    ndarray::Zip::from(values)
-                        .and(base)
-                        .and(started)
-                        .for_each(|value, &base, &started| *value = base + scale * (*value - started));
-                }
-            }
+    /// Computes the mean of the updates; LoRA pairs are averaged by tensor or projected, as `merging` says.
+    ///
+    /// The first pass over the updates computes the mean and the products of as many pairs as fit into `product_bytes`: usually
+    /// all of them. Each further pass computes more products.
+    fn mean(
+        &self,
+        merging: &Merging,
+        base: &NamedTensors,
+        updates: &Updates<'_>,
+        product_bytes: usize,
+    ) -> Result<NamedTensors, MergeError> {
+        let mut passes = match merging.ranks {
+            Ranks::Pad => Vec::new(),
+            Ranks::Project => pairs_per_pass(&self.schema, product_bytes),
         }
-        Ok(update)
+        .into_iter();
+        let mut mean = Aggregate::new(&self.schema);
+        let mut projection = Projection::new(passes.next().unwrap_or_default());
+        updates.for_each(|input, update| {
+            let update = bounded(update, base, merging.rule);
+            let added = mean.add(&update, input.examples).and_then(|()| projection.add(&update, input.examples));
+            added.map_err(|source| update_error(input, source))
+        })?;
+        let mut merged = mean.mean();
+        merged.extend(projection.finish(base));
+        for pairs in passes {
+            let mut projection = Projection::new(pairs);
+            updates.for_each(|input, update| {
+                let update = bounded(update, base, merging.rule);
+                projection.add(&update, input.examples).map_err(|source| update_error(input, source))
+            })?;
+            merged.extend(projection.finish(base));
+        }
+        Ok(merged)
     }
 
-    fn read_shared(&self, bytes: &[u8], shared_layers: &[u32], rank: u32) -> Result<NamedTensors, TensorError> {
-        let layers: Vec<usize> = shared_layers.iter().map(|&layer| layer as usize).collect();
-        let schema = self.schema.of_layers(&layers);
-        Ok(tensors::pad(schema.at_rank(rank as usize).read(bytes)?, &schema))
+    /// Combines the devices' values of each number by `rule`, which gets them in ascending order.
+    fn by_value(&self, updates: &Updates<'_>, rule: impl Fn(&[f32]) -> f32) -> Result<NamedTensors, MergeError> {
+        let mut ordered = Ordered::new(&self.schema)?;
+        updates.for_each(|_, update| Ok(ordered.add(&update)?))?;
+        Ok(ordered.finish(rule)?)
     }
 }
 
-fn blob(blobs: &Blobs, digest: Digest, whose: &str) -> Result<Vec<u8>, MergeError> {
-    blobs.read(digest).map_err(|source| MergeError::Blob { whose: whose.to_owned(), source })
+/// Shortens an update if the rule bounds its distance from `base`.
+fn bounded(mut update: NamedTensors, base: &NamedTensors, rule: Rule) -> NamedTensors {
+    if let Rule::NormBounded { norm } = rule {
+        super::shorten(&mut update, base, norm.into());
+    }
+    update
+}
+
+fn update_error(input: &MergeInput, source: AggregateError) -> MergeError {
+    MergeError::Update { device: input.device.clone(), source }
 }
 
 fn store(blobs: &Blobs, tensors: &NamedTensors, whose: &str) -> Result<Digest, MergeError> {
@@ -226,7 +196,7 @@ fn store(blobs: &Blobs, tensors: &NamedTensors, whose: &str) -> Result<Digest, M
     blobs.put(&bytes).map_err(|source| MergeError::Blob { whose: whose.to_owned(), source })
 }
 
-/// There are moments only of tensors that were ever shared.
+/// Reads the moments. There are moments only of tensors that some device ever shared.
 fn read_moments(schema: &Schema, bytes: &[u8]) -> Result<NamedTensors, MergeError> {
     let failed = |source| MergeError::Tensors { whose: "the moments".to_owned(), source };
     let names: BTreeSet<String> = tensors::names(bytes).map_err(failed)?;

@@ -1,8 +1,8 @@
-//! Rules that have to see a number of all devices at once: the trimmed mean and the median of each coordinate.
+//! Rules that compare one number over all devices: the trimmed mean and the median of each coordinate.
 //!
-//! Updates are written to a folder as they come, each tensor to a file of its own, and read back a block of columns at a time.
-//! So memory is bounded by [`BLOCK_BYTES`] and the model, whatever the number of devices. Values are put in order before they
-//! are summed, so the order of arrival changes nothing.
+//! Each update is written to a folder, each tensor to its own file, and read back a block of columns at a time. So memory is
+//! bounded by [`BLOCK_BYTES`] and the model, whatever the number of devices. Values are sorted before they are summed, so the order
+//! of arrival changes nothing.
 
 use super::{AggregateError, check};
 use ndarray::ArrayD;
@@ -12,15 +12,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use tempfile::TempDir;
 
-/// So much of a tensor's values over all devices is read at a time, but at least a column.
+/// Number of bytes of a tensor, over all devices, that are read at a time; at least one column is read.
 pub const BLOCK_BYTES: usize = 16 << 20;
 
-/// Updates on disk, tensor by tensor; gone when this is.
+/// Updates on disk, tensor by tensor. They are removed when this value is dropped.
 #[derive(Debug)]
 pub struct Ordered<'a> {
     schema: &'a Schema,
     folder: TempDir,
-    /// Of each tensor, how many devices shared it.
+    /// Number of devices that shared each tensor.
     shared: BTreeMap<String, usize>,
     block_bytes: usize,
 }
@@ -28,19 +28,19 @@ pub struct Ordered<'a> {
 /// Why updates were not merged.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderedError {
-    /// An update that is not what it should be.
+    /// An update cannot be merged.
     #[error(transparent)]
     Update(#[from] AggregateError),
-    /// The disk.
+    /// The disk failed.
     #[error("keeping updates on disk while they are merged")]
     Disk(#[from] io::Error),
 }
 
 impl<'a> Ordered<'a> {
-    /// No updates yet; they are kept in a temporary folder of the system.
+    /// Creates a temporary folder of the system for the updates.
     ///
     /// # Errors
-    /// A folder that cannot be made.
+    /// A folder that cannot be created.
     pub fn new(schema: &'a Schema) -> Result<Self, OrderedError> {
         Ok(Self { schema, folder: TempDir::new()?, shared: BTreeMap::new(), block_bytes: BLOCK_BYTES })
     }
@@ -59,11 +59,12 @@ impl<'a> Ordered<'a> {
         Ok(())
     }
 
-    /// Of each tensor that somebody shared, what `of` makes of the devices' values of each number, in ascending order.
+    /// Combines the devices' values of each number by `rule`, which gets them in ascending order. Returns the tensors that some
+    /// device shared.
     ///
     /// # Errors
     /// A disk that fails.
-    pub fn finish(self, of: impl Fn(&[f32]) -> f32) -> Result<NamedTensors, OrderedError> {
+    pub fn finish(self, rule: impl Fn(&[f32]) -> f32) -> Result<NamedTensors, OrderedError> {
         let mut merged = NamedTensors::new();
         for (name, &devices) in &self.shared {
             let Some(spec) = self.schema.find(name) else { continue };
@@ -84,7 +85,7 @@ impl<'a> Ordered<'a> {
                 }
                 for column in &mut block {
                     column.sort_unstable_by(f32::total_cmp);
-                    values.push(of(column));
+                    values.push(rule(column));
                 }
             }
             if let Ok(tensor) = ArrayD::from_shape_vec(spec.shape.clone(), values) {
@@ -94,14 +95,14 @@ impl<'a> Ordered<'a> {
         Ok(merged)
     }
 
-    /// Names of tensors may be anything; a file's is its place in the schema.
+    /// Returns the file of a tensor. It is named by its position in the schema, because a tensor's name may hold any character.
     fn path(&self, name: &str) -> std::path::PathBuf {
         let at = self.schema.tensors.iter().position(|spec| spec.name == name).unwrap_or(self.schema.tensors.len());
         self.folder.path().join(at.to_string())
     }
 }
 
-/// The mean of ascending values without the first and the last `share` of them, rounded down; in f64.
+/// Returns the mean of ascending values without the first and the last `share` of them, rounded down; in f64.
 #[must_use]
 pub fn trimmed_mean(values: &[f32], share: f32) -> f32 {
     let cut = (f64::from(share) * values.len() as f64) as usize;
@@ -109,7 +110,7 @@ pub fn trimmed_mean(values: &[f32], share: f32) -> f32 {
     (kept.iter().map(|&value| f64::from(value)).sum::<f64>() / kept.len() as f64) as f32
 }
 
-/// The middle of ascending values; of an even number of them, the mean of the two in the middle.
+/// Returns the median of ascending values; for an even number of them, the mean of the two in the middle.
 #[must_use]
 pub fn median(values: &[f32]) -> f32 {
     let middle = values.len() / 2;
@@ -134,11 +135,11 @@ mod tests {
         Schema { tensors: vec![spec("a", Some(0)), spec("b/../b", Some(1))] }
     }
 
-    fn merged(updates: &[NamedTensors], block_bytes: usize, of: impl Fn(&[f32]) -> f32) -> NamedTensors {
+    fn merged(updates: &[NamedTensors], block_bytes: usize, rule: impl Fn(&[f32]) -> f32) -> NamedTensors {
         let schema = schema();
         let mut ordered = Ordered { block_bytes, ..Ordered::new(&schema).unwrap() };
         updates.iter().for_each(|update| ordered.add(update).unwrap());
-        ordered.finish(of).unwrap()
+        ordered.finish(rule).unwrap()
     }
 
     fn update() -> impl Strategy<Value = NamedTensors> {
@@ -158,8 +159,8 @@ mod tests {
             block_bytes in 1usize..400,
         ) {
             for share in [0.0, 0.2, 0.4] {
-                let of = |values: &[f32]| trimmed_mean(values, share);
-                prop_assert_eq!(merged(&updates, BLOCK_BYTES, of), merged(&shuffled, block_bytes, of));
+                let trimmed = |values: &[f32]| trimmed_mean(values, share);
+                prop_assert_eq!(merged(&updates, BLOCK_BYTES, trimmed), merged(&shuffled, block_bytes, trimmed));
             }
             let middle = merged(&updates, block_bytes, median);
             prop_assert_eq!(&middle, &merged(&shuffled, BLOCK_BYTES, median));

@@ -1,34 +1,36 @@
-//! Updates of LoRA whose rank is smaller than the global one.
+//! LoRA updates whose rank is smaller than the global one.
 //!
-//! A device of rank `r` trains the first `r` rows of every `A` and the first `r` columns of every `B`, under the scale that the
-//! pack has, so that what it adds to a weight is `s·B A` for every rank. Its update is merged in one of two ways:
+//! A device of rank `r` trains the first `r` rows of every `A` and the first `r` columns of every `B`, under the scale of the
+//! pack. So it adds `s·B A` to a weight, whatever its rank. Its update is merged in one of two ways:
 //!
-//! - *pad* (HetLoRA, Cho et al., arXiv:2401.06432, section 3): zeros take the place of what the device does not have. As cheap
-//!   as any mean; `A` and `B` are averaged apart, which is not the average of what they add to the weight.
+//! - *pad* (HetLoRA, Cho et al., arXiv:2401.06432, section 3): zeros take the place of the missing rows and columns. This is as
+//!   cheap as any mean, but `A` and `B` are averaged apart, which is not the average of what they add to the weight.
 //! - *project* (FlexLoRA, Bai et al., arXiv:2402.11505, section 3): the products `B A` are averaged, and the mean is brought back
 //!   to the global rank by a truncated singular value decomposition: `B <- U sqrt(S)`, `A <- sqrt(S) V^T`.
 
 use super::{AggregateError, FRACTION_BITS};
 use crate::run::draw::draw;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis, Ix2};
 use serde::{Deserialize, Serialize};
+use skiff_models::tensors::{NamedTensors, Schema, TensorError, TensorSpec, rank_axis};
 
-/// What becomes of updates with fewer ranks than the global weights have.
+/// How updates with a smaller rank than the global weights are merged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ranks {
-    /// Zeros fill them up.
+    /// Zeros fill up the missing ranks.
     #[default]
     Pad,
-    /// The mean of the products is projected; for any ranks, equal ones too.
+    /// The mean of the products is projected to the global rank; equal ranks are projected too.
     Project,
 }
 
-/// Directions beyond the wanted ones, and steps, of the subspace iteration.
+/// Number of directions of the subspace iteration beyond the wanted ones.
 const OVERSAMPLED: usize = 8;
+/// Number of steps of the subspace iteration.
 const ITERATIONS: usize = 16;
 
-/// The mean of products `B A` of one linear layer, in the making; the sum does not depend on the order, as in the module above.
+/// Running mean of the products `B A` of one linear layer. The sum does not depend on the order, see [`super::Aggregate`].
 #[derive(Debug)]
 pub struct Products {
     sum: Array2<i128>,
@@ -36,7 +38,7 @@ pub struct Products {
 }
 
 impl Products {
-    /// An empty mean for a layer of `out` outputs and `inputs` inputs.
+    /// Creates an empty mean for a layer of `out` outputs and `inputs` inputs.
     #[must_use]
     pub fn new(out: usize, inputs: usize) -> Self {
         Self { sum: Array2::zeros((out, inputs)), examples: 0 }
@@ -45,12 +47,12 @@ impl Products {
     /// Adds a device's pair, `b` `[out, r]` and `a` `[r, in]`, weighted by its examples.
     ///
     /// # Errors
-    /// Shapes that do not go together.
+    /// Shapes that cannot be multiplied, or another shape than the layer's.
     pub fn add(&mut self, b: ArrayView2<'_, f32>, a: ArrayView2<'_, f32>, examples: u64) -> Result<(), AggregateError> {
         let (expected, found) = ([self.sum.nrows(), self.sum.ncols()], [b.nrows(), a.ncols()]);
         if expected != found || b.ncols() != a.nrows() {
             let name = "the product of lora_B and lora_A".to_owned();
-            return Err(AggregateError::Shape { name, expected: expected.into(), found: found.into() });
+            return Err(TensorError::Shape { name, expected: expected.into(), found: found.into() }.into());
         }
         let product = b.mapv(f64::from).dot(&a.mapv(f64::from));
         self.examples += examples;
@@ -60,8 +62,8 @@ impl Products {
         Ok(())
     }
 
-    /// The pair of rank `a.nrows()` that is closest to the mean; a direction that it does not need keeps its row of `a`, so
-    /// that training can use it.
+    /// Returns the pair of rank `a.nrows()` that is closest to the mean. A direction that it does not need keeps its row of `a`,
+    /// so that training can use it.
     #[must_use]
     pub fn project(&self, a: ArrayView2<'_, f32>) -> (Array2<f32>, Array2<f32>) {
         let weight = self.examples.max(1) as f64 * 2f64.powi(FRACTION_BITS);
@@ -69,7 +71,90 @@ impl Products {
     }
 }
 
-/// `matrix` `[out, in]` as `B A` of the rank of `before`: subspace iteration from a fixed start, then the exact decomposition
+/// Names of the two tensors of a LoRA pair.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Pair {
+    a: String,
+    b: String,
+    out: usize,
+    inputs: usize,
+}
+
+impl Pair {
+    /// Returns the pair whose `A` is `spec`; `None` if `spec` is no `A`, or has no partner.
+    fn of(spec: &TensorSpec, schema: &Schema) -> Option<Self> {
+        rank_axis(&spec.name).filter(|&axis| axis == 0)?;
+        let partner = schema.find(&spec.name.replace(".lora_A.", ".lora_B."))?;
+        let (&[_, inputs], &[out, _]) = (&spec.shape[..], &partner.shape[..]) else { return None };
+        Some(Self { a: spec.name.clone(), b: partner.name.clone(), out, inputs })
+    }
+
+    fn product_bytes(&self) -> usize {
+        self.out * self.inputs * size_of::<i128>()
+    }
+}
+
+/// Splits the pairs of a model into passes over the updates; the products of one pass take at most `bytes`, or are of one pair.
+pub(super) fn pairs_per_pass(schema: &Schema, bytes: usize) -> Vec<Vec<Pair>> {
+    let mut passes: Vec<Vec<Pair>> = Vec::new();
+    let mut left = 0;
+    for pair in schema.tensors.iter().filter_map(|spec| Pair::of(spec, schema)) {
+        match passes.last_mut().filter(|_| pair.product_bytes() <= left) {
+            Some(pass) => {
+                left -= pair.product_bytes();
+                pass.push(pair);
+            }
+            None => {
+                left = bytes.saturating_sub(pair.product_bytes());
+                passes.push(vec![pair]);
+            }
+        }
+    }
+    passes
+}
+
+/// Running means of the products of several pairs. A pair takes memory once an update holds it.
+pub(super) struct Projection {
+    pairs: Vec<(Pair, Option<Products>)>,
+}
+
+impl Projection {
+    pub(super) fn new(pairs: Vec<Pair>) -> Self {
+        Self { pairs: pairs.into_iter().map(|pair| (pair, None)).collect() }
+    }
+
+    /// Adds the pairs of one update, weighted by its examples.
+    ///
+    /// # Errors
+    /// A pair of another shape than the model's.
+    pub(super) fn add(&mut self, update: &NamedTensors, examples: u64) -> Result<(), AggregateError> {
+        for (pair, products) in &mut self.pairs {
+            if let (Some(a), Some(b)) = (matrix(update, &pair.a), matrix(update, &pair.b)) {
+                products.get_or_insert_with(|| Products::new(pair.out, pair.inputs)).add(b, a, examples)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Projects the mean of every pair that some update held; `base` holds the weights before the merge.
+    pub(super) fn finish(self, base: &NamedTensors) -> NamedTensors {
+        let mut projected = NamedTensors::new();
+        for (pair, products) in self.pairs {
+            if let (Some(products), Some(before)) = (products, matrix(base, &pair.a)) {
+                let (b, a) = products.project(before);
+                projected.insert(pair.a, a.into_dyn());
+                projected.insert(pair.b, b.into_dyn());
+            }
+        }
+        projected
+    }
+}
+
+fn matrix<'a>(tensors: &'a NamedTensors, name: &str) -> Option<ArrayView2<'a, f32>> {
+    tensors.get(name)?.view().into_dimensionality::<Ix2>().ok()
+}
+
+/// Factors `matrix` `[out, in]` into `B A` of the rank of `before`: subspace iteration from a fixed start, then the exact decomposition
 /// within the subspace (Halko, Martinsson and Tropp, arXiv:0909.4061, algorithms 4.4 and 5.1).
 fn low_rank(matrix: &Array2<f64>, before: ArrayView2<'_, f32>) -> (Array2<f32>, Array2<f32>) {
     let (out, inputs) = matrix.dim();
@@ -103,7 +188,7 @@ fn low_rank(matrix: &Array2<f64>, before: ArrayView2<'_, f32>) -> (Array2<f32>, 
     (b, a)
 }
 
-/// Columns made orthonormal, by Gram and Schmidt, twice; a column that depends on those before becomes zero.
+/// Makes columns orthonormal, by Gram and Schmidt, twice. A column that depends on those before it becomes zero.
 fn orthonormal(mut columns: Array2<f64>) -> Array2<f64> {
     for at in 0..columns.ncols() {
         let before = columns.column(at).dot(&columns.column(at)).sqrt();
@@ -121,7 +206,7 @@ fn orthonormal(mut columns: Array2<f64>) -> Array2<f64> {
     columns
 }
 
-/// Eigenvalues of a symmetric matrix, and its eigenvectors as columns: Jacobi's rotations, row by row.
+/// Computes the eigenvalues of a symmetric matrix and its eigenvectors as columns, by Jacobi's rotations, row by row.
 fn eigen(mut matrix: Array2<f64>) -> (Vec<f64>, Array2<f64>) {
     let size = matrix.nrows();
     let mut vectors = Array2::eye(size);

@@ -1,26 +1,26 @@
 //! The mean of updates, streamed; the settings of a merge; and the checks that every update must pass.
 //!
 //! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
-//! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself as DropPEFT
-//! (arXiv:2503.10217) shares its layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
-//! no more than its training examples. So a device that goes through few examples many times weighs what its data weigh.
+//! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself, because
+//! devices may share different layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
+//! no more than its training examples. So the weight of a device that repeats few examples many times is that of its data.
 //!
 //! # Numerics
-//! A value is taken as a whole number of `2⁻⁶⁰` and summed in an `i128`. For magnitudes from `2⁻³⁷` up that is exact; smaller
+//! A value is rounded to a multiple of `2⁻⁶⁰` and summed in an `i128`. This is exact for magnitudes from `2⁻³⁷` up; smaller
 //! ones are off by at most `2⁻⁶¹`. Integer addition is associative and commutative, so neither the order of arrival nor
 //! a replay changes a bit. The mean is rounded to the nearest `2⁻⁶⁰`, then to the nearest f32. With magnitudes below
-//! [`MAX_MAGNITUDE`] and examples below [`MAX_EXAMPLES`] in all the sum stays below `2¹²⁴`: it cannot overflow.
+//! [`MAX_MAGNITUDE`] and at most [`MAX_EXAMPLES`] examples, the sum stays below `2¹²⁴`: it cannot overflow.
 //! Memory is 16 bytes for each parameter, whatever the number of devices.
 
 use super::{Ranks, Server};
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
-use skiff_models::tensors::{NamedTensors, Schema};
+use skiff_models::tensors::{NamedTensors, Schema, TensorError};
 use std::collections::BTreeMap;
 
-/// Values must be smaller than this: parameters that large have diverged.
+/// Bound of all values: parameters of this size have diverged.
 pub const MAX_MAGNITUDE: f32 = 16_777_216.0;
-/// Examples over all updates of a merge must be fewer than this.
+/// Bound of the number of examples over all updates of a merge.
 pub const MAX_EXAMPLES: u64 = 1 << 40;
 
 pub(super) const FRACTION_BITS: i32 = 60;
@@ -29,14 +29,14 @@ pub(super) const FRACTION_BITS: i32 = 60;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Merging {
-    /// What is made of the updates (default mean).
+    /// How updates are combined (default mean).
     pub rule: Rule,
-    /// How far the weights follow it (default average: all the way).
+    /// How far the weights follow the combined updates (default average: all the way).
     pub server: Server,
-    /// What becomes of updates with fewer ranks (default pad).
+    /// How updates of a smaller LoRA rank are merged (default pad).
     pub ranks: Ranks,
-    /// An update is refused whose distance from the weights it started from is more than so many times the median of the
-    /// last ones; 0: never (default 10).
+    /// Largest distance of an update from the weights it started from, as a multiple of the median distance of recent updates. An
+    /// update further out is refused; 0 refuses none (default 10).
     pub far_out: f32,
 }
 
@@ -46,34 +46,34 @@ impl Default for Merging {
     }
 }
 
-/// What is made of the updates of a round.
+/// How the updates of a round are combined.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Rule {
-    /// The mean, weighted by examples.
+    /// Mean, weighted by examples.
     #[default]
     Mean,
-    /// That mean, of updates that are shortened to a distance of `norm` from the weights they started from (Sun et al.,
+    /// Mean of updates that are first shortened to a distance of `norm` from the weights they started from (Sun et al.,
     /// arXiv:1911.07963, section 4).
     NormBounded {
-        /// The largest distance; above 0.
+        /// Largest distance; above 0.
         norm: f32,
     },
-    /// Of each number the mean without the largest and the smallest `share` of the devices, all of one weight (Yin et al.,
-    /// arXiv:1803.01498, definition 2).
+    /// Mean of each number without the `share` of devices with the largest values and that with the smallest. All devices have the
+    /// same weight (Yin et al., arXiv:1803.01498, definition 2).
     TrimmedMean {
-        /// 0 to below 0.5.
+        /// Share of devices cut on each side, 0 to below 0.5.
         share: f32,
     },
-    /// Of each number the median over the devices (the same, definition 1).
+    /// Median of each number over the devices (Yin et al., definition 1).
     Median,
 }
 
 impl Merging {
-    /// Says what is wrong with the numbers.
+    /// Checks every number.
     ///
     /// # Errors
-    /// The first one out of range, by name, with the range.
+    /// The first number out of range, by name, with the range.
     pub fn check(&self) -> Result<(), String> {
         match self.rule {
             Rule::NormBounded { norm } if !(norm > 0.0 && norm.is_finite()) => {
@@ -88,23 +88,23 @@ impl Merging {
             return Err(format!("merge.far_out is {}, expected 0 or at least 1", self.far_out));
         }
         if self.ranks == Ranks::Project && !matches!(self.rule, Rule::Mean | Rule::NormBounded { .. }) {
-            return Err("merge.ranks is \"project\", which goes with a mean only".to_owned());
+            return Err("merge.ranks is \"project\", which works with the rules mean and norm_bounded only".to_owned());
         }
         self.server.check()
     }
 }
 
-/// The distance of `update` from `base`, over the tensors that are in it: the Euclidean norm, in f64.
+/// Returns the distance of `update` from `base` over the tensors in the update: the Euclidean norm, in f64.
 #[must_use]
 pub fn distance(update: &NamedTensors, base: &NamedTensors) -> f64 {
-    let of = |(name, tensor): (&String, &ArrayD<f32>)| -> f64 {
+    let squares = |(name, tensor): (&String, &ArrayD<f32>)| -> f64 {
         let Some(base) = base.get(name) else { return 0.0 };
         tensor.iter().zip(base).map(|(&value, &base)| (f64::from(value) - f64::from(base)).powi(2)).sum()
     };
-    update.iter().map(of).sum::<f64>().sqrt()
+    update.iter().map(squares).sum::<f64>().sqrt()
 }
 
-/// Shortens `update` to a distance of at most `norm` from `base`; a function of this update alone.
+/// Shortens `update` to a distance of at most `norm` from `base`. It does not depend on other updates.
 pub fn shorten(update: &mut NamedTensors, base: &NamedTensors, norm: f64) {
     let found = distance(update, base);
     if found <= norm {
@@ -119,40 +119,27 @@ pub fn shorten(update: &mut NamedTensors, base: &NamedTensors, norm: f64) {
     }
 }
 
-/// Why an update cannot be merged. The aggregate is as it was.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why an update cannot be merged. The aggregate stays unchanged.
+#[derive(Debug, thiserror::Error)]
 pub enum AggregateError {
-    /// A tensor that no device trains.
-    #[error("tensor {name:?} is not in the schema")]
-    Unknown {
-        /// Its name.
-        name: String,
-    },
-    /// Another shape than the schema says.
-    #[error("tensor {name:?} has shape {found:?}, expected {expected:?}")]
-    Shape {
-        /// Its name.
-        name: String,
-        /// What the schema says.
-        expected: Vec<usize>,
-        /// What is there.
-        found: Vec<usize>,
-    },
-    /// Not finite, or as large as [`MAX_MAGNITUDE`].
+    /// A tensor that no device trains, or that has another shape than the schema's.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A value is not finite, or as large as [`MAX_MAGNITUDE`].
     #[error("tensor {name:?} holds a value that is not finite or not below 2^24: the training has diverged")]
     OutOfRange {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
-    /// No examples, or [`MAX_EXAMPLES`] reached.
+    /// No examples, or [`MAX_EXAMPLES`] or more in all.
     #[error("an update of {examples} examples cannot be weighed")]
     Examples {
-        /// What the update claims.
+        /// Number of examples that the update reports.
         examples: u64,
     },
 }
 
-/// A weighted mean in the making.
+/// Running weighted mean.
 ///
 /// ```
 /// # use skiff_coordinator::merge::Aggregate;
@@ -180,7 +167,7 @@ struct Sum {
 }
 
 impl<'a> Aggregate<'a> {
-    /// An empty mean over the tensors of `schema`.
+    /// Creates an empty mean over the tensors of `schema`.
     #[must_use]
     pub fn new(schema: &'a Schema) -> Self {
         Self { schema, examples: 0, sums: BTreeMap::new() }
@@ -188,13 +175,13 @@ impl<'a> Aggregate<'a> {
 
     /// Adds one device's update, weighted by the distinct examples it trained on.
     ///
-    /// | argument | what |
+    /// | argument | meaning |
     /// |---|---|
     /// | `update` | any subset of the schema's tensors, f32, in the schema's shapes |
     /// | `examples` | nₖ, distinct examples, at least 1 |
     ///
     /// # Errors
-    /// A tensor the schema does not know, of another shape, or out of range; no examples, or too many. Nothing is added.
+    /// A tensor that the schema does not know, of another shape, or out of range; no examples, or too many. Nothing is added then.
     pub fn add(&mut self, update: &NamedTensors, examples: u64) -> Result<(), AggregateError> {
         let total = self.examples.checked_add(examples).filter(|&total| examples > 0 && total < MAX_EXAMPLES);
         let total = total.ok_or(AggregateError::Examples { examples })?;
@@ -211,7 +198,7 @@ impl<'a> Aggregate<'a> {
         Ok(())
     }
 
-    /// The mean of each tensor that somebody shared.
+    /// Returns the mean of each tensor that some device shared.
     #[must_use]
     pub fn mean(self) -> NamedTensors {
         let merged = |(name, sum): (String, Sum)| {
@@ -223,16 +210,16 @@ impl<'a> Aggregate<'a> {
     }
 }
 
-/// Whether `update` is tensors of `schema` in its shapes, with values that can be merged.
+/// Checks that `update` holds only tensors of `schema`, in its shapes, with values that can be merged.
 ///
 /// # Errors
-/// The first tensor that is not, and why.
+/// The first tensor that fails, and why.
 pub fn check(schema: &Schema, update: &NamedTensors) -> Result<(), AggregateError> {
     for (name, tensor) in update {
-        let spec = schema.find(name).ok_or_else(|| AggregateError::Unknown { name: name.to_owned() })?;
+        let spec = schema.find(name).ok_or_else(|| TensorError::Unknown { name: name.to_owned() })?;
         if tensor.shape() != spec.shape {
             let (expected, found) = (spec.shape.clone(), tensor.shape().to_vec());
-            return Err(AggregateError::Shape { name: name.to_owned(), expected, found });
+            return Err(TensorError::Shape { name: name.to_owned(), expected, found }.into());
         }
         // NaN compares false, so it is refused too.
         if !tensor.iter().all(|value| value.abs() < MAX_MAGNITUDE) {
@@ -351,20 +338,20 @@ mod tests {
         let schema = schema();
         let mut aggregate = Aggregate::new(&schema);
         aggregate.add(&tensors(&[("a", [1.0; 3])]), 1).unwrap();
-        let out_of_range = AggregateError::OutOfRange { name: "b".into() };
         for bad in [f32::NAN, f32::INFINITY, -MAX_MAGNITUDE] {
             let update = tensors(&[("a", [5.0; 3]), ("b", [0.0, bad, 0.0])]);
-            assert_eq!(aggregate.add(&update, 1), Err(out_of_range.clone()));
+            let refused = aggregate.add(&update, 1);
+            assert!(matches!(&refused, Err(AggregateError::OutOfRange { name }) if name == "b"), "{refused:?}");
             assert!(check(&schema, &update).is_err());
         }
-        let unknown = aggregate.add(&tensors(&[("z", [0.0; 3])]), 1);
-        assert_eq!(unknown, Err(AggregateError::Unknown { name: "z".into() }));
+        let unknown = aggregate.add(&tensors(&[("z", [0.0; 3])]), 1).unwrap_err();
+        assert_eq!(unknown.to_string(), "tensor \"z\" is not in the schema");
         let misshaped = NamedTensors::from([("a".to_owned(), arr1(&[1.0f32]).into_dyn())]);
-        let shape = AggregateError::Shape { name: "a".into(), expected: vec![3], found: vec![1] };
-        assert_eq!(aggregate.add(&misshaped, 1), Err(shape));
+        let shape = aggregate.add(&misshaped, 1).unwrap_err();
+        assert_eq!(shape.to_string(), "tensor \"a\" has shape [1], expected [3]");
         for examples in [0, MAX_EXAMPLES] {
             let refused = aggregate.add(&tensors(&[("a", [2.0; 3])]), examples);
-            assert_eq!(refused, Err(AggregateError::Examples { examples }));
+            assert!(matches!(refused, Err(AggregateError::Examples { .. })), "{refused:?}");
         }
         assert_eq!(aggregate.mean()["a"], arr1(&[1.0f32; 3]).into_dyn());
     }
@@ -388,7 +375,7 @@ mod tests {
             ("rule = { trimmed_mean = { share = 0.5 } }", "share is 0.5, expected 0 to below 0.5"),
             ("rule = { norm_bounded = { norm = 0.0 } }", "norm is 0"),
             ("far_out = 0.5", "far_out"),
-            ("rule = 'median'\nranks = 'project'", "a mean only"),
+            ("rule = 'median'\nranks = 'project'", "rules mean and norm_bounded only"),
             ("server = { adam = { rate = 0.0 } }", "rate"),
         ] {
             assert!(refused(toml).contains(name), "{toml}: {}", refused(toml));

@@ -1,24 +1,24 @@
-//! How far the global weights follow what the devices' updates come to: all the way, or as an optimizer's step.
+//! How far the global weights follow the combined updates of the devices: all the way, or by one step of an optimizer.
 //!
 //! Reddi et al., arXiv:2003.00295, Algorithm 2, for each tensor that somebody shared: with `Δ = merged - w`,
 //! `m <- β₁m + (1 - β₁)Δ`; FedAdam `v <- β₂v + (1 - β₂)Δ²`, FedYogi `v <- v - (1 - β₂)Δ² sign(v - Δ²)`;
-//! `w <- w + η·m / (sqrt(v) + τ)`. They begin with `m = 0` and `v = τ²`, and there is no bias correction. A tensor that
+//! `w <- w + η·m / (sqrt(v) + τ)`. The moments start at `m = 0` and `v = τ²`, without bias correction. A tensor that
 //! nobody shared keeps its value and its moments.
 
 use ndarray::{ArrayD, Zip};
 use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema, TensorSpec};
 
-/// The optimizer of the fleet's side.
+/// Optimizer of the coordinator.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Server {
-    /// The weights become what the updates come to.
+    /// The weights become the combined updates.
     #[default]
     Average,
     /// FedAdam.
     Adam(Adaptive),
-    /// FedYogi: its second moment shrinks slowly after large updates.
+    /// FedYogi, whose second moment shrinks slowly after large updates.
     Yogi(Adaptive),
 }
 
@@ -26,13 +26,13 @@ pub enum Server {
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Adaptive {
-    /// η, above 0 (default 0.01).
+    /// Learning rate η, above 0 (default 0.01).
     pub rate: f32,
-    /// β₁, 0 to below 1 (default 0.9).
+    /// Decay β₁ of the first moment, 0 to below 1 (default 0.9).
     pub beta_1: f32,
-    /// β₂, 0 to below 1 (default 0.99).
+    /// Decay β₂ of the second moment, 0 to below 1 (default 0.99).
     pub beta_2: f32,
-    /// τ, above 0 (default 0.001).
+    /// Term τ that keeps the divisor above 0; above 0 itself (default 0.001).
     pub tau: f32,
 }
 
@@ -43,27 +43,27 @@ impl Default for Adaptive {
 }
 
 impl Server {
-    /// Says what is wrong with the numbers.
+    /// Checks every number.
     ///
     /// # Errors
-    /// The first one out of range, by name, with the range.
+    /// The first number out of range, by name, with the range.
     pub fn check(&self) -> Result<(), String> {
         let (Self::Adam(constants) | Self::Yogi(constants)) = self else { return Ok(()) };
         let Adaptive { rate, beta_1, beta_2, tau } = *constants;
         for (name, value) in [("rate", rate), ("tau", tau)] {
             if !(value > 0.0 && value.is_finite()) {
-                return Err(format!("merge.server {name} is {value}, expected above 0"));
+                return Err(format!("merge.server.{name} is {value}, expected above 0"));
             }
         }
         for (name, value) in [("beta_1", beta_1), ("beta_2", beta_2)] {
             if !(0.0..1.0).contains(&value) {
-                return Err(format!("merge.server {name} is {value}, expected 0 to below 1"));
+                return Err(format!("merge.server.{name} is {value}, expected 0 to below 1"));
             }
         }
         Ok(())
     }
 
-    /// The new weights; `moments` become the new moments. `merged` holds the tensors that somebody shared.
+    /// Returns the new weights and updates `moments`. `merged` holds the tensors that some device shared.
     #[must_use]
     pub fn follow(&self, base: &NamedTensors, merged: NamedTensors, moments: &mut NamedTensors) -> NamedTensors {
         let mut weights = base.clone();
@@ -95,14 +95,14 @@ impl Server {
         weights
     }
 
-    /// Whether there are moments to be kept from round to round.
+    /// Returns true if moments are kept from round to round.
     #[must_use]
     pub fn has_moments(&self) -> bool {
         matches!(self, Self::Adam(_) | Self::Yogi(_))
     }
 }
 
-/// The moments that there can be for tensors of `schema`.
+/// Returns the schema of the moments of those tensors of `schema` whose moments are among `names`.
 #[must_use]
 pub fn moments_of(schema: &Schema, names: impl Fn(&str) -> bool) -> Schema {
     let renamed = |name: fn(&str) -> String| {

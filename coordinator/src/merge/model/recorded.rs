@@ -3,16 +3,19 @@
 
 use super::*;
 use crate::merge::Merging;
+use crate::merge::ranks::Products;
 use crate::run::draw::draw;
 use ndarray::ArrayD;
 use skiff_models::tensors::TensorSpec;
 use skiff_protocol::RunId;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use tempfile::TempDir;
 
 const PACK_RANK: usize = 4;
 
 /// Two layers with two LoRA pairs and a bias each, and a head.
-pub(super) fn lora() -> Schema {
+fn lora() -> Schema {
     let mut tensors = vec![TensorSpec { name: "head".to_owned(), shape: vec![2, 3], layer: None }];
     for layer in 0..2 {
         tensors.push(TensorSpec { name: format!("layer.{layer}.bias"), shape: vec![3], layer: Some(layer) });
@@ -30,7 +33,7 @@ pub(super) fn lora() -> Schema {
 }
 
 /// Values between -1 and 1 for every tensor of `schema`.
-pub(super) fn random(schema: &Schema, seed: u64) -> NamedTensors {
+fn random(schema: &Schema, seed: u64) -> NamedTensors {
     let tensor = |spec: &TensorSpec| {
         let mut drawn = 0;
         let values = ArrayD::from_shape_simple_fn(spec.shape.clone(), || {
@@ -43,7 +46,7 @@ pub(super) fn random(schema: &Schema, seed: u64) -> NamedTensors {
 }
 
 /// A model, and a merge of seven updates: of ranks 1 to 4, of some or all layers, up to date or of two older versions.
-pub(super) fn mixed(blobs: &Blobs) -> (Model, MergeJob) {
+fn mixed(blobs: &Blobs) -> (Model, MergeJob) {
     let schema = lora();
     let put = |schema: &Schema, seed| blobs.put(&tensors::write(&random(schema, seed)).unwrap()).unwrap();
     let (base, older, oldest) = (put(&schema, 100), put(&schema, 101), put(&schema, 102));
@@ -91,4 +94,70 @@ fn merged_twice(model: &Model, job: &MergeJob, blobs: &Blobs, merging: &str) -> 
     let again = MergeJob { merging, base: first.weights, moments: first.moments, ..job.clone() };
     let second = model.merge(&again, blobs).unwrap();
     format!("{} {}", &first.weights.to_string()[..8], &second.weights.to_string()[..8])
+}
+
+/// Merges by projection, with memory for `product_bytes`; counts how often each blob is read.
+fn projected(merging: &str, product_bytes: usize) -> (NamedTensors, Vec<usize>) {
+    let folder = TempDir::new().unwrap();
+    let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+    let (model, job) = mixed(&blobs);
+    let base = model.weights(&blobs, job.base).unwrap();
+    let reads: RefCell<BTreeMap<Digest, usize>> = RefCell::default();
+    let read_blob = |digest| {
+        *reads.borrow_mut().entry(digest).or_default() += 1;
+        blobs.read(digest)
+    };
+    let job = MergeJob { merging: toml::from_str(merging).unwrap(), ..job };
+    let merged = model.combine(&job, &base, &read_blob, product_bytes).unwrap();
+    (merged, reads.into_inner().into_values().collect())
+}
+
+#[test]
+fn a_projection_reads_each_update_and_each_older_weight_once() {
+    let (_, reads) = projected("ranks = 'project'", PRODUCT_BYTES);
+    assert_eq!(reads, [1; 7 + 2]);
+}
+
+#[test]
+fn a_projection_with_memory_for_one_pair_gives_the_same_weights_in_more_passes() {
+    for merging in ["ranks = 'project'", "ranks = 'project'\nrule = { norm_bounded = { norm = 2.0 } }"] {
+        let (whole, _) = projected(merging, PRODUCT_BYTES);
+        let (by_pair, reads) = projected(merging, 1);
+        assert_eq!(by_pair, whole);
+        assert_eq!(reads, [4; 7 + 2], "a pass for each of the four pairs");
+    }
+}
+
+#[test]
+fn a_projected_pair_is_the_projection_of_the_mean_product() {
+    let folder = TempDir::new().unwrap();
+    let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+    let (model, job) = mixed(&blobs);
+    let job = MergeJob { merging: toml::from_str("ranks = 'project'").unwrap(), ..job };
+    let base = model.weights(&blobs, job.base).unwrap();
+    let read_blob: ReadBlob<'_> = &|digest| blobs.read(digest);
+    let merged = model.combine(&job, &base, read_blob, PRODUCT_BYTES).unwrap();
+    for layer in 0..2 {
+        for linear in ["key", "query"] {
+            let name = |part: &str| format!("layer.{layer}.{linear}.{part}.weight");
+            let matrix = |tensors: &NamedTensors, part: &str| {
+                Some(tensors.get(&name(part))?.clone().into_dimensionality::<ndarray::Ix2>().unwrap())
+            };
+            let mut products = Products::new(5, 6);
+            let updates = Updates::new(&model.schema, &job, &base, read_blob);
+            updates
+                .for_each(|input, update| {
+                    if let (Some(a), Some(b)) = (matrix(&update, "lora_A"), matrix(&update, "lora_B")) {
+                        products.add(b.view(), a.view(), input.examples).unwrap();
+                    }
+                    Ok(())
+                })
+                .unwrap();
+            let (b, a) = products.project(matrix(&base, "lora_A").unwrap().view());
+            assert_eq!(
+                (merged[&name("lora_B")].clone(), merged[&name("lora_A")].clone()),
+                (b.into_dyn(), a.into_dyn())
+            );
+        }
+    }
 }

@@ -128,7 +128,7 @@ mod tests {
         let text = told(&[change("a", "pi"), change("b", "jetson")], false);
         assert_eq!(
             text,
-            "a\n  - all layers\n  + its 2 least important layers at rank 4, as of group \"small\"\n\
+            "a\n  - all layers\n  + its 2 least important layers at rank 4, by group \"small\"\n\
              the policy would touch 1 of 2 known devices\n"
         );
     }

@@ -1,4 +1,4 @@
-//! What the journal's facts add up to. Live decisions and a replay both change it through [`Ledger::apply`] alone.
+//! State of a run, built from the facts of its journal. Live decisions and a replay change it only through [`Ledger::apply`].
 
 use super::record::{Assignment, Entry, Evaluation, Merged, Record, Start};
 use crate::progress::RoundProgress;
@@ -8,54 +8,55 @@ use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// The durable state of a run.
+/// Durable state of a run.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Ledger {
-    /// What the run is about.
+    /// Facts about the run at its start.
     pub start: Start,
-    /// When it started.
+    /// Start time in milliseconds.
     pub started_ms: u64,
-    /// When it ended, or the last thing happened.
+    /// Time of the last record, in milliseconds.
     pub last_ms: u64,
-    /// The present round; 0 before the first.
+    /// Current round; 0 before the first.
     pub round: u32,
-    /// What it is doing.
+    /// Current phase.
     pub phase: Phase,
-    /// When the phase began, or was resumed.
+    /// Time when the phase began or was resumed, in milliseconds.
     pub phase_ms: u64,
-    /// The last order's epoch. Orders have even epochs; the one after an order's is for stopping it.
+    /// Epoch of the last order. Orders have even epochs; the next odd one stops the order.
     pub epoch: u64,
-    /// The global weights.
+    /// Digest of the global weights.
     pub weights: Digest,
-    /// The server optimizer's moments, where it has any.
+    /// Digest of the server optimizer's moments, if it has any.
     pub moments: Option<Digest>,
-    /// Who shares what, from the next order on.
+    /// Which layers devices share, from the next order on.
     pub policy: Policy,
-    /// Chooses rates; knows the rewards so far.
+    /// Chooses rates; knows the gains so far.
     pub configurator: Configurator,
-    /// The devices of the last order.
+    /// Devices of the last order.
     pub selected: BTreeSet<DeviceId>,
-    /// Asynchronous rounds: who trains on while a round closes and the next one begins, and what came meanwhile.
+    /// Asynchronous rounds: orders that stay open while a round closes and the next one begins, and the updates that arrive
+    /// meanwhile.
     pub carried: Training,
-    /// How often the weights were merged.
+    /// Number of merges so far.
     pub version: u32,
-    /// Every closed round.
+    /// All closed rounds.
     pub closed: Vec<RoundProgress>,
-    /// What each device did in the run.
+    /// Work of each device in the run.
     pub totals: BTreeMap<DeviceId, Totals>,
-    /// How fast the last device of each class was; devices that name none have nothing in common.
+    /// Pace of the last device of each class. Devices without a class are left out.
     pub paces: BTreeMap<String, Pace>,
     /// Accuracy of the initial weights.
     pub accuracy_before: Option<f64>,
-    /// The last accuracy found.
+    /// Last measured accuracy.
     pub accuracy: Option<f64>,
-    /// Accuracy found by the evaluation that ended the run.
+    /// Accuracy at the end of the run.
     pub accuracy_after: Option<f64>,
-    /// How far the last stored updates were from the weights they started from, oldest first.
+    /// Distances of the last stored updates from the weights they started from, oldest first.
     distances: VecDeque<f64>,
 }
 
-/// What a run is doing.
+/// Phase of a run.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Phase {
     /// Waits for devices, to evaluate or to train.
@@ -64,15 +65,15 @@ pub enum Phase {
     Train(Training),
     /// The updates are being merged.
     Merge(Training),
-    /// Devices evaluate: so many examples each.
+    /// Devices evaluate; holds the number of examples of each.
     Evaluate(BTreeMap<DeviceId, u64>),
     /// Every round is closed; the run ends.
     Done,
-    /// The run ended; stopped, and why, or completed.
+    /// The run ended; holds the reason if it was stopped.
     Ended(Option<String>),
 }
 
-/// What devices are gathered for.
+/// Purpose of gathering devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
     /// A round of training.
@@ -81,71 +82,71 @@ pub enum Purpose {
     Evaluate,
 }
 
-/// A round of training as far as it has come.
+/// State of a round of training.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Training {
-    /// When it began.
+    /// Start time in milliseconds.
     pub started_ms: u64,
-    /// What each device is to do.
+    /// Order of each device.
     pub assignments: BTreeMap<DeviceId, Ordered>,
-    /// What was delivered.
+    /// Updates that were delivered.
     pub updates: BTreeMap<DeviceId, StoredUpdate>,
-    /// Who will not deliver, and why.
+    /// Devices that will not deliver, with the reason.
     pub out: BTreeMap<DeviceId, String>,
 }
 
-/// What a device is to do, and since when.
+/// Order of a device.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Ordered {
-    /// The order's epoch.
+    /// Epoch of the order.
     pub epoch: u64,
-    /// The round that gave it.
+    /// Round that gave it.
     pub round: u32,
-    /// The weights to start from.
+    /// Digest of the weights to start from.
     pub weights: Digest,
-    /// How often those were merged.
+    /// Number of merges that led to those weights.
     pub version: u32,
-    /// When it was ordered.
+    /// Time of the order, in milliseconds.
     pub ordered_ms: u64,
-    /// Its rates and what it shares.
+    /// Rates and shared layers.
     pub assignment: Assignment,
 }
 
-/// An update that is stored.
+/// A stored update.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StoredUpdate {
-    /// The blob.
+    /// Digest of its blob.
     pub update: Digest,
-    /// What the device says of it.
+    /// Report of the device.
     pub report: TrainReport,
-    /// When it was stored.
+    /// Time when it was stored, in milliseconds.
     pub stored_ms: u64,
 }
 
-/// What a device did in a run.
+/// Work of a device in a run.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Totals {
-    /// Updates stored.
+    /// Number of stored updates.
     pub updates: u32,
-    /// Steps trained.
+    /// Number of steps.
     pub steps: u64,
     /// Active layers, summed over the steps.
     pub active_layers: f64,
     /// Largest resident memory reported with an update, in bytes.
     pub peak_rss_bytes: u64,
-    /// How fast it was in its last update.
+    /// Pace in its last update.
     pub pace: Option<Pace>,
 }
 
 impl Totals {
-    /// Active layers, mean over the steps.
+    /// Returns the mean number of active layers over all steps.
     #[must_use]
     pub fn mean_active_layers(&self) -> Option<f32> {
         (self.steps > 0).then(|| (self.active_layers / self.steps as f64) as f32)
     }
 }
 
-/// The distances of so many updates are remembered.
+/// Number of updates whose distances are remembered.
 const DISTANCES: usize = 64;
 
 /// A journal whose records do not follow from one another.
@@ -161,7 +162,7 @@ pub struct OutOfPlace {
 }
 
 impl Ledger {
-    /// The state after a run's first record.
+    /// Returns the state after a run's first record.
     #[must_use]
     pub fn new(start: Start, now_ms: u64) -> Self {
         let settings = &start.settings;
@@ -193,18 +194,18 @@ impl Ledger {
         ledger
     }
 
-    /// The state after a whole journal.
+    /// Returns the state after a whole journal.
     ///
     /// # Errors
-    /// A first record that starts no run, or a record out of place.
+    /// A first record that does not start a run, or a record out of place.
     pub fn replay(entries: &[Entry]) -> Result<Self, OutOfPlace> {
         Self::retold(entries, &mut |_, _| {})
     }
 
-    /// The same, which shows `watch` every record after the first and the state that it left.
+    /// Replays a journal, and shows every record after the first to `watch`, with the state after it.
     ///
     /// # Errors
-    /// As [`Ledger::replay`].
+    /// Same as [`Ledger::replay`].
     pub fn retold(entries: &[Entry], watch: &mut dyn FnMut(&Self, &Entry)) -> Result<Self, OutOfPlace> {
         let out_of_place = |at: usize| {
             let record = entries.get(at).map_or_else(|| "missing".to_owned(), |entry| format!("{:?}", entry.record));
@@ -223,7 +224,7 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Adds a fact; `false`, and nothing changed, where it does not fit the phase.
+    /// Adds a fact. Returns `false` and changes nothing if it does not fit the phase.
     #[must_use]
     pub fn apply(&mut self, entry: &Entry) -> bool {
         if entry.at_ms < self.last_ms || !self.fits(&entry.record) {
@@ -284,7 +285,7 @@ impl Ledger {
         true
     }
 
-    /// When the phase stops waiting; `None` where it waits for nobody.
+    /// Returns the time when the phase stops waiting, in milliseconds; `None` if it waits for nobody.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
         let settings = &self.start.settings;
@@ -296,7 +297,7 @@ impl Ledger {
         }
     }
 
-    /// True where nothing more will happen.
+    /// Returns true if nothing more will happen.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended(_))
@@ -333,7 +334,7 @@ impl Ledger {
         }
     }
 
-    /// The order to train that a device has, or had in the round that is being merged.
+    /// Returns the training order that a device has, or had in the round that is being merged.
     #[must_use]
     pub fn order_of(&self, device: &DeviceId) -> Option<&Ordered> {
         let in_round = match &self.phase {
@@ -343,7 +344,7 @@ impl Ledger {
         self.carried.assignments.get(device).or(in_round)
     }
 
-    /// The blobs that the run still needs.
+    /// Returns the blobs that the run still needs.
     #[must_use]
     pub fn needed(&self) -> BTreeSet<Digest> {
         let in_round = match &self.phase {
@@ -356,7 +357,7 @@ impl Ledger {
         [self.weights, self.start.weights].into_iter().chain(self.moments).chain(bases).chain(updates).collect()
     }
 
-    /// The training in which a device's update is waited for.
+    /// Returns the training that waits for an update of the device.
     fn training_of(&mut self, device: &DeviceId) -> Option<&mut Training> {
         match &mut self.phase {
             Phase::Train(training) if training.is_pending(device) => Some(training),
@@ -391,7 +392,7 @@ impl Ledger {
         }
     }
 
-    /// The distance above which an update is refused as far out; `None` while too few are known.
+    /// Returns the distance above which an update is refused; `None` while too few distances are known.
     #[must_use]
     pub fn most_distance(&self) -> Option<f64> {
         let factor = f64::from(self.start.settings.merge.far_out);
@@ -415,7 +416,7 @@ impl Ledger {
         totals.steps += u64::from(report.steps);
         totals.active_layers += f64::from(report.mean_active_layers) * f64::from(report.steps);
         totals.peak_rss_bytes = totals.peak_rss_bytes.max(report.peak_rss_bytes);
-        // Measuring takes time that is no part of another round.
+        // With a probe, the time beside training includes measuring, which other rounds do not need.
         let other_ms = match (&report.probe, totals.pace) {
             (None, _) => took_ms.saturating_sub(report.train_ms) as f64,
             (Some(_), known) => known.map_or(0.0, |pace| pace.other_ms),
@@ -428,8 +429,8 @@ impl Ledger {
         }
     }
 
-    /// Tells the configurator what the updates of a round gained, by the time that each cost: the round's, in which everybody waits
-    /// for the slowest, or its own.
+    /// Passes the measured gains of a round to the configurator, with the time that each took: the time of the whole round, in
+    /// which all devices wait for the slowest; in asynchronous rounds, the time of the device.
     fn reward(&mut self, training: &Training) {
         for (device, stored) in &training.updates {
             if let (Some(probe), Some(ordered)) = (&stored.report.probe, training.assignments.get(device)) {
@@ -453,7 +454,7 @@ impl Ledger {
             self.reward(training);
             let wanted = training.assignments.len().min(self.start.settings.devices as usize);
             let all_in = training.updates.len() >= wanted;
-            // Where enough came, those who were still training are only slower than the round.
+            // If enough updates arrived, devices that still train have not failed: they are only slower than the round.
             let failed = training
                 .assignments
                 .keys()
@@ -490,18 +491,18 @@ impl Ledger {
 }
 
 impl Training {
-    /// True while the device's update is to be waited for.
+    /// Returns true if the device has an order and its update is still expected.
     #[must_use]
     pub fn is_pending(&self, device: &DeviceId) -> bool {
         self.assignments.contains_key(device) && !self.updates.contains_key(device) && !self.out.contains_key(device)
     }
 
-    /// The devices whose update is to be waited for.
+    /// Lists the devices whose update is still expected.
     pub fn pending(&self) -> impl Iterator<Item = &DeviceId> {
         self.assignments.keys().filter(|device| self.is_pending(device))
     }
 
-    /// Takes out the orders whose update is to be waited for.
+    /// Removes the orders whose update is still expected, and returns them.
     fn part_pending(&mut self) -> Self {
         let pending: BTreeSet<DeviceId> = self.pending().cloned().collect();
         let (pending, closed) =

@@ -1,4 +1,4 @@
-//! What is journalled: the facts from which a run can be told again.
+//! Records of the journal: the facts from which a run is replayed.
 
 use super::settings::RunSettings;
 use crate::run::configurator::Choice;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// A fact and when it happened.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// Milliseconds of the coordinator's clock; never less than the entry before.
+    /// Time of the coordinator's clock in milliseconds; never earlier than the entry before.
     pub at_ms: u64,
     /// The fact.
     pub record: Record,
@@ -22,116 +22,116 @@ pub struct Entry {
 pub enum Record {
     /// The first record of every run.
     RunStarted(Start),
-    /// A coordinator took the run up again. The time it was away does not count: the phase's deadline begins anew.
+    /// A coordinator resumed the run. Its absence does not count: the deadline of the phase starts again.
     Resumed,
     /// Devices were ordered to train.
     TrainingStarted {
-        /// Of the command.
+        /// Epoch of the command.
         epoch: u64,
-        /// What each device is to do.
+        /// Order of each device.
         assignments: BTreeMap<DeviceId, Assignment>,
     },
-    /// An update was received whole, found good, and stored.
+    /// An update arrived completely, passed the checks, and was stored.
     UpdateStored {
-        /// From whom.
+        /// Device that sent it.
         device: DeviceId,
-        /// The blob.
+        /// Digest of its blob.
         update: Digest,
-        /// What the device says of it.
+        /// Report of the device.
         report: TrainReport,
-        /// How far it is from the weights that the device started from.
+        /// Distance from the weights that the device started from.
         distance: f64,
     },
     /// A device will not deliver in this round.
     DeviceOut {
-        /// Which.
+        /// Device that left.
         device: DeviceId,
-        /// Why, in its words or ours.
+        /// Reason, by the device or by the coordinator.
         reason: String,
     },
-    /// Enough updates are there; merging begins.
+    /// Enough updates have arrived; merging begins.
     Collected,
-    /// The round's terminal state: merged.
+    /// The round ended with merged weights.
     Merged(Merged),
-    /// The round's terminal state: skipped; the weights stay as they were.
+    /// The round ended without a merge; the weights stay the same.
     Skipped {
-        /// Why.
+        /// Reason.
         reason: String,
     },
     /// Devices were ordered to evaluate.
     EvaluationStarted {
-        /// Of the command.
+        /// Epoch of the command.
         epoch: u64,
-        /// How many examples each device is to evaluate.
+        /// Number of examples that each device evaluates.
         examples: BTreeMap<DeviceId, u64>,
     },
     /// An evaluation ended.
     Evaluated(Evaluation),
     /// The last record of a run.
     RunEnded {
-        /// `None`: all rounds are done. Otherwise the run was stopped, and why.
+        /// Reason why the run was stopped; `None` if all rounds are done.
         stopped: Option<String>,
     },
-    /// The operator changed who shares what; orders that were given stay as they are.
+    /// The operator changed which layers devices share. Orders given earlier stay the same.
     PolicySet(Policy),
 }
 
-/// What one device is to do in a round, and why.
+/// Order of one device in a round, and its reason.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Assignment {
-    /// Its dropout rates.
+    /// Dropout rates.
     pub choice: Choice,
-    /// Which layers it shares.
+    /// Layers that it shares.
     pub share: Share,
 }
 
-/// What a merge made.
+/// Result of a merge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Merged {
-    /// The new global weights.
+    /// Digest of the new global weights.
     pub weights: Digest,
-    /// The server optimizer's moments, where it has any.
+    /// Digest of the server optimizer's moments, if it has any.
     pub moments: Option<Digest>,
 }
 
-/// What a run is about.
+/// Facts about a run at its start.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// Its name.
+    /// Name of the run.
     pub run: RunId,
-    /// What the operator asked for.
+    /// Settings of the operator.
     pub settings: Box<RunSettings>,
-    /// The model's layers.
+    /// Number of the model's layers.
     pub layers: u32,
     /// Digest of the pack.
     pub pack: Digest,
     /// Digest of the schema of the trainable tensors.
     pub schema: Digest,
-    /// The weights it starts from.
+    /// Digest of the weights it starts from.
     pub weights: Digest,
 }
 
-/// What devices found, summed.
+/// Results of an evaluation, summed over devices.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Devices that reported.
+    /// Number of devices that reported.
     pub devices: u32,
-    /// Examples evaluated.
+    /// Number of examples evaluated.
     pub examples: u64,
-    /// Of which the label was right.
+    /// Number of examples whose label was right.
     pub correct: u64,
     /// Sum of the cross-entropy loss in nats.
     pub loss_sum: f64,
 }
 
 impl Evaluation {
-    /// Share of right labels; `None` where nothing was evaluated.
+    /// Returns the share of right labels; `None` if nothing was evaluated.
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         (self.examples > 0).then(|| self.correct as f64 / self.examples as f64)
     }
 
-    /// Mean loss per example; `None` where nothing was evaluated.
+    /// Returns the mean loss per example; `None` if nothing was evaluated.
     #[must_use]
     pub fn loss(&self) -> Option<f64> {
         (self.examples > 0).then(|| self.loss_sum / self.examples as f64)

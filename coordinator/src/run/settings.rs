@@ -1,72 +1,75 @@
-//! What an operator asks of a run.
+//! Settings of a run.
 
 use crate::merge::Merging;
 use crate::run::configurator::{self, Care, Load, Rates};
 use crate::run::sharing::{Group, Policy, Sharing};
 use serde::{Deserialize, Serialize};
 
-/// The most rounds of a run.
+/// Largest number of rounds of a run.
 pub const MAX_ROUNDS: u32 = 10_000;
-/// The most devices in a round.
+/// Largest number of devices in a round.
 pub const MAX_DEVICES: u32 = 10_000;
 
-/// A run's settings: table `[run]` of `coordinator.toml`; unknown keys are refused.
+/// Settings of a run: table `[run]` of `coordinator.toml`. Unknown keys are refused.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunSettings {
-    /// Rounds of training (default 10).
+    /// Number of training rounds (default 10).
     pub rounds: u32,
-    /// Updates wanted in a round: it closes when so many are in (default 4).
+    /// Number of updates after which a round closes (default 4).
     pub devices: u32,
-    /// Devices selected beyond `devices`, so that the slowest need not be waited for (default 0).
+    /// Number of spare devices that train on top of `devices`, so that a round need not wait for the slowest (default 0).
     pub over_selection: u32,
-    /// Updates without which a round is skipped (default 2).
+    /// Smallest number of updates of a round; with fewer, the round is skipped (default 2).
     pub quorum: u32,
-    /// Buffered asynchronous rounds (FedBuff, Nguyen et al., arXiv:2106.06639, algorithm 1; default false): a round closes when
-    /// `devices` updates are in, and nobody is stopped for it. `over_selection` more devices train at a time; an update that
-    /// started from weights merged `τ` times ago moves them by `1/sqrt(1 + τ)` of its way.
+    /// Asynchronous rounds with a buffer (FedBuff, Nguyen et al., arXiv:2106.06639, algorithm 1; default false).
+    ///
+    /// A round closes when `devices` updates have arrived. The other devices train on, and their updates count in a later round.
+    /// At any time `devices + over_selection` devices train. An update whose weights are `τ` merges old moves the global
+    /// weights by `1/sqrt(1 + τ)` of its own change.
     pub asynchronous: bool,
-    /// An asynchronous device whose weights are more merges behind is stopped, 0 to 1000 (default 20).
+    /// Largest number of merges that an asynchronous device may be behind, 0 to 1000; a device further behind is stopped (default 20).
     pub max_staleness: u32,
-    /// Optimizer steps of each device in a round (default 20).
+    /// Number of optimizer steps of each device in a round (default 20).
     pub steps: u32,
-    /// Examples in a step (default 8).
+    /// Number of examples in a step (default 8).
     pub batch: u32,
-    /// Longer texts are cut to this many tokens (default 128).
+    /// Largest number of tokens of a text; longer texts are cut (default 128).
     pub max_tokens: u32,
-    /// AdamW's learning rate (default 1e-3).
+    /// Learning rate of AdamW (default 1e-3).
     pub learning_rate: f32,
-    /// From it masks, batches, selection and exploration are drawn (default 1).
+    /// Seed for masks, batches, selection and exploration (default 1).
     pub seed: u64,
-    /// Where dropout rates come from (default: fixed, mean 0).
+    /// Source of the dropout rates (default: fixed, mean 0).
     pub rates: Rates,
     /// Layers that are never dropped (default none).
     pub protected: Vec<u32>,
-    /// From where on a device is spared.
+    /// Thresholds of temperature and battery beyond which a device gets less work.
     pub care: Care,
-    /// FedProx's factor, 0 to 1000 (default 0: none).
+    /// Factor of FedProx's proximal term, 0 to 1000 (default 0: none).
     pub proximal: f32,
     /// How updates become new weights.
     pub merge: Merging,
     /// Which layers devices share (default `all`).
     pub sharing: Sharing,
-    /// Groups of devices with a plan of their own (default none).
+    /// Groups of devices with their own sharing and LoRA rank (default none).
     pub groups: Vec<Group>,
-    /// Test examples, over all devices, of the evaluation after a round; 0: none (default 400).
+    /// Number of test examples, over all devices, in the evaluation after a round; 0: no evaluation (default 400).
     pub evaluate_examples: u64,
-    /// Test examples, over all devices, of the evaluations before the first round and at the end; 0: none (default 1000).
+    /// Number of test examples, over all devices, in the evaluations before the first round and at the end; 0: no evaluation
+    /// (default 1000).
     pub final_examples: u64,
-    /// Examples at a time in an evaluation (default 8).
+    /// Number of examples in a batch of an evaluation (default 8).
     pub evaluate_batch: u32,
-    /// Rounds in a row that may be skipped; then the run is stopped (default 10).
+    /// Number of rounds skipped in a row after which the run stops (default 10).
     pub max_skipped: u32,
-    /// How long to wait for `devices` devices before going on with those that are there, in milliseconds (default 60,000).
+    /// Time to wait for `devices` devices, in milliseconds; then the round starts with those that are online (default 60,000).
     pub gather_ms: u64,
-    /// How long a round waits for updates, in milliseconds (default 600,000).
+    /// Time that a round waits for updates, in milliseconds (default 600,000).
     pub train_ms: u64,
-    /// How long an evaluation waits for reports, in milliseconds (default 300,000).
+    /// Time that an evaluation waits for reports, in milliseconds (default 300,000).
     pub evaluate_ms: u64,
-    /// How long a lost device may take to come back while others would have to wait for it, in milliseconds (default 5,000).
+    /// Time that the others wait for a lost device to come back, in milliseconds (default 5,000).
     pub grace_ms: u64,
 }
 
@@ -103,7 +106,7 @@ impl Default for RunSettings {
     }
 }
 
-/// Settings that no run can have.
+/// A setting out of its range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("run settings: {0}")]
 pub struct BadSettings(pub String);
@@ -145,7 +148,7 @@ impl RunSettings {
         self.policy().check(layers).map_err(BadSettings)
     }
 
-    /// Who shares what.
+    /// Returns which layers each device shares.
     #[must_use]
     pub fn policy(&self) -> Policy {
         Policy { sharing: self.sharing.clone(), groups: self.groups.clone() }
@@ -173,7 +176,7 @@ impl RunSettings {
         Load { tokens, steps: self.steps, deadline_ms: self.train_ms, care: self.care }
     }
 
-    /// Examples that the evaluation after `round` asks for, over all devices; round 0 is before the first.
+    /// Returns the number of examples of the evaluation after `round`, over all devices; round 0 is before the first.
     #[must_use]
     pub fn examples_after(&self, round: u32) -> u64 {
         if round == 0 || round == self.rounds { self.final_examples } else { self.evaluate_examples }

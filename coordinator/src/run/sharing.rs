@@ -1,7 +1,7 @@
-//! Which layers a device shares: the plan that is sent, and whether an update keeps to it.
+//! Which layers a device shares: the plan that is sent to it, and the check that its update follows the plan.
 //!
-//! A [`Policy`] is a plan for everybody, and groups of devices with a plan of their own. It stands in the run's settings, so
-//! that the journal tells it, and what each device was ordered to share stands in the record of the order.
+//! A [`Policy`] holds a plan for all devices and groups of devices with their own plan. It is part of the run's settings, so it
+//! is journalled. The record of each order holds what the device was ordered to share.
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
@@ -10,70 +10,70 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
-/// The most groups of a policy.
+/// Largest number of groups of a policy.
 pub const MAX_GROUPS: usize = 64;
-/// The largest rank that LoRA can have on a device.
+/// Largest LoRA rank on a device.
 const MAX_RANK: u32 = 1024;
 
-/// Who shares what: `policy.toml`, and two keys of table `[run]`.
+/// Which layers each device shares: `policy.toml`, and two keys of table `[run]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// For devices of no group (default `all`).
+    /// Plan for devices of no group (default `all`).
     pub sharing: Sharing,
-    /// Devices with a plan of their own; a device is in the first group whose rules it fulfils.
+    /// Groups with their own plan; a device belongs to the first group that it matches.
     pub groups: Vec<Group>,
 }
 
-/// Devices with a plan of their own. A rule that is left out is fulfilled by everybody.
+/// A group of devices with its own plan. A condition that is left out matches every device.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Group {
-    /// Its name.
+    /// Name of the group.
     pub name: String,
-    /// The devices' class.
+    /// Class of the devices.
     pub class: Option<String>,
-    /// The devices' region.
+    /// Region of the devices.
     pub region: Option<String>,
-    /// Labels that they have, all of them.
+    /// Labels that a device needs, all of them.
     pub labels: Vec<String>,
-    /// What they share; left out: as everybody.
+    /// Layers that they share; left out: the plan of the policy.
     pub sharing: Option<Sharing>,
-    /// LoRA's rank on them, up to 1024; 0: the pack's.
+    /// LoRA rank on them, up to 1024; 0: the rank of the pack.
     pub rank: u32,
 }
 
-/// What a policy means for one device.
+/// What one device shares under a policy.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Share {
-    /// The group that it is in; `None`: none.
+    /// Group of the device; `None` if it is in no group.
     pub group: Option<String>,
-    /// What it shares.
+    /// Layers that it shares.
     pub plan: SharingPlan,
-    /// LoRA's rank on it; 0: the pack's.
+    /// LoRA rank on it; 0: the rank of the pack.
     pub rank: u32,
 }
 
-/// What a change of policy means for one device; as `skiff policy diff` tells it.
+/// Effect of a new policy on one device, as `skiff policy diff` shows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Change {
-    /// The device.
+    /// Device.
     pub device: DeviceId,
-    /// What it shares now.
+    /// What it shares under the present policy.
     pub before: Share,
-    /// What it would.
+    /// What it would share under the new policy.
     pub after: Share,
 }
 
 impl Change {
-    /// Whether the device would share anything else, or as another group.
+    /// Returns true if the device would share other layers, or belong to another group.
     #[must_use]
     pub fn is_one(&self) -> bool {
         self.before != self.after
     }
 }
 
-/// As it stands in its file.
+/// Writes the policy as its file holds it.
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", toml::to_string(self).map_err(|_| fmt::Error)?)
@@ -91,30 +91,30 @@ impl fmt::Display for Share {
         if self.rank > 0 {
             write!(f, " at rank {}", self.rank)?;
         }
-        self.group.as_ref().map_or(Ok(()), |group| write!(f, ", as of group {group:?}"))
+        self.group.as_ref().map_or(Ok(()), |group| write!(f, ", by group {group:?}"))
     }
 }
 
-/// A policy's file, where one was set: in the state folder.
+/// Name of the policy's file in the state folder. It exists once a policy was set.
 pub const FILE: &str = "policy.toml";
 
-/// Why a policy cannot be read or kept.
+/// Why a policy cannot be read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// A file that cannot be read or written.
+    /// The file cannot be read or written.
     #[error("reading or writing the policy {}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         source: io::Error,
     },
-    /// Not a policy.
+    /// The file holds no policy.
     #[error("in the policy {}", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and what.
+        /// Position and cause.
         source: Box<toml::de::Error>,
     },
 }
@@ -123,17 +123,17 @@ impl Policy {
     /// Reads a policy's file.
     ///
     /// # Errors
-    /// A file that cannot be read, or says something else.
+    /// A file that cannot be read, or holds no policy.
     pub fn open(path: &Path) -> Result<Self, PolicyError> {
         let text = fs::read_to_string(path).map_err(|source| PolicyError::File { path: path.to_owned(), source })?;
         let parsed = toml::from_str(&text);
         parsed.map_err(|source| PolicyError::Parse { path: path.to_owned(), source: Box::new(source) })
     }
 
-    /// The policy that was set for the coordinator of the folder `state`; `None`: none was.
+    /// Reads the policy that was set for the coordinator of the folder `state`; `None` if none was set.
     ///
     /// # Errors
-    /// As [`Policy::open`].
+    /// Same as [`Policy::open`].
     pub fn read(state: &Path) -> Result<Option<Self>, PolicyError> {
         match Self::open(&state.join(FILE)) {
             Err(PolicyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -141,7 +141,7 @@ impl Policy {
         }
     }
 
-    /// Keeps it for the coordinator of the folder `state`, whole or not at all.
+    /// Stores the policy for the coordinator of the folder `state`, completely or not at all.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -157,10 +157,10 @@ impl Policy {
         written().map_err(|source| PolicyError::File { path: path.clone(), source })
     }
 
-    /// Checks it for a model of `layers` layers.
+    /// Checks the policy for a model of `layers` layers.
     ///
     /// # Errors
-    /// The first plan that the model cannot keep, too many groups, two of a name, or one that takes in everybody.
+    /// A plan that the model does not allow, too many groups, two groups of one name, or a group that matches every device.
     pub fn check(&self, layers: u32) -> Result<(), String> {
         self.sharing.plan(layers)?;
         if self.groups.len() > MAX_GROUPS {
@@ -169,10 +169,10 @@ impl Policy {
         for (at, group) in self.groups.iter().enumerate() {
             let name = &group.name;
             if name.is_empty() || self.groups[..at].iter().any(|other| other.name == *name) {
-                return Err(format!("groups: number {} needs a name that no other has", at + 1));
+                return Err(format!("groups: group number {} needs a name of its own", at + 1));
             }
             if group.class.is_none() && group.region.is_none() && group.labels.is_empty() {
-                return Err(format!("group {name:?} has no class, region or labels: it would take in every device"));
+                return Err(format!("group {name:?} has no class, region or labels, so it would match every device"));
             }
             if group.rank > MAX_RANK {
                 return Err(format!("group {name:?}: rank is {}, expected 0 to {MAX_RANK}", group.rank));
@@ -184,10 +184,10 @@ impl Policy {
         Ok(())
     }
 
-    /// What it means for a device at that place.
+    /// Returns what a device at that place shares.
     ///
     /// # Errors
-    /// Where [`Policy::check`] has one.
+    /// A plan that the model does not allow.
     pub fn share(&self, place: &Place, layers: u32) -> Result<Share, String> {
         let group = self.groups.iter().find(|group| group.takes(place));
         let plan = group.and_then(|group| group.sharing.as_ref()).unwrap_or(&self.sharing).plan(layers)?;
@@ -203,30 +203,30 @@ impl Group {
     }
 }
 
-/// The plan as it stands in the configuration.
+/// Plan of layers to share, as the configuration holds it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Sharing {
-    /// Every layer.
+    /// All layers.
     #[default]
     All,
-    /// So many layers, those of least importance on the device (DropPEFT's choice).
+    /// This number of layers: the least important ones on the device. It is our reading of the abstract of DropPEFT.
     LeastImportant(u32),
-    /// So many layers, those of most importance on the device.
+    /// This number of layers: the most important ones on the device.
     MostImportant(u32),
-    /// These layers, ascending.
+    /// These layers, in ascending order.
     Layers(Vec<u32>),
 }
 
 impl Sharing {
-    /// The plan for a model of `layers` layers.
+    /// Returns the plan for a model of `layers` layers.
     ///
     /// # Errors
     /// More layers than there are, none at all, or a list that is not ascending; the text says which.
     pub fn plan(&self, layers: u32) -> Result<SharingPlan, String> {
         let count = |k: u32| match k {
             0 => Err("sharing: at least one layer must be shared".to_owned()),
-            k if k > layers => Err(format!("sharing: {k} layers of a model with {layers}")),
+            k if k > layers => Err(format!("sharing: {k} layers, but the model has {layers}")),
             k => Ok(k),
         };
         match self {
@@ -235,9 +235,10 @@ impl Sharing {
             Self::MostImportant(k) => count(*k).map(|k| SharingPlan::MostImportant { k }),
             Self::Layers(list) if !is_ascending(list) => Err("sharing: list the layers in ascending order".to_owned()),
             Self::Layers(list) => match list.last() {
-                Some(&last) if last >= layers => {
-                    Err(format!("sharing: layer {last} of a model whose last is {}", layers.saturating_sub(1)))
-                }
+                Some(&last) if last >= layers => Err(format!(
+                    "sharing: layer {last}, but the last layer of the model is {}",
+                    layers.saturating_sub(1)
+                )),
                 Some(_) => Ok(SharingPlan::Fixed { layers: list.clone() }),
                 None => Err("sharing: at least one layer must be shared".to_owned()),
             },
@@ -245,10 +246,10 @@ impl Sharing {
     }
 }
 
-/// Whether a report is one that the order allows.
+/// Checks that a report follows the order.
 ///
-/// `layers` is the model's number of layers, `most_examples` the largest count of distinct examples that the ordered steps
-/// can have trained on.
+/// `layers` is the number of layers of the model, `most_examples` the largest number of distinct examples that the ordered
+/// steps can use.
 ///
 /// # Errors
 /// What is wrong with it, in words for the device's operator.
@@ -263,14 +264,16 @@ pub fn check(report: &TrainReport, plan: &SharingPlan, layers: u32, most_example
         SharingPlan::Fixed { layers } => shared == layers,
     };
     if !as_planned {
-        return Err(format!("shared_layers {shared:?} are not what {plan:?} asks for"));
+        return Err(format!("shared_layers {shared:?} do not follow the plan {plan:?}"));
     }
     if !(1..=most_examples).contains(&report.examples) {
         return Err(format!("{} examples, expected 1 to {most_examples}", report.examples));
     }
     let numbers = report.importance.iter().chain([&report.mean_loss, &report.mean_active_layers, &report.step_ms]);
     if report.importance.len() != layers as usize || !numbers.into_iter().all(|number| number.is_finite()) {
-        return Err(format!("the report must hold the importance of {layers} layers, and finite numbers only"));
+        return Err(format!(
+            "the report must hold the importance of each of the {layers} layers, and only finite numbers"
+        ));
     }
     Ok(())
 }
@@ -331,12 +334,12 @@ mod tests {
         assert_eq!(share("tx2", "eu", &["fan", "lab"]), (Some("lab".into()), SharingPlan::All, 0));
         assert_eq!(share("tx2", "eu", &["lab"]), (Some("small".into()), three.clone(), 2));
         assert_eq!(share("agx", "", &[]), (None, three, 0));
-        assert!(policy.check(2).unwrap_err().contains("3 layers of a model with 2"));
+        assert!(policy.check(2).unwrap_err().contains("3 layers, but the model has 2"));
         let refused = |group: &str| {
             let policy = toml::from_str::<Policy>(&format!("[[groups]]\n{group}")).unwrap();
             policy.check(4).unwrap_err()
         };
-        assert!(refused("class = 'a'").contains("number 1 needs a name"));
+        assert!(refused("class = 'a'").contains("number 1 needs a name of its own"));
         assert!(refused("name = 'a'").contains("every device"));
         assert!(refused("name = 'a'\nclass = 'b'\nsharing = { most_important = 9 }").contains("group \"a\""));
         assert!(toml::from_str::<Policy>("[[groups]]\nlabel = 'a'").is_err());
@@ -363,7 +366,7 @@ mod tests {
         };
         assert!(altered(|r| r.examples = 0).contains("expected 1 to 80"));
         assert!(altered(|r| r.examples = 81).contains("expected 1 to 80"));
-        assert!(altered(|r| r.importance = vec![1.0]).contains("importance of 4"));
+        assert!(altered(|r| r.importance = vec![1.0]).contains("importance of each of the 4"));
         assert!(altered(|r| r.mean_loss = f32::NAN).contains("finite"));
         assert!(altered(|r| r.importance[2] = f32::INFINITY).contains("finite"));
     }

@@ -60,7 +60,7 @@ async fn a_policy_is_compared_set_and_outlives_a_restart() {
     let (one, none) = (policy("sharing = { least_important = 1 }"), policy("sharing = { least_important = 3 }"));
     let view = || async { ask_once::<PolicyView>(state.path(), &Request::ShowPolicy).await.unwrap().policy };
     let refused = ask_once::<Vec<Change>>(state.path(), &Request::SetPolicy(none)).await.unwrap_err().to_string();
-    assert!(refused.contains("3 layers of a model with 2"), "{refused}");
+    assert!(refused.contains("3 layers, but the model has 2"), "{refused}");
     ask_once::<Vec<Change>>(state.path(), &Request::ComparePolicy(one.clone())).await.unwrap();
     assert_eq!(view().await, Policy::default(), "a comparison changes nothing");
     coordinator.start_run(&RunSettings::default()).await.unwrap();

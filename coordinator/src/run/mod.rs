@@ -8,37 +8,35 @@
 //!   │          └───────┴─────────────────┴───────────│── next round ─┘
 //!   └─► Gather ─► Evaluate (the initial weights, round 0)
 //! ```
-//! - `Gather -> Train`: `devices` devices are there; or nobody of the last order is missed and the quorum is there; or
-//!   the deadline has come and the quorum is there. Usually it takes no time at all.
-//! - `Gather -> Skipped`: the deadline has come without a quorum.
-//! - `Train -> Merge`: `devices` updates are stored; or nobody else is waited for and the quorum is reached; or the
-//!   deadline has come and the quorum is reached. A device that is known gone (last will) and not back within
-//!   `grace_ms` is not waited for once the quorum is there.
-//! - `Train -> Skipped`: the deadline has come without a quorum, or the quorum cannot be reached: too many said they will
-//!   not deliver.
-//! - `Merge -> Gather -> Evaluate`: the merged weights are stored: the round is `Merged`. `Merge -> Skipped`: they could
-//!   not be made.
-//! - `Evaluate -> next`: everybody who is waited for has reported, or the deadline has come. Nobody there: no accuracy.
-//! - Asynchronous rounds (`asynchronous`): at `Train -> Merge` open orders are carried into the next round, with their epoch
-//!   and the weights they started from, and what comes meanwhile counts there. Evaluations are done by those who do not train.
-//! - any `-> Ended`: the operator stops the run; or `max_skipped` rounds in a row were skipped.
+//! - `Gather -> Train`: `devices` devices are online. Or the quorum is online, and either every device of the last order is back or
+//!   the deadline has passed. Usually this takes no time.
+//! - `Gather -> Skipped`: the deadline has passed without a quorum.
+//! - `Train -> Merge`: `devices` updates are stored. Or the quorum is reached, and either no other update is expected or the deadline
+//!   has passed. With a quorum, a device that is known to be offline (by its last will) is expected for `grace_ms` only.
+//! - `Train -> Skipped`: the deadline has passed without a quorum, or too many devices said that they will not deliver.
+//! - `Merge -> Gather -> Evaluate`: the merged weights are stored; the round is `Merged`. `Merge -> Skipped`: the merge failed.
+//! - `Evaluate -> next`: every expected device has reported, or the deadline has passed. Without any device there is no accuracy.
+//! - Asynchronous rounds (`asynchronous`): at `Train -> Merge`, open orders are carried into the next round, with their epoch and
+//!   the weights they started from. Updates that arrive meanwhile count there. Devices that do not train evaluate.
+//! - any `-> Ended`: the operator stops the run, or `max_skipped` rounds in a row were skipped.
 //!
-//! **Persist before promise.** What must survive is a [`Record`]; [`Run::handle`] returns it in [`Action::Journal`], before
-//! the actions that rest on it. The shell commits all records of a call (or of several, in order) in one transaction and
+//! **Persist before promise.** A fact that must survive is a [`Record`]. [`Run::handle`] returns it in [`Action::Journal`], before
+//! the actions that depend on it. The shell commits all records of a call (or of several, in order) in one transaction, and
 //! carries out nothing else before. [`Run::resume`] feeds the journal to the same [`Ledger::apply`] that live records pass.
-//! Who is there, which commands were answered, and evaluation reports are not journalled: they are asked for again.
+//! Online devices, answers to commands and evaluation reports are not journalled; they are asked for again.
 //!
-//! **Written answers.**
-//! - *A device vanishes*: its order stays open; the phase waits for it as the arrows say.
-//! - *It comes back*, with its old life or a new one: its open command is sent at once, under the same epoch.
-//! - *It comes back too late*: it has no order; what it offers is refused as of a closed round, and it takes part in the next.
+//! **Answers to every case.**
+//! - *A device vanishes*: its order stays open. The phase waits for it as described above.
+//! - *It comes back*, with the same boot or a new one: its open command is sent at once, under the same epoch.
+//! - *It comes back too late*: it has no order. An update that it offers is refused because the round is closed; it may take part
+//!   in the next round.
 //! - *It repeats an answer or an offer*: a stored update is confirmed again, a report counts once.
-//! - *It answers an old round, epoch or run, or was not asked*: ignored; an update is refused with the reason.
-//! - *It refuses, or its update is unfit*: it is out of this round, with the reason in the journal, and in the next it may try.
-//! - *It is slower than the round*: it is told to stop, under an epoch of its own; asynchronous, only if it is more than
-//!   `max_staleness` merges behind.
+//! - *It answers an old round, epoch or run, or was not asked*: the answer is ignored; an update is refused with the reason.
+//! - *It refuses, or its update is unfit*: it leaves this round, with the reason in the journal, and may take part in the next.
+//! - *It is slower than the round*: it is ordered to stop, under an epoch of its own. In asynchronous rounds this happens only if it
+//!   is more than `max_staleness` merges behind.
 //! - *A command gets lost*: it is repeated every [`REPEAT_MS`] until there is an answer, then every [`ACCEPTED_REPEAT_MS`].
-//! - *The coordinator was killed*: the phase goes on with its deadline begun anew; stored updates are not asked for again.
+//! - *The coordinator was killed*: the phase goes on and its deadline starts again; stored updates are not asked for again.
 
 pub mod configurator;
 pub mod draw;
@@ -64,151 +62,152 @@ use skiff_protocol::time::Timestamp;
 use skiff_protocol::{BootId, DeviceId, Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A command without an answer is repeated after this.
+/// Time after which a command without an answer is repeated, in milliseconds.
 pub const REPEAT_MS: u64 = 2_000;
-/// A command that was accepted is repeated after this.
+/// Time after which an accepted command is repeated, in milliseconds.
 pub const ACCEPTED_REPEAT_MS: u64 = 10_000;
-/// A device is told to stop at most so often.
+/// Largest number of times that a stop is sent to a device.
 pub const MAX_STOPS: u32 = 5;
-/// Reasons that devices give are cut to this many characters.
+/// Largest number of characters of a reason that a device gives; longer ones are cut.
 pub const MAX_REASON: usize = 200;
 
-/// What happened.
+/// Something that happened.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
-    /// A device with our pack is there.
+    /// A device with our pack is online.
     DeviceHere(DeviceId, Here),
-    /// A device left, or holds another pack now.
+    /// A device went offline, or holds another pack now.
     DeviceGone(DeviceId),
     /// A device answered a command.
     Answered(DeviceId, Answer),
-    /// A device's update is whole, good, and its blob stored.
+    /// A device's update is complete and checked, and its blob is stored.
     UpdateStored {
-        /// From whom.
+        /// Device that sent it.
         device: DeviceId,
-        /// The order's epoch.
+        /// Epoch of the order.
         epoch: u64,
-        /// The blob.
+        /// Digest of its blob.
         update: Digest,
-        /// What the device says of it.
+        /// Report of the device.
         report: TrainReport,
-        /// How far it is from the weights that the device started from.
+        /// Distance from the weights that the device started from.
         distance: f64,
     },
-    /// A device's update is whole, but not what it should be.
+    /// A device's update is complete, but failed the checks.
     UpdateUnfit {
-        /// From whom.
+        /// Device that sent it.
         device: DeviceId,
-        /// The order's epoch.
+        /// Epoch of the order.
         epoch: u64,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
     /// The merge of the order with this epoch ended.
     MergeEnded {
-        /// The order's run: a stopped run's merge may end in the next one, whose epochs begin anew.
+        /// Run of the order. The merge of a stopped run may end during the next run, whose epochs start again.
         run: RunId,
-        /// The order's epoch.
+        /// Epoch of the order.
         epoch: u64,
-        /// The new weights, or why there are none.
+        /// The new weights, or the reason why there are none.
         merged: Result<Merged, String>,
     },
-    /// The operator changes who shares what, from the next order on. A policy that the model cannot keep changes nothing.
+    /// The operator changes which layers devices share, from the next order on. A policy that the model does not allow changes
+    /// nothing.
     PolicySet(Policy),
     /// The operator stops the run.
     StopRequested {
-        /// For the journal.
+        /// Reason, for the journal.
         reason: String,
     },
     /// Time has passed.
     Tick,
 }
 
-/// A device that is there.
+/// An online device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Here {
-    /// Its life.
+    /// Its boot.
     pub boot: BootId,
-    /// Examples it can train on.
+    /// Number of examples that it can train on.
     pub train_examples: u64,
-    /// Examples it can evaluate on.
+    /// Number of examples that it can evaluate on.
     pub test_examples: u64,
-    /// What its owner says of it.
+    /// Class, region and labels that its owner gave it.
     pub place: Place,
-    /// What it predicts of its memory.
+    /// Memory that it predicts for a step.
     pub memory: StepMemory,
 }
 
-/// How a device feels at the moment.
+/// Condition of a device.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Condition {
-    /// Its hottest sensor in degrees Celsius.
+    /// Temperature of its hottest sensor in degrees Celsius.
     pub celsius: Option<f32>,
-    /// Its battery in percent, where it lives on it.
+    /// Battery level in percent, if it runs on battery.
     pub battery_percent: Option<f32>,
-    /// How fast its present step is: a device too slow to deliver is known by it all the same.
+    /// Pace of its current step. It is known even for a device that is too slow to ever deliver.
     pub pace: Option<Pace>,
 }
 
-/// What is to be done, in this order.
+/// Something to do, in the order of the list.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Action {
     /// Commit this before anything else.
     Journal(Entry),
-    /// The update is stored and counted: say so to the device.
+    /// Confirm to the device that its update is stored and counts.
     ConfirmUpdate(DeviceId, Digest),
-    /// The update came too late: say so to the device.
+    /// Tell the device that its update came too late.
     RefuseUpdate(DeviceId, Digest, String),
     /// Send a command.
     SendCommand(DeviceId, Command),
     /// Offer the global weights to a device.
     OfferWeights(DeviceId, Digest),
-    /// Merge; comes back as [`Event::MergeEnded`].
+    /// Merge. The result returns as [`Event::MergeEnded`].
     Merge(MergeJob),
 }
 
-/// What is to be merged.
+/// A merge to be made.
 #[derive(Clone, PartialEq, Debug)]
 pub struct MergeJob {
-    /// The order's run.
+    /// Run of the order.
     pub run: RunId,
-    /// The order's epoch.
+    /// Epoch of the order.
     pub epoch: u64,
-    /// The weights the round started from.
+    /// Digest of the weights that the round started from.
     pub base: Digest,
-    /// The server optimizer's moments, where there are any yet.
+    /// Digest of the server optimizer's moments, if there are any yet.
     pub moments: Option<Digest>,
-    /// How.
+    /// Settings of the merge.
     pub merging: Merging,
-    /// The updates, ordered by device.
+    /// Updates, ordered by device.
     pub updates: Vec<MergeInput>,
 }
 
 /// One device's part in a merge.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MergeInput {
-    /// From whom.
+    /// Device that sent it.
     pub device: DeviceId,
-    /// The blob.
+    /// Digest of its blob.
     pub update: Digest,
-    /// Distinct examples it trained on: its weight.
+    /// Number of distinct examples it trained on, which is its weight.
     pub examples: u64,
-    /// The layers in it.
+    /// Layers in it.
     pub shared_layers: Vec<u32>,
-    /// LoRA's rank in it; 0: the pack's.
+    /// LoRA rank of it; 0: the rank of the pack.
     pub rank: u32,
-    /// Where it started from other weights than the round's: from which, and how often they were merged since.
+    /// Digest of the weights it started from and the number of merges since, if they are not the round's.
     pub stale: Option<(Digest, u32)>,
 }
 
-/// What becomes of an update that a device offers.
+/// Answer to an update that a device offers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Send it.
+    /// The device should send it.
     Wanted,
-    /// It is here already.
+    /// It is stored already.
     Stored,
-    /// It is not wanted; the device may drop it.
+    /// It is refused for this reason; the device may drop it.
     Refused(String),
 }
 
@@ -216,14 +215,14 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Run {
     ledger: Ledger,
-    /// How devices feel that are here; those that say nothing are not in it.
+    /// Conditions of online devices; those that report nothing are left out.
     conditions: BTreeMap<DeviceId, Condition>,
-    /// Who is here; and who of the last order is gone.
+    /// Online devices, and devices of the last order that went offline.
     seen: BTreeMap<DeviceId, Seen>,
     deliveries: BTreeMap<DeviceId, Delivery>,
     reports: BTreeMap<DeviceId, Option<EvaluationReport>>,
     stops: BTreeMap<DeviceId, Stop>,
-    /// The time that was last told.
+    /// Time of the last event, in milliseconds.
     now_ms: u64,
 }
 
@@ -233,7 +232,7 @@ enum Seen {
     Gone { since_ms: u64 },
 }
 
-/// How far a device's open command has come.
+/// Delivery of a device's open command.
 #[derive(Debug)]
 struct Delivery {
     epoch: u64,
@@ -248,20 +247,20 @@ struct Stop {
 }
 
 impl Run {
-    /// Starts a run; its first record is in the actions.
+    /// Starts a run. Its first record is among the actions.
     ///
     /// # Errors
-    /// Settings that the model cannot have.
+    /// A setting out of its range for the model.
     pub fn start(start: Start, now: Timestamp) -> Result<(Self, Vec<Action>), BadSettings> {
         start.settings.check(start.layers)?;
         let entry = Entry { at_ms: now.0, record: Record::RunStarted(start.clone()) };
         Ok((Self::of(Ledger::new(start, now.0))?, vec![Action::Journal(entry)]))
     }
 
-    /// Takes up a run where its journal ends. Feed it who is there as events, as ever.
+    /// Resumes a run where its journal ends. Online devices must be reported again as events.
     ///
     /// # Errors
-    /// A journal that does not hang together.
+    /// A journal with a record out of place.
     pub fn resume(entries: &[Entry], now: Timestamp) -> Result<(Self, Vec<Action>), OutOfPlace> {
         let ledger = Ledger::replay(entries)?;
         let record = format!("{:?}", ledger.start.settings);
@@ -274,13 +273,13 @@ impl Run {
         Ok((run, actions))
     }
 
-    /// The durable state.
+    /// Returns the durable state.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Takes an event; returns what is to be done. `now` never goes backwards.
+    /// Handles an event and returns what to do. `now` never goes backwards.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let now = now.0.max(self.now_ms);
@@ -296,8 +295,7 @@ impl Run {
         actions
     }
 
-    /// Tells how a device feels; by itself it changes nothing, the next round goes by it. Where it says nothing of its pace,
-    /// what it said last stands.
+    /// Records a device's condition. It takes effect at the next round. If it holds no pace, the last known pace stays.
     pub fn feels(&mut self, device: &DeviceId, condition: Condition) {
         let known = self.conditions.get(device).and_then(|condition| condition.pace);
         let condition = Condition { pace: condition.pace.or(known), ..condition };
@@ -308,7 +306,7 @@ impl Run {
         }
     }
 
-    /// When to send [`Event::Tick`]; an earlier one does nothing.
+    /// Returns the time to send [`Event::Tick`]; an earlier tick does nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let is_here = |device: &DeviceId| self.here(device).is_some();
@@ -317,18 +315,18 @@ impl Run {
         let stops = self.stops.iter().filter(|(device, _)| is_here(device)).map(|(_, stop)| stop.due_ms);
         let graces = self.ledger.selected.iter().filter_map(|device| self.grace_ends_ms(device));
         let phase = self.ledger.deadline_ms();
-        // A grace that is over has had its effect: it is no deadline any more.
+        // A grace period that is over has had its effect and is no deadline any more.
         let graces = graces.filter(|&ends| phase.is_some() && self.now_ms < ends);
         commands.chain(stops).chain(graces).chain(phase).min().map(Timestamp)
     }
 
-    /// True while a device's update of the order with that epoch is waited for.
+    /// Returns true if the update of a device for the order with that epoch is still expected.
     #[must_use]
     pub fn is_awaited(&self, device: &DeviceId, epoch: u64) -> bool {
         self.ordered(device).is_some_and(|ordered| ordered.epoch == epoch)
     }
 
-    /// What becomes of an update that a device offers.
+    /// Answers an update that a device offers.
     #[must_use]
     pub fn judge_offer(&self, device: &DeviceId, run: RunId, round: u32, epoch: u64, report: &TrainReport) -> Verdict {
         if run != self.ledger.start.run {
@@ -345,7 +343,7 @@ impl Run {
             return Verdict::Refused(match in_round {
                 None => format!("round {round} is closed"),
                 Some(_) if epoch != ledger.epoch => {
-                    format!("round {round} is closed, the present one is {}", ledger.round)
+                    format!("round {round} is closed, the current one is {}", ledger.round)
                 }
                 Some(_) => format!("not selected for round {round}"),
             });
@@ -361,13 +359,13 @@ impl Run {
             return Verdict::Refused(format!("round {round} is closed"));
         };
         let settings = &self.ledger.start.settings;
-        // Distinct examples: the steps cannot have taken more, however many the device has.
+        // The steps cannot have used more distinct examples than this, however many the device has.
         let most_examples = u64::from(settings.steps) * u64::from(settings.batch);
         sharing::check(report, &ordered.assignment.share.plan, self.ledger.start.layers, most_examples)
             .map_or_else(Verdict::Refused, |()| Verdict::Wanted)
     }
 
-    /// What a watcher sees; bytes are the shell's to add.
+    /// Returns what a watcher sees; the shell adds the traffic in bytes.
     #[must_use]
     pub fn progress(&self, now: Timestamp) -> RunProgress {
         let ledger = &self.ledger;
@@ -413,7 +411,7 @@ impl Run {
     }
 }
 
-/// What an event changes, before anything is decided.
+/// Changes by an event, before anything is decided.
 impl Run {
     fn take(&mut self, event: Event, now_ms: u64, actions: &mut Vec<Action>) {
         match event {
@@ -422,7 +420,7 @@ impl Run {
                 let before = self.seen.insert(device.clone(), Seen::Here(here));
                 let is_same = matches!(before, Some(Seen::Here(before)) if before.boot == boot);
                 if !is_same {
-                    // Whatever was on its way to the device is taken for lost.
+                    // Every message on its way to the device counts as lost.
                     self.deliveries.remove(&device);
                 }
             }
@@ -432,7 +430,7 @@ impl Run {
                 if matches!(seen, Seen::Here(_)) {
                     *seen = Seen::Gone { since_ms: now_ms };
                 }
-                // Nobody waits for the others; the shell may forget them without a word.
+                // No phase waits for other devices; they can be forgotten.
                 let Ledger { selected, carried, .. } = &self.ledger;
                 let is_ordered =
                     |device: &DeviceId| selected.contains(device) || carried.assignments.contains_key(device);
@@ -445,7 +443,7 @@ impl Run {
                     Verdict::Wanted if self.ledger.most_distance().is_some_and(|most| distance > most) => {
                         let most = self.ledger.most_distance().unwrap_or_default();
                         let reason = format!(
-                            "the update is {distance:.3e} from the weights it started from, the last ones bear {most:.3e}"
+                            "the update is {distance:.3e} away from the weights it started from, at most {most:.3e} is accepted"
                         );
                         self.put_out(device.clone(), epoch, &reason, now_ms, actions);
                         actions.push(Action::RefuseUpdate(device, update, reason));
@@ -534,11 +532,11 @@ impl Run {
         }
     }
 
-    /// Adds a fact that was decided, and what has to be done because of it.
+    /// Adds a decided fact, and the actions that follow from it.
     fn journal(&mut self, record: Record, now_ms: u64, actions: &mut Vec<Action>) {
         let entry = Entry { at_ms: now_ms, record };
         let fits = self.ledger.apply(&entry);
-        assert!(fits, "a record that was decided in a phase fits it: {:?}", entry.record);
+        assert!(fits, "a decided record fits its phase: {:?}", entry.record);
         let begins = matches!(entry.record, Record::Collected | Record::Resumed);
         actions.push(Action::Journal(entry));
         if let (true, Phase::Merge(training)) = (begins, &self.ledger.phase) {
@@ -565,9 +563,9 @@ impl Run {
     }
 }
 
-/// The arrows of the diagram.
+/// The transitions of the diagram.
 impl Run {
-    /// The next record that time and what is known call for.
+    /// Returns the next record that is due.
     fn decide(&mut self, now_ms: u64) -> Option<Record> {
         let is_due = self.ledger.deadline_ms().is_some_and(|deadline| now_ms >= deadline);
         match &self.ledger.phase {
@@ -598,7 +596,7 @@ impl Run {
         }
     }
 
-    /// Why the run should not begin another round: too many in a row came to nothing.
+    /// Returns the reason to end the run if too many rounds in a row were skipped.
     fn hopeless(&self) -> Option<String> {
         let most = self.ledger.start.settings.max_skipped as usize;
         let last: Vec<&String> =
@@ -618,7 +616,7 @@ impl Run {
             Purpose::Train => (settings.devices as usize, settings.quorum as usize),
             Purpose::Evaluate => (settings.devices as usize, 1),
         };
-        // Who trains on from the round before counts, though it gets no order.
+        // A device that still trains from the round before counts, although it gets no order.
         let carried = if purpose == Purpose::Train { self.ledger.carried.assignments.len() } else { 0 };
         let fit = carried + self.fit_for(purpose).count();
         let is_missed = |device: &DeviceId| self.here(device).is_none() && !self.is_given_up(device, now_ms);
@@ -634,7 +632,7 @@ impl Run {
         match purpose {
             _ if !is_due => None,
             Purpose::Train => {
-                Some(Record::Skipped { reason: format!("{fit} of at least {quorum} devices were there") })
+                Some(Record::Skipped { reason: format!("only {fit} devices were online, the quorum is {quorum}") })
             }
             Purpose::Evaluate => Some(Record::Evaluated(Evaluation::default())),
         }
@@ -646,7 +644,7 @@ impl Run {
         let has_quorum = updates >= quorum;
         if let Some(device) = training.pending().find(|device| self.is_too_stale(device)) {
             let most = settings.max_staleness;
-            let reason = format!("its weights are more than {most} merges old");
+            let reason = format!("its weights are more than {most} merges behind");
             return Some(Record::DeviceOut { device: device.clone(), reason });
         }
         let waits = training.pending().any(|device| !self.is_given_up(device, now_ms));
@@ -664,18 +662,21 @@ impl Run {
             let why: Vec<String> =
                 training.out.iter().map(|(device, reason)| format!("{device}: {reason}")).take(3).collect();
             Record::Skipped {
-                reason: format!("{updates} of {ordered} updates can come, the quorum is {quorum}; {}", why.join("; ")),
+                reason: format!(
+                    "{updates} of {ordered} updates are still possible, the quorum is {quorum}; {}",
+                    why.join("; ")
+                ),
             }
         })
     }
 
-    /// True where an asynchronous device would merge into weights that have gone on for too long without it.
+    /// Returns true if an asynchronous device is too many merges behind.
     fn is_too_stale(&self, device: &DeviceId) -> bool {
         let Ledger { version, ref start, .. } = self.ledger;
         self.ordered(device).is_some_and(|ordered| version - ordered.version > start.settings.max_staleness)
     }
 
-    /// What each of the devices that are drawn is to do.
+    /// Draws devices and returns the order of each.
     fn assign(&self) -> BTreeMap<DeviceId, Assignment> {
         let ledger = &self.ledger;
         let selected = self.select(Purpose::Train, ledger.round);
@@ -707,7 +708,7 @@ impl Run {
         })
     }
 
-    /// What a device that is here can bear.
+    /// Returns the limits of an online device.
     fn limits(&self, device: &DeviceId) -> Option<Result<Limits, Unfit>> {
         let load = self.ledger.start.settings.load();
         self.facts(device).map(|facts| self.ledger.configurator.limits(&facts, &load))
@@ -718,12 +719,12 @@ impl Run {
             let examples = self.here(&device).map_or(0, |here| here.test_examples);
             (device, examples)
         };
-        // Always the same devices, so that accuracies can be compared.
+        // Always draws the same devices, so that accuracies can be compared.
         let held = self.select(Purpose::Evaluate, 0).into_iter().map(has).collect();
         share(self.ledger.start.settings.examples_after(self.ledger.round), &held)
     }
 
-    /// Draws devices that are there.
+    /// Draws online devices.
     fn select(&self, purpose: Purpose, round: u32) -> BTreeSet<DeviceId> {
         let settings = &self.ledger.start.settings;
         let mut drawn: Vec<(u64, DeviceId)> = self
@@ -765,32 +766,33 @@ impl Run {
         }
     }
 
-    /// Known gone for longer than the grace. A device of which nothing is known (after a restart) is waited for.
+    /// Returns true if the device has been offline for longer than the grace period. A device of which nothing is known, after a
+    /// restart, is still expected.
     fn is_given_up(&self, device: &DeviceId, now_ms: u64) -> bool {
         self.grace_ends_ms(device).is_some_and(|ends| now_ms >= ends)
     }
 
-    /// True while the device has an open order.
+    /// Returns true if the device has an open order.
     fn is_pending(&self, device: &DeviceId) -> bool {
         self.ordered(device).is_some()
             || matches!(&self.ledger.phase, Phase::Evaluate(examples)
                 if examples.contains_key(device) && !self.reports.contains_key(device))
     }
 
-    /// The devices with an open order.
+    /// Returns the devices with an open order.
     fn pending(&self) -> BTreeSet<DeviceId> {
         let carried = self.ledger.carried.assignments.keys();
         self.ledger.selected.iter().chain(carried).filter(|device| self.is_pending(device)).cloned().collect()
     }
 
-    /// A device's open order to train.
+    /// Returns a device's open order to train.
     fn ordered(&self, device: &DeviceId) -> Option<&Ordered> {
         let in_round = if let Phase::Train(training) = &self.ledger.phase { Some(training) } else { None };
         let mut trainings = [Some(&self.ledger.carried), in_round].into_iter().flatten();
         trainings.find(|training| training.is_pending(device))?.assignments.get(device)
     }
 
-    /// The epoch of the order that a device has.
+    /// Returns the epoch of a device's order.
     fn epoch_of(&self, device: &DeviceId) -> u64 {
         self.ordered(device).map_or(self.ledger.epoch, |ordered| ordered.epoch)
     }
@@ -800,7 +802,7 @@ impl Run {
     }
 }
 
-/// Commands, repeated until they are answered.
+/// Sends commands, and repeats them until they are answered.
 impl Run {
     fn send_commands(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         let pending = self.pending();
@@ -827,7 +829,7 @@ impl Run {
         }
     }
 
-    /// Devices are told to drop their open order, unless the next one reaches them first.
+    /// Orders devices to drop their open order, unless the next one reaches them first.
     fn stop(&mut self, devices: &BTreeSet<DeviceId>) {
         for device in devices {
             let command = self.command(self.ledger.round, self.epoch_of(device) + 1, Order::Stop);
@@ -840,7 +842,7 @@ impl Run {
         Command { run: start.run, started_ms, round, epoch, order }
     }
 
-    /// A device's open order, and the round that gave it.
+    /// Returns a device's open order and the round that gave it.
     fn order(&self, device: &DeviceId) -> Option<(u32, Order)> {
         let Start { settings, schema, .. } = &self.ledger.start;
         if let Some(Ordered { round, weights, assignment, .. }) = self.ordered(device) {
@@ -876,7 +878,7 @@ impl Run {
     }
 }
 
-/// Shares `total` examples among devices, evenly as far as they hold so many; a device without a share is left out.
+/// Divides `total` examples among devices, as evenly as their own numbers of examples allow. A device that gets none is left out.
 fn share(total: u64, held: &BTreeMap<DeviceId, u64>) -> BTreeMap<DeviceId, u64> {
     let mut by_size: Vec<(u64, &DeviceId)> = held.iter().map(|(device, &examples)| (examples, device)).collect();
     by_size.sort();

@@ -8,10 +8,12 @@ use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Refusals, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
-use crate::progress::{Progress, RunProgress};
+use crate::progress::{self, Progress, RunProgress};
 use crate::run::sharing::{Policy, Share};
 use crate::run::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
-use crate::store::{Store, StoreError, Traffic};
+use crate::store::collector::{self, Collected};
+use crate::store::summary::Stage;
+use crate::store::{RunRow, Store, StoreError, Traffic, room};
 use crate::transfers::{Step, Transfers, chain};
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication};
@@ -46,14 +48,6 @@ pub enum HubError {
     /// The blobs.
     #[error("keeping weights and updates")]
     Blobs(#[from] BlobError),
-    /// The weights that a run goes on from.
-    #[error("run {run} goes on from weights {weights}, which are not in the state folder: restore it from a backup")]
-    WeightsLost {
-        /// The run.
-        run: RunId,
-        /// The blob.
-        weights: Digest,
-    },
 }
 
 /// The coordinator less its clock and sockets.
@@ -61,7 +55,9 @@ pub struct Hub {
     fleet_id: FleetId,
     model: Arc<Model>,
     blobs: Arc<Blobs>,
-    store: Store,
+    store: Box<dyn Store>,
+    /// Blobs that no journal named when the hub was opened: they are never removed.
+    unknown: BTreeSet<Digest>,
     writer: Writer,
     fleet: Fleet,
     transfers: Transfers,
@@ -93,7 +89,7 @@ pub struct Parts {
     /// Weights and updates.
     pub blobs: Arc<Blobs>,
     /// The journal.
-    pub store: Store,
+    pub store: Box<dyn Store>,
     /// Signs what is said.
     pub writer: Writer,
 }
@@ -112,6 +108,7 @@ impl Hub {
             model,
             blobs,
             store,
+            unknown: BTreeSet::new(),
             writer,
             refusals: Refusals::default(),
             connected: false,
@@ -123,10 +120,29 @@ impl Hub {
             traffic_round: 0,
             travelled: BTreeMap::new(),
         };
-        if let Some(run) = hub.store.runs()?.pop() {
-            hub.take_up(run, now)?;
+        for finding in hub.store.findings() {
+            tracing::error!(run = %finding.run, reason = finding.reason, "the run is stopped: its records are damaged or missing; its weights stay");
         }
-        hub.remove_blobs()?;
+        if let Some(row) = hub.store.runs()?.pop().filter(|row| row.damage.is_none()) {
+            match hub.take_up(row.run, now) {
+                Err(HubError::Store(fault)) if fault.is_of_one_run() => {
+                    let reason = chain(&fault);
+                    tracing::error!(run = %row.run, reason, "the run is stopped: its records do not fit together; its weights stay");
+                    hub.store.stop_damaged(row.run, &reason)?;
+                }
+                taken => taken?,
+            }
+        }
+        let collected = hub.remove_blobs()?;
+        if !collected.unknown.is_empty() {
+            let (blobs, bytes) = (collected.unknown.len(), collected.unknown_bytes);
+            tracing::warn!(
+                blobs,
+                bytes,
+                "no journal ever named some blobs; they stay (`skiff store check` lists them)"
+            );
+        }
+        hub.unknown = collected.unknown.iter().filter_map(|blob| Digest::parse(blob)).collect();
         Ok(hub)
     }
 
@@ -180,8 +196,18 @@ impl Hub {
         now: Timestamp,
     ) -> Result<Vec<Effect>, HubError> {
         let (run, epoch) = job;
+        let made = merged
+            .as_ref()
+            .map_or_else(|_| Vec::new(), |merged| merged.moments.into_iter().chain([merged.weights]).collect());
         self.feed(Event::MergeEnded { run, epoch, merged }, now);
-        self.settle(now)
+        let effects = self.settle(now)?;
+        // A run that was stopped meanwhile names no weights any more.
+        for blob in made {
+            if !self.store.is_named(blob)? {
+                self.drop_received(blob);
+            }
+        }
+        Ok(effects)
     }
 
     /// Takes the result of the check that [`Effect::Check`] asked for.
@@ -226,6 +252,13 @@ impl Hub {
     ) -> Result<Result<Vec<Effect>, String>, HubError> {
         if let Some(present) = self.run.as_ref().filter(|run| !run.ledger().is_ended()) {
             return Ok(Err(format!("run {} is going on: stop it first", present.ledger().start.run)));
+        }
+        if let Err(bad) = settings.check(self.model.layers) {
+            return Ok(Err(bad.to_string()));
+        }
+        let needed_bytes = room::needed_bytes(&settings, self.model.initial.len() as u64, self.most_bytes());
+        if let Some(reason) = room::lacking(&self.blobs, needed_bytes)? {
+            return Ok(Err(reason));
         }
         let weights = self.blobs.put(&self.model.initial)?;
         let schema = Digest(self.model.schema.hash());
@@ -287,20 +320,35 @@ impl Hub {
             .collect()
     }
 
-    /// The last [`RUNS_LISTED`] runs, oldest first.
+    /// Returns the last [`RUNS_LISTED`] runs, oldest first, from their summaries; closed rounds are not in them.
     ///
     /// # Errors
     /// A journal that cannot be read.
     pub fn runs(&self, now: Timestamp) -> Result<Vec<RunProgress>, HubError> {
-        let runs = self.store.runs()?;
-        let listed = &runs[runs.len().saturating_sub(RUNS_LISTED)..];
-        listed
-            .iter()
-            .map(|&run| {
-                let (told, _) = self.resume(run, now)?;
-                Ok(with_traffic(told.progress(now), &self.store.traffic(run)?))
-            })
-            .collect()
+        let rows = self.store.runs()?;
+        let listed = &rows[rows.len().saturating_sub(RUNS_LISTED)..];
+        Ok(listed.iter().map(|row| progress_of(row, now)).collect())
+    }
+
+    /// Deletes an ended run and the weights that only it kept. The inner result says what is wrong with the request.
+    ///
+    /// # Errors
+    /// What the coordinator cannot go on from.
+    pub fn delete_run(&mut self, run: RunId) -> Result<Result<Collected, String>, HubError> {
+        let current = self.run.as_ref().map(Run::ledger).filter(|ledger| ledger.start.run == run);
+        if current.is_some_and(|ledger| !ledger.is_ended()) {
+            return Ok(Err(format!("run {run} is not ended: stop it first (`skiff run stop`)")));
+        }
+        let is_current = current.is_some();
+        if !self.store.runs()?.iter().any(|row| row.run == run) {
+            return Ok(Err(format!("there is no run {run}; `skiff run list` names them")));
+        }
+        self.store.delete(run)?;
+        if is_current {
+            self.run = None;
+        }
+        tracing::info!(%run, "run deleted");
+        Ok(Ok(self.remove_blobs()?))
     }
 
     /// What a watcher sees.
@@ -338,9 +386,7 @@ impl Hub {
         let ledger = taken.ledger();
         let (weights, is_ended, pack) = (ledger.weights, ledger.is_ended(), ledger.start.pack);
         // Read, not looked up: a damaged blob would fail every device's check of its digest.
-        if !is_ended && self.blobs.read(weights).is_err() {
-            return Err(HubError::WeightsLost { run, weights });
-        }
+        let unreadable = if is_ended { None } else { self.blobs.read(weights).err() };
         if !is_ended {
             tracing::info!(%run, round = ledger.round, "the run goes on");
         }
@@ -351,6 +397,18 @@ impl Hub {
         if !is_ended && pack != self.model.pack {
             tracing::warn!(%run, "the run was started with another pack");
             self.feed(Event::StopRequested { reason: format!("the pack was exchanged, it was {pack:?}") }, now);
+        }
+        if let Some(fault) = unreadable {
+            let reason = match &fault {
+                BlobError::Corrupt { .. } => {
+                    format!("its weights {weights} are damaged on the disk: {}", chain(&fault))
+                }
+                BlobError::Missing { .. } => format!("its weights {weights} are missing: {}", chain(&fault)),
+                BlobError::Io { .. } | BlobError::WrongChunk { .. } | BlobError::QuotaExceeded { .. } => {
+                    format!("its weights {weights} cannot be read: {}", chain(&fault))
+                }
+            };
+            self.feed(Event::StopRequested { reason }, now);
         }
         self.effects = self.settle(now)?;
         Ok(())
@@ -465,9 +523,7 @@ impl Hub {
             Checked::Unfit { reason } => {
                 tracing::warn!(%device, reason, "an update is unfit");
                 self.fleet.note(&device, &format!("update refused: {reason}"));
-                if let Err(error) = self.remove_unneeded(digest) {
-                    tracing::error!(error = %chain(&error), "an unfit update cannot be removed");
-                }
+                self.drop_received(digest);
                 let steps = self.transfers.refuse(&device, digest, reason.clone(), now);
                 self.feed(Event::UpdateUnfit { device, epoch, reason }, now);
                 self.follow(steps, now);
@@ -529,6 +585,7 @@ impl Hub {
                 self.follow(steps, now);
             }
             Action::RefuseUpdate(device, update, reason) => {
+                self.drop_received(update);
                 let steps = self.transfers.refuse(&device, update, reason, now);
                 self.follow(steps, now);
             }
@@ -554,30 +611,33 @@ impl Hub {
         }
     }
 
-    /// The weights that runs ended with, and what the present run still needs.
-    fn needed(&self) -> Result<BTreeSet<Digest>, HubError> {
-        let mut needed: BTreeSet<Digest> = self.store.final_weights()?.into_values().collect();
-        if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
-            needed.extend(ledger.needed());
-        }
-        Ok(needed)
+    /// Returns the blobs that the current run needs.
+    fn in_use(&self) -> BTreeSet<Digest> {
+        self.run.as_ref().map(|run| run.ledger().needed()).unwrap_or_default()
     }
 
-    /// Whoever offers a blob that is here already does not own it: its digest may be that of the global weights.
-    fn remove_unneeded(&self, digest: Digest) -> Result<(), HubError> {
-        if !self.needed()?.contains(&digest) && !self.arrivals.contains(digest) {
-            self.blobs.remove(digest)?;
+    /// Removes a blob that this process received or made and that nothing needs. A device may offer the digest of a blob that
+    /// is not its own, such as the global weights: that one stays.
+    fn drop_received(&self, digest: Digest) {
+        let in_use =
+            self.in_use().contains(&digest) || self.arrivals.contains(digest) || self.unknown.contains(&digest);
+        let removed = self.store.kept().and_then(|kept| {
+            let is_free = !in_use && !kept.contains(&digest);
+            if is_free { Ok(self.blobs.remove(digest)?) } else { Ok(()) }
+        });
+        if let Err(error) = removed {
+            tracing::error!(error = %chain(&error), "a refused update cannot be removed");
         }
-        Ok(())
     }
 
-    /// Keeps what is needed, and chunks while devices train.
-    fn remove_blobs(&self) -> Result<(), HubError> {
-        let needed = self.needed()?;
-        for (digest, _) in self.blobs.list()? {
-            if !needed.contains(&digest) && !self.arrivals.contains(digest) {
-                self.blobs.remove(digest)?;
-            }
+    /// Removes superseded blobs, and the chunks of updates if no device trains.
+    fn remove_blobs(&self) -> Result<Collected, HubError> {
+        let needed = self.in_use();
+        let in_use = |blob: Digest| needed.contains(&blob) || self.arrivals.contains(blob);
+        let collected = collector::collect(&*self.store, &self.blobs, &in_use, true)?;
+        if !collected.removed.is_empty() {
+            let (blobs, bytes) = (collected.removed.len(), collected.removed_bytes);
+            tracing::info!(blobs, bytes, "removed superseded weights and updates");
         }
         let trains =
             self.run.as_ref().map(Run::ledger).is_some_and(|ledger| {
@@ -588,7 +648,7 @@ impl Hub {
                 self.blobs.abandon(partial)?;
             }
         }
-        Ok(())
+        Ok(collected)
     }
 }
 
@@ -636,6 +696,35 @@ fn with_traffic(progress: RunProgress, travelled: &BTreeMap<u32, Traffic>) -> Ru
     progress.bytes_up = travelled.values().map(|traffic| traffic.up).sum();
     progress.bytes_down = travelled.values().map(|traffic| traffic.down).sum();
     progress
+}
+
+/// Returns a listed run.
+fn progress_of(row: &RunRow, now: Timestamp) -> RunProgress {
+    let summary = &row.summary;
+    let is_ended = summary.is_ended();
+    RunProgress {
+        run: row.run.to_string(),
+        phase: match summary.stage {
+            Stage::Gathering => progress::Phase::Gathering,
+            Stage::Training => progress::Phase::Training,
+            Stage::Merging => progress::Phase::Merging,
+            Stage::Evaluating => progress::Phase::Evaluating,
+            Stage::Completed => progress::Phase::Completed,
+            Stage::Stopped => progress::Phase::Stopped,
+        },
+        round: summary.round,
+        rounds: summary.rounds,
+        ordered: 0,
+        answered: 0,
+        accuracy_before: summary.accuracy_before,
+        accuracy: summary.accuracy,
+        accuracy_after: summary.accuracy_after,
+        elapsed_ms: if is_ended { summary.last_ms } else { now.0 }.saturating_sub(summary.started_ms),
+        bytes_up: row.traffic.up,
+        bytes_down: row.traffic.down,
+        closed: Vec::new(),
+        reason: summary.reason.clone(),
+    }
 }
 
 fn mean(rates: &[f32]) -> f32 {

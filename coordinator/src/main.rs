@@ -1,7 +1,7 @@
 //! The command line `skiff`.
 
 use clap::{Parser, Subcommand};
-use skiff_coordinator::commands::{explain, fleet, policy, run, serve};
+use skiff_coordinator::commands::{explain, fleet, policy, run, serve, store};
 use skiff_coordinator::demo;
 use skiff_coordinator::doors::socket::ControlError;
 use std::io::Write as _;
@@ -41,12 +41,15 @@ enum Command {
     Fleet(fleet::Arguments),
     /// Say why devices were told what they were told, and what came of it
     Explain(explain::Arguments),
-    /// Start, watch, stop or list runs of training
+    /// Start, watch, stop, list or delete runs of training
     #[command(subcommand)]
     Run(run::Action),
     /// Show or change which layers devices share; a dry run says which devices a change would touch
     #[command(subcommand)]
     Policy(policy::Action),
+    /// Check, migrate or clean up a state folder while no coordinator works with it
+    #[command(subcommand)]
+    Store(store::Action),
     /// Train a whole fleet on this machine: broker, coordinator, agents
     Demo(Box<demo::Options>),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(action) => in_runtime(run::run(action)),
         Command::Policy(action) => in_runtime(policy::run(action)),
+        Command::Store(action) => store::run(&action).map(|()| ExitCode::SUCCESS),
         Command::Demo(options) => demo::run(&options),
     };
     done.unwrap_or_else(|error| {

@@ -14,13 +14,13 @@
 use crate::arrivals::{Checked, Checker};
 use crate::config::Config;
 use crate::doors::mqtt::Writer;
-use crate::doors::socket::{self, Order, PolicyView};
+use crate::doors::socket::{self, Deleted, Order, PolicyView};
 use crate::hub::{Effect, Hub, Parts};
 use crate::merge::model::Model;
 use crate::progress::Progress;
 use crate::run::sharing::{Change, Policy};
 use crate::run::{Merged, RunSettings};
-use crate::store::Store;
+use crate::store::SqliteStore;
 use crate::store::keys;
 use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
@@ -91,7 +91,7 @@ impl Coordinator {
             slots: (config.limits.granted_chunks / WINDOW) as usize,
             model: Arc::clone(&model),
             blobs: Arc::clone(&blobs),
-            store: Store::open(state)?,
+            store: Box::new(SqliteStore::open(state, &blobs)?),
             writer,
         };
         let start = Clock::new(0);
@@ -285,6 +285,19 @@ impl Shell {
                 self.show();
                 Ok(told(reply, stopped, ()))
             }
+            Order::DeleteRun(run, reply) => {
+                let deleted = match parse_run(&run) {
+                    Some(run) => self.hub.delete_run(run)?,
+                    None => Err(format!("there is no run {run}; `skiff run list` names them")),
+                };
+                self.show();
+                let deleted = deleted.map(|collected| Deleted {
+                    removed_blobs: collected.removed.len() as u64,
+                    removed_bytes: collected.removed_bytes,
+                });
+                let _ = reply.send(deleted);
+                Ok(Vec::new())
+            }
             Order::ListRuns(reply) => {
                 let _ = reply.send(Ok(self.hub.runs(now)?));
                 Ok(Vec::new())
@@ -420,6 +433,11 @@ fn link_config(config: &Config, will: Publication) -> anyhow::Result<LinkConfig>
 /// Of the owner alone: it holds the key and the control socket. One that is there stays as it is.
 fn make_state_folder(state: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state)
+}
+
+/// Reads a run's name: 16 hexadecimal digits.
+fn parse_run(text: &str) -> Option<RunId> {
+    u64::from_str_radix(text, 16).ok().map(RunId).filter(|run| run.to_string() == text)
 }
 
 fn lock(state: &Path) -> anyhow::Result<File> {

@@ -13,6 +13,7 @@ use skiff_coordinator::merge::model::Model;
 use skiff_coordinator::progress::RunProgress;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::serve::Coordinator;
+use skiff_coordinator::store::{SqliteStore, Store as _};
 use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_models::tensors::{self, Schema, TensorSpec};
 use skiff_protocol::codec::{self, Message};
@@ -279,9 +280,9 @@ fn check(run: &RunProgress, devices: u32, rounds: usize) {
 async fn two_devices_go_through_a_run() {
     let (run, state) = run(2, 4).await;
     check(&run, 2, 4);
-    let store = skiff_coordinator::store::Store::open(state.path()).unwrap();
-    let weights = store.final_weights().unwrap()[&store.runs().unwrap()[0]];
-    let bytes = std::fs::read(state.path().join("blobs/blobs").join(weights.to_string())).unwrap();
+    let store = SqliteStore::open_existing(state.path()).unwrap();
+    let weights = store.runs().unwrap()[0].summary.last.clone().unwrap().weights;
+    let bytes = std::fs::read(state.path().join("blobs/blobs").join(weights)).unwrap();
     let tensors = model().schema.read(&bytes).unwrap();
     assert!(tensors["layer.0"].iter().all(|value| (value - 4.0).abs() < 1e-6), "one for each round");
 }

@@ -6,6 +6,7 @@
 //! root/blobs/{digest}              whole: written aside, flushed to the disk, then renamed into place
 //! root/partial/{digest}/{index}    chunks of one that is arriving; not flushed, for the digest is checked at the end
 //! root/aside/{number}              being written; emptied when the store is opened
+//! root/journal                     identity of the journal that the blobs belong to
 //! ```
 //! A crash at any moment leaves blobs whole, at most repeats a chunk, and at worst makes a transfer start over.
 //!
@@ -13,12 +14,16 @@
 //! [`BlobError::QuotaExceeded`]. Memory is O(chunk), except for [`Blobs::read`] and [`Blobs::put`]. One process at a time
 //! may have the folder open, and its threads may share the [`Blobs`]; others may read ([`Blobs::of_another`]).
 
+use skiff_base::files::Access;
 use skiff_protocol::Digest;
 use skiff_protocol::transfer::{CHUNK_BYTES, Held, chunk_bytes, chunk_count};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// File that names the owning journal.
+const OWNER: &str = "journal";
 
 /// A folder of blobs; see the crate's text.
 #[derive(Debug)]
@@ -126,20 +131,55 @@ impl Blobs {
         &self.root
     }
 
-    /// Bytes that still fit.
-    #[cfg(test)]
-    fn room_bytes(&self) -> u64 {
+    /// Returns the bytes that still fit below the quota.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
         self.quota_bytes.saturating_sub(self.used_bytes.load(Ordering::Relaxed))
     }
 
-    /// Stores `bytes` durably under their digest; one that is there already stays.
+    /// Returns the bytes that are free on the disk.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn disk_free_bytes(&self) -> Result<u64, BlobError> {
+        let found = rustix::fs::statvfs(&self.root).map_err(io::Error::from);
+        let found = found.map_err(io_error("asking for the free space of", &self.root))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// Returns the identity of the journal that the blobs belong to, if a marker says so.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn owner(&self) -> Result<Option<String>, BlobError> {
+        let path = self.root.join(OWNER);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("reading", &path)(error)),
+        }
+    }
+
+    /// Marks the blobs as those of a journal, durably.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn set_owner(&self, journal: &str) -> Result<(), BlobError> {
+        let path = self.root.join(OWNER);
+        let written = skiff_base::files::replace(&path, format!("{journal}\n").as_bytes(), Access::Owner);
+        written.map_err(io_error("writing", &path))
+    }
+
+    /// Stores `bytes` durably under their digest; one that is there already stays, unless it is damaged.
     ///
     /// # Errors
     /// [`BlobError::Io`], [`BlobError::QuotaExceeded`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
         let digest = Digest::of(bytes);
-        if self.contains(digest) {
-            return Ok(digest);
+        match self.read(digest) {
+            Ok(_) => return Ok(digest),
+            Err(BlobError::Corrupt { .. }) => self.remove(digest)?,
+            Err(_) => {}
         }
         self.claim(bytes.len() as u64)?;
         let written = self.write_aside(|file| file.write_all(bytes)).and_then(|aside| self.place(&aside, digest));

@@ -2,7 +2,7 @@
 
 use super::Door;
 use crate::run::explain;
-use crate::store::Store;
+use crate::store::{SqliteStore, Store as _};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use skiff_protocol::DeviceId;
@@ -38,8 +38,8 @@ pub struct Arguments {
 /// # Errors
 /// No such run, device or round; a journal that cannot be read.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let store = Store::open_existing(&arguments.door.state()?)?;
-    let runs = store.runs()?;
+    let store = SqliteStore::open_existing(&arguments.door.state()?)?;
+    let runs: Vec<_> = store.runs()?.iter().map(|row| row.run).collect();
     let named = |text: &str| runs.iter().copied().find(|run| run.to_string() == text);
     let run = match arguments.run.as_str() {
         "last" => runs.last().copied().context("there is no run yet")?,

@@ -5,6 +5,7 @@ pub mod fleet;
 pub mod policy;
 pub mod run;
 pub mod serve;
+pub mod store;
 mod table;
 
 use crate::config::Config;

@@ -2,12 +2,12 @@
 
 use super::Door;
 use super::table::{bytes, number, row, seconds, table};
-use crate::doors::socket::{Client, Request, ask_once};
+use crate::doors::socket::{Client, Deleted, Request, ask_once};
 use crate::progress::{Phase, Progress, RoundProgress, RunProgress};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 /// What to do with a run.
@@ -21,6 +21,21 @@ pub enum Action {
     Stop(Door),
     /// The last runs, oldest first
     List(ListArguments),
+    /// Delete an ended run, and the weights that only it kept
+    Delete(DeleteArguments),
+}
+
+/// Which run to delete.
+#[derive(Args, Debug)]
+pub struct DeleteArguments {
+    #[command(flatten)]
+    door: Door,
+    /// The run, as `skiff run list` names it
+    #[arg(value_name = "RUN")]
+    run: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 /// How to start a run.
@@ -104,6 +119,15 @@ pub async fn run(action: Action) -> anyhow::Result<()> {
             ask_once::<()>(&door.state()?, &Request::StopRun).await?;
             Ok(writeln!(out, "the run is stopped")?)
         }
+        Action::Delete(arguments) => {
+            let DeleteArguments { door, run, yes } = arguments;
+            if !yes && !confirmed(&run)? {
+                bail!("run {run} was not deleted");
+            }
+            let deleted: Deleted = ask_once(&door.state()?, &Request::DeleteRun(run.clone())).await?;
+            let (blobs, bytes) = (deleted.removed_blobs, bytes(deleted.removed_bytes));
+            Ok(writeln!(out, "run {run} deleted; {blobs} blobs, {bytes}, removed with it")?)
+        }
         Action::List(arguments) => {
             let runs: Vec<RunProgress> = ask_once(&arguments.door.state()?, &Request::ListRuns).await?;
             if arguments.json {
@@ -113,6 +137,19 @@ pub async fn run(action: Action) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Asks on the terminal.
+fn confirmed(run: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("say --yes to delete run {run} and its weights for good");
+    }
+    let mut err = std::io::stderr();
+    write!(err, "Delete run {run}, its journal, and its last and best weights for good? [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn settings(arguments: &StartArguments) -> anyhow::Result<Map<String, Value>> {

@@ -45,6 +45,8 @@ pub enum Request {
     StopRun,
     /// The last runs, oldest first.
     ListRuns,
+    /// Delete an ended run, by its name. Answer: [`Deleted`].
+    DeleteRun(String),
     /// Who shares what. Answer: [`PolicyView`].
     ShowPolicy,
     /// What another policy would change, which is not done. Answer: a [`Change`] for every device that is known.
@@ -62,6 +64,15 @@ pub struct PolicyView {
     pub shares: BTreeMap<DeviceId, Share>,
 }
 
+/// What went with a deleted run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Number of removed weights and updates.
+    pub removed_blobs: u64,
+    /// Their bytes.
+    pub removed_bytes: u64,
+}
+
 /// What the coordinator's loop is asked.
 #[derive(Debug)]
 pub enum Order {
@@ -71,6 +82,8 @@ pub enum Order {
     StopRun(Reply<()>),
     /// Tell of the last runs.
     ListRuns(Reply<Vec<RunProgress>>),
+    /// Delete an ended run.
+    DeleteRun(String, Reply<Deleted>),
     /// Tell who shares what.
     ShowPolicy(Reply<PolicyView>),
     /// Tell what another policy would change.
@@ -172,6 +185,7 @@ async fn answer(
         Ok(Request::Watch) => return watch(&mut write, &mut progress).await,
         Ok(Request::StartRun(settings)) => to_line(&ask(orders, |reply| Order::StartRun(settings, reply)).await),
         Ok(Request::StopRun) => to_line(&ask(orders, Order::StopRun).await),
+        Ok(Request::DeleteRun(run)) => to_line(&ask(orders, |reply| Order::DeleteRun(run, reply)).await),
         Ok(Request::ListRuns) => to_line(&ask(orders, Order::ListRuns).await),
         Ok(Request::ShowPolicy) => to_line(&ask(orders, Order::ShowPolicy).await),
         Ok(Request::ComparePolicy(policy)) => to_line(&ask(orders, |reply| Order::ComparePolicy(policy, reply)).await),

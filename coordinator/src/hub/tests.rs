@@ -6,8 +6,8 @@
 use super::*;
 use crate::arrivals::Checker;
 use crate::merge::model::tests::{blob, tiny};
-use crate::progress;
 use crate::run::sharing::Sharing;
+use crate::store::SqliteStore;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
@@ -43,8 +43,8 @@ fn open(folder: &TempDir, now: u64) -> Result<Hub, HubError> {
         devices: 10,
         slots: 2,
         model: Arc::new(tiny()),
+        store: Box::new(SqliteStore::open(folder.path(), &blobs)?),
         blobs,
-        store: Store::open(folder.path())?,
         writer: Writer::new(fleet(), Signer::new([1; 32]), BootId(1)),
     };
     Hub::open(parts, Timestamp(now))
@@ -243,7 +243,8 @@ fn a_run_goes_from_start_to_merged_weights() {
     assert_eq!(kept.len(), 2, "the initial and the final weights: {kept:?}");
     world.restart();
     assert_eq!(world.run(), run, "as it was, after a restart");
-    assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap(), [run]);
+    let listed = RunProgress { closed: Vec::new(), ..run };
+    assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap(), [listed]);
 }
 
 #[test]
@@ -410,11 +411,86 @@ fn nothing_is_said_while_nobody_hears_it() {
 }
 
 #[test]
-fn a_run_whose_weights_are_lost_is_not_taken_up() {
-    let world = World::training();
-    std::fs::remove_dir_all(world.folder.path().join("blobs")).unwrap();
-    let World { folder, hub, .. } = world;
-    drop(hub);
-    let error = open(&folder, 0).err().unwrap().to_string();
-    assert!(error.contains("which are not in the state folder"), "{error}");
+fn a_run_whose_weights_are_missing_or_damaged_is_stopped_alone() {
+    for damage in [false, true] {
+        let mut world = World::training();
+        let path = world.folder.path().join("blobs/blobs").join(Digest::of(&tiny().initial).to_string());
+        match damage {
+            true => std::fs::write(&path, b"flipped").unwrap(),
+            false => std::fs::remove_file(&path).unwrap(),
+        }
+        world.restart();
+        let run = world.run();
+        let reason = run.reason.unwrap();
+        assert!(reason.contains(if damage { "damaged" } else { "missing" }), "{reason}");
+        assert_eq!(run.phase, progress::Phase::Stopped);
+        assert_eq!(path.exists(), damage, "a damaged blob stays");
+        // The next run starts from good weights.
+        let effects = world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();
+        world.carry_out(effects);
+        assert!(world.hub.blobs.read(Digest::of(&tiny().initial)).is_ok(), "{damage}");
+    }
+}
+
+#[test]
+fn a_run_with_a_damaged_record_is_stopped_alone_and_its_weights_stay() {
+    let mut world = World::training();
+    assert_eq!(world.upload("a", &update(1.0)), TransferMessage::Done);
+    assert_eq!(world.upload("b", &update(1.0)), TransferMessage::Done);
+    let merged = world.merge();
+    let path = world.folder.path().join(crate::store::FILE);
+    let other = rusqlite::Connection::open(path).unwrap();
+    other.execute("UPDATE record SET entry = x'0100' WHERE at = 3", []).unwrap();
+    world.restart();
+    let listed = world.hub.runs(Timestamp(world.now)).unwrap().remove(0);
+    assert_eq!(listed.phase, progress::Phase::Stopped);
+    assert!(listed.reason.unwrap().contains("record 3 of run 0000000000000005"));
+    assert!(world.progress().run.is_none() && world.hub.blobs.contains(merged));
+    world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();
+    assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap().len(), 2);
+}
+
+#[test]
+fn blobs_that_no_journal_named_stay() {
+    let mut world = World::training();
+    let unknown = world.hub.blobs.put(b"from a backup").unwrap();
+    world.restart();
+    world.birth("a", PACK);
+    world.birth("b", PACK);
+    assert_eq!(world.upload("a", &update(1.0)), TransferMessage::Done);
+    assert_eq!(world.upload("b", &update(1.0)), TransferMessage::Done);
+    world.merge();
+    assert!(world.hub.blobs.contains(unknown));
+    // A device may offer its digest: the blob is no update, and still it stays.
+    let offer = world.offer("a", b"from a backup", vec![0, 1]);
+    world.transfer("a", offer.id(), TransferMessage::Offer(offer));
+    assert!(matches!(world.last_transfer("a"), TransferMessage::Refused { .. }));
+    assert!(world.hub.blobs.contains(unknown));
+}
+
+#[test]
+fn a_deleted_run_takes_its_weights_with_it_and_a_current_one_is_not_deleted() {
+    let mut world = World::training();
+    assert_eq!(world.upload("a", &update(1.0)), TransferMessage::Done);
+    assert_eq!(world.upload("b", &update(3.0)), TransferMessage::Done);
+    let merged = world.merge();
+    let refused = world.hub.delete_run(RUN).unwrap().unwrap_err();
+    assert!(refused.contains("stop it first"), "{refused}");
+    assert!(world.hub.delete_run(RunId(9)).unwrap().unwrap_err().contains("there is no run"));
+    world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap();
+    assert!(world.hub.blobs.contains(merged), "until it is deleted");
+    let collected = world.hub.delete_run(RUN).unwrap().unwrap();
+    assert!(collected.removed.contains(&merged.to_string()) && !world.hub.blobs.contains(merged));
+    assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap(), []);
+    world.restart();
+    assert!(world.progress().run.is_none());
+}
+
+#[test]
+fn a_run_for_whose_weights_there_is_no_room_does_not_start() {
+    let mut world = World::new();
+    let many = RunSettings { devices: 1000, ..settings() };
+    let refused = world.hub.start_run(RUN, many, Timestamp(0)).unwrap().unwrap_err();
+    assert!(refused.contains("no room") && refused.contains("limits.blob_bytes"), "{refused}");
+    assert_eq!(world.hub.runs(Timestamp(0)).unwrap(), []);
 }

@@ -1,107 +1,138 @@
-//! The journal on disk: one SQLite file in the state folder, WAL, every commit synchronised.
+//! The journal: what must survive, kept by a [`Store`].
 //!
-//! A run is the sequence of its records. Beside it stand the bytes that travelled in each round, and the last merged weights.
-//! Blobs (weights, updates) lie beside it, see [`crate::transfers`].
+//! ```text
+//! Entry (engine) ── convert ──► journal::Entry ── encode, checksum ──► SqliteStore, in state/journal.sqlite
+//!                                     │                                     │ after each commit
+//!                                     └─ summary, named blobs               └─► state/journal.last (tail)
+//! ```
+//! A run is the sequence of its records. Beside them stand the bytes that travelled in each round, a [`Summary`], and the
+//! names of all blobs that records ever named. Blobs (weights, updates) lie in a folder of their own; a marker in it says
+//! which journal they belong to.
+//!
+//! **Nothing that was trained is lost.** A journal beside blobs of another journal is refused. Only blobs that a journal once
+//! named may be removed, and not the last and best weights of a run. A damaged or missing record ends its run alone.
 
+pub mod check;
+pub mod collector;
+mod convert;
+pub mod journal;
 pub mod keys;
+mod memory;
+mod migrations;
+pub mod room;
+mod sqlite;
+pub mod summary;
+mod tail;
 
-use crate::run::{Action, Entry, Merged, OutOfPlace, Record, Run};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+pub use memory::MemoryStore;
+pub use migrations::Migrated;
+pub use sqlite::{FILE, LAYOUT, SqliteStore};
+pub use summary::Summary;
+
+use crate::run::{Action, Entry, OutOfPlace, Run};
+use journal::RecordFault;
+use skiff_blobs::BlobError;
 use skiff_protocol::{Digest, RunId, Timestamp};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
 
-/// The layout of the file; a newer one is refused.
-pub const SCHEMA_VERSION: i64 = 4;
-/// The journal's name in the state folder.
-pub const FILE: &str = "journal.sqlite";
+/// Keeps the journal of every run.
+///
+/// Laws, for every implementation: what `append` returned `Ok` for is there after a crash; `entries` returns what was
+/// appended, in order; a run's summary is that of its entries; a blob that a record named is named for ever, also after
+/// the run was deleted.
+pub trait Store: Send {
+    /// Adds records to a run, and what travelled in `round`, durably and in one piece. The first records make the run.
+    ///
+    /// # Errors
+    /// The disk's failures; then nothing was added.
+    fn append(&mut self, run: RunId, entries: &[Entry], round: u32, traffic: Traffic) -> Result<(), StoreError>;
 
-/// "SKIF": tells our file from any other SQLite file.
-const APPLICATION_ID: i64 = 0x534b_4946;
-const SCHEMA: &str = "
-    CREATE TABLE run (run INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE, weights TEXT) STRICT;
-    CREATE TABLE journal (
-        run INTEGER NOT NULL REFERENCES run, at INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (run, at)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE traffic (
-        run INTEGER NOT NULL REFERENCES run, round INTEGER NOT NULL, up INTEGER NOT NULL, down INTEGER NOT NULL,
-        PRIMARY KEY (run, round)
-    ) STRICT, WITHOUT ROWID;
-";
+    /// Returns all runs, oldest first, from their summaries.
+    ///
+    /// # Errors
+    /// The disk's failures.
+    fn runs(&self) -> Result<Vec<RunRow>, StoreError>;
 
-/// Why the journal cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// There is none.
-    #[error("there is no journal {}; is that the state folder of `skiff serve`?", path.display())]
-    None {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// SQLite failed.
-    #[error("{attempt} in the journal {}", path.display())]
-    Sqlite {
-        /// What was attempted.
-        attempt: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// SQLite's word.
-        source: rusqlite::Error,
-    },
-    /// Not a journal, or damaged.
-    #[error("{} is damaged or not a journal of Skiff ({finding}): restore it from a backup, or move it away to start anew", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        finding: String,
-    },
-    /// Written by a newer version.
-    #[error("{} has layout {found}, this version knows {SCHEMA_VERSION}: update Skiff", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its layout.
-        found: i64,
-    },
-    /// Written by an older version.
-    #[error("{} has layout {found}, this version writes {SCHEMA_VERSION}: let the older version end its runs, then move the file away", path.display())]
-    Older {
-        /// The file.
-        path: PathBuf,
-        /// Its layout.
-        found: i64,
-    },
-    /// A record that cannot be read.
-    #[error("record {at} of run {run} in {} cannot be read: the file is damaged or of another version", path.display())]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// The run.
-        run: RunId,
-        /// Position.
-        at: usize,
-        /// The decoder's word.
-        source: postcard::Error,
-    },
-    /// Records that do not follow from one another.
-    #[error("run {run} in {}", path.display())]
-    OutOfPlace {
-        /// The file.
-        path: PathBuf,
-        /// The run.
-        run: RunId,
-        /// Which record.
-        source: OutOfPlace,
-    },
+    /// Returns a run's records in order; none for a run that is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] for the first record that is damaged or missing; the disk's failures.
+    fn entries(&self, run: RunId) -> Result<Vec<Entry>, StoreError>;
+
+    /// Returns what travelled in each round of a run.
+    ///
+    /// # Errors
+    /// The disk's failures.
+    fn traffic(&self, run: RunId) -> Result<BTreeMap<u32, Traffic>, StoreError>;
+
+    /// Ends a run whose records or blobs are damaged; all blobs that it names stay.
+    ///
+    /// # Errors
+    /// The disk's failures.
+    fn stop_damaged(&mut self, run: RunId, reason: &str) -> Result<(), StoreError>;
+
+    /// Removes a run. Its blobs stay named, so the collector may remove them.
+    ///
+    /// # Errors
+    /// The disk's failures.
+    fn delete(&mut self, run: RunId) -> Result<(), StoreError>;
+
+    /// Returns the blobs that stay: the last and best weights of every run, and all that a damaged run names.
+    ///
+    /// # Errors
+    /// The disk's failures.
+    fn kept(&self) -> Result<BTreeSet<Digest>, StoreError>;
+
+    /// Returns true if a record of any run, present or deleted, ever named the blob.
+    ///
+    /// # Errors
+    /// The disk's failures.
+    fn is_named(&self, blob: Digest) -> Result<bool, StoreError>;
+
+    /// Returns the faults that opening found; each run in it has been stopped.
+    fn findings(&self) -> &[Finding];
+
+    /// Resumes a run where its journal ends.
+    ///
+    /// # Errors
+    /// As [`Store::entries`]; records that do not follow from one another.
+    fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), StoreError> {
+        Run::resume(&self.entries(run)?, now).map_err(|source| StoreError::OutOfPlace { run, source })
+    }
+}
+
+/// A run as it is listed.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RunRow {
+    /// The run.
+    pub run: RunId,
+    /// Number of its records.
+    pub records: u64,
+    /// The run in a few numbers.
+    pub summary: Summary,
+    /// Bytes that travelled in all its rounds.
+    pub traffic: Traffic,
+    /// Damage for which it was stopped; its records may not be readable.
+    pub damage: Option<String>,
+}
+
+/// A fault in what is stored, which stopped a run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// The run.
+    pub run: RunId,
+    /// The fault, in words.
+    pub reason: String,
 }
 
 /// Bytes that travelled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Traffic {
-    /// From devices.
+    /// Bytes from devices.
     pub up: u64,
-    /// To devices.
+    /// Bytes to devices.
     pub down: u64,
 }
 
@@ -112,327 +143,133 @@ impl std::ops::AddAssign for Traffic {
     }
 }
 
-/// The journal.
-#[derive(Debug)]
-pub struct Store {
-    path: PathBuf,
-    connection: Connection,
+/// Why the journal cannot be used. Whatever the reason, nothing was changed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no journal.
+    #[error("there is no journal {}; is that the state folder of `skiff serve`?", path.display())]
+    None {
+        /// The expected file.
+        path: PathBuf,
+    },
+    /// SQLite failed.
+    #[error("{attempt} in the journal {}", path.display())]
+    Sqlite {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Error from SQLite.
+        source: rusqlite::Error,
+    },
+    /// A file beside the database cannot be read or written.
+    #[error("{attempt} {}", path.display())]
+    Io {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The blobs beside the journal cannot be looked at.
+    #[error("looking at the blobs beside the journal")]
+    Blobs(#[from] BlobError),
+    /// The file is no journal, or is damaged as a whole.
+    #[error(
+        "{} is damaged or not a journal of Skiff ({finding}); nothing was changed. Restore the whole state folder, journal \
+         and blobs, from one backup, or serve with another, empty state folder and keep this one", path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        finding: String,
+    },
+    /// A newer version wrote it.
+    #[error("{} has layout {found}, this version knows {LAYOUT}: update Skiff; nothing was changed", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: i64,
+    },
+    /// A version wrote it from which no migration leads here.
+    #[error(
+        "{} has layout {found}, this version migrates from layout {oldest} on: keep this state folder, open it with the \
+         version that wrote it, and serve with another, empty one; nothing was changed", path.display()
+    )]
+    TooOld {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: i64,
+        /// The oldest layout that can be migrated.
+        oldest: i64,
+    },
+    /// It has to be migrated before it can be read.
+    #[error("{} has layout {found}, this version reads {LAYOUT}: run `skiff store migrate`, or start `skiff serve`", path.display())]
+    NotMigrated {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: i64,
+    },
+    /// The journal is empty, and blobs are there.
+    #[error(
+        "the journal {} is {}, but the folder beside it holds {blobs} blobs of trained weights or updates that it does not \
+         know; nothing was removed. Put the journal back (journal.sqlite and, if there is one, journal.sqlite-wal), restore \
+         the whole state folder from one backup, or serve with another, empty state folder and keep this one",
+        path.display(), if *is_new { "missing or empty" } else { "without any of these blobs" }
+    )]
+    UnknownBlobs {
+        /// The file.
+        path: PathBuf,
+        /// True if it has no content at all.
+        is_new: bool,
+        /// Number of blobs.
+        blobs: usize,
+    },
+    /// The blobs belong to another journal.
+    #[error(
+        "the blobs beside {} belong to another journal ({owner}; this one is {identity}); nothing was removed. Put the \
+         journal back that belongs to them, or serve with another, empty state folder and keep this one", path.display()
+    )]
+    OtherJournal {
+        /// The file.
+        path: PathBuf,
+        /// Identity of the journal.
+        identity: String,
+        /// Identity in the blobs' marker.
+        owner: String,
+    },
+    /// A record is damaged or missing.
+    #[error("record {at} of run {run}")]
+    Record {
+        /// The run.
+        run: RunId,
+        /// The record's position in the run, from 0.
+        at: u64,
+        /// What is wrong with it.
+        source: RecordFault,
+    },
+    /// Records do not follow from one another.
+    #[error("run {run}")]
+    OutOfPlace {
+        /// The run.
+        run: RunId,
+        /// Which record.
+        source: OutOfPlace,
+    },
 }
 
-impl Store {
-    /// Opens the journal in the folder `state`, or makes it.
-    ///
-    /// # Errors
-    /// A file that is damaged, not ours, or of a newer layout; SQLite's own failures.
-    pub fn open(state: &Path) -> Result<Self, StoreError> {
-        let path = state.join(FILE);
-        let connection = Connection::open(&path).map_err(|source| StoreError::Sqlite {
-            attempt: "opening a file",
-            path: path.clone(),
-            source,
-        })?;
-        let store = Self { path, connection };
-        store.check().map_err(|source| store.sqlite("opening a file", source)).flatten()?;
-        store.prepare().map_err(|source| store.sqlite("preparing tables", source))?;
-        Ok(store)
+impl StoreError {
+    /// Returns true if only one run is affected.
+    #[must_use]
+    pub fn is_of_one_run(&self) -> bool {
+        matches!(self, Self::Record { .. } | Self::OutOfPlace { .. })
     }
-
-    /// Opens the journal that is in the folder `state`.
-    ///
-    /// # Errors
-    /// No journal there; as [`Store::open`].
-    pub fn open_existing(state: &Path) -> Result<Self, StoreError> {
-        let path = state.join(FILE);
-        if path.is_file() { Self::open(state) } else { Err(StoreError::None { path }) }
-    }
-
-    /// Adds records to a run, and what travelled in `round`, in one synchronised transaction.
-    ///
-    /// # Errors
-    /// SQLite's failures; then nothing was added.
-    pub fn append(&mut self, run: RunId, entries: &[Entry], round: u32, traffic: Traffic) -> Result<(), StoreError> {
-        let path = &self.path;
-        let sqlite = |source| sqlite_error(path, "adding records", source);
-        let transaction = self.connection.transaction().map_err(sqlite)?;
-        append(&transaction, run, entries, round, traffic).map_err(sqlite)?;
-        transaction.commit().map_err(sqlite)
-    }
-
-    /// The runs, oldest first.
-    ///
-    /// # Errors
-    /// SQLite's failures.
-    pub fn runs(&self) -> Result<Vec<RunId>, StoreError> {
-        let mut statement = self.prepared("SELECT run FROM run ORDER BY number", "listing runs")?;
-        let runs = statement.query_map([], |row| row.get(0).map(run_id)).and_then(Iterator::collect);
-        runs.map_err(|source| self.sqlite("listing runs", source))
-    }
-
-    /// A run's records in order.
-    ///
-    /// # Errors
-    /// A record that cannot be read; SQLite's failures.
-    pub fn entries(&self, run: RunId) -> Result<Vec<Entry>, StoreError> {
-        let mut statement = self.prepared("SELECT entry FROM journal WHERE run = ? ORDER BY at", "reading records")?;
-        let blobs: Result<Vec<Vec<u8>>, _> =
-            statement.query_map([sql_id(run)], |row| row.get(0)).and_then(Iterator::collect);
-        let blobs = blobs.map_err(|source| self.sqlite("reading records", source))?;
-        let read = |(at, blob): (usize, &Vec<u8>)| {
-            postcard::from_bytes(blob).map_err(|source| StoreError::Record { path: self.path.clone(), run, at, source })
-        };
-        blobs.iter().enumerate().map(read).collect()
-    }
-
-    /// Takes a run up where its journal ends.
-    ///
-    /// # Errors
-    /// Records that cannot be read, or do not follow from one another; SQLite's failures.
-    pub fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), StoreError> {
-        let out_of_place = |source| StoreError::OutOfPlace { path: self.path.clone(), run, source };
-        Run::resume(&self.entries(run)?, now).map_err(out_of_place)
-    }
-
-    /// The weights that each run's last merge made; runs without a merge are not in it.
-    ///
-    /// # Errors
-    /// SQLite's failures.
-    pub fn final_weights(&self) -> Result<BTreeMap<RunId, Digest>, StoreError> {
-        let attempt = "looking for weights";
-        let mut statement = self.prepared("SELECT run, weights FROM run WHERE weights IS NOT NULL", attempt)?;
-        let rows: Result<Vec<(i64, String)>, _> =
-            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect);
-        let rows = rows.map_err(|source| self.sqlite(attempt, source))?;
-        Ok(rows.into_iter().filter_map(|(run, hex)| Some((run_id(run), Digest::parse(&hex)?))).collect())
-    }
-
-    /// What travelled in each round of a run.
-    ///
-    /// # Errors
-    /// SQLite's failures.
-    pub fn traffic(&self, run: RunId) -> Result<BTreeMap<u32, Traffic>, StoreError> {
-        let mut statement = self.prepared("SELECT round, up, down FROM traffic WHERE run = ?", "reading traffic")?;
-        let rows = statement.query_map([sql_id(run)], |row| {
-            let (up, down): (i64, i64) = (row.get(1)?, row.get(2)?);
-            Ok((row.get(0)?, Traffic { up: up.cast_unsigned(), down: down.cast_unsigned() }))
-        });
-        rows.and_then(Iterator::collect).map_err(|source| self.sqlite("reading traffic", source))
-    }
-
-    /// The inner result: what is wrong with a file that can be read.
-    fn check(&self) -> Result<Result<(), StoreError>, rusqlite::Error> {
-        let path = || self.path.clone();
-        if self.is_empty()? {
-            return Ok(Ok(()));
-        }
-        if self.pragma("application_id")? != APPLICATION_ID {
-            return Ok(Err(StoreError::Corrupt { path: path(), finding: "it belongs to another program".into() }));
-        }
-        let found = self.pragma("user_version")?;
-        if found > SCHEMA_VERSION {
-            return Ok(Err(StoreError::Newer { path: path(), found }));
-        }
-        if found < SCHEMA_VERSION {
-            return Ok(Err(StoreError::Older { path: path(), found }));
-        }
-        let finding: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        Ok(if finding == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path: path(), finding }) })
-    }
-
-    fn prepare(&self) -> Result<(), rusqlite::Error> {
-        self.connection.pragma_update(None, "journal_mode", "WAL")?;
-        self.connection.pragma_update(None, "synchronous", "FULL")?;
-        self.connection.pragma_update(None, "foreign_keys", true)?;
-        if self.is_empty()? {
-            let transaction = self.connection.unchecked_transaction()?;
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            transaction.commit()?;
-        }
-        Ok(())
-    }
-
-    fn is_empty(&self) -> Result<bool, rusqlite::Error> {
-        self.connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
-    }
-
-    fn pragma(&self, name: &str) -> Result<i64, rusqlite::Error> {
-        self.connection.pragma_query_value(None, name, |row| row.get(0))
-    }
-
-    fn prepared(&self, sql: &str, attempt: &'static str) -> Result<rusqlite::Statement<'_>, StoreError> {
-        self.connection.prepare(sql).map_err(|source| self.sqlite(attempt, source))
-    }
-
-    fn sqlite(&self, attempt: &'static str, source: rusqlite::Error) -> StoreError {
-        sqlite_error(&self.path, attempt, source)
-    }
-}
-
-fn sqlite_error(path: &Path, attempt: &'static str, source: rusqlite::Error) -> StoreError {
-    let path = path.to_owned();
-    match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::Corrupt { path, finding: source.to_string() }
-        }
-        _ => StoreError::Sqlite { attempt, path, source },
-    }
-}
-
-fn append(
-    transaction: &rusqlite::Transaction<'_>,
-    run: RunId,
-    entries: &[Entry],
-    round: u32,
-    traffic: Traffic,
-) -> Result<(), rusqlite::Error> {
-    let run = sql_id(run);
-    transaction.execute(
-        "INSERT INTO run SELECT ?1, coalesce(max(number) + 1, 0), NULL FROM run WHERE true ON CONFLICT (run) DO NOTHING",
-        [run],
-    )?;
-    let next: Option<i64> = transaction
-        .query_row("SELECT at + 1 FROM journal WHERE run = ? ORDER BY at DESC LIMIT 1", [run], |row| row.get(0))
-        .optional()?;
-    for (at, entry) in (next.unwrap_or(0)..).zip(entries) {
-        let bytes = postcard::to_stdvec(entry).expect("records are plain values, which postcard writes");
-        transaction.execute("INSERT INTO journal VALUES (?, ?, ?)", params![run, at, bytes])?;
-        if let Record::Merged(Merged { weights, .. }) = &entry.record {
-            transaction.execute("UPDATE run SET weights = ? WHERE run = ?", params![weights.to_string(), run])?;
-        }
-    }
-    transaction.execute(
-        "INSERT INTO traffic VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET up = up + excluded.up, down = down + excluded.down",
-        params![run, round, traffic.up.cast_signed(), traffic.down.cast_signed()],
-    )?;
-    Ok(())
-}
-
-fn sql_id(run: RunId) -> i64 {
-    run.0.cast_signed()
-}
-
-fn run_id(sql: i64) -> RunId {
-    RunId(sql.cast_unsigned())
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-    use super::*;
-    use crate::run::{RunSettings, Start};
-    use tempfile::TempDir;
-
-    fn entry(at_ms: u64, record: Record) -> Entry {
-        Entry { at_ms, record }
-    }
-
-    fn started(run: RunId) -> Entry {
-        let digest = Digest([1; 32]);
-        let settings = Box::new(RunSettings { final_examples: 0, ..RunSettings::default() });
-        entry(5, Record::RunStarted(Start { run, settings, layers: 4, pack: digest, schema: digest, weights: digest }))
-    }
-
-    fn open(folder: &TempDir) -> Store {
-        Store::open(folder.path()).unwrap()
-    }
-
-    fn message(folder: &TempDir) -> String {
-        Store::open(folder.path()).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn records_and_traffic_are_there_after_reopening() {
-        let folder = TempDir::new().unwrap();
-        let (first, second) = (RunId(u64::MAX), RunId(3));
-        let skipped = entry(9, Record::Skipped { reason: "nobody".into() });
-        let traffic = |up, down| Traffic { up, down };
-        let mut store = open(&folder);
-        store.append(first, &[started(first)], 0, traffic(1, 10)).unwrap();
-        store.append(second, &[started(second)], 0, traffic(0, 0)).unwrap();
-        store.append(first, std::slice::from_ref(&skipped), 1, traffic(2, 20)).unwrap();
-        store.append(first, &[], 1, traffic(3, 30)).unwrap();
-        drop(store);
-        let store = open(&folder);
-        assert_eq!(store.runs().unwrap(), [first, second], "in the order they were started");
-        assert_eq!(store.entries(first).unwrap(), [started(first), skipped]);
-        assert_eq!(store.traffic(first).unwrap(), BTreeMap::from([(0, traffic(1, 10)), (1, traffic(5, 50))]));
-        let (run, actions) = store.resume(first, Timestamp(20)).unwrap();
-        assert_eq!((run.ledger().round, actions.len()), (2, 1));
-        assert_eq!(store.entries(RunId(99)).unwrap(), []);
-    }
-
-    #[test]
-    fn the_last_merged_weights_of_a_run_are_known() {
-        let folder = TempDir::new().unwrap();
-        let run = RunId(4);
-        let mut store = open(&folder);
-        store.append(run, &[started(run)], 0, Traffic::default()).unwrap();
-        assert_eq!(store.final_weights().unwrap(), BTreeMap::new());
-        let merged = |byte| entry(9, Record::Merged(Merged { weights: Digest([byte; 32]), moments: None }));
-        store.append(run, &[merged(2), merged(3)], 1, Traffic::default()).unwrap();
-        store.append(RunId(5), &[started(RunId(5))], 0, Traffic::default()).unwrap();
-        assert_eq!(store.final_weights().unwrap(), BTreeMap::from([(run, Digest([3; 32]))]));
-    }
-
-    #[test]
-    fn commits_are_synchronised() {
-        let folder = TempDir::new().unwrap();
-        let store = open(&folder);
-        assert_eq!(store.pragma("synchronous").unwrap(), 2);
-        let mode: String = store.connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
-        assert_eq!(mode, "wal");
-    }
-
-    #[test]
-    fn another_layout_is_refused() {
-        let folder = TempDir::new().unwrap();
-        open(&folder).connection.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
-        assert!(message(&folder).contains("layout 5, this version knows 4: update Skiff"));
-        let folder = TempDir::new().unwrap();
-        open(&folder).connection.pragma_update(None, "user_version", SCHEMA_VERSION - 1).unwrap();
-        assert!(message(&folder).contains("layout 3, this version writes 4"));
-    }
-
-    #[test]
-    fn what_is_not_a_journal_is_refused_and_left_alone() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join(FILE);
-        let noise = vec![7u8; 5000];
-        std::fs::write(&path, &noise).unwrap();
-        assert!(message(&folder).contains("damaged or not a journal"), "{}", message(&folder));
-        assert_eq!(std::fs::read(&path).unwrap(), noise);
-        std::fs::remove_file(&path).unwrap();
-        Connection::open(&path).unwrap().execute_batch("CREATE TABLE recipe (name TEXT)").unwrap();
-        assert!(message(&folder).contains("belongs to another program"));
-    }
-
-    #[test]
-    fn a_torn_file_is_refused() {
-        let folder = TempDir::new().unwrap();
-        let run = RunId(1);
-        let mut store = open(&folder);
-        let many: Vec<Entry> =
-            std::iter::once(started(run)).chain((0..500).map(|at| entry(at, Record::Resumed))).collect();
-        store.append(run, &many, 0, Traffic::default()).unwrap();
-        drop(store);
-        let path = folder.path().join(FILE);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        assert!(message(&folder).contains("damaged"), "{}", message(&folder));
-    }
-
-    #[test]
-    fn a_record_that_cannot_be_read_is_named() {
-        let folder = TempDir::new().unwrap();
-        let run = RunId(1);
-        let mut store = open(&folder);
-        store.append(run, &[started(run), entry(6, Record::Resumed)], 0, Traffic::default()).unwrap();
-        store.connection.execute("UPDATE journal SET entry = x'ff' WHERE at = 1", []).unwrap();
-        let message = store.entries(run).unwrap_err().to_string();
-        assert!(message.contains("record 1 of run 0000000000000001"), "{message}");
-        store.connection.execute("DELETE FROM journal WHERE at = 0", []).unwrap();
-        store.connection.execute("UPDATE journal SET entry = (SELECT x'0101')", []).unwrap();
-        assert!(matches!(store.resume(run, Timestamp(0)), Err(StoreError::OutOfPlace { .. })));
-    }
-}
+mod tests;

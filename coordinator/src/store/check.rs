@@ -1,0 +1,160 @@
+//! Checks a state folder without a coordinator: every record, the last record's place, and every blob. Changes nothing.
+
+use super::tail::Tail;
+use super::{SqliteStore, Store as _, StoreError, Summary, tail};
+use serde::Serialize;
+use skiff_blobs::{BlobError, Blobs};
+use std::path::Path;
+
+/// What a check found.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Report {
+    /// Identity of the journal, 32 hexadecimal digits.
+    pub journal: String,
+    /// Number of records that the journal ever held.
+    pub records: u64,
+    /// Every run, oldest first.
+    pub runs: Vec<RunCheck>,
+    /// Every blob.
+    pub blobs: Vec<BlobCheck>,
+    /// Every fault, in words; empty if all is well.
+    pub faults: Vec<String>,
+    /// What is worth knowing and no fault.
+    pub notes: Vec<String>,
+}
+
+/// A run that was checked.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct RunCheck {
+    /// The run, 16 hexadecimal digits.
+    pub run: String,
+    /// Number of its records.
+    pub records: u64,
+    /// The run in a few numbers.
+    pub summary: Summary,
+    /// Damage for which it was stopped.
+    pub damage: Option<String>,
+}
+
+/// A blob that was checked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct BlobCheck {
+    /// Its name, 64 hexadecimal digits.
+    pub digest: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// True if its content is what its name says.
+    pub is_whole: bool,
+    /// What it is to the first run that names it, for instance `weights of run 00000000000000a1`; `None`: no journal ever
+    /// named it, so it stays.
+    pub name: Option<String>,
+    /// True if it stays until its run is deleted.
+    pub is_kept: bool,
+}
+
+impl Report {
+    /// Returns true if there is no fault.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.faults.is_empty()
+    }
+}
+
+/// Checks the state folder `state`, whose lock the caller holds.
+///
+/// # Errors
+/// A journal that cannot be opened at all; failures of the disk.
+pub fn check(state: &Path) -> Result<Report, StoreError> {
+    let store = SqliteStore::open_existing(state)?;
+    let blobs = Blobs::of_another(state.join("blobs"));
+    let (mut faults, mut notes) = (Vec::new(), Vec::new());
+    let runs = check_runs(&store, &mut faults)?;
+    check_place(&store, state, &mut faults)?;
+    check_owner(&store, &blobs, &mut faults)?;
+    let checked = check_blobs(&store, &blobs, &mut faults)?;
+    let missing = |weights: &str| !checked.iter().any(|blob| blob.digest == weights);
+    for RunCheck { run, summary, .. } in &runs {
+        if let Some(last) = summary.last.as_ref().filter(|last| missing(&last.weights)) {
+            faults.push(format!("the last weights of run {run}, {}, are missing", last.weights));
+        }
+        if let Some(best) =
+            summary.best.as_ref().filter(|best| missing(&best.weights) && summary.last.as_ref() != Some(*best))
+        {
+            notes.push(format!(
+                "the best weights of run {run}, {}, are not there: versions before layout 5 kept only the last ones",
+                best.weights
+            ));
+        }
+    }
+    Ok(Report { journal: store.identity(), records: store.records()?, runs, blobs: checked, faults, notes })
+}
+
+fn check_runs(store: &SqliteStore, faults: &mut Vec<String>) -> Result<Vec<RunCheck>, StoreError> {
+    let mut runs = Vec::new();
+    for row in store.runs()? {
+        let run = row.run;
+        match (&row.damage, store.journal(run)) {
+            (Some(damage), _) => faults.push(format!("run {run} was stopped: {damage}")),
+            (None, Ok(entries)) if Summary::of_entries(&entries) != row.summary => {
+                faults.push(format!("run {run}: its summary does not match its records; the next start corrects it"));
+            }
+            (None, Ok(_)) => {
+                let replayed = store.entries(run).and_then(|entries| {
+                    crate::run::Ledger::replay(&entries).map_err(|source| StoreError::OutOfPlace { run, source })
+                });
+                faults.extend(replayed.err().map(|fault| skiff_base::chain(&fault)));
+            }
+            (None, Err(fault)) if fault.is_of_one_run() => faults.push(skiff_base::chain(&fault)),
+            (None, Err(fault)) => return Err(fault),
+        }
+        let (records, summary, damage) = (row.records, row.summary, row.damage);
+        runs.push(RunCheck { run: run.to_string(), records, summary, damage });
+    }
+    Ok(runs)
+}
+
+fn check_place(store: &SqliteStore, state: &Path, faults: &mut Vec<String>) -> Result<(), StoreError> {
+    let path = state.join(tail::FILE);
+    let last = Tail::read(state).map_err(|source| StoreError::Io { attempt: "reading", path: path.clone(), source })?;
+    let records = store.records()?;
+    match last {
+        Some(last) if super::sqlite::hex(last.journal) != store.identity() => {
+            faults.push(format!("{} belongs to another journal", path.display()));
+        }
+        Some(last) if last.records > records => {
+            let (lost, run) = (last.records - records, last.run);
+            faults.push(format!("the last {lost} records are missing; the very last was of run {run}"));
+        }
+        Some(_) => {}
+        None if records > 0 => faults.push(format!("{} is missing or cannot be read", path.display())),
+        None => {}
+    }
+    Ok(())
+}
+
+fn check_owner(store: &SqliteStore, blobs: &Blobs, faults: &mut Vec<String>) -> Result<(), StoreError> {
+    if let Some(owner) = blobs.owner()?.filter(|owner| *owner != store.identity()) {
+        faults.push(format!("the blobs belong to another journal, {owner}"));
+    }
+    Ok(())
+}
+
+fn check_blobs(store: &SqliteStore, blobs: &Blobs, faults: &mut Vec<String>) -> Result<Vec<BlobCheck>, StoreError> {
+    let kept = store.kept()?;
+    let present = blobs.list()?;
+    let mut checked = Vec::new();
+    for &(digest, bytes) in &present {
+        let is_whole = match blobs.read(digest) {
+            Ok(_) => true,
+            Err(BlobError::Corrupt { .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        let name = store.name_of(digest)?.map(|(run, kind)| format!("{kind} of run {run}"));
+        if !is_whole {
+            let of = name.as_deref().unwrap_or("named by no run");
+            faults.push(format!("blob {digest} ({of}) is damaged: its content does not match its name"));
+        }
+        checked.push(BlobCheck { digest: digest.to_string(), bytes, is_whole, name, is_kept: kept.contains(&digest) });
+    }
+    Ok(checked)
+}

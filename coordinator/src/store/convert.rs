@@ -1,0 +1,175 @@
+//! Translates records between the engine's types and the journal's.
+
+use super::journal::{self, RecordFault};
+use crate::run::configurator::Choice;
+use crate::run::sharing::{Group, Policy, Share, Sharing};
+use crate::run::{Assignment, Entry, Evaluation, Merged, Record, Start};
+use skiff_protocol::messages::{Probe, SharingPlan, TrainReport};
+
+impl From<&Entry> for journal::Entry {
+    fn from(entry: &Entry) -> Self {
+        Self { at_ms: entry.at_ms, record: (&entry.record).into() }
+    }
+}
+
+impl TryFrom<journal::Entry> for Entry {
+    type Error = RecordFault;
+
+    fn try_from(entry: journal::Entry) -> Result<Self, RecordFault> {
+        Ok(Self { at_ms: entry.at_ms, record: entry.record.try_into()? })
+    }
+}
+
+impl From<&Record> for journal::Record {
+    fn from(record: &Record) -> Self {
+        match record.clone() {
+            Record::RunStarted(Start { run, settings, layers, pack, schema, weights }) => {
+                let settings = serde_json::to_string(&*settings).expect("settings are plain values with text keys");
+                Self::RunStarted(journal::Start { run, settings, layers, pack, schema, weights })
+            }
+            Record::Resumed => Self::Resumed,
+            Record::TrainingStarted { epoch, assignments } => {
+                let assignments = assignments.into_iter().map(|(device, order)| (device, order.into())).collect();
+                Self::TrainingStarted { epoch, assignments }
+            }
+            Record::UpdateStored { device, update, report, distance } => {
+                Self::UpdateStored { device, update, report: report.into(), distance }
+            }
+            Record::DeviceOut { device, reason } => Self::DeviceOut { device, reason },
+            Record::Collected => Self::Collected,
+            Record::Merged(Merged { weights, moments }) => Self::Merged { weights, moments },
+            Record::Skipped { reason } => Self::Skipped { reason },
+            Record::EvaluationStarted { epoch, examples } => Self::EvaluationStarted { epoch, examples },
+            Record::Evaluated(Evaluation { devices, examples, correct, loss_sum }) => {
+                Self::Evaluated { devices, examples, correct, loss_sum }
+            }
+            Record::RunEnded { stopped } => Self::RunEnded { stopped },
+            Record::PolicySet(policy) => Self::PolicySet(policy.into()),
+        }
+    }
+}
+
+impl TryFrom<journal::Record> for Record {
+    type Error = RecordFault;
+
+    fn try_from(record: journal::Record) -> Result<Self, RecordFault> {
+        Ok(match record {
+            journal::Record::RunStarted(journal::Start { run, settings, layers, pack, schema, weights }) => {
+                let settings = serde_json::from_str(&settings);
+                let settings = settings.map_err(|error| RecordFault::Unreadable(error.to_string()))?;
+                Self::RunStarted(Start { run, settings, layers, pack, schema, weights })
+            }
+            journal::Record::Resumed => Self::Resumed,
+            journal::Record::TrainingStarted { epoch, assignments } => {
+                let assignments = assignments.into_iter().map(|(device, order)| (device, order.into())).collect();
+                Self::TrainingStarted { epoch, assignments }
+            }
+            journal::Record::UpdateStored { device, update, report, distance } => {
+                Self::UpdateStored { device, update, report: report.into(), distance }
+            }
+            journal::Record::DeviceOut { device, reason } => Self::DeviceOut { device, reason },
+            journal::Record::Collected => Self::Collected,
+            journal::Record::Merged { weights, moments } => Self::Merged(Merged { weights, moments }),
+            journal::Record::Skipped { reason } => Self::Skipped { reason },
+            journal::Record::EvaluationStarted { epoch, examples } => Self::EvaluationStarted { epoch, examples },
+            journal::Record::Evaluated { devices, examples, correct, loss_sum } => {
+                Self::Evaluated(Evaluation { devices, examples, correct, loss_sum })
+            }
+            journal::Record::RunEnded { stopped } => Self::RunEnded { stopped },
+            journal::Record::PolicySet(policy) => Self::PolicySet(policy.into()),
+        })
+    }
+}
+
+/// Writes both directions between two types with the same fields.
+macro_rules! same_fields {
+    ($one:path, $other:path, { $($field:ident),+ }) => {
+        impl From<$one> for $other {
+            fn from(value: $one) -> Self {
+                Self { $($field: same_fields!(@ value, $field)),+ }
+            }
+        }
+        impl From<$other> for $one {
+            fn from(value: $other) -> Self {
+                Self { $($field: same_fields!(@ value, $field)),+ }
+            }
+        }
+    };
+    (@ $value:ident, choice) => { $value.choice.into() };
+    (@ $value:ident, share) => { $value.share.into() };
+    (@ $value:ident, plan) => { $value.plan.into() };
+    (@ $value:ident, probe) => { $value.probe.map(Into::into) };
+    (@ $value:ident, $field:ident) => { $value.$field };
+}
+
+same_fields!(Assignment, journal::Assignment, { choice, share });
+same_fields!(Choice, journal::Choice, { rates, most_active, arm, class, explores, probe_examples, reason });
+same_fields!(Share, journal::Share, { group, plan, rank });
+same_fields!(Probe, journal::Probe, { examples, loss_before, loss_after, correct_before, correct_after });
+same_fields!(TrainReport, journal::Report, {
+    examples, tokens, steps, mean_loss, shared_layers, importance, mean_active_layers, train_ms, step_ms, peak_rss_bytes, probe
+});
+
+impl From<SharingPlan> for journal::Plan {
+    fn from(plan: SharingPlan) -> Self {
+        match plan {
+            SharingPlan::All => Self::All,
+            SharingPlan::LeastImportant { k } => Self::LeastImportant { k },
+            SharingPlan::MostImportant { k } => Self::MostImportant { k },
+            SharingPlan::Fixed { layers } => Self::Fixed { layers },
+        }
+    }
+}
+
+impl From<journal::Plan> for SharingPlan {
+    fn from(plan: journal::Plan) -> Self {
+        match plan {
+            journal::Plan::All => Self::All,
+            journal::Plan::LeastImportant { k } => Self::LeastImportant { k },
+            journal::Plan::MostImportant { k } => Self::MostImportant { k },
+            journal::Plan::Fixed { layers } => Self::Fixed { layers },
+        }
+    }
+}
+
+impl From<Sharing> for journal::Sharing {
+    fn from(sharing: Sharing) -> Self {
+        match sharing {
+            Sharing::All => Self::All,
+            Sharing::LeastImportant(k) => Self::LeastImportant(k),
+            Sharing::MostImportant(k) => Self::MostImportant(k),
+            Sharing::Layers(layers) => Self::Layers(layers),
+        }
+    }
+}
+
+impl From<journal::Sharing> for Sharing {
+    fn from(sharing: journal::Sharing) -> Self {
+        match sharing {
+            journal::Sharing::All => Self::All,
+            journal::Sharing::LeastImportant(k) => Self::LeastImportant(k),
+            journal::Sharing::MostImportant(k) => Self::MostImportant(k),
+            journal::Sharing::Layers(layers) => Self::Layers(layers),
+        }
+    }
+}
+
+impl From<Policy> for journal::Policy {
+    fn from(Policy { sharing, groups }: Policy) -> Self {
+        let group = |Group { name, class, region, labels, sharing, rank }| {
+            let sharing = sharing.map(Into::into);
+            journal::Group { name, class, region, labels, sharing, rank }
+        };
+        Self { sharing: sharing.into(), groups: groups.into_iter().map(group).collect() }
+    }
+}
+
+impl From<journal::Policy> for Policy {
+    fn from(journal::Policy { sharing, groups }: journal::Policy) -> Self {
+        let group = |journal::Group { name, class, region, labels, sharing, rank }| {
+            let sharing = sharing.map(Into::into);
+            Group { name, class, region, labels, sharing, rank }
+        };
+        Self { sharing: sharing.into(), groups: groups.into_iter().map(group).collect() }
+    }
+}

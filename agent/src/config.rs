@@ -1,7 +1,7 @@
-//! What an operator can set, and the validated types that the rest of the agent receives.
+//! The operator's settings, and the validated types that the rest of the agent receives.
 //!
 //! A setting is taken from the first place that has it: the flag, the environment (`SKIFF_…`), `agent.toml`, the
-//! default. Relative paths in `agent.toml` start at the file's own folder. A key the file should not have is an error.
+//! default. Relative paths in `agent.toml` start at the file's own folder. An unknown key is an error.
 //!
 //! ```toml
 //! broker = "mqtts://broker.example"
@@ -22,29 +22,29 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The settings as they are written: every one may be left out.
+/// The settings as they are written. Every setting is optional.
 #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// The broker: mqtt://HOST:PORT or mqtts://HOST:PORT, where the port may be left out [default: mqtt://localhost]
+    /// The broker: mqtt://HOST:PORT or mqtts://HOST:PORT; :PORT is optional [default: mqtt://localhost]
     #[arg(long, env = "SKIFF_BROKER", value_name = "URL", help_heading = "Broker")]
     pub broker: Option<String>,
-    /// User name at the broker [default: the device's name, where a password is set]
+    /// User name at the broker [default: the device's name if a password is set]
     #[arg(long, env = "SKIFF_USER", value_name = "NAME", help_heading = "Broker")]
     pub user: Option<String>,
-    /// Password at the broker; better kept in a file, since others can read a process's flags
+    /// Password at the broker; prefer --password-file, since other users can read a process's flags
     #[arg(long, env = "SKIFF_PASSWORD", value_name = "TEXT", hide_env_values = true, help_heading = "Broker")]
     pub password: Option<Secret>,
     /// File whose first line is the password
     #[arg(long, env = "SKIFF_PASSWORD_FILE", value_name = "FILE", help_heading = "Broker")]
     pub password_file: Option<PathBuf>,
-    /// Certificates (PEM) that sign the broker's [default: the system's]
+    /// Certificate authorities (PEM) for the broker's certificate [default: the system's]
     #[arg(long, env = "SKIFF_CA_FILE", value_name = "FILE", help_heading = "Broker")]
     pub ca_file: Option<PathBuf>,
-    /// The device's own certificate (PEM), where the broker asks for one
+    /// The device's own certificate (PEM), if the broker requires one
     #[arg(long, env = "SKIFF_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Broker")]
     pub client_cert_file: Option<PathBuf>,
-    /// The key of that certificate (PEM)
+    /// Private key of the device's certificate (PEM)
     #[arg(long, env = "SKIFF_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Broker")]
     pub client_key_file: Option<PathBuf>,
 
@@ -54,10 +54,10 @@ pub struct Settings {
     /// This device's name in the fleet [default: the host's name]
     #[arg(long, env = "SKIFF_DEVICE", value_name = "NAME", help_heading = "Fleet")]
     pub device: Option<String>,
-    /// The coordinator's public key, 64 hexadecimal digits: only what it signed is obeyed
+    /// The coordinator's public key, 64 hexadecimal digits; the agent obeys only commands signed with it
     #[arg(long, env = "SKIFF_COORDINATOR_KEY", value_name = "HEX", help_heading = "Fleet")]
     pub coordinator_key: Option<String>,
-    /// Obey whoever can write to the broker; only for a broker that nobody else reaches [default: false]
+    /// Obey unsigned commands; only for a broker that nobody else can reach [default: false]
     #[arg(
         long,
         env = "SKIFF_ALLOW_UNSIGNED",
@@ -77,47 +77,47 @@ pub struct Settings {
     /// Examples to evaluate on
     #[arg(long, env = "SKIFF_TEST", value_name = "FILE", help_heading = "Training")]
     pub test: Option<PathBuf>,
-    /// Threads of the training; 0 takes one for each core [default: 0]
+    /// Number of training threads; 0 means one for each core [default: 0]
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
-    /// The most memory that the agent may have resident, for instance 300MB: each step is done the fastest way that stays below
-    /// [default: three quarters of the machine's]
+    /// Memory limit of agent and worker together, for example 300MB; each step runs in the fastest way that stays below
+    /// [default: three quarters of the machine's memory]
     #[arg(long, env = "SKIFF_MEMORY", value_name = "SIZE", help_heading = "Training")]
     pub memory: Option<String>,
-    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack [default: cpu]
+    /// Execution provider, if ONNX Runtime's library has it: cpu, cuda, xnnpack [default: cpu]
     #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", help_heading = "Training")]
     pub provider: Option<String>,
     /// ONNX Runtime's shared library [default: beside the executable, then in the system's library folders]
     #[arg(long, env = "SKIFF_ONNXRUNTIME", value_name = "FILE", help_heading = "Training")]
     pub onnxruntime: Option<PathBuf>,
-    /// Layers that are never skipped, whatever rates the coordinator sends: 0,11
+    /// Layers that are never skipped, even if the coordinator's dropout rates say so: 0,11
     #[arg(long, env = "SKIFF_PROTECTED", value_name = "LAYERS", value_delimiter = ',', help_heading = "Training")]
     pub protected: Option<Vec<u32>>,
 
-    /// The kind of device, jetson-nx for instance: those of one class share what is learned about dropout rates
+    /// Kind of device, for example jetson-nx; devices of one class share what the fleet learns about dropout rates
     #[arg(long, env = "SKIFF_CLASS", value_name = "NAME", help_heading = "Device")]
     pub class: Option<String>,
-    /// Where it is; groups of a sharing policy go by it
+    /// Location; sharing policies can group devices by it
     #[arg(long, env = "SKIFF_REGION", value_name = "NAME", help_heading = "Device")]
     pub region: Option<String>,
-    /// Anything else that groups go by: lab,fan
+    /// Labels by which sharing policies can group devices: lab,fan
     #[arg(long, env = "SKIFF_LABELS", value_name = "LABELS", value_delimiter = ',', help_heading = "Device")]
     pub labels: Option<Vec<String>>,
-    /// Folder for what must survive a restart; made if missing [default: /var/lib/skiff-agent]
+    /// Folder for everything that must survive a restart; created if missing [default: /var/lib/skiff-agent]
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR", help_heading = "Device")]
     pub state: Option<PathBuf>,
-    /// Seconds from one telemetry sample to the next, 1 to 3600 [default: 5]
+    /// Seconds between telemetry samples, 1 to 3600 [default: 5]
     #[arg(long, env = "SKIFF_TELEMETRY_SECONDS", value_name = "N", help_heading = "Device")]
     pub telemetry_seconds: Option<u64>,
 }
 
-/// A text that no log shows.
+/// A text that never appears in a log.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself.
+    /// Returns the text.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -142,55 +142,55 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Everything the agent needs to know, checked.
+/// The checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The fleet.
+    /// Name of the fleet.
     pub fleet: FleetId,
-    /// This device.
+    /// Name of this device.
     pub device: DeviceId,
-    /// The way to the broker.
+    /// Address and credentials of the broker.
     pub broker: Broker,
-    /// Whose commands are obeyed.
+    /// The sender whose commands are obeyed.
     pub trust: Trust,
-    /// What is trained, on what, with what.
+    /// The pack, the examples and the resources of a training.
     pub training: Training,
     /// The state folder.
     pub state: PathBuf,
-    /// From one telemetry sample to the next.
+    /// Time between telemetry samples.
     pub telemetry_interval: Duration,
 }
 
-/// The way to the broker; `skiff-link` checks it.
+/// Address and credentials of the broker; `skiff-link` checks them.
 #[derive(Clone)]
 pub struct Broker {
-    /// `mqtt://` or `mqtts://`.
+    /// Address: `mqtt://` or `mqtts://`.
     pub url: String,
     /// User name.
     pub user: Option<String>,
     /// Password.
     pub password: Option<Secret>,
-    /// Certificates that sign the broker's.
+    /// Certificate authorities for the broker's certificate.
     pub ca_file: Option<PathBuf>,
     /// The device's own certificate.
     pub client_cert_file: Option<PathBuf>,
-    /// Its key.
+    /// Private key of the device's certificate.
     pub client_key_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for Broker {
-    /// Without the URL, which may hold a password.
+    /// Leaves the URL out, which may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker").field("user", &self.user).field("ca_file", &self.ca_file).finish_non_exhaustive()
     }
 }
 
-/// Whose commands are obeyed.
+/// The sender whose commands are obeyed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Trust {
     /// The holder of this key.
     Key(Verifier),
-    /// Whoever can write to the broker.
+    /// Everybody who can write to the broker.
     Anybody,
 }
 
@@ -203,7 +203,7 @@ impl Config {
     }
 }
 
-/// Why the settings are no configuration.
+/// A reason for which the settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that a setting names cannot be read.
@@ -211,33 +211,33 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Not TOML, or not our keys; the cause says line, column and key.
+    /// The file is not TOML or has unknown keys; the cause names line, column and key.
     #[error("reading the settings in {path}", path = path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The parser's error.
         source: Box<toml::de::Error>,
     },
-    /// Something without a default.
+    /// A setting without a default is missing.
     #[error("{setting} is not set: {remedy}")]
     Missing {
         /// Its name in `agent.toml`.
         setting: &'static str,
-        /// What to write.
+        /// The remedy: what to write.
         remedy: &'static str,
     },
-    /// A value that cannot be.
+    /// A value is not allowed.
     #[error("{setting} = {found:?}: {expected}")]
     Invalid {
         /// Its name in `agent.toml`.
         setting: &'static str,
-        /// What is there.
+        /// The value.
         found: String,
-        /// What could be.
+        /// The allowed values.
         expected: &'static str,
     },
 }
@@ -264,10 +264,10 @@ impl Settings {
         Ok(settings)
     }
 
-    /// These settings, and `others` where these say nothing.
+    /// Returns these settings, completed with `others`.
     #[must_use]
     pub fn or(self, others: Self) -> Self {
-        // A password is one setting with two spellings: whoever sets either has set it.
+        // Password and password file are one setting: a set one replaces both of `others`.
         let has_password = self.password.is_some() || self.password_file.is_some();
         let (password, password_file) =
             if has_password { (self.password, self.password_file) } else { (others.password, others.password_file) };
@@ -302,7 +302,7 @@ impl Settings {
     /// Checks the settings; `host` is the default of the device's name.
     ///
     /// # Errors
-    /// [`ConfigError`] names the setting and what it could be.
+    /// [`ConfigError`] names the setting and its allowed values.
     pub fn check(self, host: Option<&str>) -> Result<Config, ConfigError> {
         self.check_paths()?;
         let device = device_name(self.device.as_deref(), host)?;
@@ -367,7 +367,7 @@ fn device_name(set: Option<&str>, host: Option<&str>) -> Result<DeviceId, Config
     }
     host.and_then(|host| host.split('.').next()).and_then(|name| name.parse().ok()).ok_or(ConfigError::Missing {
         setting: "device",
-        remedy: "name this device (the host's name cannot serve), for instance device = \"kitchen\"",
+        remedy: "name this device (the host's name has other characters than A-Z a-z 0-9 _ -), for example device = \"kitchen\"",
     })
 }
 
@@ -394,12 +394,11 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         None => Provider::default(),
         Some(name) => name.parse().map_err(|_| invalid("provider", name, "cpu, cuda or xnnpack"))?,
     };
-    let size =
-        |text: &String| text.parse().map_err(|_| invalid("memory", text, "a size, for instance 300MB or 1.5GiB"));
+    let size = |text: &String| text.parse().map_err(|_| invalid("memory", text, "a size, for example 300MB or 1.5GiB"));
     Ok(Training {
         pack: settings.pack.clone().ok_or(ConfigError::Missing {
             setting: "pack",
-            remedy: "name the folder that `skiff-pack build` made, for instance pack = \"/opt/skiff/minilm\"",
+            remedy: "name the folder that `skiff-pack build` made, for example pack = \"/opt/skiff/minilm\"",
         })?,
         train: settings.train.clone(),
         test: settings.test.clone(),
@@ -437,7 +436,7 @@ fn broker(settings: Settings, device: &DeviceId) -> Result<Broker, ConfigError> 
         }
         (None, None) => None,
     };
-    // By the access list that we ship, a device's user name is its own.
+    // The access list that we ship expects the device's name as user name.
     let nameless = password.is_some() && !url.contains('@');
     Ok(Broker {
         user: settings.user.or_else(|| nameless.then(|| device.to_string())),

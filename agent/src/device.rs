@@ -1,4 +1,4 @@
-//! What the device has for a fleet.
+//! The device's offer to a fleet: its pack, its examples, its machine.
 
 use crate::participant::Profile;
 use crate::telemetry::machine;
@@ -7,7 +7,7 @@ use skiff_contract::{Inventory, Training};
 use skiff_protocol::BootId;
 use skiff_protocol::messages::Birth;
 
-/// What the fleet is told of this device.
+/// Returns the profile that the fleet receives from this device.
 ///
 /// # Errors
 /// The settings protect layers that the pack does not have.
@@ -33,10 +33,10 @@ pub fn profile(training: &Training, inventory: &Inventory, boot: BootId) -> anyh
     })
 }
 
-/// 64 random bits for a new life of the agent.
+/// Draws 64 random bits that identify a start of the agent.
 ///
 /// # Errors
-/// Where the system has none to give.
+/// The system has no random numbers.
 pub fn new_boot() -> anyhow::Result<BootId> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).context("drawing a boot id from the system's random numbers")?;

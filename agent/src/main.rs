@@ -1,4 +1,4 @@
-//! `skiff-agent`: reads the command line, runs a verb, says once what went wrong.
+//! `skiff-agent`: reads the command line, runs a verb, and prints an error once.
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Where settings are looked for without --config.
+/// The settings file without --config.
 const USUAL_CONFIG: &str = "/etc/skiff/agent.toml";
 const FAILED: u8 = 1;
 const BAD_SETTINGS: u8 = 2;
@@ -24,7 +24,7 @@ const BAD_SETTINGS: u8 = 2;
         skiff-agent train --pack minilm.pack --train train.csv --test test.csv   train alone, to see how fast it is\n  \
         skiff-agent doctor --config agent.toml                                   see whether a fleet can be joined\n  \
         skiff-agent run --config agent.toml                                      join it\n\n\
-        A flag wins over its environment variable, that over agent.toml, that over the default.\n\
+        Precedence: flag, environment variable, agent.toml, default.\n\
         SKIFF_LOG=debug shows more (error, warn, info, debug, trace; or filters such as info,skiff_link=debug).\n\n\
         Exit status: 0 done or stopped in order; 1 failed, or doctor found something broken; 2 wrong usage or settings."
 )]
@@ -35,12 +35,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Joins a fleet: connects, reports, trains when told, until SIGTERM or Ctrl-C
+    /// Joins a fleet: connects, reports and trains on command, until SIGTERM or Ctrl-C
     #[command(after_help = "Example:\n  skiff-agent run --config agent.toml\n  \
         skiff-agent run --broker mqtts://broker.example --device kitchen --password-file secret \\\n      \
         --coordinator-key 7c3f… --pack minilm.pack --train train.csv --test test.csv --state state")]
     Run(FleetArguments),
-    /// Trains on local files, without a fleet, and says how fast and how well
+    /// Trains on local files, without a fleet, and prints speed and accuracy
     #[command(disable_help_flag = true)]
     Train(HandedOver),
     /// Times training steps on random tokens: seconds, share of the machine's peak, memory
@@ -54,7 +54,7 @@ enum Verb {
     Doctor(FleetArguments),
 }
 
-/// Arguments that `skiff-worker` reads: whatever trains is in that program.
+/// Arguments that `skiff-worker` reads: everything that trains is in that program.
 #[derive(Args)]
 struct HandedOver {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -63,7 +63,7 @@ struct HandedOver {
 
 #[derive(Args)]
 struct FleetArguments {
-    /// Settings file [default: /etc/skiff/agent.toml, where there is one]
+    /// Settings file [default: /etc/skiff/agent.toml, if it exists]
     #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Becomes the program that trains, with this one's arguments.
+/// Turns this process into the worker's program, with the same arguments.
 fn hand_over() -> anyhow::Error {
     match Program::beside_this().context("finding this program's folder") {
         Ok(program) => program.become_it(std::env::args_os().skip(1)),
@@ -105,7 +105,7 @@ fn fleet(arguments: &FleetArguments, verb: impl Fn(&Config) -> anyhow::Result<bo
         let parent = rustix::process::getppid();
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .context("asking for a signal at the parent's end")?;
-        // No signal comes for a parent that ended before it was asked for.
+        // If the parent ended before the line above, there will be no signal.
         if rustix::process::getppid() != parent {
             bail!("the parent process has ended");
         }

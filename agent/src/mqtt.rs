@@ -1,7 +1,7 @@
-//! Between bytes on topics and the engine's events and messages; the connection itself is `skiff-link`'s.
+//! Translates between bytes on topics and the engine's events and messages. The connection itself is in `skiff-link`.
 //!
-//! What cannot be read, is not signed by the coordinator or came on a topic where it does not belong is refused: counted by
-//! a label, and logged once for each label and minute.
+//! A message is refused if it cannot be read, is not signed by the coordinator, or does not belong on its topic. Refusals are
+//! counted by label, and logged once for each label and minute.
 
 use crate::config::{Config, Trust};
 use crate::participant::Event;
@@ -15,12 +15,12 @@ use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// From one log line of a refusal to the next of its label.
+/// Time between two log lines about refusals with one label, in milliseconds.
 const QUIET_MS: u64 = 60_000;
-/// Publications that wait for the link before more are dropped.
+/// Number of publications that may wait for the link. More are dropped.
 const OUTBOX: usize = 256;
 
-/// What the link is given for this device: its subscriptions, and a last will that says it is gone.
+/// Returns the link's settings for this device, with its subscriptions and a last will that announces its end.
 #[must_use]
 pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
     let broker = config.broker.clone();
@@ -38,7 +38,7 @@ pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
     }
 }
 
-/// Reads what comes and writes what goes.
+/// Reads incoming messages and writes outgoing ones.
 #[derive(Debug)]
 pub struct Desk {
     fleet: FleetId,
@@ -54,7 +54,7 @@ struct Refused {
 }
 
 impl Desk {
-    /// The desk of the device that `config` names.
+    /// Returns the desk of the device that `config` names.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let verifier = match &config.trust {
@@ -64,7 +64,7 @@ impl Desk {
         Self { fleet: config.fleet.clone(), device: config.device.clone(), verifier, refused: BTreeMap::new() }
     }
 
-    /// What a publication means to the engine; `None` where it was refused.
+    /// Returns the event for the engine, or `None` if the message is refused.
     pub fn read(&mut self, topic: &str, payload: &[u8], now: Timestamp) -> Option<Event> {
         let Some(place) = Topic::parse(&self.fleet, topic) else {
             self.refuse("topic", topic, "the topic is not one of Skiff's", now);
@@ -89,7 +89,7 @@ impl Desk {
         }
     }
 
-    /// The labels under which messages were refused.
+    /// Returns the labels of all refusals so far.
     pub fn labels(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.refused.keys().copied()
     }
@@ -103,10 +103,10 @@ impl Desk {
         }
     }
 
-    /// A birth, farewell, telemetry or answer on this device's topic for it.
+    /// Returns the publication of a birth, a farewell, telemetry or an answer on this device's topic.
     ///
     /// # Panics
-    /// For what a device does not say.
+    /// For messages that only the coordinator sends.
     #[must_use]
     pub fn publication(&self, message: Message) -> Publication {
         let device = self.device.clone();
@@ -122,7 +122,7 @@ impl Desk {
         Publication { payload: seal(&message, &topic, None), topic, qos, retain }
     }
 
-    /// A message of a transfer on this device's topic for it.
+    /// Returns the publication of a transfer's message on the transfer's topic.
     #[must_use]
     pub fn transfer(&self, id: TransferId, message: TransferMessage) -> Publication {
         let topic = Topic::UpTransfer(self.device.clone(), id).text(&self.fleet);
@@ -131,7 +131,7 @@ impl Desk {
     }
 }
 
-/// Takes publications without waiting, and hands them to the link as it can take them.
+/// Accepts publications without waiting, and passes them on at the link's pace.
 #[derive(Debug)]
 pub struct Outbox {
     sender: mpsc::Sender<Publication>,
@@ -139,7 +139,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Starts to carry, in a task of the current tokio runtime.
+    /// Starts the task that passes publications on, in the current tokio runtime.
     #[must_use]
     pub fn new(link: Link) -> Self {
         let (sender, mut waiting) = mpsc::channel::<Publication>(OUTBOX);
@@ -159,14 +159,14 @@ impl Outbox {
         Self { sender, carrier }
     }
 
-    /// Queues a publication. A full box drops it: whatever matters is repeated until it is answered.
+    /// Queues a publication. A full box drops it: important messages are repeated until they are answered.
     pub fn put(&self, publication: Publication) {
         if let Err(error) = self.sender.try_send(publication) {
             tracing::debug!(%error, "publication dropped");
         }
     }
 
-    /// Sends what waits, then disconnects. Takes as long as [`Link::publish`] and [`Link::close`] do.
+    /// Sends everything that waits, then disconnects. Takes as long as [`Link::publish`] and [`Link::close`] do.
     pub async fn close(self) {
         drop(self.sender);
         let _ = self.carrier.await;

@@ -1,9 +1,9 @@
-//! What survives `kill -9`: the folder with the agent's [`Memory`] and its blobs.
+//! The state folder, which survives `kill -9`: the agent's [`Memory`] and its blobs.
 //!
 //! ```text
 //! {state}/lock      held while an agent runs: two agents never share a folder
-//! {state}/memory    what the agent was last told and what became of it; replaced as a whole
-//! {state}/blobs/…   global weights, the update that waits to be handed in, the layers kept personal
+//! {state}/memory    the newest command and its outcome; replaced as a whole
+//! {state}/blobs/…   global weights, the update that waits for its upload, the personal layers
 //! ```
 //! Blobs are written first, then the memory that names them: one rename moves the agent from one consistent state to the
 //! next. A memory whose digest does not match is set aside with a warning and the agent starts with none: it loses its
@@ -20,16 +20,16 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// The most that the folder's blobs may take.
+/// Limit of all blobs together, in bytes.
 const QUOTA_BYTES: u64 = 4 << 30;
-/// The largest memory file.
+/// Limit of the memory file, in bytes.
 const MAX_MEMORY_BYTES: u64 = 64 * 1024;
 const MAGIC: [u8; 8] = *b"SKIFFMEM";
 const VERSION: u32 = 1;
 const DIGEST_AT: usize = MAGIC.len() + 4;
 const BODY_AT: usize = DIGEST_AT + 32;
 
-/// The state folder, open; see the module's text.
+/// The open state folder; see the module's documentation.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
@@ -37,41 +37,41 @@ pub struct Store {
     _lock: Lock,
 }
 
-/// What an agent finds in its folder when it starts.
+/// The state that an agent finds when it starts.
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
-    /// What it remembers.
+    /// The newest command and its outcome.
     pub memory: Option<Memory>,
-    /// The blobs that are there and undamaged.
+    /// The blobs that exist and are intact.
     pub blobs: BTreeSet<Digest>,
 }
 
-/// Why the state folder cannot be used.
+/// A reason for which the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file system did not do it.
+    /// The file system refused.
     #[error("{doing} {path}", path = path.display())]
     Io {
-        /// What was attempted.
+        /// The attempt, for example `writing`.
         doing: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// Another agent runs on it.
+    /// Another agent uses the folder.
     #[error("{path} is in use: another skiff-agent runs with this state folder; stop it, or give each its own", path = path.display())]
     InUse {
         /// The folder.
         path: PathBuf,
     },
-    /// Not written by an agent.
+    /// The file was not written by an agent.
     #[error("{path} is not the memory of a skiff-agent: move it away, or choose another state folder", path = path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
-    /// Written by another version.
+    /// The file has the format of another version.
     #[error("{path} has format {found}, this agent reads {VERSION}: use the agent that wrote it, or move it away", path = path.display())]
     Version {
         /// The file.
@@ -79,18 +79,18 @@ pub enum StoreError {
         /// Its format.
         found: u32,
     },
-    /// The blobs.
+    /// The blobs cannot be used.
     #[error("using the blobs of the state folder")]
     Blobs(#[from] BlobError),
 }
 
 impl Store {
-    /// Opens the folder, made where it is missing (readable by its owner only), and recovers what it holds.
+    /// Opens the folder and recovers its contents. A missing folder is created, readable by its owner only.
     ///
-    /// Damaged blobs, and those that the memory does not name, are removed.
+    /// Removes damaged blobs and blobs that the memory does not name.
     ///
     /// # Errors
-    /// Every [`StoreError`] but a torn memory, which is set aside.
+    /// Every [`StoreError`]. A torn memory is none: it is set aside.
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
         let lock = lock(folder)?;
         let memory = read_memory(&folder.join("memory"))?;
@@ -104,7 +104,7 @@ impl Store {
                 Ok(_) => drop(recovered.blobs.insert(digest)),
                 Err(BlobError::Missing { .. }) => {}
                 Err(error @ BlobError::Corrupt { .. }) => {
-                    tracing::warn!(%error, "removing it");
+                    tracing::warn!(%error, "removing a damaged blob");
                     store.blobs.remove(digest)?;
                 }
                 Err(error) => return Err(error.into()),
@@ -113,10 +113,10 @@ impl Store {
         Ok((store, recovered))
     }
 
-    /// Replaces the memory: once this returns, a restart finds it. Blobs it does not name are removed.
+    /// Replaces the memory, so that a restart finds it, and removes blobs that it does not name.
     ///
     /// # Errors
-    /// [`StoreError::Io`]: the memory before still holds.
+    /// [`StoreError::Io`]: the old memory is still there.
     pub fn remember(&self, memory: &Memory) -> Result<(), StoreError> {
         let path = self.folder.join("memory");
         replace(&path, &encode(memory), Access::Owner).map_err(|source| StoreError::Io {
@@ -125,12 +125,12 @@ impl Store {
             source,
         })?;
         if let Err(error) = self.keep_only(&memory.blobs()) {
-            tracing::warn!(error = %skiff_base::chain(&error), "blobs that nobody needs stay");
+            tracing::warn!(error = %skiff_base::chain(&error), "blobs that are not needed any more could not be removed");
         }
         Ok(())
     }
 
-    /// The blobs; threads may share them.
+    /// Returns the blobs. Threads may share them.
     #[must_use]
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
@@ -170,7 +170,7 @@ fn lock(folder: &Path) -> Result<Lock, StoreError> {
     })
 }
 
-/// What is wrong with the bytes of a memory file.
+/// A fault in the bytes of a memory file.
 enum Flaw {
     Foreign,
     Version(u32),

@@ -1,6 +1,6 @@
-//! Tells systemd, where it started the agent, that the agent is ready, alive, and stopping.
+//! Tells systemd that the agent is ready, alive, or stopping, if systemd started it.
 //!
-//! The protocol is `sd_notify(3)`: a line a datagram, sent to the socket that `NOTIFY_SOCKET` names. A watchdog that hears nothing for
+//! The protocol is `sd_notify(3)`: one datagram a line, to the socket that `NOTIFY_SOCKET` names. A watchdog that hears nothing for
 //! `WATCHDOG_USEC` restarts the service (`sd_watchdog_enabled(3)`). Without those variables nothing is sent.
 
 use std::ffi::OsStr;
@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// What started the agent, if it wants to be told how the agent fares.
+/// The service manager that started the agent, if it asked for messages.
 #[derive(Debug, Default)]
 pub struct Supervisor {
     socket: Option<UnixDatagram>,
@@ -17,7 +17,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// The one that the environment names, for this process `pid`. An address that cannot be reached is said in the log, and is none.
+    /// Returns the supervisor that the environment names, for this process `pid`. If its address cannot be reached, a log line says so
+    /// and nothing is sent.
     #[must_use]
     pub fn of_environment(pid: u32) -> Self {
         let variable = |name: &str| std::env::var_os(name);
@@ -34,29 +35,29 @@ impl Supervisor {
                 watchdog: watchdog_usec.filter(|usec| *usec > 0).map(Duration::from_micros),
             },
             Err(error) => {
-                tracing::warn!(%error, "NOTIFY_SOCKET cannot be reached: the supervisor is not told how the agent fares");
+                tracing::warn!(%error, "NOTIFY_SOCKET cannot be reached: systemd will not know whether the agent is alive");
                 Self::default()
             }
         }
     }
 
-    /// How often [`Self::alive`] is due: half of what the watchdog waits.
+    /// Returns the time between two calls of [`Self::alive`]: half of the watchdog's patience.
     #[must_use]
     pub fn interval(&self) -> Option<Duration> {
         self.watchdog.map(|patience| patience / 2)
     }
 
-    /// The agent has started.
+    /// Reports that the agent has started.
     pub fn ready(&self) {
         self.tell("READY=1");
     }
 
-    /// The agent is not stuck.
+    /// Reports that the agent is not stuck.
     pub fn alive(&self) {
         self.tell("WATCHDOG=1");
     }
 
-    /// The agent stops.
+    /// Reports that the agent stops.
     pub fn stopping(&self) {
         self.tell("STOPPING=1");
     }
@@ -64,7 +65,7 @@ impl Supervisor {
     fn tell(&self, fact: &str) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = socket.send(fact.as_bytes()) {
-            tracing::debug!(%error, fact, "the supervisor was not told");
+            tracing::debug!(%error, fact, "the message to the supervisor was not sent");
         }
     }
 }

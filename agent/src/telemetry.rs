@@ -1,11 +1,11 @@
-//! What the device's resources are: CPU, memory, load, temperatures, and the agent's own share.
+//! The device's resources: CPU, memory, load, temperatures, and the agent's own share.
 //!
 //! Machine-wide figures come from `sysinfo`. Sensors and the agent's own figures are read from `/proc` and `/sys` under a
-//! root folder given as a parameter, so that a test can bring a device of its own. What cannot be read is left out or
-//! zero: a missing sensor is no error.
+//! root folder given as a parameter, so that a test can bring a device of its own. Figures that cannot be read are zero or
+//! left out: a missing sensor is no error.
 //!
-//! A sample taken while the broker is away waits in a bounded [`Backlog`]; the gap that a full one leaves shows in the
-//! sequence numbers.
+//! A sample taken while the broker is away waits in a bounded [`Backlog`]. If that is full, the oldest sample is dropped, and
+//! the sequence numbers show the gap.
 
 use skiff_contract::memory::{OwnMemory, own_memory, process_memory};
 use skiff_protocol::BootId;
@@ -15,18 +15,18 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The most sensors that a sample names.
+/// Number of sensors in a sample at the most.
 pub const MAX_SENSORS: usize = 16;
-/// The longest name of a sensor, in bytes.
+/// Length of a sensor's name at the most, in bytes.
 const MAX_SENSOR_NAME: usize = 64;
-/// The longest name of a system, in bytes.
+/// Length of a system's name at the most, in bytes.
 const MAX_SYSTEM_NAME: usize = 200;
-/// This process, in `/proc`.
+/// Name of this process in `/proc`.
 const SELF: &str = "self";
-/// The most that is read of one file of `/proc` or `/sys`.
+/// Number of bytes that are read of a file under `/proc` or `/sys` at the most.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 
-/// The machine under the agent.
+/// Returns the machine's architecture, system, cores and memory.
 #[must_use]
 pub fn machine() -> Machine {
     use sysinfo::System;
@@ -42,21 +42,21 @@ pub fn machine() -> Machine {
     }
 }
 
-/// Takes the samples of one life of the agent.
+/// Takes samples from the agent's start to its end.
 #[derive(Debug)]
 pub struct Sampler {
     root: PathBuf,
     boot: BootId,
     started: Timestamp,
     sequence: u64,
-    /// `None` on a system that `sysinfo` does not know.
+    /// `None` if `sysinfo` does not support the system.
     system: Option<sysinfo::System>,
     cpu: Option<(Timestamp, u64)>,
     peak_bytes: u64,
 }
 
 impl Sampler {
-    /// Begins with sequence number 0; `root` is `/` on a real device.
+    /// Returns a sampler whose first sequence number is 0. `root` is `/` on a real device.
     #[must_use]
     pub fn new(root: PathBuf, boot: BootId, now: Timestamp) -> Self {
         let mut system = sysinfo::System::new().ok();
@@ -67,7 +67,7 @@ impl Sampler {
         Self { cpu, root, boot, started: now, sequence: 0, system, peak_bytes: 0 }
     }
 
-    /// What is so at `now`; the process `worker` counts with the agent. CPU figures are means since the sample before.
+    /// Takes a sample at `now`. The process `worker` counts with the agent. CPU figures are means since the last sample.
     pub fn sample(
         &mut self,
         state: AgentState,
@@ -79,7 +79,7 @@ impl Sampler {
         let own = own_memory(&self.root);
         let worker = worker.map(|pid| pid.to_string());
         let working = worker.as_deref().map_or_else(OwnMemory::default, |pid| process_memory(&self.root, pid));
-        // Not at the same moment, perhaps: what both had at the most.
+        // An upper bound: the two peaks may have been at different times.
         self.peak_bytes = self.peak_bytes.max(own.peak_bytes.saturating_add(working.peak_bytes));
         let sequence = self.sequence;
         self.sequence += 1;
@@ -126,7 +126,7 @@ impl Sampler {
     }
 }
 
-/// What `sysinfo` says.
+/// Figures of the whole machine, from `sysinfo`.
 #[derive(Default)]
 struct MachineSample {
     cpu_percent: f32,
@@ -134,7 +134,7 @@ struct MachineSample {
     memory_available_bytes: u64,
 }
 
-/// User and system time of a process and of its children that ended, in clock ticks.
+/// Reads the user and system time of a process and of its ended children, in clock ticks.
 fn cpu_ticks(root: &Path, process: &str) -> Option<u64> {
     let stat = read(&root.join("proc").join(process).join("stat"))?;
     // The second field is the program's name in brackets and may hold anything, brackets too.
@@ -142,10 +142,10 @@ fn cpu_ticks(root: &Path, process: &str) -> Option<u64> {
     (0..4).try_fold(0_u64, |sum, _| sum.checked_add(fields.next()?.parse().ok()?))
 }
 
-/// The sensors under `root`, by name, in degrees Celsius; at most [`MAX_SENSORS`].
+/// Reads the sensors under `root`: names and degrees Celsius, at most [`MAX_SENSORS`].
 ///
-/// `hwmon` chips come first. A thermal zone is left out where a chip of its name has been read already, and where it is a
-/// power chip's or switched off: those report fixed numbers.
+/// `hwmon` chips come first. A thermal zone is left out if a chip of its name was read already. Zones of power chips and
+/// disabled zones are left out too, because they report fixed numbers.
 #[must_use]
 pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     let mut found: Vec<(String, f32)> = Vec::new();
@@ -176,7 +176,7 @@ pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     found
 }
 
-/// The first battery of the device under `root`; those of mice and pens are not.
+/// Reads the first battery of the device under `root`; batteries of mice and pens do not count.
 #[must_use]
 pub fn battery(root: &Path) -> Option<Battery> {
     let mut supplies: Vec<PathBuf> = std::fs::read_dir(root.join("sys/class/power_supply"))
@@ -195,7 +195,7 @@ pub fn battery(root: &Path) -> Option<Battery> {
     })
 }
 
-/// What is in `folder` and begins with `prefix`, ordered by the number that follows: 2 before 10.
+/// Lists the entries of `folder` that begin with `prefix`, ordered by the number that follows: 2 before 10.
 fn numbered(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut numbered: Vec<(u32, PathBuf)> = entries
@@ -222,7 +222,7 @@ fn read_name(path: &Path) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Millidegrees as degrees; `None` for what no sensor on a working device can say.
+/// Reads millidegrees and returns degrees; `None` if no sensor of a working device can be that hot or cold.
 fn read_celsius(path: &Path) -> Option<f32> {
     let millidegrees: i32 = read(path)?.trim().parse().ok()?;
     (-55_000..=200_000).contains(&millidegrees).then(|| millidegrees as f32 / 1000.0)

@@ -16,19 +16,19 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, timeout_at};
 
-/// How long the broker may take.
+/// Time that the broker may take to answer.
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a coordinator's retained presence may take after that.
+/// Time that the coordinator's retained presence may take after the broker's answer.
 const PRESENCE_PATIENCE: Duration = Duration::from_secs(2);
-/// Below this the state folder has little room for weights.
+/// Free bytes of the state folder below which there is a warning.
 const ROOMY_BYTES: u64 = 64 << 20;
-/// The start of 2026: this program is not older.
+/// Start of 2026. This program is newer, so an earlier clock is wrong.
 const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 
-/// Checks everything and writes a line for each to `out`. Returns whether nothing is broken.
+/// Checks everything and writes a line for each check to `out`. Returns true if nothing is broken.
 ///
 /// # Errors
-/// Where `out` cannot be written.
+/// `out` cannot be written.
 pub fn run(config: &Config, out: &mut impl Write) -> io::Result<bool> {
     let mut sound = true;
     let mut say = |name: &str, finding: Finding| {
@@ -51,7 +51,7 @@ fn broken(error: impl Into<anyhow::Error>) -> Finding {
     Finding::Broken(format!("{:#}", error.into()))
 }
 
-/// What only the worker's process can look at, and whether there is one.
+/// Has the worker's process check pack, examples and ONNX Runtime, and reports if the process cannot do so.
 fn worker(config: &Config) -> Vec<(String, Finding)> {
     let examined = Program::beside_this()
         .context("finding this program's folder")
@@ -72,7 +72,7 @@ fn state_folder(folder: &Path) -> Finding {
         ));
     }
     let free = statvfs(place).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    let text = format!("{} {}", folder.display(), if exists { "can be written" } else { "can be made" });
+    let text = format!("{} {}", folder.display(), if exists { "can be written" } else { "can be created" });
     if free < ROOMY_BYTES {
         return Finding::Doubtful(format!("{text}, but only {} MB are free there", free >> 20));
     }
@@ -97,7 +97,7 @@ fn clock() -> Finding {
 fn clock_at(now: Duration) -> Finding {
     if now < EARLIEST_NOW {
         return Finding::Broken(
-            "the clock is years behind, and TLS certificates are judged by it: timedatectl set-ntp true".to_owned(),
+            "the clock is years behind, so TLS certificates seem invalid: run timedatectl set-ntp true".to_owned(),
         );
     }
     Finding::Fine("the clock is not behind this program".to_owned())
@@ -151,10 +151,10 @@ async fn meet(config: &Config) -> Vec<(&'static str, Finding)> {
         return vec![("broker", Finding::Broken(trouble))];
     }
     let coordinator = match (online, refused) {
-        (Some(true), _) => Finding::Fine("there, and its signature is the one that is obeyed".to_owned()),
-        (Some(false), _) => Finding::Doubtful("known to the broker, but away at the moment".to_owned()),
+        (Some(true), _) => Finding::Fine("online, and its signature is valid".to_owned()),
+        (Some(false), _) => Finding::Doubtful("known to the broker, but offline at the moment".to_owned()),
         (None, true) => Finding::Broken(format!(
-            "its messages are refused ({}): compare coordinator_key with what `skiff serve` prints, and the versions",
+            "its messages are refused ({}): compare coordinator_key with the key that `skiff serve` prints, and both versions",
             desk.labels().collect::<Vec<_>>().join(", ")
         )),
         (None, false) => Finding::Doubtful("none seen in this fleet: start `skiff serve`, or check fleet".to_owned()),
@@ -177,7 +177,7 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         assert!(matches!(sensors(root.path()), Finding::Doubtful(_)));
         let state = root.path().join("a/b");
-        assert!(matches!(state_folder(&state), Finding::Fine(text) if text.ends_with("can be made")));
+        assert!(matches!(state_folder(&state), Finding::Fine(text) if text.ends_with("can be created")));
         assert!(!state.exists());
     }
 }

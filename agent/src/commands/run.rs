@@ -1,7 +1,7 @@
-//! `skiff-agent run`: connect, report, train when told, until told to stop.
+//! `skiff-agent run`: connects, reports, and trains on command, until it receives a signal to stop.
 //!
-//! One loop on one thread takes what happens (the link, the worker, the clock, signals), tells the engine, and carries out
-//! what it decides. The state folder is written in that loop, because what follows has to wait for it anyway.
+//! One loop on one thread collects events (from the link, the worker, the clock, signals), passes them to the engine, and carries
+//! out its actions. The loop also writes the state folder, because later actions have to wait for that anyway.
 
 use crate::config::Config;
 use crate::device;
@@ -26,18 +26,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
-/// The longest that the farewell may take.
+/// Time that the farewell may take.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(4);
-/// How long the worker's process stays after its last work: longer than most rounds wait for the slowest device.
+/// Time that the worker's process stays after its last work: longer than most rounds wait for the slowest device.
 const TRAINER_IDLE: Duration = Duration::from_secs(120);
-/// Reports of the worker that wait; more samples of steps are left out.
+/// Number of the worker's reports that may wait. More samples of steps are dropped.
 const REPORTS: usize = 64;
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What cannot become right by trying again: a broken pack, unreadable examples, a state folder in use, bad certificates.
-/// A broker that is away is none.
+/// Faults that do not go away by themselves: a broken pack, unreadable examples, a state folder in use, bad certificates.
+/// An unreachable broker is none.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (store, recovered) = Store::open(&config.state)?;
     let boot = device::new_boot()?;
@@ -45,7 +45,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (setup, pid) = (config.setup(), Pid::default());
     let known = pid.clone();
     let open = move || WorkerProcess::new(program.clone(), setup.clone(), known.clone());
-    // The process is gone at the end of the line, with what it had in memory.
+    // The process ends with this line, and its memory is free again.
     let inventory = open().take_inventory()?;
     let profile = device::profile(&config.training, &inventory, boot)?;
     tracing::info!(
@@ -57,7 +57,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         "agent starts"
     );
     if matches!(config.trust, crate::config::Trust::Anybody) {
-        tracing::warn!("commands are obeyed unsigned: whoever can write to the broker commands this device");
+        tracing::warn!("unsigned commands are obeyed: everybody who can write to the broker controls this device");
     }
     let participant = Participant::new(profile, recovered.memory, recovered.blobs);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
@@ -152,7 +152,7 @@ impl Agent {
                 self.send_samples();
             }
             LinkEvent::Down { reason } => {
-                tracing::warn!(reason, "no connection to the broker; the agent goes on trying");
+                tracing::warn!(reason, "no connection to the broker; the agent keeps trying");
                 self.online = false;
                 self.tell(Event::LinkDown);
             }
@@ -164,7 +164,7 @@ impl Agent {
         }
     }
 
-    /// Tells the engine, carries out what it decides, and tells it what came of that.
+    /// Passes an event to the engine, carries out its actions, and passes their results back.
     fn tell(&mut self, event: Event) {
         let state = self.participant.state();
         let mut events = VecDeque::from([event]);
@@ -224,7 +224,7 @@ impl Agent {
         let found = if blobs.contains(offer.digest) {
             Found::Whole
         } else {
-            // What cannot be listed is sent again.
+            // Chunks that cannot be listed are sent again.
             Found::Chunks(blobs.held(offer.digest, offer.total_bytes).unwrap_or_default())
         };
         Event::LookedUp { offer, found }
@@ -245,7 +245,7 @@ impl Agent {
         }
     }
 
-    /// Says goodbye. The worker's process is killed as the agent ends: what it was doing is begun anew by the next one.
+    /// Announces the agent's end. The worker's process is killed with the agent; the next agent begins its work again.
     async fn farewell(self) {
         tracing::info!("agent stops");
         let Self { outbox, desk, boot, online, .. } = self;
@@ -254,7 +254,7 @@ impl Agent {
         }
         outbox.put(desk.publication(Message::Gone(Gone { boot, clean: true })));
         if timeout(FAREWELL_PATIENCE, outbox.close()).await.is_err() {
-            tracing::warn!("the broker took too long; the agent stops without a farewell");
+            tracing::warn!("the broker took too long to accept the farewell; the agent stops without");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the engine is told, and what it wants done.
+//! The engine's inputs and outputs.
 
 use super::Memory;
 use skiff_contract::{Ticket, Trained, Work};
@@ -7,135 +7,135 @@ use skiff_protocol::codec::Message;
 use skiff_protocol::messages::{Birth, Command, EvaluationReport, Presence, WorkSample};
 use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
 
-/// What the device is; it stays so for a life of the agent.
+/// The device's properties. They stay the same until the agent restarts.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Profile {
-    /// What the fleet is told.
+    /// The message that introduces the device to the fleet.
     pub birth: Birth,
     /// Schema of the pack's trainable tensors.
     pub schema: Digest,
-    /// Layers of the pack's model.
+    /// Number of layers of the pack's model.
     pub layers: usize,
     /// Layers that are never skipped.
     pub protected: Vec<u32>,
 }
 
-/// What happened.
+/// Facts that the engine learns.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
-    /// The broker can be reached (again).
+    /// The broker can be reached.
     LinkUp,
-    /// It cannot.
+    /// The broker cannot be reached.
     LinkDown,
-    /// The coordinator's command.
+    /// A command of the coordinator.
     Command(Command),
-    /// The coordinator's presence.
+    /// A presence message of the coordinator.
     Presence(Presence),
-    /// The coordinator's part of a transfer.
+    /// A message of the coordinator about a transfer.
     Transfer {
-        /// Which.
+        /// The transfer.
         id: TransferId,
-        /// What it says.
+        /// The message.
         message: TransferMessage,
     },
     /// [`Action::LookUp`] was done.
     LookedUp {
         /// The offer.
         offer: Offer,
-        /// What is there.
+        /// The part of the payload that the store has.
         found: Found,
     },
     /// [`Action::StoreChunk`] or [`Action::Assemble`] of this payload was done, or failed.
     Fetched {
         /// The payload.
         digest: Digest,
-        /// What came of it.
+        /// The result.
         event: ReceiverEvent,
     },
     /// [`Action::Keep`] or [`Action::Remember`] failed.
     StoreFailed {
-        /// For the operator.
+        /// The reason, for the operator.
         reason: String,
     },
-    /// Work goes on.
+    /// A step of the work is done.
     Stepped {
-        /// Which.
+        /// The work.
         ticket: Ticket,
-        /// How far it is.
+        /// The progress.
         sample: WorkSample,
     },
     /// A training is done.
     Trained {
-        /// Which.
+        /// The work.
         ticket: Ticket,
-        /// What it came to.
+        /// Its product.
         trained: Trained,
     },
     /// An evaluation is done.
     Evaluated {
-        /// Which.
+        /// The work.
         ticket: Ticket,
-        /// What it found.
+        /// Its report.
         report: EvaluationReport,
     },
-    /// Work could not be done.
+    /// The work failed.
     WorkFailed {
-        /// Which.
+        /// The work.
         ticket: Ticket,
-        /// For the operator.
+        /// The reason, for the operator.
         reason: String,
     },
-    /// Time went on; see [`Participant::deadline`](super::Participant::deadline).
+    /// Time has passed; see [`Participant::deadline`](super::Participant::deadline).
     Tick,
 }
 
-/// What is to be done, in this order.
+/// Actions that the shell carries out in their order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Action {
     /// Publish a birth or an answer.
     Say(Message),
     /// Publish on the transfer's topic.
     Transfer {
-        /// Which.
+        /// The transfer.
         id: TransferId,
-        /// What to say.
+        /// The message.
         message: TransferMessage,
     },
     /// Read a chunk of a blob and publish it on the transfer's topic.
     TransferChunk {
-        /// Which transfer.
+        /// The transfer.
         id: TransferId,
-        /// Which blob.
+        /// The blob.
         digest: Digest,
-        /// Which chunk.
+        /// Index of the chunk.
         index: u32,
     },
-    /// See what the store has of this payload, then say [`Event::LookedUp`].
+    /// Look up how much of this payload the store has, then report [`Event::LookedUp`].
     LookUp(Offer),
-    /// Keep a chunk, then say [`Event::Fetched`].
+    /// Store a chunk, then report [`Event::Fetched`].
     StoreChunk {
         /// The payload.
         digest: Digest,
-        /// Its size.
+        /// The payload's size in bytes.
         total_bytes: u64,
-        /// The chunk.
+        /// Index of the chunk.
         index: u32,
         /// Its bytes.
         bytes: Vec<u8>,
     },
-    /// Make the whole of its chunks, then say [`Event::Fetched`].
+    /// Assemble the payload from its chunks, then report [`Event::Fetched`].
     Assemble {
         /// The payload.
         digest: Digest,
-        /// Its size.
+        /// The payload's size in bytes.
         total_bytes: u64,
     },
     /// Store this blob durably.
     Keep(Vec<u8>),
-    /// Replace what is remembered, durably; blobs it does not name may go.
+    /// Replace the memory durably. Blobs that it does not name may be removed.
     Remember(Memory),
-    /// Give this to the worker, which has nothing else in hand.
+    /// Begin this work. No other work is in hand.
     Start(Work),
-    /// The work in hand is not wanted any more.
+    /// Cancel the work in hand.
     Cancel,
 }

@@ -1,4 +1,4 @@
-//! What the agent must still know after `kill -9`.
+//! The facts that the agent must still know after `kill -9`.
 
 use serde::{Deserialize, Serialize};
 use skiff_contract::Personal;
@@ -6,49 +6,49 @@ use skiff_protocol::messages::{Outcome, TrainReport};
 use skiff_protocol::{Digest, RunId};
 use std::collections::BTreeSet;
 
-/// The newest command and what became of it, with the layers that the device keeps for itself.
+/// The newest command and its outcome, with the layers that the device keeps for itself.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Memory {
     /// The command's run.
     pub run: RunId,
-    /// When that run started, by the coordinator's clock.
+    /// Start of the run in milliseconds, by the coordinator's clock.
     pub started_ms: u64,
     /// The command's round.
     pub round: u32,
     /// The command's epoch.
     pub epoch: u64,
-    /// The global weights that it needs.
+    /// The global weights that the command needs.
     pub weights: Option<Digest>,
-    /// What became of it.
+    /// The command's outcome.
     pub settled: Settled,
     /// The layers that were not in the device's last update.
     pub personal: Option<Personal>,
 }
 
-/// What became of a command.
+/// The outcome of a command.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Settled {
-    /// Nothing yet: when it is repeated after a restart, it is begun again.
+    /// No outcome yet. If the command is repeated after a restart, its work begins again.
     Open,
-    /// It was answered so, and will be again.
+    /// This answer, which is given again if the command is repeated.
     Answered(Outcome),
-    /// It was trained; the update is offered whenever the command is repeated.
+    /// This update, which is offered again if the command is repeated.
     Trained(Update),
 }
 
-/// An update as it is handed in.
+/// An update for the coordinator.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Update {
-    /// Its blob: the tensors of the head and of the shared layers.
+    /// The blob with the tensors of the head and of the shared layers.
     pub blob: Digest,
-    /// The blob's size.
+    /// Size of the blob in bytes.
     pub total_bytes: u64,
-    /// What goes with it.
+    /// The report that goes with the update.
     pub report: TrainReport,
 }
 
 impl Memory {
-    /// The blobs that are needed as long as this is so.
+    /// Returns the blobs that this memory needs.
     #[must_use]
     pub fn blobs(&self) -> BTreeSet<Digest> {
         let update = match &self.settled {

@@ -1,4 +1,4 @@
-//! Decides what a device does about what it hears. Reads no clock, opens no socket, draws no number.
+//! Decides what a device does about events. Reads no clock, opens no socket, draws no number.
 //!
 //! ```text
 //!            command                   weights complete               trained
@@ -10,28 +10,28 @@
 //! ```
 //! A command of a larger epoch, or of another run, ends any phase: work in hand is cancelled.
 //!
-//! - *command* (`Resting -> Fetching | Working`): remembered first, then answered with `Accepted`. One that cannot be done
-//!   (another schema, no examples) is answered with `Refused` and changes nothing else.
+//! - *command* (`Resting -> Fetching | Working`): remembered first, then answered with `Accepted`. A command that cannot be
+//!   carried out (another schema, no examples) is answered with `Refused` and changes nothing else.
 //! - *weights complete* (`Fetching -> Working`): the blob is whole, checked and durable.
 //! - *trained* (`Working -> Offering`): the update and the layers kept personal are stored and remembered, and only then
 //!   is the update offered.
 //! - *finished, refused* (`Offering -> Resting`): the coordinator has the update, or does not want it. It stays stored until
 //!   a newer command, so that the repeated command is answered with the same update again.
-//! - *evaluated, failed, deadline* (`Fetching | Working -> Resting`): the answer is remembered, then said.
-//! - *restart*: begins in `Resting` with what is remembered. The command's repetition begins unfinished work again, and has
-//!   a stored answer or update said again. Training being a function of seed, device and round, the update is the same.
+//! - *evaluated, failed, deadline* (`Fetching | Working -> Resting`): the answer is remembered, then sent.
+//! - *restart*: begins in `Resting` with the stored memory. When the coordinator repeats the command, unfinished work begins
+//!   again, and a stored answer or update is sent again. Training is a function of seed, device and round, so the update is the
+//!   same.
 //!
 //! **Commands.** Within a run a smaller epoch is ignored, an equal one is answered again, a larger one supersedes. A
 //! command of another run supersedes, unless that run started before the newest one obeyed: then it is late and ignored.
 //! Another run's `Stop` is only answered: it has nothing to stop here.
 //!
-//! **Delivery.** Nothing is said while the link is down. When it comes up, and when a coordinator is there that was not
-//! before, the agent says its birth and its last answer again, and offers what it was offering. An offer of weights that
-//! overtakes its command waits in one slot; other weights than the command's are not answered.
+//! **Delivery.** Nothing is sent while the link is down. When it comes up, or a new coordinator appears, the agent sends its
+//! birth and its last answer again, and repeats its offer. An offer of weights that arrives before its command waits in one
+//! slot; offers of other weights than the command's are not answered.
 //!
-//! **Storing.** Actions are carried out in their order. Where one of [`Action::Keep`] and [`Action::Remember`] fails, the
-//! shell leaves the rest of that list undone and says [`Event::StoreFailed`]: the command is refused, and what was
-//! remembered before it still holds.
+//! **Storing.** Actions are carried out in their order. If [`Action::Keep`] or [`Action::Remember`] fails, the shell skips the
+//! rest of that list and reports [`Event::StoreFailed`]: the command is refused, and the memory before it still holds.
 
 mod events;
 mod memory;
@@ -62,24 +62,24 @@ enum Phase {
     Offering(Sender),
 }
 
-/// One device's part in a run; see the module's text.
+/// One device's part in a run; see the module's documentation.
 #[derive(Debug)]
 pub struct Participant {
     profile: Profile,
     phase: Phase,
     memory: Option<Memory>,
-    /// `memory` and `held` as they were before the last change: they hold again where it could not be stored.
+    /// `memory` and `held` before the last change. They hold again if the change cannot be stored.
     before: (Option<Memory>, BTreeSet<Digest>),
-    /// Weights that are whole in the store.
+    /// Blobs that are complete in the store.
     held: BTreeSet<Digest>,
-    /// Weights that were offered before anybody asked for them.
+    /// An offer of weights that arrived before its command.
     early: Option<Offer>,
     online: bool,
     coordinator: Option<BootId>,
 }
 
 impl Participant {
-    /// Begins a life of the agent with what the last one remembered, and the blobs of it that are whole.
+    /// Returns the engine of an agent that starts with this memory and these complete blobs.
     #[must_use]
     pub const fn new(profile: Profile, memory: Option<Memory>, held: BTreeSet<Digest>) -> Self {
         Self {
@@ -94,7 +94,7 @@ impl Participant {
         }
     }
 
-    /// Takes an event, at a time not before the last one's.
+    /// Takes an event and returns the actions to carry out. `now` is never earlier than in the last call.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = match event {
@@ -131,7 +131,7 @@ impl Participant {
         actions
     }
 
-    /// When to send [`Event::Tick`]; an earlier one changes nothing.
+    /// Returns the time at which to send [`Event::Tick`]; an earlier tick changes nothing.
     #[must_use]
     pub const fn deadline(&self) -> Option<Timestamp> {
         match &self.phase {
@@ -141,7 +141,7 @@ impl Participant {
         }
     }
 
-    /// What the device is doing.
+    /// Returns the device's current activity.
     #[must_use]
     pub const fn state(&self) -> AgentState {
         match &self.phase {
@@ -153,7 +153,7 @@ impl Participant {
         }
     }
 
-    /// How the work in hand goes, once it has begun.
+    /// Returns the progress of the work in hand, once there is any.
     #[must_use]
     pub const fn work(&self) -> Option<&WorkSample> {
         match &self.phase {
@@ -176,17 +176,17 @@ impl Participant {
         } else if command.order == Order::Stop {
             return vec![self.answer(command.run, command.round, command.epoch, Outcome::Stopped)];
         } else if let Some(memory) = self.memory.as_ref().filter(|memory| command.started_ms < memory.started_ms) {
-            tracing::warn!(run = %command.run, newest = %memory.run, "command ignored: its run started before the newest one obeyed; where it did not, mend the coordinator's clock");
+            tracing::warn!(run = %command.run, newest = %memory.run, "command ignored: its run started before the newest obeyed run; if that is wrong, correct the coordinator's clock");
             return Vec::new();
         }
         self.supersede(command, now)
     }
 
-    /// A command that was here before: says what became of it.
+    /// Answers a repeated command with its outcome, or begins its unfinished work again.
     fn repeat(&mut self, command: Command, now: Timestamp) -> Vec<Action> {
         let unfinished = matches!(&self.memory, Some(Memory { settled: Settled::Open, .. }));
         if unfinished && matches!(self.phase, Phase::Resting) {
-            // It was accepted in an earlier life.
+            // The command was accepted before a restart.
             return match self.plan(command) {
                 Ok(Some(work)) => self.begin(work, None, now),
                 Ok(None) => self.settle(Outcome::Stopped),
@@ -227,7 +227,7 @@ impl Participant {
         actions
     }
 
-    /// What the command means on this device: work, nothing (a stop), or why it cannot be done here.
+    /// Returns the work that the command asks for, `None` for a stop, or the reason why this device cannot do it.
     fn plan(&self, command: Command) -> Result<Option<Work>, String> {
         let job = match command.order {
             Order::Train(mut order) => {
@@ -287,7 +287,7 @@ impl Participant {
         actions
     }
 
-    // --- what is said ---
+    // --- messages to the coordinator ---
 
     fn presence(&mut self, presence: &Presence, now: Timestamp) -> Vec<Action> {
         if !presence.online || self.coordinator.replace(presence.boot) == Some(presence.boot) {
@@ -306,7 +306,7 @@ impl Participant {
         actions
     }
 
-    /// Says how the newest command stands.
+    /// Sends the state of the newest command: an answer or an offer.
     fn stand(&mut self, now: Timestamp) -> Vec<Action> {
         let Some(memory) = &self.memory else { return Vec::new() };
         let outcome = match &memory.settled {
@@ -364,7 +364,7 @@ impl Participant {
         Vec::new()
     }
 
-    /// Whether the offer's weights are the command's, and not on their way under this name already.
+    /// Returns true if the offer has the command's weights and no transfer of them runs under this id.
     fn wants(&self, offer: &Offer) -> bool {
         let Phase::Fetching { work, receiver, .. } = &self.phase else { return false };
         work.job.weights() == offer.digest && receiver.as_ref().is_none_or(|receiver| receiver.id() != offer.id())
@@ -396,7 +396,7 @@ impl Participant {
         self.received(actions)
     }
 
-    /// Carries out what the receiver wants.
+    /// Translates the receiver's actions.
     fn received(&mut self, wanted: Vec<ReceiverAction>) -> Vec<Action> {
         let Phase::Fetching { receiver: Some(receiver), .. } = &self.phase else { return Vec::new() };
         let (id, digest, total_bytes) = (receiver.id(), receiver.offer().digest, receiver.offer().total_bytes);
@@ -504,7 +504,7 @@ impl Participant {
 
     // --- what is remembered ---
 
-    /// Ends the command in hand with an answer.
+    /// Ends the current command with an answer.
     fn settle(&mut self, outcome: Outcome) -> Vec<Action> {
         let Some(memory) = self.memory.clone() else { return Vec::new() };
         self.phase = Phase::Resting;
@@ -520,7 +520,7 @@ impl Participant {
         Action::Remember(memory)
     }
 
-    /// The newest memory is not on the disk, nor are the blobs it names: refuses the command that brought it.
+    /// Refuses the command whose memory or blobs could not be stored.
     fn store_failed(&mut self, reason: &str) -> Vec<Action> {
         let Some(failed) = self.memory.take() else { return Vec::new() };
         let working = matches!(self.phase, Phase::Working { .. });

@@ -29,7 +29,7 @@ use skiff_protocol::messages::{Answer, Command, Order, Outcome as Told, Place, S
 use skiff_protocol::{BootId, DeviceId, Digest, RunId, Timestamp};
 use skiff_trainer::{EvaluatePlan, LayerMask, Runtime, Trainer};
 use skiff_worker::inventory::of_steps;
-use skiff_worker::workshop::{Held, only_layers, train_as_ordered};
+use skiff_worker::order::{OrderedTraining, only_layers};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -580,9 +580,11 @@ impl<'a> World<'a> {
             weights.extend(device.personal.clone().unwrap_or_default());
             // A device without test texts measures on what it trains on, as the agent does.
             let probe = if device.here.test_examples > 0 { &device.test } else { &device.train };
-            let held = Held { train: &device.train, probe, ways: device.plan.ways() };
+            let ways = device.plan.ways();
+            let training =
+                OrderedTraining { pack, device: &device.id, round, order: &order, train: &device.train, probe, ways };
             let go_on = &mut |_: &skiff_trainer::StepReport| ControlFlow::Continue(());
-            let trained = train_as_ordered(&mut self.trainer, pack, &device.id, round, &order, weights, &held, go_on)?;
+            let trained = training.run(&mut self.trainer, weights, go_on)?;
             let mut report = trained.report;
             (report.train_ms, report.step_ms) = (train_ms as u64, step_ms as f32);
             report.peak_rss_bytes = self.outcome.peak_memory_bytes;

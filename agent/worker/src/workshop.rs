@@ -1,12 +1,12 @@
-//! Where an order becomes an update: weights from the store, through the trainer, into tensors to hand in and to keep.
+//! Work on this device's pack and examples: weights from the agent's store go through the trainer.
 //!
-//! Nothing is opened before the first work: until then there is no ONNX Runtime in the process and no file of examples open.
-//! What was opened stays for the next round.
+//! Nothing is opened before the first work: until then the process has no ONNX Runtime and no open file of examples. The pack, the
+//! trainer and the examples stay open for the next round.
 
 use crate::corpus::Corpus;
 use crate::memory;
-use crate::sharing::shared_layers;
-use anyhow::{Context, bail};
+use crate::order::{OrderedTraining, millis, only_layers};
+use anyhow::Context;
 use bytesize::ByteSize;
 use skiff_blobs::Blobs;
 use skiff_contract::memory::{machine_bytes, own_memory};
@@ -14,20 +14,13 @@ use skiff_contract::work::{Job, Personal, Product, Trained, Watch, Work, Worksho
 use skiff_contract::{Setup, Training};
 use skiff_models::memory::Step;
 use skiff_models::pack::{Manifest, Pack};
-use skiff_models::tensors::{NamedTensors, Schema, cut, pad, write};
+use skiff_models::tensors::{NamedTensors, Schema};
 use skiff_protocol::DeviceId;
-use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, Probe, TrainOrder, TrainReport, WorkSample};
-use skiff_trainer::{
-    AdamWOptions, EvaluatePlan, EvaluateSummary, Examples, Runtime, Schedule, StepReport, TrainPlan, TrainSummary,
-    Trainer, Ways,
-};
+use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, WorkSample};
+use skiff_trainer::{EvaluatePlan, Runtime, StepReport, Trainer, Ways};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Orders say nothing of clipping: gradients are taken as they are.
-const CLIP_NORM: f32 = f32::INFINITY;
 
 /// A [`Workshop`] around a pack.
 pub struct PackWorkshop {
@@ -44,14 +37,14 @@ pub struct PackWorkshop {
 struct Open {
     pack: Arc<Pack>,
     trainer: Trainer,
-    /// Bytes that the processes had when they were opened.
+    /// Resident memory of both processes when the trainer was opened, in bytes.
     process: u64,
-    /// How steps of the last order's size are done.
+    /// The size of the last order's steps, and the ways in which they are done.
     planned: Option<(Step, Ways)>,
 }
 
 impl PackWorkshop {
-    /// A workshop that opens the pack and the files of texts at the first work.
+    /// Returns a workshop that opens the pack and the files of texts at the first work.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let Setup { training, device, state, agent_bytes } = setup;
@@ -61,7 +54,7 @@ impl PackWorkshop {
 
     fn train(&mut self, work: &Work, order: &TrainOrder, step: &mut Watch<'_>) -> anyhow::Result<Trained> {
         let open = opened(&mut self.open, &self.training, self.agent_bytes)?;
-        let ways = within(self.training.memory, open, order)?;
+        let ways = plan_steps(self.training.memory, open, order)?;
         let Open { pack, trainer, .. } = open;
         let corpus = self.train.corpus(pack, order.max_tokens)?;
         let probe = match self.test.path {
@@ -69,10 +62,18 @@ impl PackWorkshop {
             Some(_) | None => None,
         };
         let weights = starting_weights(&self.blobs, pack.schema(), work)?;
-        let held = Held { train: corpus, probe: probe.unwrap_or(corpus), ways };
+        let training = OrderedTraining {
+            pack,
+            device: &self.device,
+            round: work.round,
+            order,
+            train: corpus,
+            probe: probe.unwrap_or(corpus),
+            ways,
+        };
         #[cfg(debug_assertions)]
         let mut barrier = crate::barrier::Barrier::from_environment(&self.device, work.round);
-        train_as_ordered(trainer, pack, &self.device, work.round, order, weights, &held, &mut |report| {
+        training.run(trainer, weights, &mut |report| {
             step(work_sample(work, report))?;
             #[cfg(debug_assertions)]
             if let Some(barrier) = barrier.take() {
@@ -104,92 +105,6 @@ impl PackWorkshop {
     }
 }
 
-/// What a device has to carry out an order: its examples and its memory.
-pub struct Held<'a> {
-    /// To train on.
-    pub train: &'a dyn Examples,
-    /// To measure on what the training brought.
-    pub probe: &'a dyn Examples,
-    /// How steps are done.
-    pub ways: Ways,
-}
-
-/// Trains as ordered, from `weights`, every trainable tensor; they may be of more ranks than the order asks for.
-///
-/// # Errors
-/// A plan that does not fit, a graph that fails, a training that diverged.
-#[expect(clippy::too_many_arguments, reason = "an order, and everything that it is carried out with")]
-pub fn train_as_ordered(
-    trainer: &mut Trainer,
-    pack: &Pack,
-    device: &DeviceId,
-    round: u32,
-    order: &TrainOrder,
-    weights: NamedTensors,
-    held: &Held<'_>,
-    watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
-) -> anyhow::Result<Trained> {
-    trainer.set_weights(cut(weights, &pack.schema().at_rank(order.rank as usize)))?;
-    let plan = TrainPlan {
-        seed: order.seed,
-        device: device.to_string(),
-        round,
-        data: String::new(),
-        rates: order.rates.clone(),
-        most_active: order.most_active as usize,
-        proximal: order.proximal,
-        steps: order.steps,
-        batch: order.batch as usize,
-        ways: held.ways.clone(),
-        learning_rate: order.learning_rate,
-        schedule: Schedule::default(),
-        optimizer: AdamWOptions::default(),
-        clip_norm: CLIP_NORM,
-    };
-    let before = probed(trainer, held.probe, order)?;
-    let summary = trainer.train(&plan, held.train, watch).context("training")?;
-    if summary.skipped_steps > 0 {
-        tracing::warn!(
-            round,
-            skipped = summary.skipped_steps,
-            steps = summary.steps,
-            "steps whose loss or gradients were not finite changed nothing; the learning rate may be too high"
-        );
-    }
-    let after = probed(trainer, held.probe, order)?;
-    let probe = before.zip(after).and_then(|(before, after)| gained(&before, &after));
-    hand_in(pack.schema(), trainer.weights(), order, summary, held.train.len(), probe)
-}
-
-/// The model with all layers on the first examples, where the order asks for it.
-fn probed(
-    trainer: &mut Trainer,
-    examples: &dyn Examples,
-    order: &TrainOrder,
-) -> anyhow::Result<Option<EvaluateSummary>> {
-    if order.probe_examples == 0 {
-        return Ok(None);
-    }
-    let plan = EvaluatePlan { examples: order.probe_examples as usize, batch: order.batch as usize };
-    let summary =
-        trainer.evaluate(examples, &plan, &mut |_| ControlFlow::Continue(())).context("measuring the gain")?;
-    Ok(Some(summary))
-}
-
-/// What a training brought; `None` where a loss is not finite, or nothing counted.
-fn gained(before: &EvaluateSummary, after: &EvaluateSummary) -> Option<Probe> {
-    let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-    let loss = |summary: &EvaluateSummary| Some(summary.mean_loss() as f32).filter(|loss| loss.is_finite());
-    (before.counted > 0).then_some(())?;
-    Some(Probe {
-        examples: count(before.counted),
-        loss_before: loss(before)?,
-        loss_after: loss(after)?,
-        correct_before: count(before.correct),
-        correct_after: count(after.correct),
-    })
-}
-
 impl Workshop for PackWorkshop {
     fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
         match &work.job {
@@ -202,7 +117,7 @@ impl Workshop for PackWorkshop {
 /// A file of examples, opened when it is first needed and again when it changed.
 struct Texts {
     path: Option<PathBuf>,
-    /// With the length that its texts are cut to.
+    /// The examples, with the length in tokens to which texts are cut.
     corpus: Option<(u32, Corpus)>,
 }
 
@@ -238,8 +153,8 @@ fn opened<'a>(open: &'a mut Option<Open>, training: &Training, agent_bytes: u64)
     Ok(open.insert(opened))
 }
 
-/// How the order's steps stay within what is `set`; as it was planned before, for steps of the same size.
-fn within(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> anyhow::Result<Ways> {
+/// Plans the order's steps within the memory limit. Steps of the same size keep the plan that they had.
+fn plan_steps(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> anyhow::Result<Ways> {
     let Manifest { layers, layout, .. } = open.pack.manifest();
     let tokens = layout.max_tokens.min(order.max_tokens as usize);
     let step = Step { examples: order.batch as usize, tokens, active: *layers };
@@ -254,7 +169,7 @@ fn within(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> anyhow:
     Ok(open.planned.insert((step, plan.ways())).1.clone())
 }
 
-/// The global weights, with the device's own layers in place of those that it keeps.
+/// Reads the global weights, and puts the device's personal layers in their places.
 fn starting_weights(blobs: &Blobs, schema: &Schema, work: &Work) -> anyhow::Result<NamedTensors> {
     let global = blobs.read(work.job.weights())?;
     let mut weights = schema.read(&global).context("reading the global weights")?;
@@ -265,60 +180,7 @@ fn starting_weights(blobs: &Blobs, schema: &Schema, work: &Work) -> anyhow::Resu
     Ok(weights)
 }
 
-/// The tensors of `layers`, without the head.
-#[must_use]
-pub fn only_layers(schema: &Schema, layers: &[u32]) -> Schema {
-    let is_own = |layer: usize| layers.iter().any(|own| *own as usize == layer);
-    let tensors = schema.tensors.iter().filter(|spec| spec.layer.is_some_and(is_own));
-    Schema { tensors: tensors.cloned().collect() }
-}
-
-/// The update of what was trained on `texts` examples, the layers that stay here, and the report.
-fn hand_in(
-    schema: &Schema,
-    weights: &NamedTensors,
-    order: &TrainOrder,
-    summary: TrainSummary,
-    texts: usize,
-    probe: Option<Probe>,
-) -> anyhow::Result<Trained> {
-    if let Some((name, _)) = weights.iter().find(|(_, tensor)| tensor.iter().any(|value| !value.is_finite())) {
-        bail!("the training diverged: {name} is not finite any more; lower the learning rate");
-    }
-    let importance: Vec<f32> =
-        summary.importance.iter().map(|norm| if norm.is_finite() { norm.max(0.0) } else { 0.0 }).collect();
-    let shared = shared_layers(&order.sharing, &importance);
-    let kept: Vec<u32> = (0..).take(importance.len()).filter(|layer| !shared.contains(layer)).collect();
-    let shared_indices: Vec<usize> = shared.iter().map(|layer| *layer as usize).collect();
-    let update = write(&selected(weights, &schema.of_layers(&shared_indices)))?;
-    // What stays is of all ranks, so that it fits whatever rank comes next.
-    let weights = &pad(weights.clone(), schema);
-    let personal = match kept.is_empty() {
-        true => None,
-        false => Some((kept.clone(), write(&selected(weights, &only_layers(schema, &kept)))?)),
-    };
-    let report = TrainReport {
-        examples: summary.examples.min(texts as u64),
-        tokens: summary.tokens,
-        steps: summary.steps,
-        mean_loss: summary.mean_loss,
-        shared_layers: shared,
-        importance,
-        mean_active_layers: summary.mean_active_layers,
-        train_ms: millis(summary.elapsed),
-        step_ms: summary.median_step.as_secs_f32() * 1000.0,
-        peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
-        probe,
-    };
-    Ok(Trained { update, personal, report })
-}
-
-fn selected(weights: &NamedTensors, schema: &Schema) -> NamedTensors {
-    let named = |(name, _): &(&String, _)| schema.find(name).is_some();
-    weights.iter().filter(named).map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
-}
-
-/// What there is to tell of a step; nothing of one that was skipped.
+/// Returns the sample of a step, or `None` if it was skipped.
 fn work_sample(work: &Work, report: &StepReport) -> Option<WorkSample> {
     let seconds = report.elapsed.as_secs_f32();
     (!report.skipped).then(|| WorkSample {
@@ -333,75 +195,15 @@ fn work_sample(work: &Work, report: &StepReport) -> Option<WorkSample> {
     })
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use ndarray::{ArrayD, IxDyn};
+    use crate::order::tests::{all_of, order, schema};
     use skiff_contract::Ticket;
-    use skiff_models::tensors::TensorSpec;
+    use skiff_models::tensors::write;
+    use skiff_protocol::RunId;
     use skiff_protocol::messages::SharingPlan;
-    use skiff_protocol::{Digest, RunId};
-
-    const LAYERS: usize = 3;
-
-    /// A tensor for each layer, and the head's.
-    fn schema() -> Schema {
-        let spec = |name: String, layer| TensorSpec { name, shape: vec![2], layer };
-        let layers = (0..LAYERS).map(|layer| spec(format!("layer.{layer}"), Some(layer)));
-        Schema { tensors: [spec("head".to_owned(), None)].into_iter().chain(layers).collect() }
-    }
-
-    fn all_of(schema: &Schema, value: f32) -> NamedTensors {
-        let tensor = |shape: &[usize]| ArrayD::from_elem(IxDyn(shape), value);
-        schema.tensors.iter().map(|spec| (spec.name.clone(), tensor(&spec.shape))).collect()
-    }
-
-    fn names(tensors: &NamedTensors) -> Vec<&str> {
-        tensors.keys().map(String::as_str).collect()
-    }
-
-    fn order(weights: Digest, sharing: SharingPlan) -> TrainOrder {
-        TrainOrder {
-            weights,
-            schema: Digest(schema().hash()),
-            seed: 1,
-            rates: vec![0.5; LAYERS],
-            most_active: 3,
-            proximal: 0.0,
-            rank: 0,
-            probe_examples: 0,
-            steps: 4,
-            batch: 5,
-            max_tokens: 16,
-            learning_rate: 1e-3,
-            sharing,
-            deadline_ms: 1,
-        }
-    }
-
-    fn summary() -> TrainSummary {
-        TrainSummary {
-            examples: 20,
-            tokens: 200,
-            steps: 4,
-            skipped_steps: 0,
-            mean_loss: 0.5,
-            recent_loss: 0.5,
-            importance: vec![3.0, 1.0, 0.0],
-            mean_active_layers: 1.5,
-            elapsed: Duration::from_secs(2),
-            median_step: Duration::from_millis(500),
-        }
-    }
-
-    fn handed_in(sharing: SharingPlan, texts: usize) -> Trained {
-        hand_in(&schema(), &all_of(&schema(), 1.0), &order(Digest([0; 32]), sharing), summary(), texts, None).unwrap()
-    }
 
     #[test]
     fn personal_layers_are_put_back_over_the_global_ones() {
@@ -422,45 +224,5 @@ mod tests {
         assert_eq!(starting_weights(&blobs, &schema(), &work).unwrap(), expected);
         work.personal = Some(Personal { run: RunId(1), layers: vec![1], blob: own });
         assert!(starting_weights(&blobs, &schema(), &work).is_err(), "the blob is of other layers");
-    }
-
-    #[test]
-    fn layers_are_told_from_the_head_and_from_each_other() {
-        assert_eq!(names(&all_of(&only_layers(&schema(), &[1]), 0.0)), ["layer.1"]);
-        assert!(only_layers(&schema(), &[]).tensors.is_empty());
-    }
-
-    #[test]
-    fn an_update_is_the_head_and_the_shared_layers_and_the_others_stay() {
-        let trained = handed_in(SharingPlan::LeastImportant { k: 1 }, 100);
-        let update = schema().of_layers(&[1]).read(&trained.update).unwrap();
-        assert_eq!(names(&update), ["head", "layer.1"]);
-        let (kept, own) = trained.personal.unwrap();
-        assert_eq!(kept, [0, 2], "the layer that never ran is not shared before one that did");
-        assert_eq!(names(&only_layers(&schema(), &kept).read(&own).unwrap()), ["layer.0", "layer.2"]);
-        assert_eq!(trained.report.shared_layers, [1]);
-    }
-
-    #[test]
-    fn where_all_layers_are_shared_none_stays() {
-        let trained = handed_in(SharingPlan::All, 100);
-        assert_eq!(schema().read(&trained.update).unwrap(), all_of(&schema(), 1.0));
-        assert_eq!(trained.personal, None);
-    }
-
-    #[test]
-    fn an_example_counts_once_however_often_it_was_trained_on() {
-        for (texts, counted) in [(7, 7), (20, 20), (2_000, 20)] {
-            assert_eq!(handed_in(SharingPlan::All, texts).report.examples, counted);
-        }
-    }
-
-    #[test]
-    fn weights_that_diverged_are_not_handed_in() {
-        let mut weights = all_of(&schema(), 1.0);
-        weights.extend(all_of(&only_layers(&schema(), &[2]), f32::NAN));
-        let order = order(Digest([0; 32]), SharingPlan::All);
-        let error = hand_in(&schema(), &weights, &order, summary(), 7, None).unwrap_err();
-        assert!(error.to_string().contains("layer.2"), "{error}");
     }
 }

@@ -269,7 +269,7 @@ fn a_killed_train_command_goes_on_where_it_was() {
 
     let resumed = train(folder, "resumed", &options).output().unwrap();
     let said = String::from_utf8_lossy(&resumed.stderr);
-    assert!(resumed.status.success() && said.contains("going on from run.ckpt, after step"), "{said}");
+    assert!(resumed.status.success() && said.contains("resuming from run.ckpt, after step"), "{said}");
     let outcome: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
     assert!(outcome["resumed_steps"].as_u64().unwrap() > 0, "{outcome}");
     assert_eq!((&outcome["steps"], &outcome["skipped_steps"]), (&60.into(), &0.into()));

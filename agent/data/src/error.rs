@@ -1,4 +1,4 @@
-//! What can be wrong with a data file, where, and what to do about it.
+//! Faults of a data file: their places, and the remedies.
 
 use std::fmt;
 use std::io;
@@ -9,9 +9,9 @@ use std::path::PathBuf;
 pub struct Place {
     /// The file.
     pub path: PathBuf,
-    /// Where the record begins.
+    /// Number of the line in which the record begins.
     pub line: u64,
-    /// In CSV and TSV the number of the field, elsewhere the byte in the line; 0 for the whole record.
+    /// Number of the field in CSV and TSV, of the byte in the line elsewhere; 0 for the whole record.
     pub column: usize,
 }
 
@@ -22,49 +22,49 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why a data file or a data set's folder could not be read.
+/// A reason for which a data file or a data set's folder could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// The file is not there, or may not be read.
+    /// The file is missing, or may not be read.
     #[error("opening {}: check that the file exists and may be read", path.display())]
     Open {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The system failed in the middle of the file.
     #[error("reading {place}")]
     Read {
-        /// How far it came.
+        /// The place in the file.
         place: Place,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Another extension than those with a reader.
+    /// There is no reader for the file's extension.
     #[error("{} is of no supported format: use a file that ends in {supported}", path.display())]
     UnsupportedFormat {
         /// The file.
         path: PathBuf,
-        /// The extensions that have one.
+        /// The supported extensions.
         supported: String,
     },
-    /// Not one example.
+    /// The file has no examples.
     #[error("{} holds no examples: is it the right file, and was it written completely?", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// The header does not say where text and label are.
+    /// The header names no column for the text or the label.
     #[error("{place}: found the columns {found:?}; name {wanted}")]
     UnknownColumns {
         /// The header.
         place: Place,
-        /// What the columns are called.
+        /// The names of the columns.
         found: Vec<String>,
-        /// What they may be called.
+        /// The allowed names.
         wanted: &'static str,
     },
     /// A record of another width than the header, or than the first record.
@@ -72,9 +72,9 @@ pub enum DataError {
     FieldCount {
         /// The record.
         place: Place,
-        /// By the header or the first record.
+        /// Number of fields of the header or the first record.
         expected: usize,
-        /// In this record.
+        /// Number of fields of this record.
         found: usize,
     },
     /// A quote that nothing closes, so that the rest of the file would be one field.
@@ -107,14 +107,14 @@ pub enum DataError {
         /// The record.
         place: Place,
     },
-    /// Not one label for each word.
+    /// The numbers of words and labels differ.
     #[error("{place}: {words} words have {labels} labels: give every word one")]
     UnevenLabels {
         /// The record.
         place: Place,
-        /// How many words.
+        /// Number of words.
         words: usize,
-        /// How many labels.
+        /// Number of labels.
         labels: usize,
     },
     /// A label that should be a number.
@@ -122,9 +122,9 @@ pub enum DataError {
     NotANumber {
         /// The record.
         place: Place,
-        /// What the field is called.
+        /// Name of the field.
         key: String,
-        /// The start of what it holds.
+        /// Start of its contents.
         found: String,
     },
     /// A field of a JSON type that it cannot be.
@@ -132,19 +132,19 @@ pub enum DataError {
     WrongType {
         /// The record.
         place: Place,
-        /// What the field is called.
+        /// Name of the field.
         key: String,
-        /// What it may be.
+        /// The allowed types.
         expected: &'static str,
-        /// What it is.
+        /// Its type.
         found: &'static str,
     },
     /// A line that is not one JSON object.
     #[error("{place}: not a JSON object: write one object on each line, such as {EXAMPLE_LINE}")]
     Json {
-        /// Where the parser stopped.
+        /// The place where the parser stopped.
         place: Place,
-        /// What it says.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
@@ -153,7 +153,7 @@ pub enum DataError {
     Encoding {
         /// The field.
         place: Place,
-        /// Which byte of it.
+        /// The decoder's error, which names the byte.
         #[source]
         source: std::str::Utf8Error,
     },
@@ -168,15 +168,15 @@ pub enum DataError {
     RecordTooLong {
         /// The record.
         place: Place,
-        /// The most that is read.
+        /// The limit in bytes.
         limit_bytes: usize,
     },
-    /// Not what was there when the file was opened.
+    /// The file has changed since it was opened.
     #[error(
         "{place}: the file changed since it was opened; start again, and replace a file as a whole, by renaming a new one"
     )]
     Changed {
-        /// The record that is another now.
+        /// The record that changed.
         place: Place,
     },
     /// A folder without a part of the data set.

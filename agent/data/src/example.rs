@@ -1,6 +1,6 @@
-//! What a file may hold: one kind of example for each kind of task.
+//! The kinds of examples in files, one for each kind of task.
 //!
-//! Each kind takes what it needs from a [`Row`] and checks it there, so that an example that was read is whole.
+//! Each kind takes its fields from a [`Row`] and checks them there, so that every example is complete.
 
 use crate::error::DataError;
 use crate::format::Format;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-/// A text, or a pair of texts, and what it is.
+/// A text, or a pair of texts, with a label.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Example {
     /// Never blank; kept as it stands in the file, spaces included.
@@ -21,7 +21,7 @@ pub struct Example {
     pub label: String,
 }
 
-/// A text, or a pair of texts, and the numbers that are to be told from it.
+/// A text, or a pair of texts, with the numbers to predict.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rated {
     /// Never blank; kept as it stands in the file, spaces included.
@@ -32,7 +32,7 @@ pub struct Rated {
     pub numbers: Vec<f32>,
 }
 
-/// Words, each with what it is.
+/// Words with a label each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tagged {
     /// At least one; none is blank.
@@ -41,10 +41,10 @@ pub struct Tagged {
     pub labels: Vec<String>,
 }
 
-/// A text whose next words are to be told.
+/// A text whose words are to be predicted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Passage {
-    /// What stands before the text and is given; empty where nothing does.
+    /// The given text before it; may be empty.
     pub prompt: String,
     /// Never blank; kept as it stands in the file, spaces included.
     pub text: String,
@@ -52,19 +52,19 @@ pub struct Passage {
 
 /// A kind of example.
 pub trait Record: Sized {
-    /// The extensions of files that may hold it, and what is in them.
+    /// The extensions of files that may hold it, with their formats.
     const FORMATS: &'static [(&'static str, Format)];
-    /// What the columns may be called, for a reader of error messages.
+    /// The allowed names of columns, for error messages.
     const COLUMNS: &'static str;
 
-    /// Whether columns of these names hold all that it needs.
+    /// Returns true if columns with these names hold all its fields.
     #[must_use]
     fn fits(names: &[String]) -> bool;
 
-    /// Takes it from a record.
+    /// Takes the example from a record.
     ///
     /// # Errors
-    /// What is missing, blank, or not of the type it should be.
+    /// A field that is missing, blank, or of another type.
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError>;
 }
 
@@ -148,9 +148,9 @@ fn one_or_two(row: &mut Row<'_>) -> Result<(String, Option<String>), DataError> 
     }
 }
 
-/// The distinct labels of `examples` in natural order: runs of digits compare as numbers, so `10` follows `9`.
+/// Returns the distinct labels of `examples` in natural order: runs of digits compare as numbers, so `10` follows `9`.
 ///
-/// The place of a label here is its class number, so every device that sees the same labels numbers them alike.
+/// A label's place in the list is its class number, so devices with the same labels number them alike.
 #[must_use]
 pub fn labels(examples: &[Example]) -> Vec<String> {
     let distinct: BTreeSet<&str> = examples.iter().map(|example| example.label.as_str()).collect();
@@ -175,7 +175,7 @@ fn natural_order(a: &str, b: &str) -> Ordering {
     left.len().cmp(&right.len()).then_with(|| a.cmp(b))
 }
 
-/// The longest start of `text` that is all digits or all other characters, and the rest.
+/// Splits `text` after its first run of digits or of other characters.
 fn first_run(text: &str) -> Option<(&str, &str)> {
     let digits = text.chars().next()?.is_ascii_digit();
     let end = text.find(|c: char| c.is_ascii_digit() != digits).unwrap_or(text.len());
@@ -186,7 +186,7 @@ fn is_number(run: &str) -> bool {
     run.starts_with(|c: char| c.is_ascii_digit())
 }
 
-/// Numbers of any length: without leading zeros, the longer is the greater.
+/// Compares numbers of any length: without leading zeros, the longer is the greater.
 fn number_order(a: &str, b: &str) -> Ordering {
     let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
     a.len().cmp(&b.len()).then_with(|| a.cmp(b))

@@ -1,4 +1,4 @@
-//! Which files of a folder are a data set's training and test part.
+//! Finds the training and the test part of a data set in a folder.
 
 use crate::error::DataError;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const TRAINING_NAMES: [&str; 2] = ["train", "kfold1_train"];
 const TEST_NAMES: [&str; 5] = ["test", "dev", "validation", "valid", "kfold1_test"];
 const EXTENSIONS: [&str; 3] = ["csv", "tsv", "jsonl"];
-/// An extension that says little: looked at only where no name has one of the others.
+/// Extension that says little about the format: used only if no file has one of the others.
 const LAST_EXTENSION: &str = "txt";
 
 /// A data set in a folder.
@@ -14,17 +14,17 @@ const LAST_EXTENSION: &str = "txt";
 pub struct DataSet {
     /// The folder's name.
     pub name: String,
-    /// What to train on.
+    /// The training part.
     pub train: PathBuf,
-    /// What to measure accuracy on.
+    /// The test part.
     pub test: PathBuf,
 }
 
 /// Finds the parts of the data set in `folder`: `train` and `test` (or `dev`, `validation`, `valid`), also
-/// `kfold1_train` and `kfold1_test`, each as `.csv`, `.tsv` or `.jsonl`, and where there is none of them as `.txt`.
+/// `kfold1_train` and `kfold1_test`, each as `.csv`, `.tsv` or `.jsonl`, or as `.txt` if there is none of them.
 ///
 /// # Errors
-/// [`DataError::Open`] where `folder` is not there, [`DataError::MissingPart`] with the names that were looked for.
+/// [`DataError::Open`] if `folder` is missing, [`DataError::MissingPart`] with the expected names.
 pub fn dataset(folder: &Path) -> Result<DataSet, DataError> {
     let open = |source| DataError::Open { path: folder.to_owned(), source };
     let absolute = folder.canonicalize().map_err(open)?;

@@ -1,4 +1,4 @@
-//! What the readers of all formats share: the formats themselves, the limit of a record, and how bytes become text.
+//! The parts that the readers of all formats share: the formats, the limit of a record, and the check of a field's text.
 
 use crate::error::{DataError, Place};
 

@@ -1,9 +1,8 @@
-//! A file whose records are read in any order, so that it may be larger than memory.
+//! Reads the records of a file in any order, so that it may be larger than memory.
 //!
-//! One pass over the file reads every record, checks it and notes where it stands: [`BYTES_OF_RECORD`] a record, and
-//! nothing of its text. A record is then read from its place when it is asked for. The file stays open: if another is
-//! renamed to its name, what was indexed is still there. If its own bytes change, a checksum tells; what is appended to it
-//! changes nothing.
+//! One pass over the file reads every record, checks it and notes its place: [`BYTES_OF_RECORD`] for each record, and nothing of
+//! its text. Later a record is read from its place. The file stays open, so its contents survive if another file takes its name.
+//! If its own bytes change, a checksum shows it. Appended bytes change nothing.
 
 use crate::error::{DataError, Place};
 use crate::example::Record;
@@ -14,10 +13,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// What the index holds of a record.
+/// Memory of the index for each record, in bytes.
 pub const BYTES_OF_RECORD: usize = size_of::<Stand>();
 
-/// Where the records of an open file stand.
+/// The places of the records of an open file.
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
@@ -28,17 +27,17 @@ pub struct Index {
     stands: Vec<Stand>,
 }
 
-/// Where a record stands.
+/// The place of a record.
 #[derive(Clone, Copy, Debug)]
 struct Stand {
     offset: u64,
     line: u64,
-    /// A record and the blank lines before it; both have a limit below 4 GiB.
+    /// Number of bytes of the record and the blank lines before it; both have a limit below 4 GiB.
     bytes: u32,
     checksum: u32,
 }
 
-/// What tells a file from another, and from itself at another time.
+/// The properties by which a file differs from others, and from itself at another time.
 #[derive(PartialEq, Eq, Debug)]
 struct Version {
     device: u64,
@@ -51,7 +50,7 @@ impl Index {
     /// Reads the file at `path` once and hands each record to `check`, which may refuse it.
     ///
     /// # Errors
-    /// The first thing that is wrong with the file, also that it holds no record; and what `check` says.
+    /// The first fault of the file, a file without records, or the error of `check`.
     pub fn build<R: Record, E: From<DataError>>(
         path: &Path,
         check: &mut dyn FnMut(R, &Place) -> Result<(), E>,
@@ -75,13 +74,13 @@ impl Index {
         Ok(Self { path: path.to_owned(), file, version, format, columns, stands })
     }
 
-    /// How many records.
+    /// Returns the number of records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.stands.len()
     }
 
-    /// Whether there are none; there always are.
+    /// Returns false: there is always a record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.stands.is_empty()
@@ -105,25 +104,25 @@ impl Index {
         reader.next().and_then(Result::ok).ok_or_else(changed)
     }
 
-    /// Where record `at` begins.
+    /// Returns the place where record `at` begins.
     #[must_use]
     pub fn place(&self, at: usize) -> Place {
         self.stands[at].place(&self.path)
     }
 
-    /// How long record `at` is in the file.
+    /// Returns the length of record `at` in the file, in bytes.
     #[must_use]
     pub fn record_bytes(&self, at: usize) -> usize {
         self.stands[at].bytes as usize
     }
 
-    /// Memory that the index takes.
+    /// Returns the memory of the index, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.stands.capacity() * BYTES_OF_RECORD
     }
 
-    /// Whether the file of this name is still the one that was indexed, and as it was.
+    /// Returns true if the path still names the indexed file and it has not changed.
     #[must_use]
     pub fn is_current(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|metadata| Version::of(&metadata) == self.version)

@@ -32,7 +32,7 @@ use std::path::Path;
 /// Reads all examples of a file.
 ///
 /// # Errors
-/// The first thing that is wrong with the file; also where it holds no examples.
+/// The first fault of the file, or a file without examples.
 pub fn read<R: Record>(path: &Path) -> Result<Vec<R>, DataError> {
     open(path)?.collect()
 }
@@ -40,7 +40,7 @@ pub fn read<R: Record>(path: &Path) -> Result<Vec<R>, DataError> {
 /// Opens a file to read its examples one by one.
 ///
 /// # Errors
-/// [`DataError::Open`] and [`DataError::UnsupportedFormat`]; what is wrong with the content, the iterator says.
+/// [`DataError::Open`] and [`DataError::UnsupportedFormat`]. Faults in the contents come from the iterator.
 pub fn open<R: Record>(path: &Path) -> Result<Reader<R>, DataError> {
     let (format, file) = open_file::<R>(path)?;
     Ok(Reader::new(path, format, Box::new(file)))
@@ -59,7 +59,7 @@ fn unsupported<R: Record>(path: &Path) -> DataError {
     DataError::UnsupportedFormat { path: path.to_owned(), supported: extensions.join(", ") }
 }
 
-/// The examples of a file, in its order. Ends after the first error, and says [`DataError::Empty`] where there were none.
+/// The examples of a file, in its order. Ends after the first error, which is [`DataError::Empty`] if there are no examples.
 pub struct Reader<R> {
     place: Place,
     records: Records,
@@ -88,7 +88,7 @@ impl<R: Record> Reader<R> {
         Self::resumed(path, format, &[], source)
     }
 
-    /// Reads `source`, which begins after the header with these columns, where the format has one.
+    /// Reads `source`, which begins after the header. `columns` are the header's names, if the format has any.
     pub(crate) fn resumed(path: &Path, format: Format, columns: &[String], source: Box<dyn Read + Send>) -> Self {
         let records = match format {
             Format::Csv => Records::Delimited(Box::new(Delimited::new(Form::Csv, columns.into(), source))),
@@ -101,13 +101,13 @@ impl<R: Record> Reader<R> {
         Self { place, records, state: State::NothingYet, kind: PhantomData }
     }
 
-    /// Where the example that came last begins.
+    /// Returns the place where the last example begins.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Where its bytes are in the source.
+    /// Returns the place of the last example's bytes in the source.
     #[must_use]
     pub fn span(&self) -> Range<u64> {
         match &self.records {
@@ -118,7 +118,7 @@ impl<R: Record> Reader<R> {
         }
     }
 
-    /// What the columns are called; none before the first example, or where the format has no header.
+    /// Returns the names of the columns: none before the first example, or if the format has no header.
     pub(crate) fn columns(&self) -> &[String] {
         match &self.records {
             Records::Delimited(records) => records.names(),

@@ -3,7 +3,7 @@
 use skiff_base::random::Random;
 use std::collections::BTreeMap;
 
-/// What [`dirichlet`] gives each part at least, where there are enough examples for it.
+/// Number of examples that [`dirichlet`] gives each part at least, if there are enough.
 pub const LEAST_EXAMPLES: usize = 10;
 
 const DRAWS: usize = 100;
@@ -18,16 +18,16 @@ const DRAWS: usize = 100;
 /// | argument | meaning | range |
 /// |---|---|---|
 /// | `labels` | class number of each example | any |
-/// | `parts` | how many devices | > 0 |
+/// | `parts` | number of devices | > 0 |
 /// | `alpha` | concentration | finite, > 0 |
 /// | `seed` | the same seed, the same shares, on every platform | any |
 ///
 /// Each index is in exactly one part, and a part's indices come in drawn order. Each part holds at least
-/// [`LEAST_EXAMPLES`], or `labels.len() / parts` where that is less: a draw that leaves a part with less is repeated up to
-/// 100 times, then examples move from the largest part to the smallest.
+/// [`LEAST_EXAMPLES`], or `labels.len() / parts` if that is less. A draw that leaves a part with less is repeated up to
+/// 100 times; then examples move from the largest part to the smallest.
 ///
 /// # Panics
-/// Where `parts` is 0, or `alpha` is not finite and positive.
+/// If `parts` is 0, or `alpha` is not finite and positive.
 ///
 /// # Numerics
 /// Gamma variates are kept as logarithms, so that no `alpha` underflows; logarithms are those of `libm`, not the platform's.
@@ -59,14 +59,14 @@ pub fn dirichlet(labels: &[usize], parts: usize, alpha: f64, seed: u64) -> Vec<V
 /// Deals `0..examples` out in turn: part *k* gets *k*, *k + parts*, *k + 2·parts*, …
 ///
 /// # Panics
-/// Where `parts` is 0.
+/// If `parts` is 0.
 #[must_use]
 pub fn even(examples: usize, parts: usize) -> Vec<Vec<usize>> {
     assert!(parts > 0, "a split needs at least one part");
     (0..parts).map(|part| (part..examples).step_by(parts).collect()).collect()
 }
 
-/// `0..examples` in an order drawn from `seed`: its first *n* are a fair sample.
+/// Returns `0..examples` in an order drawn from `seed`: its first *n* are a fair sample.
 #[must_use]
 pub fn permutation(examples: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..examples).collect();
@@ -97,7 +97,7 @@ fn draw(labels: &[usize], parts: usize, alpha: f64, random: &mut Random) -> Vec<
     shares
 }
 
-/// One draw from Dir(alpha · 1): gamma variates, divided by their sum.
+/// Draws from Dir(alpha · 1): gamma variates, divided by their sum.
 fn proportions(parts: usize, alpha: f64, random: &mut Random) -> Vec<f64> {
     let logs: Vec<f64> = (0..parts).map(|_| log_gamma_variate(alpha, random)).collect();
     let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -1,4 +1,4 @@
-//! Examples that a trainer can take: read from a file as the pack's task needs them, with the pack's tokenizer and labels.
+//! Examples for a trainer, read from a file as the pack's task needs them, with the pack's tokenizer and labels.
 //!
 //! | task | kind of example | target |
 //! |---|---|---|
@@ -7,9 +7,9 @@
 //! | token classification | [`Tagged`]: words with a label each | a word's first token has its label's number, no other has one |
 //! | causal language model | [`Passage`]: a text, perhaps after a prompt | every token of the text |
 //!
-//! Every example is read and checked when the file is loaded; then its text stays in the file, and is read again and
-//! tokenised when a batch needs it: a thousandth of a step's time, and only its place to hold. What is longer than the
-//! limit is cut at its end; of a pair, the longer text is.
+//! Every example is read and checked when the file is loaded. Its text stays in the file; memory holds only its place. When a
+//! batch needs it, it is read again and tokenised, which takes a thousandth of a step's time. Texts beyond the limit are cut at
+//! their end; in a pair, the longer text is cut.
 
 use skiff_data::{DataError, Example, Index, Passage, Place, Rated, Record, Tagged};
 use skiff_models::Pack;
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{Encoding, PostProcessor, PreTokenizerWrapper, Tokenizer, TruncationParams};
 
-/// How many of the pack's labels, and characters of a wrong one, an error shows.
+/// Number of the pack's labels, and of characters of a wrong label, that an error shows.
 const SHOWN: usize = 40;
 
 /// A file's examples.
@@ -31,11 +31,11 @@ pub struct Corpus {
     index: Index,
     known: Known,
     tokenizer: Tokenizer,
-    /// Rows of the model's segment embedding.
+    /// Number of rows of the model's segment embedding.
     segments: usize,
 }
 
-/// An example, its labels as the pack's numbers.
+/// An example whose labels are the pack's numbers.
 #[derive(Debug)]
 enum Entry {
     Whole { text: String, pair: Option<String>, target: Target },
@@ -43,13 +43,13 @@ enum Entry {
     Passage(Passage),
 }
 
-/// Why a file cannot be trained on.
+/// A reason for which a file cannot be trained on.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
-    /// The file is malformed, or changed since it was loaded.
+    /// The file is malformed, or has changed since it was loaded.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A label the pack does not have.
+    /// The pack lacks a label.
     #[error(
         "{place}: the pack does not know the label {label:?}, only {known}; make the pack with all labels of the data"
     )]
@@ -58,19 +58,19 @@ pub enum CorpusError {
         place: Place,
         /// The start of its label.
         label: String,
-        /// The pack's, the first of them where they are many.
+        /// The pack's labels, or the first of them.
         known: String,
     },
-    /// More or fewer numbers than the pack has.
+    /// An example has more or fewer numbers than the pack expects.
     #[error(
         "{place}: the label has {found} numbers, the pack was made for {expected}; give every example {expected}, or make the pack again"
     )]
     NumberCount {
         /// The example.
         place: Place,
-        /// How many it has.
+        /// Number of numbers in the example.
         found: usize,
-        /// How many the pack has.
+        /// Number of numbers that the pack expects.
         expected: usize,
     },
     /// The pack's tokenizer cannot be read.
@@ -78,7 +78,7 @@ pub enum CorpusError {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The tokenizer's error.
         source: tokenizers::Error,
     },
     /// The tokenizer fills an example before there is any text in it.
@@ -86,9 +86,9 @@ pub enum CorpusError {
         "the tokenizer adds {added} tokens to every example, and the pack takes {limit} at most; make the pack again with the model's own tokenizer"
     )]
     NoRoom {
-        /// How many it adds.
+        /// Number of tokens that it adds.
         added: usize,
-        /// The pack's longest example.
+        /// Length of the pack's longest example in tokens.
         limit: usize,
     },
     /// A text cannot be tokenised.
@@ -98,10 +98,10 @@ pub enum CorpusError {
     Encode {
         /// The example.
         place: Place,
-        /// Why.
+        /// The tokenizer's error.
         source: tokenizers::Error,
     },
-    /// A text of which nothing is left.
+    /// No token of a text is left.
     #[error("{place}: the example has no tokens, for the tokenizer drops every character of it; delete it")]
     NoTokens {
         /// The example.
@@ -110,11 +110,11 @@ pub enum CorpusError {
 }
 
 impl Corpus {
-    /// Reads the file at `path` for `pack`; examples are cut to `max_tokens` tokens, or what the pack takes at most. The
-    /// tokenizer's own and one of each text always stay.
+    /// Reads the file at `path` for `pack`, and cuts examples to `max_tokens` tokens or the pack's limit. The tokenizer's own
+    /// tokens and one token of each text always stay.
     ///
     /// # Errors
-    /// A malformed file, labels or numbers that are not the pack's, a tokenizer that cannot be read.
+    /// A malformed file, labels or numbers that do not fit the pack, a tokenizer that cannot be read.
     pub fn load(path: &Path, pack: &Pack, max_tokens: usize) -> Result<Self, CorpusError> {
         let manifest = pack.manifest();
         Self::read(path, &manifest.layout, &manifest.labels, tokenizer(pack, max_tokens)?)
@@ -125,7 +125,7 @@ impl Corpus {
         Ok(Self { index: index(path, &known)?, known, tokenizer, segments: layout.segments })
     }
 
-    /// Whether the file is still the one that was loaded, and as it was.
+    /// Returns true if the path still names the loaded file and it has not changed.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.index.is_current()
@@ -173,16 +173,16 @@ impl Examples for Corpus {
     }
 }
 
-/// Counts the examples of the file at `path` and checks them for `pack`, keeping none.
+/// Counts the examples of the file at `path` and checks them for `pack`. Keeps none in memory.
 ///
 /// # Errors
-/// As [`Corpus::load`], but for the tokenizer.
+/// The errors of [`Corpus::load`], without those of the tokenizer.
 pub fn count(path: &Path, pack: &Pack) -> Result<u64, CorpusError> {
     let manifest = pack.manifest();
     Ok(index(path, &Known::new(&manifest.layout, &manifest.labels))?.len() as u64)
 }
 
-/// Where the examples of the file at `path` stand; each was looked at.
+/// Indexes the examples of the file at `path`, and checks each of them.
 fn index(path: &Path, known: &Known) -> Result<Index, CorpusError> {
     match known.task {
         Task::SequenceClassification => index_of::<Example>(path, known),
@@ -196,11 +196,11 @@ fn index_of<R: Learnable>(path: &Path, known: &Known) -> Result<Index, CorpusErr
     Index::build(path, &mut |record: R, place| record.entry(place, known).map(drop))
 }
 
-/// What a pack knows that its examples must not exceed.
+/// The labels and numbers that a pack allows.
 #[derive(Debug)]
 struct Known {
     task: Task,
-    /// Numbers of an example, where the task is one of numbers.
+    /// Number of numbers of an example, for regression.
     numbers: usize,
     labels: Vec<String>,
     classes: BTreeMap<String, usize>,
@@ -286,7 +286,7 @@ fn encode(tokenizer: &Tokenizer, entry: Entry) -> tokenizers::Result<(Encoding, 
     }
 }
 
-/// The label of each word at its first token, `words` being the word that each token is of.
+/// Returns a target for each token: a word's label at its first token. `words` holds the word of each token.
 fn first_tokens(words: &[Option<u32>], labels: &[usize]) -> Vec<Option<usize>> {
     let before = std::iter::once(None).chain(words.iter().copied());
     let label = |(word, before): (&Option<u32>, Option<u32>)| {
@@ -295,14 +295,14 @@ fn first_tokens(words: &[Option<u32>], labels: &[usize]) -> Vec<Option<usize>> {
     words.iter().zip(before).map(label).collect()
 }
 
-/// Every token from the first that reaches beyond the prompt's bytes; without a prompt, from the first.
+/// Returns a target for each token from the first that reaches beyond the prompt's bytes.
 fn after(encoding: &Encoding, prompt_bytes: usize) -> Vec<Option<u32>> {
     let reaches = |(_, end): &(usize, usize)| prompt_bytes == 0 || *end > prompt_bytes;
     let first = encoding.get_offsets().iter().position(reaches).unwrap_or(encoding.len());
     encoding.get_ids().iter().enumerate().map(|(at, &id)| (at >= first).then_some(id)).collect()
 }
 
-/// The pack's tokenizer, cutting at `max_tokens` (or what the model can take) and padding nothing.
+/// Reads the pack's tokenizer. It cuts at `max_tokens` or the model's limit, and pads nothing.
 ///
 /// # Errors
 /// A file that cannot be read, or that adds more tokens of its own than the model can take.
@@ -312,7 +312,7 @@ pub fn tokenizer(pack: &Pack, max_tokens: usize) -> Result<Tokenizer, CorpusErro
     prepared(tokenizer, &pack.manifest().layout, max_tokens)
 }
 
-/// Its own tokens and one of each text fit in always, or there would be nothing to learn from.
+/// Makes room for the tokenizer's own tokens and one of each text, or there would be nothing to learn from.
 fn prepared(mut tokenizer: Tokenizer, layout: &Layout, max_tokens: usize) -> Result<Tokenizer, CorpusError> {
     let texts = match layout.task {
         Task::SequenceClassification | Task::Regression => 2,

@@ -1,4 +1,4 @@
-//! What keeps the device from training, for `skiff-agent doctor`. It changes nothing.
+//! The checks of `skiff-agent doctor` that need the pack, the examples or ONNX Runtime. They change nothing.
 
 use crate::corpus::count;
 use skiff_base::chain;
@@ -11,7 +11,7 @@ use skiff_protocol::Digest;
 use skiff_trainer::Runtime;
 use std::path::Path;
 
-/// ONNX Runtime, the pack, the examples: each with its name.
+/// Checks ONNX Runtime, the pack and the examples. Returns names and findings.
 #[must_use]
 pub fn examine(training: &Training) -> Vec<(String, Finding)> {
     let pack = Pack::open(&training.pack).and_then(|pack| pack.check_weights().map(|()| pack));
@@ -48,7 +48,7 @@ fn check_pack(pack: &Result<Pack, PackError>, path: &Path) -> Finding {
     }
 }
 
-/// What the pack's scores are of.
+/// Describes the pack's scores.
 fn scored(layout: &Layout) -> String {
     match layout.task {
         Task::SequenceClassification | Task::TokenClassification => format!("{} labels", layout.classes),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_is_told() {
+    fn every_cause_is_named() {
         let nowhere = Path::new("/nowhere");
         let found = check_pack(&Pack::open(nowhere), nowhere);
         assert!(

@@ -1,4 +1,4 @@
-//! What the device has to train, on what, in how much memory: looked at once when the agent starts.
+//! The pack, the examples and the memory that a device has for training, taken stock of when the agent starts.
 
 use crate::corpus::count;
 use crate::memory;
@@ -16,11 +16,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Opens the pack, checks every file of it and counts the examples; keeps neither in memory. That the weights were found sound
-/// is noted in the state folder, and as long as nobody wrote to their file they are not read again.
+/// Opens the pack, checks all its files and counts the examples; keeps neither in memory. A note in the state folder says that the
+/// weights are intact; they are checked again only if their file has changed.
 ///
 /// # Errors
-/// A broken pack, examples that cannot be read or whose labels are not the pack's.
+/// A broken pack; examples that cannot be read or have other labels than the pack.
 pub fn look(setup: &Setup) -> anyhow::Result<Inventory> {
     let training = &setup.training;
     let pack = Pack::open(&training.pack)?;
@@ -36,11 +36,11 @@ pub fn look(setup: &Setup) -> anyhow::Result<Inventory> {
     })
 }
 
-/// What ONNX Runtime, its sessions and the agent take of memory whatever is trained, in bytes: 47 to 63 MB were measured
+/// Memory of ONNX Runtime, its sessions and the agent, whatever is trained, in bytes. 47 to 63 MB were measured
 /// (docs/training-step.md).
 const PROCESS_BYTES: u64 = 48 << 20;
 
-/// What the leanest steps take of a limit: one text at a time, and layers that keep their input alone.
+/// Predicts the memory of the smallest steps: one text at a time, and layers that keep only their input.
 #[must_use]
 pub fn of_steps(pack: &Pack, limit: ByteSize) -> StepMemory {
     let manifest = pack.manifest();
@@ -54,7 +54,7 @@ pub fn of_steps(pack: &Pack, limit: ByteSize) -> StepMemory {
     StepMemory { process_bytes: PROCESS_BYTES, step_bytes: one.saturating_sub(layer_bytes), layer_bytes, ..unknown }
 }
 
-/// Checks the frozen weights, unless `note` says that this file was found sound as it is now.
+/// Checks the frozen weights, unless `note` says that this version of the file is intact.
 fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
     let path = pack.weights_path();
     let found = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?;
@@ -65,9 +65,9 @@ fn check_weights(pack: &Pack, note: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     pack.check_weights()?;
-    // A note that is not kept costs time at the next start, and nothing else.
+    // Without the note the next start takes longer, nothing else.
     if let Err(error) = replace(note, now.as_bytes(), Access::Owner) {
-        tracing::debug!(%error, path = %note.display(), "not noted that the weights are sound");
+        tracing::debug!(%error, path = %note.display(), "the note that the weights are intact was not written");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A device's limit of memory, and how its steps stay below it.
+//! A device's memory limit, and the plan by which its steps stay below it.
 
 use bytesize::ByteSize;
 use skiff_contract::memory::own_memory;
@@ -7,16 +7,17 @@ use skiff_trainer::{Trainer, TrainerError};
 use std::fmt::Write;
 use std::path::Path;
 
-/// What a process takes varies a little from start to start; rounded up to so much, the same plan comes out.
+/// Unit to which a process's memory is rounded up, in bytes. The memory varies a little from start to start; the plan should not.
 const GRAIN: u64 = 16 << 20;
 
-/// What this process and those beside it have resident now, rounded up: with a trainer just opened, what is taken beside the steps.
+/// Returns the resident memory of this process and the agent in bytes, rounded up. Called right after a trainer was opened, it is
+/// the memory that is taken in addition to the steps'.
 #[must_use]
 pub fn of_processes(agent_bytes: u64) -> u64 {
     own_memory(Path::new("/")).resident_bytes.saturating_add(agent_bytes).next_multiple_of(GRAIN)
 }
 
-/// The most that may be resident: what the device's owner set or, of a machine with so much, three quarters.
+/// Returns the memory limit: the owner's setting, or three quarters of the machine's memory.
 #[must_use]
 pub fn limit(set: Option<ByteSize>, machine_bytes: u64) -> ByteSize {
     set.unwrap_or(match machine_bytes {
@@ -25,7 +26,7 @@ pub fn limit(set: Option<ByteSize>, machine_bytes: u64) -> ByteSize {
     })
 }
 
-/// Why there is no way to train.
+/// A reason for which no step can be done.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Not even one layer fits.
@@ -35,13 +36,13 @@ pub enum MemoryError {
         si(*limit), si(*process), si(*least), si(process + least)
     )]
     TooLittle {
-        /// Of the setting.
+        /// The memory limit in bytes.
         limit: u64,
-        /// What the process takes.
+        /// Memory of the process in bytes.
         process: u64,
-        /// What a step takes at least.
+        /// Memory of the smallest step in bytes.
         least: u64,
-        /// Of each text.
+        /// Number of tokens of each text.
         tokens: usize,
     },
     /// The graphs cannot be built.
@@ -49,10 +50,10 @@ pub enum MemoryError {
     Predict(#[from] TrainerError),
 }
 
-/// Plans the steps of a training in at most `limit`, of which `process` is taken; `step.active` is the most layers that run.
+/// Plans the steps of a training within `limit`, of which the process takes `process`. At most `step.active` layers run.
 ///
 /// # Errors
-/// There is no memory for a single layer.
+/// The memory does not suffice for a single layer.
 pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> Result<Plan, MemoryError> {
     let plan = trainer.plan(step, limit.0.saturating_sub(process))?;
     match plan.beyond {
@@ -63,7 +64,7 @@ pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> 
     }
 }
 
-/// The plan for people: what is done with how many layers, in how much memory, and why not faster.
+/// Describes the plan for people: the ways for each number of layers, their memory, and why there is no faster one.
 #[must_use]
 pub fn explained(plan: &Plan, limit: ByteSize, process: u64) -> String {
     let mut text = format!("at most {}: {} for the process, {} for steps\n", si(limit.0), si(process), si(plan.room));

@@ -5,8 +5,8 @@
 //! - `grammar`: from a template to words
 //! - `noise`: manners, typing errors, errors of speech recognition
 //!
-//! The test part comes from templates that never occur in training, so that what is measured is whether the meaning was
-//! learnt, not the templates.
+//! The test part comes from templates that never occur in training, so that it measures whether the meaning was learnt, not the
+//! templates.
 
 mod grammar;
 mod intents;
@@ -21,19 +21,19 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// How much to write.
+/// The size and the seed of a corpus.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
-    /// The same seed, the same corpus, on every platform.
+    /// Seed; the same seed gives the same corpus on every platform.
     pub seed: u64,
-    /// Examples for training; every intent gets the same number, give or take one.
+    /// Number of training examples; the numbers of the intents differ by one at the most.
     pub train: usize,
-    /// Examples for the test.
+    /// Number of test examples.
     pub test: usize,
 }
 
 impl Default for GenerateOptions {
-    /// 4,800 and 1,000 examples of seed 1.
+    /// Returns 4,800 and 1,000 examples with seed 1.
     fn default() -> Self {
         Self { seed: 1, train: 4_800, test: 1_000 }
     }
@@ -42,21 +42,21 @@ impl Default for GenerateOptions {
 /// Commands and their intents; no command occurs twice, not even with other capitals or marks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Corpus {
-    /// In drawn order, of templates for training.
+    /// Training examples in drawn order, from the training templates.
     pub train: Vec<Example>,
-    /// In drawn order, of templates for the test.
+    /// Test examples in drawn order, from the test templates.
     pub test: Vec<Example>,
 }
 
-/// Why there is no corpus, or why it could not be written.
+/// A reason for which there is no corpus, or it could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
     /// The grammar has no more different commands.
     #[error("the grammar gave {found} different commands for {intent}, and no more: ask for fewer examples")]
     Exhausted {
-        /// For which intent.
+        /// The intent.
         intent: &'static str,
-        /// How many there were.
+        /// Number of different commands that the grammar gave.
         found: usize,
     },
     /// A file could not be written.
@@ -64,7 +64,7 @@ pub enum CorpusError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -73,7 +73,7 @@ pub enum CorpusError {
 /// Writes a corpus from the grammar.
 ///
 /// # Errors
-/// [`CorpusError::Exhausted`] where more different commands are asked for than the grammar gives; the default is far from it.
+/// [`CorpusError::Exhausted`] if the grammar has fewer different commands than asked for; the default is far from that.
 pub fn generate(options: &GenerateOptions) -> Result<Corpus, CorpusError> {
     let examples = |utterances: Vec<Utterance>| utterances.into_iter().map(|utterance| utterance.example).collect();
     let (train, test) = draw(options)?;
@@ -134,7 +134,7 @@ fn draw_part(
     Ok(utterances)
 }
 
-/// An utterance that is not among the known ones, which it joins; `None` after a thousand tries.
+/// Draws an utterance that is not known yet, and adds it to the known ones; `None` after a thousand tries.
 fn draw_new(
     intent: &Intent,
     templates: &[&'static str],
@@ -151,7 +151,7 @@ fn draw_new(
     })
 }
 
-/// The letters and digits of a text, small: what makes two commands the same to a reader.
+/// Returns the lowercase letters and digits of a text. Two commands with the same ones are the same to a reader.
 fn essence(text: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || c.is_whitespace();
     text.to_lowercase().chars().filter(kept).collect()
@@ -173,11 +173,11 @@ mod tests {
     #[test]
     fn the_test_part_comes_from_templates_that_never_occur_in_training() {
         let (train, test) = draw(&GenerateOptions::default()).unwrap();
-        let of = |part: &[Utterance]| part.iter().map(|utterance| utterance.template).collect::<BTreeSet<_>>();
-        assert!(of(&train).is_disjoint(&of(&test)));
+        let templates = |part: &[Utterance]| part.iter().map(|utterance| utterance.template).collect::<BTreeSet<_>>();
+        assert!(templates(&train).is_disjoint(&templates(&test)));
         let all = |templates: fn(&Intent) -> usize| INTENTS.iter().map(templates).sum::<usize>();
-        assert_eq!(of(&train).len(), all(|intent| intent.train.len()));
-        assert_eq!(of(&test).len(), all(|intent| intent.test.len()));
+        assert_eq!(templates(&train).len(), all(|intent| intent.train.len()));
+        assert_eq!(templates(&test).len(), all(|intent| intent.test.len()));
     }
 
     #[test]

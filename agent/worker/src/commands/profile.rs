@@ -1,4 +1,4 @@
-//! Where the time of a step goes: ONNX Runtime's traces, added up by operator.
+//! The time of a step by operator, added up from ONNX Runtime's traces.
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -6,18 +6,18 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-/// The steps of a process by operator.
+/// The time of a process's steps by operator.
 #[derive(Serialize)]
 pub(super) struct Profile {
-    /// Of all steps, those before the timed ones too.
+    /// Number of all steps, warm-up included.
     steps: usize,
-    /// Of a step, on average.
+    /// Mean time of a step.
     step_seconds: f64,
-    /// The longest first.
+    /// The operators, slowest first.
     operators: Vec<Operator>,
-    /// In ONNX Runtime, but in no operator.
+    /// Time in ONNX Runtime outside of operators, for each step.
     runtime_seconds: f64,
-    /// In Skiff: the optimizer, the adding up of gradients, the batch.
+    /// Time in Skiff, for each step: the optimizer, the sum of gradients, the batch.
     outside_seconds: f64,
 }
 
@@ -25,19 +25,19 @@ pub(super) struct Profile {
 #[derive(Serialize)]
 struct Operator {
     name: String,
-    /// In a step.
+    /// Number of calls in a step.
     calls: f64,
-    /// In a step.
+    /// Time in a step.
     seconds: f64,
 }
 
-/// What a trace says of an event, as far as it is read.
+/// The fields of a trace's event that are read here.
 #[derive(Deserialize)]
 struct Event {
     #[serde(default)]
     cat: String,
     name: String,
-    /// Microseconds.
+    /// Duration in microseconds.
     #[serde(default)]
     dur: f64,
     #[serde(default)]
@@ -50,7 +50,7 @@ struct Arguments {
     op_name: String,
 }
 
-/// The folder for traces: made, and empty.
+/// Creates the folder for traces, and refuses one that is not empty.
 pub(super) fn prepare(folder: &Path) -> anyhow::Result<()> {
     let named = || format!("--profile {}", folder.display());
     std::fs::create_dir_all(folder).with_context(named)?;
@@ -60,7 +60,7 @@ pub(super) fn prepare(folder: &Path) -> anyhow::Result<()> {
 }
 
 impl Profile {
-    /// Of the traces in `folder`, of `steps` steps that took `seconds` together.
+    /// Reads the traces in `folder`, of `steps` steps that took `seconds` together.
     pub(super) fn read(folder: &Path, steps: usize, seconds: f64) -> anyhow::Result<Self> {
         let per_step = |microseconds: f64| microseconds / 1e6 / steps.max(1) as f64;
         let mut operators = BTreeMap::<String, (usize, f64)>::new();
@@ -99,7 +99,7 @@ impl Profile {
         })
     }
 
-    /// As a table.
+    /// Writes the profile as a table.
     pub(super) fn print(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "\n{:<24}{:>10}{:>12}{:>8}", "operator", "calls", "ms a step", "share")?;
         let share = |seconds: f64| 100.0 * seconds / self.step_seconds;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Inputs (safetensors), I64 or I32: input_ids [B, S], attention_mask [B, S] with padding on the right, \
-                        token_type_ids [B, S] where there are any, and labels: [B] for sequence-classification, [B, S] with -100 for \
+                        token_type_ids [B, S] if the model has them, and labels: [B] for sequence-classification, [B, S] with -100 for \
                         none for token-classification and causal-lm (there not shifted; absent: input_ids), [B] or [B, C] of F32 or F64 \
                         for regression.\nOutputs: loss [], logits [B, C] (token tasks: [T, C], the tokens of all rows without padding), \
                         and grad.NAME for every trainable tensor of the active layers and the head, NAME as in Hugging Face PEFT's \
@@ -25,7 +25,7 @@ pub struct Arguments {
     /// The pack's folder.
     #[arg(long)]
     pack: PathBuf,
-    /// The batch.
+    /// The batch, as safetensors.
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
     /// The layers that run, from 0 [default: all].
@@ -34,13 +34,13 @@ pub struct Arguments {
     /// Values of the trainable tensors, with PEFT's names [default: the pack's first values].
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Where the results go.
+    /// File for the results, as safetensors.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Threads of the computation.
+    /// Number of threads.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack.
+    /// Execution provider, if ONNX Runtime's library has it: cpu, cuda, xnnpack.
     #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", default_value_t = Provider::Cpu)]
     provider: Provider,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].

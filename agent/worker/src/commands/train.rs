@@ -21,7 +21,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Trains on local files and says how fast and how well.
+/// Trains on local files, and prints speed and accuracy.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  skiff-agent train --pack minilm.pack --train train.csv --test test.csv --steps 300 --lr 1e-3 --dropout 0.5\n  \
@@ -46,33 +46,33 @@ pub struct Arguments {
     /// Examples to evaluate on.
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Examples in a step.
+    /// Number of examples in a step.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: u16,
-    /// Compute at most this many of a step's examples at once and add their gradients up: less memory, the same training but
-    /// for rounding [default: all of them].
+    /// Compute at most this many of a step's examples at once and add their gradients up. That takes less memory and differs
+    /// only by rounding [default: all of them].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     micro_batch: Option<u16>,
-    /// What layers keep for the backward pass: keep (all that it needs), half (the same in half precision) or recompute
-    /// (nothing; it is computed again).
+    /// Values that layers keep for the backward pass: keep (all), half (all, in half precision) or recompute (none; they are
+    /// computed again).
     #[arg(long, default_value = "keep", value_parser = policy)]
     policy: Policy,
-    /// Stay below so much memory, for instance 300MB: each step is done the fastest way that does, which is said at the start.
+    /// Memory limit, for example 300MB. Each step runs in the fastest way that stays below; the plan is printed at the start.
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["micro_batch", "policy"])]
     memory: Option<ByteSize>,
-    /// AdamW's learning rate, at its highest.
+    /// AdamW's highest learning rate.
     #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     lr: f32,
     /// Let the learning rate rise evenly over the first N steps, while AdamW has seen few gradients.
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm_up: u32,
-    /// What the learning rate does after the warm-up: stay, or fall evenly to zero over the remaining steps.
+    /// Course of the learning rate after the warm-up: constant, or linear, which falls to zero over the remaining steps.
     #[arg(long, value_enum, default_value_t = Falling::Constant)]
     schedule: Falling,
-    /// AdamW's weight decay: each step a weight shrinks by this share of itself times the learning rate; 0 for never.
+    /// AdamW's weight decay: each step a weight shrinks by this share of itself times the learning rate; 0 turns it off.
     #[arg(long, value_name = "SHARE", default_value_t = AdamWOptions::default().weight_decay, value_parser = not_negative)]
     weight_decay: f32,
     /// Probability that a step skips a layer, the same for every layer.
@@ -87,29 +87,29 @@ pub struct Arguments {
     /// Cut texts to this many tokens.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// Evaluate on at most this many examples, from the first; 0 for none.
+    /// Evaluate on at most this many examples, from the first; 0 means no evaluation.
     #[arg(long, default_value_t = 1000)]
     evaluate: usize,
-    /// Determines masks and batches.
+    /// Seed for masks and batches.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Threads of the computation [default: all processors].
+    /// Number of threads [default: all processors].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// What computes, where ONNX Runtime's library has it: cpu, cuda, xnnpack.
+    /// Execution provider, if ONNX Runtime's library has it: cpu, cuda, xnnpack.
     #[arg(long, env = "SKIFF_PROVIDER", value_name = "NAME", default_value_t = Provider::Cpu)]
     provider: Provider,
     /// Path of libonnxruntime.so [default: searched for; see `skiff-agent doctor`].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
-    /// Write the trained tensors here, as safetensors with PEFT's names.
+    /// Write the trained tensors to this file, as safetensors with PEFT's names.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Keep the state of the training in this file, and go on from it where it is there: after an interruption, give the same
-    /// command again. The result is the same to the bit as without one, on as many threads.
+    /// Keep the state of the training in this file, and resume from it if it exists: after an interruption, give the same command
+    /// again. With as many threads, the result is bit for bit the same as without an interruption.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// Write --checkpoint after every N steps; the end is written in any case.
+    /// Write --checkpoint after every N steps, and at the end.
     #[arg(long, value_name = "N", default_value_t = 100, requires = "checkpoint", value_parser = clap::value_parser!(u32).range(1..))]
     checkpoint_every: u32,
     /// Print the result as one line of JSON.
@@ -124,43 +124,43 @@ enum Falling {
     Linear,
 }
 
-/// What `--json` prints.
+/// The result that `--json` prints.
 #[derive(Serialize)]
 struct Outcome {
-    /// Those that changed weights.
+    /// Number of steps that changed weights.
     steps: u32,
-    /// Those that did not, because their loss or gradients were not finite.
+    /// Number of steps that changed nothing, because their loss or gradients were not finite.
     skipped_steps: u32,
-    /// How many of both an earlier process did, whose checkpoint this one went on from.
+    /// Number of steps of both kinds that earlier processes did, before the checkpoint.
     resumed_steps: u32,
     batch: usize,
-    /// Of training, over the wall time of all steps, tokenising included.
+    /// Speed of the training over the wall time of all steps, tokenising included.
     examples_per_second: f64,
     tokens_per_second: f64,
-    /// Median.
+    /// Median time of a step.
     step_seconds: f64,
     mean_active_layers: f32,
     mean_loss: f32,
-    /// Mean over the last 20 steps.
+    /// Mean loss over the last 20 steps.
     loss_last_20: f32,
     /// Absent with `--evaluate 0`.
     #[serde(flatten)]
     found: Found,
     evaluate_examples_per_second: Option<f64>,
-    /// With `--memory`.
+    /// The plan, with `--memory`.
     memory: Option<Plan>,
     train_seconds: f64,
     peak_rss_bytes: u64,
 }
 
-/// What the evaluation found, as the task measures it.
+/// The result of the evaluation, in the task's own measure.
 #[derive(Serialize, Default)]
 struct Found {
-    /// Of examples or, where the task is one of tokens, of tokens.
+    /// Share of correct examples, or of correct tokens if the task labels tokens.
     accuracy: Option<f64>,
     perplexity: Option<f64>,
     rmse: Option<f64>,
-    /// Pearson's.
+    /// Pearson's correlation.
     correlation: Option<f64>,
 }
 
@@ -225,7 +225,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     outcome.print(arguments.json)
 }
 
-/// Finds out before a long training whether its result can be written to `path`.
+/// Checks before a long training that its result can be written to `path`.
 fn writable(path: &Path) -> anyhow::Result<()> {
     let known = path.exists();
     let tried = File::options().append(true).create(true).open(path);
@@ -238,7 +238,7 @@ fn writable(path: &Path) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    /// How the steps stay within `limit`; said on standard error.
+    /// Plans the steps within `limit`, and prints the plan on standard error.
     fn within(&self, limit: ByteSize, trainer: &Trainer, layers: usize) -> anyhow::Result<Plan> {
         let process = memory::of_processes(0);
         let tokens = trainer.form().layout.max_tokens.min(self.max_tokens as usize);
@@ -281,7 +281,7 @@ impl Arguments {
         })
     }
 
-    /// What tells the examples from others.
+    /// Returns a text that identifies the examples.
     fn data(&self) -> anyhow::Result<String> {
         let mut hasher = blake3::Hasher::new();
         let hashed = File::open(&self.train).and_then(|file| hasher.update_reader(file).map(drop));
@@ -290,8 +290,7 @@ impl Arguments {
     }
 }
 
-/// Goes on from the checkpoint at `path`. Where there is none the first is written, so that a place that takes none is found
-/// before the work.
+/// Resumes from the checkpoint at `path`. If there is none, writes the first one, so that a bad place is found before the work.
 fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -300,9 +299,11 @@ fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
     };
     training.resume(&bytes).with_context(|| {
         let path = path.display();
-        format!("going on from the checkpoint {path} (move it away to begin anew, or name another with --checkpoint)")
+        format!(
+            "resuming from the checkpoint {path} (to begin anew, move it away or name another file with --checkpoint)"
+        )
     })?;
-    writeln!(std::io::stderr(), "going on from {}, after step {}", path.display(), training.done())?;
+    writeln!(std::io::stderr(), "resuming from {}, after step {}", path.display(), training.done())?;
     Ok(())
 }
 
@@ -397,7 +398,7 @@ impl Outcome {
     }
 }
 
-/// One line on standard error, drawn over itself, where that is a terminal.
+/// A progress line on standard error, if that is a terminal.
 struct Progress {
     shown: bool,
 }

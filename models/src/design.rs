@@ -145,6 +145,12 @@ impl Stages {
         Schema { tensors: self.trainable.iter().map(|tensor| tensor.spec.clone()).collect() }
     }
 
+    /// Returns the largest rank of LoRA; 1 if nothing has a rank.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.trainable.iter().filter_map(|tensor| tensor.spec.rank()).max().unwrap_or(1)
+    }
+
     /// The graph files, without their bytes.
     #[must_use]
     pub fn specs(&self) -> StageSpecs {
@@ -252,6 +258,19 @@ mod tests {
             }
         }
         assert!(built > 200, "only {built}");
+    }
+
+    #[test]
+    fn the_rank_is_that_of_the_pair_whether_or_not_a_trains() {
+        let config = configs().into_iter().find(|config| config["model_type"] == "bert").unwrap();
+        let model = Model::read(&config).unwrap();
+        let rank = |peft: Peft| {
+            let head = Head { task: Task::SequenceClassification, labels: 2, train_pooler: false };
+            Design { model: model.clone(), head, peft, frozen: Storage::F32 }.stages().unwrap().rank()
+        };
+        let targets = vec!["query".to_owned()];
+        let lora = |freeze_a| Peft::Lora(Lora { rank: 6, targets: targets.clone(), freeze_a, ..Lora::default() });
+        assert_eq!([rank(lora(false)), rank(lora(true)), rank(Peft::BitFit)], [6, 6, 1]);
     }
 
     #[test]

@@ -20,6 +20,23 @@ pub struct TensorSpec {
     pub layer: Option<usize>,
 }
 
+impl TensorSpec {
+    /// Returns LoRA's rank, as far as the tensor has that dimension.
+    #[must_use]
+    pub fn rank(&self) -> Option<usize> {
+        rank_axis(&self.name).and_then(|axis| self.shape.get(axis)).copied()
+    }
+
+    /// Returns the name of the other tensor of a LoRA pair: of `B` for an `A`, of `A` for a `B`.
+    #[must_use]
+    pub fn rank_partner(&self) -> Option<String> {
+        match rank_axis(&self.name)? {
+            0 => Some(self.name.replace(LORA_A, LORA_B)),
+            _ => Some(self.name.replace(LORA_B, LORA_A)),
+        }
+    }
+}
+
 /// Every trainable tensor of a model, ordered by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -167,13 +184,16 @@ pub fn names(bytes: &[u8]) -> Result<std::collections::BTreeSet<String>, TensorE
     Ok(file.names().into_iter().map(str::to_owned).collect())
 }
 
-/// The dimension of a tensor that is LoRA's rank, by the tensor's name.
+const LORA_A: &str = ".lora_A.";
+const LORA_B: &str = ".lora_B.";
+
+/// Returns the dimension that is LoRA's rank, by the tensor's name.
 #[must_use]
 pub fn rank_axis(name: &str) -> Option<usize> {
-    if name.contains(".lora_A.") {
+    if name.contains(LORA_A) {
         return Some(0);
     }
-    name.contains(".lora_B.").then_some(1)
+    name.contains(LORA_B).then_some(1)
 }
 
 /// The part of `weights` that has the shapes of `schema`, whose dimensions are no larger: the first rows and columns.

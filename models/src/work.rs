@@ -22,8 +22,7 @@ pub fn evaluation_flops(stages: &Stages, step: Step) -> u64 {
 
 fn count(stages: &Stages, step: Step, cuts: fn(&CompiledStage) -> [Option<&Extract>; 2]) -> u64 {
     let tokens = step.examples * step.tokens;
-    let rank = stages.trainable.iter().filter(|tensor| tensor.spec.name.contains("lora_A"));
-    let rank = rank.filter_map(|tensor| tensor.spec.shape.first()).max().copied().unwrap_or(1);
+    let rank = stages.rank();
     let size = |symbol: &str| match symbol {
         "B" => step.examples,
         "S" => step.tokens,

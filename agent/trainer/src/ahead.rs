@@ -1,6 +1,8 @@
 //! Examples that are brought while the step before them runs.
 
+use crate::batch::Form;
 use crate::error::TrainerError;
+use crate::examples::{Examples, Sequence};
 use std::iter::FusedIterator;
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -63,6 +65,17 @@ impl<T> Iterator for Ahead<'_, T> {
 }
 
 impl<T> FusedIterator for Ahead<'_, T> {}
+
+/// Examples in the order in which they are needed.
+pub(crate) type Upcoming<'a> = dyn Iterator<Item = Result<Sequence, TrainerError>> + 'a;
+
+/// Reads example `at` and checks that it can be laid out.
+pub(crate) fn read_example(examples: &dyn Examples, form: &Form, at: usize) -> Result<Sequence, TrainerError> {
+    let failed = |source| TrainerError::Example { example: at + 1, source };
+    let sequence = examples.encode(at).map_err(failed)?;
+    form.check(&sequence).map_err(|source| failed(source.into()))?;
+    Ok(sequence)
+}
 
 #[cfg(test)]
 mod tests {

@@ -2,14 +2,11 @@
 
 use crate::dropout::LayerMask;
 use crate::optimizer::square_sum;
-use crate::training::{StepReport, TrainSummary};
+use crate::report::{RECENT, StepReport, TrainSummary};
 use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema};
 use std::collections::VecDeque;
 use std::time::Duration;
-
-/// Over how many of the last steps [`TrainSummary::recent_loss`] is a mean.
-pub const RECENT: usize = 20;
 
 /// What is known of the steps so far. A checkpoint holds all of it but the time of each step.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! A pack in training.
 
-use crate::ahead::ahead;
+use crate::ahead::{Upcoming, ahead, read_example};
 use crate::batch::{Batch, Form, Truth};
 use crate::clock::monotonic;
 use crate::dropout::LayerMask;
@@ -9,11 +9,10 @@ use crate::evaluation::{EvaluatePlan, EvaluateSummary};
 use crate::examples::{Examples, Sequence};
 use crate::model::{Model, Operators, StepOutcome};
 use crate::runtime::Runtime;
-use crate::training::{StepReport, TrainPlan, TrainSummary, Training};
 use ndarray::{Array2, ArrayD};
 use skiff_models::Pack;
 use skiff_models::memory::{Plan, Policy, Step};
-use skiff_models::tensors::{NamedTensors, rank_axis};
+use skiff_models::tensors::{NamedTensors, TensorSpec, rank_axis};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -70,23 +69,10 @@ impl Trainer {
     /// Tensors that are not the schema's.
     pub fn set_weights(&mut self, weights: NamedTensors) -> Result<(), TrainerError> {
         let schema = self.pack.schema();
-        let partner = |name: &str| match rank_axis(name) {
-            Some(0) => weights.get(&name.replace(".lora_A.", ".lora_B.")).and_then(|b| b.shape().get(1).copied()),
-            Some(_) => weights.get(&name.replace(".lora_B.", ".lora_A.")).and_then(|a| a.shape().first().copied()),
-            None => None,
-        };
         let fits = |name: &String, tensor: &ArrayD<f32>| {
             let Some(spec) = schema.find(name) else { return false };
-            let Some(axis) = rank_axis(name).filter(|&axis| axis < tensor.ndim()) else {
-                return spec.shape == tensor.shape();
-            };
-            let rank = tensor.shape()[axis];
-            // Where A is frozen, B has no partner here, and must have its ranks.
-            let agrees = partner(name).map_or(rank == spec.shape[axis], |other| rank == other);
-            let cut = |(at, (&size, &found)): (usize, (&usize, &usize))| {
-                if at == axis { (1..=size).contains(&found) } else { size == found }
-            };
-            agrees && spec.shape.len() == tensor.ndim() && spec.shape.iter().zip(tensor.shape()).enumerate().all(cut)
+            let partner = spec.rank_partner().and_then(|partner| weights.get_key_value(&partner));
+            fits(spec, tensor, partner)
         };
         if let Some((name, _)) = weights.iter().find(|(name, tensor)| !fits(name, tensor)) {
             return Err(TrainerError::Weights { name: name.clone() });
@@ -167,35 +153,6 @@ impl Trainer {
         Ok(StepOutcome { loss: loss as f32, gradients })
     }
 
-    /// Begins to train as planned, with a fresh optimizer; [`Training::step`] does the steps.
-    ///
-    /// Which examples a step takes: the examples are run through again and again, each time in another seeded order.
-    ///
-    /// # Errors
-    /// A plan that does not fit.
-    pub fn begin<'a>(
-        &'a mut self,
-        plan: &'a TrainPlan,
-        examples: &'a dyn Examples,
-    ) -> Result<Training<'a>, TrainerError> {
-        Training::begin(self, plan, examples)
-    }
-
-    /// Trains as planned, reporting each step to `watch`, which may stop it.
-    ///
-    /// # Errors
-    /// Those of [`Trainer::begin`] and [`Training::step`]. The weights then are those of the last good step.
-    pub fn train(
-        &mut self,
-        plan: &TrainPlan,
-        examples: &dyn Examples,
-        watch: &mut dyn FnMut(&StepReport) -> ControlFlow<()>,
-    ) -> Result<TrainSummary, TrainerError> {
-        let mut training = self.begin(plan, examples)?;
-        training.run::<TrainerError, _>(|_, report| Ok(watch(report)))?;
-        Ok(training.summary())
-    }
-
     /// Evaluates the first of `examples` with every layer active, telling `watch` how many are done.
     ///
     /// # Errors
@@ -212,26 +169,26 @@ impl Trainer {
         chosen.sort_by_key(|&at| (examples.length_hint(at), at));
         let total = chosen.len();
         let form = self.form().clone();
-        let bring = |at| bring(examples, &form, at);
-        let mut summary = ahead(chosen.into_iter(), plan.batch, bring, |brought| {
-            self.evaluate_on(total, plan.batch.max(1), brought, watch)
+        let read = |at| read_example(examples, &form, at);
+        let mut summary = ahead(chosen.into_iter(), plan.batch, read, |upcoming| {
+            self.evaluate_on(total, plan.batch.max(1), upcoming, watch)
         })?;
         summary.elapsed = monotonic().saturating_sub(started);
         Ok(summary)
     }
 
-    /// Evaluates `total` examples as they are brought.
+    /// Evaluates `total` examples as they arrive.
     fn evaluate_on(
         &mut self,
         total: usize,
         batch: usize,
-        brought: &mut Brought<'_>,
+        upcoming: &mut Upcoming<'_>,
         watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<EvaluateSummary, TrainerError> {
         let mask = LayerMask::all(self.pack.manifest().layers);
         let mut summary = EvaluateSummary::default();
         for first in (0..total).step_by(batch) {
-            let batch = self.batch(brought, batch.min(total - first))?;
+            let batch = self.batch(upcoming, batch.min(total - first))?;
             self.model.scores(&self.weights, &batch, &mask, true, &mut |row, scores| {
                 summary.add(batch.truths.get(row).unwrap_or(&Truth::None), scores);
             })?;
@@ -250,19 +207,23 @@ impl Trainer {
     }
 
     /// Lays out the next `size` examples.
-    fn batch(&self, brought: &mut Brought<'_>, size: usize) -> Result<Batch, TrainerError> {
-        let sequences = brought.take(size).collect::<Result<Vec<_>, TrainerError>>()?;
+    fn batch(&self, upcoming: &mut Upcoming<'_>, size: usize) -> Result<Batch, TrainerError> {
+        let sequences = upcoming.take(size).collect::<Result<Vec<_>, TrainerError>>()?;
         Ok(Batch::new(&sequences, self.form())?)
     }
 }
 
-/// Examples in the order in which they are needed.
-pub(super) type Brought<'a> = dyn Iterator<Item = Result<Sequence, TrainerError>> + 'a;
-
-/// The tokens of example `at`, which can be laid out.
-pub(super) fn bring(examples: &dyn Examples, form: &Form, at: usize) -> Result<Sequence, TrainerError> {
-    let failed = |source| TrainerError::Example { example: at + 1, source };
-    let sequence = examples.encode(at).map_err(failed)?;
-    form.check(&sequence).map_err(|source| failed(source.into()))?;
-    Ok(sequence)
+/// Returns true if a tensor has the shape of `spec`, or fewer ranks than that and as many as its partner.
+fn fits(spec: &TensorSpec, tensor: &ArrayD<f32>, partner: Option<(&String, &ArrayD<f32>)>) -> bool {
+    let Some(axis) = rank_axis(&spec.name).filter(|&axis| axis < tensor.ndim()) else {
+        return spec.shape == tensor.shape();
+    };
+    let rank = tensor.shape()[axis];
+    let rank_of_partner = partner.and_then(|(name, tensor)| tensor.shape().get(rank_axis(name)?).copied());
+    // If A is frozen, B has no partner here, and must have all of its ranks.
+    let agrees = rank_of_partner.map_or(rank == spec.shape[axis], |other| rank == other);
+    let same_but_rank = |(at, (&size, &found)): (usize, (&usize, &usize))| {
+        if at == axis { (1..=size).contains(&found) } else { size == found }
+    };
+    agrees && spec.shape.len() == tensor.ndim() && spec.shape.iter().zip(tensor.shape()).enumerate().all(same_but_rank)
 }

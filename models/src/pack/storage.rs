@@ -286,12 +286,13 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
     use super::*;
     use crate::pack::Frozen;
-    use crate::stage::FrozenSource;
+    use crate::stage::{Extent, FrozenSource};
     use proptest::prelude::*;
 
     fn tensor(name: &str, shape: &[usize], storage: Storage, layer: Option<usize>) -> FrozenTensor {
         let source = FrozenSource::Checkpoint;
-        FrozenTensor { name: name.to_owned(), shape: shape.to_vec(), storage, layer, source }
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        FrozenTensor { name, shape, storage, layer, source, extent: Extent::Whole }
     }
 
     fn written(

@@ -1,7 +1,7 @@
 //! A stage under construction: an architecture writes its formula with these methods.
 
 use super::ports::{BatchPart, Binding, of_layer};
-use super::tensors::{FrozenSource, FrozenTensor, Initial, TrainableTensor};
+use super::tensors::{Extent, FrozenSource, FrozenTensor, Initial, TrainableTensor};
 use crate::graph::{DType, Dim, Graph, GraphError, Id, Op, Shape};
 use crate::peft::{LoraSettings, PREFIX, Peft};
 use crate::storage::Storage;
@@ -229,7 +229,9 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// An index that is not of integers.
     pub fn rows(&mut self, name: &str, [rows, size]: [usize; 2], index: Id) -> Result<Id, GraphError> {
+        let declared = self.frozen.len();
         let (table, scale) = self.stored(name, &[rows, size], self.storage);
+        self.frozen[declared..].iter_mut().for_each(|table| table.extent = Extent::Rows);
         let picked = self.graph.op(Op::Gather, &[table, index])?;
         match scale {
             Some(scale) => {
@@ -338,7 +340,8 @@ impl<'a> Stage<'a> {
     }
 
     fn frozen_tensor(&self, name: &str, shape: &[usize], storage: Storage, source: FrozenSource) -> FrozenTensor {
-        FrozenTensor { name: self.full_name(name), shape: shape.to_vec(), storage, layer: self.layer, source }
+        let (name, shape, layer) = (self.full_name(name), shape.to_vec(), self.layer);
+        FrozenTensor { name, shape, storage, layer, source, extent: Extent::Whole }
     }
 
     fn bind_frozen(&mut self, name: &str, dtype: DType, dims: Shape, tensor: FrozenTensor) -> Id {

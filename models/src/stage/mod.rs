@@ -17,6 +17,6 @@ mod tensors;
 pub use build::{Bias, Stage};
 pub use cut::{CompiledStage, Cuts, Ending};
 pub use ports::{BatchPart, Binding, GraphSpec, HalfSpec, Port, StageSpec, StageSpecs, of_layer};
-pub use tensors::{FrozenSource, FrozenTensor, Initial, TrainableTensor};
+pub use tensors::{Extent, FrozenSource, FrozenTensor, Initial, TrainableTensor};
 
 pub(crate) use build::TIMES_TRANSPOSED;

@@ -16,6 +16,17 @@ pub struct FrozenTensor {
     pub layer: Option<usize>,
     /// Its values.
     pub source: FrozenSource,
+    /// How much of it a batch reads.
+    pub extent: Extent,
+}
+
+/// How much of a frozen tensor a batch reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// A table: the rows that the batch names.
+    Rows,
 }
 
 /// Where a frozen tensor's values come from.

@@ -423,3 +423,18 @@ pub(super) fn array(value: &DynValue) -> Result<ArrayD<f32>, TrainerError> {
     let (shape, values) = contents(value)?;
     Ok(ArrayD::from_shape_vec(IxDyn(&shape), values.to_vec()).expect("ONNX Runtime gives as many values as it says"))
 }
+
+/// Adds gradients to those of other parts of a step.
+pub(super) fn add_gradients(
+    into: &mut NamedTensors,
+    gradients: impl Iterator<Item = (String, DynValue)>,
+) -> Result<(), TrainerError> {
+    for (name, value) in gradients {
+        let gradient = array(&value)?;
+        match into.get_mut(&name) {
+            Some(sum) => *sum += &gradient,
+            None => drop(into.insert(name, gradient)),
+        }
+    }
+    Ok(())
+}

@@ -7,9 +7,12 @@
 //! A language model's scores are the largest tensor of all, `[T, V]`. Its head is therefore run over a few rows at a time;
 //! that number depends on the vocabulary alone, so a step gives the same bits everywhere.
 
+mod blocks;
 mod frozen;
 mod graph;
+mod head;
 mod stack;
+mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -17,18 +20,20 @@ use crate::batch::{Batch, Form, Truth};
 use crate::dropout::LayerMask;
 use crate::error::TrainerError;
 use crate::runtime::Runtime;
+use blocks::{Ascent, Blocks, Needed};
 use frozen::Views;
-use graph::{Given, Graph, Rows, Scope, array, contents};
+use graph::{Given, Graph, Rows, Scope, contents};
 use ndarray::{ArrayD, IxDyn};
 use ort::value::DynValue;
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::memory::Policy;
 use skiff_models::pack::Frozen;
-use skiff_models::stage::{BatchPart, Binding, GraphSpec, HalfSpec, Port, StageSpec, StageSpecs};
+use skiff_models::stage::{BatchPart, Binding, GraphSpec, Port, StageSpecs};
 use skiff_models::task::Task;
 use skiff_models::tensors::{NamedTensors, Schema};
 use stack::Stack;
+use stage::{Stage, names, trains};
 use std::any::Any;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -62,12 +67,8 @@ pub(super) struct Model {
     /// Whether the graphs have fused operators.
     fuses: bool,
     embed: Graph,
-    blocks: Vec<Stage>,
-    /// As `blocks`, for the highest layer that runs, where it computes only the rows that the head reads; else empty.
-    last_blocks: Vec<Stage>,
-    policy: Policy,
+    blocks: Blocks,
     stack: Stack,
-    kinds: Vec<usize>,
     head: Stage,
     chunk_rows: usize,
     // Dropped before what owns the mapping that they point into.
@@ -85,35 +86,6 @@ pub(super) struct Parts<'a> {
     fuses: bool,
     /// The owner of `frozen`.
     mapping: Arc<dyn Any + Send + Sync>,
-}
-
-struct Stage {
-    passes: Passes,
-    /// The same, but that what they keep is in half precision.
-    half: Option<Passes>,
-    evaluate: Graph,
-    /// Whether it has something to train.
-    trains: bool,
-}
-
-/// Forward and backward.
-struct Passes {
-    forward: Graph,
-    backward: Option<Graph>,
-    backward_lowest: Option<Graph>,
-}
-
-/// What the head gave: the loss, and the gradient of the activations where it was asked for.
-struct Headed {
-    loss: f32,
-    flowing: Option<Flow>,
-}
-
-/// The gradient of activations on its way down.
-enum Flow {
-    Value(DynValue),
-    /// `D`, and the values.
-    Buffer(usize, Vec<f32>),
 }
 
 impl Model {
@@ -150,12 +122,7 @@ impl Model {
         let inner = Scope { contexts: &contexts, hidden: true, ..bare };
         let spec = &stages.embed.evaluate;
         let mut embed = Graph::open(runtime, file(&spec.file), spec, &[WHOLE], &bare)?;
-        let block = |(kind, spec): (usize, &StageSpec)| {
-            let layers: Vec<usize> = (0..stages.kinds.len()).filter(|&layer| stages.kinds[layer] == kind).collect();
-            Stage::open(runtime, file, spec, &layers, &inner, true)
-        };
-        let blocks = stages.blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?;
-        let last_blocks = stages.last_blocks.iter().enumerate().map(block).collect::<Result<_, _>>()?;
+        let blocks = Blocks::open(runtime, file, stages, &inner)?;
         // What a language model's head reads is cut into rows, which a context is not made of.
         let above = if layout.task == Task::CausalLm { Scope { contexts: &[], ..inner } } else { inner };
         let head = Stage::open(runtime, file, &stages.head, &[WHOLE], &above, false)?;
@@ -164,21 +131,14 @@ impl Model {
         {
             embed.redirect(from, to);
         }
-        let form = Form::new(layout.clone(), stages);
-        let chunk_rows = layout.head_rows();
-        let kinds = stages.kinds.clone();
-        let policy = Policy::default();
         Ok(Self {
-            form,
+            form: Form::new(layout.clone(), stages),
             fuses,
             embed,
             blocks,
-            last_blocks,
-            policy,
             stack: Stack::default(),
-            kinds,
             head,
-            chunk_rows,
+            chunk_rows: layout.head_rows(),
             frozen,
             _mapping: mapping,
         })
@@ -199,10 +159,9 @@ impl Model {
         self.chunk_rows = rows.max(1);
     }
 
-    /// What layers keep from now on. Where there are no graphs that keep halves, they keep all of it.
+    /// Sets what layers keep from now on. They keep everything if the pack has no graphs that keep halves.
     pub(super) fn set_policy(&mut self, policy: Policy) {
-        let halves = self.blocks.iter().all(|block| block.half.is_some());
-        self.policy = if policy == Policy::Half && !halves { Policy::Keep } else { policy };
+        self.blocks.set_policy(policy);
     }
 
     /// Forward and backward through the layers of `mask`.
@@ -215,62 +174,22 @@ impl Model {
         self.check_mask(mask)?;
         self.stack.clear();
         self.frozen.bring(batch.ids())?;
-        let Self { embed, blocks, last_blocks, kinds, frozen, policy, stack, .. } = self;
-        let (policy, picked) = (*policy, !last_blocks.is_empty() && !mask.active().is_empty());
-        let given = Given::new(batch, frozen, weights);
-        let embedded = embed.run_on(stack, WHOLE, &given)?;
-        frozen.forget();
+        let given = Given::new(batch, &self.frozen, weights);
+        let embedded = self.embed.run_on(&mut self.stack, WHOLE, &given)?;
+        self.frozen.forget();
         let given = Given { contexts: &embedded.contexts, ..given };
-        let mut hidden = embed.required(embedded.hidden, "activations")?;
-        let lowest = mask.active().iter().position(|&layer| blocks[kinds[layer]].trains);
-        let mut kept = Vec::with_capacity(mask.active().len());
-        for (at, &layer) in mask.active().iter().enumerate() {
-            let highest = at + 1 == mask.active().len();
-            let stages = if picked && highest { &mut *last_blocks } else { &mut *blocks };
-            let stage = &mut stages[kinds[layer]];
-            let given = Given { hidden: Some(Rows::Value(&hidden)), ..given };
-            if lowest.is_none_or(|lowest| at < lowest) {
-                let results = stage.evaluate.run(layer, &given)?;
-                hidden = stage.evaluate.required(results.hidden, "activations")?;
-                continue;
-            }
-            // The highest layer's residuals are read at once.
-            let again = policy == Policy::Recompute && !highest;
-            let graph = if again { &mut stage.evaluate } else { &mut stage.passes(policy).forward };
-            let results = graph.run_on(stack, layer, &given)?;
-            let output = graph.required(results.hidden, "activations")?;
-            let input = std::mem::replace(&mut hidden, output);
-            kept.push((layer, input, (!again).then_some(results.residuals)));
-        }
+        let hidden = self.embed.required(embedded.hidden, "activations")?;
+        let Ascent { hidden, kept } = self.blocks.forward(&mut self.stack, &given, mask, hidden)?;
         let mut gradients = NamedTensors::new();
-        let given = Given { contexts: &embedded.contexts, ..Given::new(batch, &self.frozen, weights) };
-        let above = Given { picked, ..given };
-        let chunks = (self.form.layout.task == Task::CausalLm).then_some(self.chunk_rows);
-        let headed = match chunks {
-            None => self.head.step(&above, &hidden, lowest.is_some(), &mut gradients)?,
-            Some(rows) => self.head.step_in_chunks(&given, &hidden, rows, lowest.is_some(), &mut gradients)?,
+        let flows = !kept.is_empty();
+        let headed = if self.form.layout.task == Task::CausalLm {
+            self.head.step_in_chunks(&given, &hidden, self.chunk_rows, flows, &mut gradients)?
+        } else {
+            let given = Given { picked: self.blocks.picks(mask), ..given };
+            self.head.step(&given, &hidden, flows, &mut gradients)?
         };
         drop(hidden);
-        let mut flowing = headed.flowing;
-        let mut highest = true;
-        while let Some((layer, input, residuals)) = kept.pop() {
-            let stages = if picked && highest { &mut self.last_blocks } else { &mut self.blocks };
-            highest = false;
-            let stage = &mut stages[self.kinds[layer]];
-            let given = Given { hidden: Some(Rows::Value(&input)), ..given };
-            let mark = self.stack.mark();
-            let residuals = match residuals {
-                Some(residuals) => residuals,
-                None => stage.passes(policy).forward.run_on(&mut self.stack, layer, &given)?.residuals,
-            };
-            let residuals: Vec<&DynValue> = residuals.iter().collect();
-            let hidden_gradient = flowing.as_ref().map(Flow::rows);
-            let graph = stage.passes(policy).backward(kept.is_empty())?;
-            let mut results = graph.run(layer, &Given { hidden_gradient, residuals: &residuals, ..given })?;
-            self.stack.release(mark);
-            add_gradients(&mut gradients, results.gradients.drain(..))?;
-            flowing = results.hidden_gradient.map(Flow::Value);
-        }
+        self.blocks.backward(&mut self.stack, &given, mask, kept, headed.flowing, &mut gradients)?;
         Ok(StepOutcome { loss: headed.loss, gradients })
     }
 
@@ -284,10 +203,10 @@ impl Model {
         counted: bool,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), TrainerError> {
-        let (hidden, contexts) = self.flow(weights, batch, mask, true)?;
+        let (hidden, contexts) = self.flow(weights, batch, mask, Needed::Read)?;
         let (shape, values) = contents(&hidden)?;
         let width = shape.get(1).copied().unwrap_or(0);
-        let picked = !self.last_blocks.is_empty() && !mask.active().is_empty();
+        let picked = self.blocks.picks(mask);
         let given = Given { contexts: &contexts, picked, ..Given::new(batch, &self.frozen, weights) };
         let graph = &mut self.head.evaluate;
         let mut show = |rows: Range<usize>, given: &Given<'_>| {
@@ -318,164 +237,37 @@ impl Model {
         batch: &Batch,
         mask: &LayerMask,
     ) -> Result<ArrayD<f32>, TrainerError> {
-        let (hidden, _) = self.flow(weights, batch, mask, false)?;
+        let (hidden, _) = self.flow(weights, batch, mask, Needed::All)?;
         let (shape, values) = contents(&hidden)?;
         let width = shape.get(1).copied().unwrap_or(0);
         let values = values[..batch.tokens * width].to_vec();
         Ok(ArrayD::from_shape_vec(IxDyn(&[batch.tokens, width]), values).expect("so many rows were taken"))
     }
 
-    /// The activations after the layers of `mask`, and the contexts. `read`: only the rows that the head reads.
+    /// The activations after the layers of `mask`, and the contexts.
     fn flow(
         &mut self,
         weights: &NamedTensors,
         batch: &Batch,
         mask: &LayerMask,
-        read: bool,
+        needed: Needed,
     ) -> Result<(DynValue, Vec<DynValue>), TrainerError> {
         self.check_mask(mask)?;
         self.frozen.bring(batch.ids())?;
         let given = Given::new(batch, &self.frozen, weights);
         let embedded = self.embed.run(WHOLE, &given)?;
         self.frozen.forget();
-        let mut hidden = self.embed.required(embedded.hidden, "activations")?;
-        for (at, &layer) in mask.active().iter().enumerate() {
-            let picked = read && !self.last_blocks.is_empty() && at + 1 == mask.active().len();
-            let stages = if picked { &mut self.last_blocks } else { &mut self.blocks };
-            let graph = &mut stages[self.kinds[layer]].evaluate;
-            let given = Given { hidden: Some(Rows::Value(&hidden)), contexts: &embedded.contexts, ..given };
-            let results = graph.run(layer, &given)?;
-            hidden = graph.required(results.hidden, "activations")?;
-        }
+        let hidden = self.embed.required(embedded.hidden, "activations")?;
+        let given = Given { contexts: &embedded.contexts, ..given };
+        let hidden = self.blocks.evaluate(&given, mask, needed, hidden)?;
         Ok((hidden, embedded.contexts))
     }
 
     fn check_mask(&self, mask: &LayerMask) -> Result<(), TrainerError> {
-        let layers = self.kinds.len();
+        let layers = self.blocks.layers();
         match mask.active().iter().find(|&&layer| layer >= layers) {
             Some(layer) => Err(TrainerError::Plan { what: format!("layer {layer} of a model of {layers}") }),
             None => Ok(()),
-        }
-    }
-}
-
-impl Stage {
-    fn open(
-        runtime: &Runtime,
-        file: &dyn Fn(&str) -> PathBuf,
-        spec: &StageSpec,
-        layers: &[usize],
-        scope: &Scope<'_>,
-        hidden_gradient: bool,
-    ) -> Result<Self, TrainerError> {
-        let graph = |spec: &GraphSpec, scope: &Scope<'_>| Graph::open(runtime, file(&spec.file), spec, layers, scope);
-        let passes = |forward: &GraphSpec, backward: Option<&GraphSpec>, lowest: Option<&GraphSpec>| {
-            let residuals =
-                names(
-                    &forward.outputs,
-                    |binding| if let Binding::Residual(name) = binding { Some(name) } else { None },
-                );
-            let back = Scope { residuals: &residuals, hidden_gradient, ..*scope };
-            let back = |spec: Option<&GraphSpec>| spec.map(|spec| graph(spec, &back)).transpose();
-            Ok::<_, TrainerError>(Passes {
-                forward: graph(forward, scope)?,
-                backward: back(backward)?,
-                backward_lowest: back(lowest)?,
-            })
-        };
-        let half = |half: &HalfSpec| passes(&half.forward, Some(&half.backward), half.backward_lowest.as_ref());
-        Ok(Self {
-            passes: passes(&spec.forward, spec.backward.as_ref(), spec.backward_lowest.as_ref())?,
-            half: spec.half.as_ref().map(half).transpose()?,
-            evaluate: graph(&spec.evaluate, scope)?,
-            trains: trains(spec),
-        })
-    }
-
-    fn passes(&mut self, policy: Policy) -> &mut Passes {
-        match (policy, &mut self.half) {
-            (Policy::Half, Some(half)) => half,
-            (Policy::Keep | Policy::Half | Policy::Recompute, _) => &mut self.passes,
-        }
-    }
-
-    /// The head over all rows at once.
-    fn step(
-        &mut self,
-        given: &Given<'_>,
-        hidden: &DynValue,
-        flows: bool,
-        gradients: &mut NamedTensors,
-    ) -> Result<Headed, TrainerError> {
-        let given = Given { hidden: Some(Rows::Value(hidden)), ..*given };
-        let scored = self.passes.forward.run(WHOLE, &given)?;
-        let loss = first(&self.passes.forward.required(scored.loss, "the loss")?)?;
-        if !(flows || self.trains) {
-            return Ok(Headed { loss, flowing: None });
-        }
-        let graph = self.passes.backward(!flows)?;
-        let mut results =
-            graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
-        add_gradients(gradients, results.gradients.drain(..))?;
-        Ok(Headed { loss, flowing: results.hidden_gradient.map(Flow::Value) })
-    }
-
-    /// The head over `rows` rows at a time: losses and gradients add up, for the weights of the tokens are those of the whole
-    /// batch. Rows that do not count are left out, and their gradient is zero.
-    fn step_in_chunks(
-        &mut self,
-        given: &Given<'_>,
-        hidden: &DynValue,
-        rows: usize,
-        flows: bool,
-        gradients: &mut NamedTensors,
-    ) -> Result<Headed, TrainerError> {
-        let (shape, values) = contents(hidden)?;
-        let width = shape.get(1).copied().unwrap_or(0);
-        let mut buffer = if flows { vec![0.0; values.len()] } else { Vec::new() };
-        let mut loss = 0.0;
-        let all = || chunks(given.batch.tokens, rows);
-        let mut counting: Vec<_> = all().filter(|rows| any_counts(given.batch, rows)).collect();
-        if counting.is_empty() {
-            // Where nothing counts, the gradients are zeros all the same.
-            counting.extend(all().next());
-        }
-        for rows in counting {
-            let span = rows.start * width..rows.end * width;
-            let hidden = Some(Rows::Slice(width, &values[span.clone()]));
-            let given = Given { hidden, rows: Some((rows.start, rows.end)), ..*given };
-            let scored = self.passes.forward.run(WHOLE, &given)?;
-            loss += f64::from(first(&self.passes.forward.required(scored.loss, "the loss")?)?);
-            if !(flows || self.trains) {
-                continue;
-            }
-            let graph = self.passes.backward(!flows)?;
-            let mut results =
-                graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
-            add_gradients(gradients, results.gradients.drain(..))?;
-            if flows {
-                let gradient = graph.required(results.hidden_gradient, "the gradient of activations")?;
-                buffer[span].copy_from_slice(contents(&gradient)?.1);
-            }
-        }
-        Ok(Headed { loss: loss as f32, flowing: flows.then_some(Flow::Buffer(width, buffer)) })
-    }
-}
-
-impl Passes {
-    /// The backward graph, without the gradient of the stage's input where nobody needs it.
-    fn backward(&mut self, lowest: bool) -> Result<&mut Graph, TrainerError> {
-        let shorter = if lowest { self.backward_lowest.as_mut() } else { None };
-        let missing = || TrainerError::Stages { what: "a stage below which something trains has no derivative".into() };
-        shorter.or(self.backward.as_mut()).ok_or_else(missing)
-    }
-}
-
-impl Flow {
-    fn rows(&self) -> Rows<'_> {
-        match self {
-            Self::Value(value) => Rows::Value(value),
-            Self::Buffer(width, values) => Rows::Slice(*width, values),
         }
     }
 }
@@ -510,39 +302,10 @@ fn vocabulary_table<'a>(embed: &'a GraphSpec, layout: &Layout) -> Option<&'a Str
     tables.next().filter(|_| tables.next().is_none())
 }
 
-/// Whether a stage has something to train.
-fn trains(spec: &StageSpec) -> bool {
-    let outputs = spec.backward.iter().flat_map(|graph| &graph.outputs);
-    outputs.into_iter().any(|port| matches!(port.binding, Binding::Gradient(_)))
-}
-
 fn chunks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
 }
 
 fn any_counts(batch: &Batch, rows: &Range<usize>) -> bool {
     batch.truths[rows.clone()].iter().any(|truth| *truth != Truth::None)
-}
-
-fn names(ports: &[Port], name: impl Fn(&Binding) -> Option<&String>) -> Vec<String> {
-    ports.iter().filter_map(|port| name(&port.binding)).cloned().collect()
-}
-
-fn add_gradients(
-    into: &mut NamedTensors,
-    gradients: impl Iterator<Item = (String, DynValue)>,
-) -> Result<(), TrainerError> {
-    for (name, value) in gradients {
-        let gradient = array(&value)?;
-        match into.get_mut(&name) {
-            Some(sum) => *sum += &gradient,
-            None => drop(into.insert(name, gradient)),
-        }
-    }
-    Ok(())
-}
-
-fn first(value: &DynValue) -> Result<f32, TrainerError> {
-    let (_, values) = contents(value)?;
-    values.first().copied().ok_or_else(|| TrainerError::Stages { what: "the loss is empty".to_owned() })
 }

@@ -11,7 +11,7 @@ use skiff_models::graph::{DType, Dim, Graph as Formula, Id, Op, Shape};
 use skiff_models::onnx;
 use skiff_models::pack::Storage;
 use skiff_models::peft::Peft;
-use skiff_models::stage::{Bias, CompiledStage, Ending, Stage as Draft};
+use skiff_models::stage::{Bias, CompiledStage, Ending, Stage as Draft, StageSpec};
 use skiff_models::tensors::TensorSpec;
 use std::collections::BTreeSet;
 
@@ -290,7 +290,7 @@ fn where_no_token_counts_the_gradients_are_zeros() {
 fn layers_below_the_lowest_that_trains_keep_nothing() {
     let (mut model, weights, batch) = sound(false);
     // A layer that is only evaluated does not need its forward graph.
-    model.blocks[1].passes.forward.tables.clear();
+    model.blocks.stages[1].passes.forward.tables.clear();
     model.step(&weights, &batch, &mask(&[1, 2])).unwrap();
     assert!(model.step(&weights, &batch, &mask(&[0, 1, 2])).is_err(), "between layers that train it does");
     assert!(model.step(&weights, &batch, &mask(&[1])).unwrap().gradients.is_empty());

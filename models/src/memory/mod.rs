@@ -5,12 +5,12 @@
 //! in the place of an operand that ends with it, and a reshape is its operand. What the process itself takes, ONNX Runtime
 //! and its sessions, is not in these numbers: whoever has them open measures it.
 
+mod predict;
+
+pub use predict::{Prediction, predict};
+
 use crate::design::{Design, Stages};
-use crate::graph::{DType, Extract, Graph, Id, Op, Source};
-use crate::stage::{CompiledStage, Cuts};
-use crate::task::Task;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
 
 /// What an active layer keeps for the backward pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -59,28 +59,6 @@ pub struct Step {
     pub tokens: usize,
     /// How many layers run.
     pub active: usize,
-}
-
-/// Bytes that a step takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-pub struct Prediction {
-    /// Frozen weights of the active layers and the head, and the rows of tables that the tokens name: pages of the mapped file,
-    /// which the system may take back.
-    pub mapped: u64,
-    /// Trainable tensors, their gradients and the optimizer's two moments.
-    pub trained: u64,
-    /// What the active layers keep from the forward to the backward pass.
-    pub kept: u64,
-    /// The largest that one graph needs beside that while it runs.
-    pub working: u64,
-}
-
-impl Prediction {
-    /// All of it.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        self.mapped + self.trained + self.kept + self.working
-    }
 }
 
 /// A way to do a step.
@@ -198,187 +176,6 @@ pub fn costed(design: &Design, stages: &Stages, step: Step) -> Vec<Costed> {
     ways
 }
 
-/// Predicts a step of a design with those stages. Layers are taken as the kind that most of them are.
-#[must_use]
-pub fn predict(design: &Design, stages: &Stages, step: Step, policy: Policy) -> Prediction {
-    let layout = design.layout();
-    let tokens = step.examples * step.tokens;
-    let rank = stages.trainable.iter().filter(|tensor| tensor.spec.name.contains("lora_A"));
-    let rank = rank.filter_map(|tensor| tensor.spec.shape.first()).max().copied().unwrap_or(1);
-    let sizes = |rows: usize| {
-        move |symbol: &str| match symbol {
-            "B" => step.examples,
-            "S" => step.tokens,
-            "T" => rows,
-            _ => rank,
-        }
-    };
-    let head_rows = if layout.task == Task::CausalLm { tokens.min(layout.head_rows()) } else { tokens };
-    let most = |kind: usize| stages.kinds.iter().filter(|&&other| other == kind).count();
-    let usual = (0..stages.blocks.len()).max_by_key(|&kind| most(kind)).unwrap_or(0);
-    let (of_tokens, of_head) = (sizes(tokens), sizes(head_rows));
-    let block = Part::of(&stages.blocks[usual], policy, &of_tokens);
-    let last = Part::of(stages.last_blocks.get(usual).unwrap_or(&stages.blocks[usual]), policy, &of_tokens);
-    let head = Part::of(&stages.head, policy, &of_head);
-    let embed = Part::of(&stages.embed, policy, &of_tokens);
-
-    let hidden = 4 * (tokens * design.model.sizes().hidden) as u64;
-    let again = policy == Policy::Recompute;
-    let below = step.active.saturating_sub(1) as u64;
-    let kept = embed.contexts().saturating_sub(hidden)
-        + below * (hidden + if again { 0 } else { block.residuals() })
-        + (step.active.min(1) as u64) * (hidden + last.residuals());
-    // Gradients flow while a layer's residuals are still there; going forward, the last layer's are already counted. Of a layer
-    // that is computed again, they are there beside what all keep.
-    let (of_again, of_last) = if again { (block.residuals(), last.residuals()) } else { (0, 0) };
-    let working = [
-        embed.peak(&embed.cuts.evaluate),
-        block.forward().saturating_sub(if again { 0 } else { block.residuals() }),
-        (of_again + block.backward() + hidden).saturating_sub(of_last),
-        last.backward() + hidden,
-        head.forward() + head.backward() + hidden,
-    ];
-    let trained: usize = stages.trainable.iter().map(|tensor| tensor.spec.shape.iter().product::<usize>()).sum();
-    let layers = design.model.sizes().layers.max(1);
-    let bytes = |shape: &[usize], width: u64| shape.iter().product::<usize>() as u64 * width;
-    let in_head: BTreeSet<&str> = stages.head.frozen.iter().map(|tensor| tensor.name.as_str()).collect();
-    let mapped = |layer: bool| -> u64 {
-        let tensors = stages.frozen.iter().filter(|tensor| tensor.layer.is_some() == layer);
-        let table = |name: &str| name.contains("embeddings.weight") || name.ends_with("embed_tokens.weight");
-        tensors
-            .map(|tensor| {
-                let width = width(tensor.storage.dtype());
-                let whole = bytes(&tensor.shape, width);
-                // Of a table only the rows of the batch are read, at most all of them, but by a head that is tied to it.
-                let by_rows = table(&tensor.name) && !in_head.contains(tensor.name.as_str());
-                if by_rows { whole.min(tokens as u64 * bytes(&tensor.shape[1..], width)) } else { whole }
-            })
-            .sum()
-    };
-    let working = working.into_iter().max().unwrap_or(0);
-    Prediction {
-        mapped: mapped(false) + mapped(true) * step.active as u64 / layers as u64,
-        // Twice the tensors, their gradients and two moments.
-        trained: 20 * trained as u64,
-        kept,
-        // The arena's regions double in size, so that a part of them stays unused: two fifths, of what was measured.
-        working: working * 7 / 5,
-    }
-}
-
-/// The graphs of a stage that run, with the sizes of their symbols.
-struct Part<'a> {
-    graph: &'a Graph,
-    cuts: &'a Cuts,
-    sizes: &'a dyn Fn(&str) -> usize,
-}
-
-impl<'a> Part<'a> {
-    fn of(compiled: &'a CompiledStage, policy: Policy, sizes: &'a dyn Fn(&str) -> usize) -> Self {
-        match &compiled.half {
-            Some((graph, cuts)) if policy == Policy::Half => Self { graph, cuts, sizes },
-            Some(_) | None => Self { graph: &compiled.graph, cuts: &compiled.cuts, sizes },
-        }
-    }
-
-    fn bytes(&self, id: Id) -> u64 {
-        let value = self.graph.value(id);
-        let elements = value.shape.iter().fold(1, |product: usize, dim| product.saturating_mul(dim.size(self.sizes)));
-        elements as u64 * width(value.dtype)
-    }
-
-    fn computed<'b>(&self, ids: impl IntoIterator<Item = &'b Id>) -> u64 {
-        let computed = |id: &&Id| matches!(self.graph.value(**id).source, Source::Node { .. });
-        ids.into_iter().filter(computed).map(|&id| self.bytes(id)).sum()
-    }
-
-    /// What the forward file carries over: its outputs but for the stage's own result.
-    fn residuals(&self) -> u64 {
-        self.cuts.backward.as_ref().map_or(0, |cut| self.computed(&cut.inputs))
-    }
-
-    /// What the embedding leaves for all layers, its activations among them.
-    fn contexts(&self) -> u64 {
-        self.computed(&self.cuts.evaluate.outputs)
-    }
-
-    fn forward(&self) -> u64 {
-        self.peak(&self.cuts.forward)
-    }
-
-    fn backward(&self) -> u64 {
-        self.cuts.backward.as_ref().map_or(0, |cut| self.peak(cut))
-    }
-
-    /// The most bytes that are alive at once while `cut` runs, without its inputs.
-    fn peak(&self, cut: &Extract) -> u64 {
-        let graph = self.graph;
-        let last = last_uses(graph, cut);
-        let mut alive: BTreeMap<Id, u64> = BTreeMap::new();
-        let (mut now, mut peak) = (0, 0);
-        for &at in &cut.nodes {
-            let node = &graph.nodes()[at];
-            let ends = |id: &Id| last.get(id) == Some(&at);
-            let reused = node
-                .operands()
-                .iter()
-                .find(|id| works_in_place(&node.op) && ends(id) && alive.get(id) == Some(&self.bytes(node.outputs[0])));
-            for &output in &node.outputs {
-                let taken = if reused.is_some() || matches!(node.op, Op::Reshape(_)) { 0 } else { self.bytes(output) };
-                now += taken;
-                alive.insert(output, taken);
-            }
-            peak = peak.max(now);
-            if let Some(id) = reused {
-                let bytes = alive.remove(id).unwrap_or(0);
-                alive.insert(node.outputs[0], bytes);
-            }
-            let ended: Vec<Id> = node.operands().iter().copied().filter(|id| ends(id)).collect();
-            for id in ended {
-                if matches!(node.op, Op::Reshape(_)) {
-                    let bytes = alive.remove(&id).unwrap_or(0);
-                    alive.insert(node.outputs[0], bytes);
-                } else {
-                    now -= alive.remove(&id).unwrap_or(0);
-                }
-            }
-        }
-        peak
-    }
-}
-
-/// The last node of `cut` that reads each value; what the cut gives out is read for ever.
-fn last_uses(graph: &Graph, cut: &Extract) -> BTreeMap<Id, usize> {
-    let kept: BTreeSet<&Id> = cut.outputs.iter().collect();
-    let uses = cut.nodes.iter().flat_map(|&at| graph.nodes()[at].operands().iter().map(move |&id| (id, at)));
-    uses.filter(|(id, _)| !kept.contains(id)).collect()
-}
-
-fn works_in_place(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Add
-            | Op::Sub
-            | Op::Mul
-            | Op::Erf
-            | Op::Exp
-            | Op::Tanh
-            | Op::Sigmoid
-            | Op::Relu
-            | Op::Softmax
-            | Op::LogSoftmax
-    )
-}
-
-const fn width(dtype: DType) -> u64 {
-    match dtype {
-        DType::F32 => 4,
-        DType::F16 => 2,
-        DType::I8 => 1,
-        DType::I64 => 8,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
@@ -386,6 +183,7 @@ mod tests {
     use crate::architectures::{Head, Model};
     use crate::peft::{Lora, Peft};
     use crate::storage::Storage;
+    use crate::task::Task;
 
     fn minilm(frozen: Storage) -> Design {
         let config = serde_json::json!({

@@ -1,0 +1,173 @@
+//! The blocks of a model: which of its sessions serves a layer, and a step's way up through them and down again.
+
+use super::graph::{Given, Rows, Scope, add_gradients};
+use super::head::Flow;
+use super::stack::Stack;
+use super::stage::Stage;
+use crate::dropout::LayerMask;
+use crate::error::TrainerError;
+use crate::runtime::Runtime;
+use ort::value::DynValue;
+use skiff_models::memory::Policy;
+use skiff_models::stage::{StageSpec, StageSpecs};
+use skiff_models::tensors::NamedTensors;
+use std::path::PathBuf;
+
+/// One stage for each kind of layer.
+pub(super) struct Blocks {
+    pub(super) stages: Vec<Stage>,
+    /// The same for the highest layer that runs, if the head reads one row of each example: these stages compute no other
+    /// row. Empty if the head reads all rows.
+    last: Vec<Stage>,
+    /// For each layer, its place in `stages`.
+    kinds: Vec<usize>,
+    policy: Policy,
+}
+
+/// The activations above the blocks, and what the backward pass needs.
+pub(super) struct Ascent {
+    pub(super) hidden: DynValue,
+    /// Every layer from the lowest that trains on, the highest last.
+    pub(super) kept: Vec<Kept>,
+}
+
+/// A layer that is differentiated.
+pub(super) struct Kept {
+    /// Its position among the active layers.
+    at: usize,
+    input: DynValue,
+    /// `None` if they are to be computed again.
+    residuals: Option<Vec<DynValue>>,
+}
+
+/// The rows that the highest layer computes in an evaluation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needed {
+    All,
+    /// Those that the head reads.
+    Read,
+}
+
+impl Blocks {
+    pub(super) fn open(
+        runtime: &Runtime,
+        file: &dyn Fn(&str) -> PathBuf,
+        stages: &StageSpecs,
+        scope: &Scope<'_>,
+    ) -> Result<Self, TrainerError> {
+        let open = |(kind, spec): (usize, &StageSpec)| {
+            let layers: Vec<usize> = (0..stages.kinds.len()).filter(|&layer| stages.kinds[layer] == kind).collect();
+            Stage::open(runtime, file, spec, &layers, scope, true)
+        };
+        Ok(Self {
+            stages: stages.blocks.iter().enumerate().map(open).collect::<Result<_, _>>()?,
+            last: stages.last_blocks.iter().enumerate().map(open).collect::<Result<_, _>>()?,
+            kinds: stages.kinds.clone(),
+            policy: Policy::default(),
+        })
+    }
+
+    /// Number of layers.
+    pub(super) fn layers(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Sets what layers keep from now on. They keep everything if the pack has no graphs that keep halves.
+    pub(super) fn set_policy(&mut self, policy: Policy) {
+        let halves = self.stages.iter().all(|stage| stage.half.is_some());
+        self.policy = if policy == Policy::Half && !halves { Policy::Keep } else { policy };
+    }
+
+    /// Returns true if the highest layer of `mask` computes only the rows that the head reads.
+    pub(super) fn picks(&self, mask: &LayerMask) -> bool {
+        !self.last.is_empty() && !mask.active().is_empty()
+    }
+
+    /// The stage of the `at`-th active layer.
+    fn stage(&mut self, mask: &LayerMask, at: usize, needed: Needed) -> &mut Stage {
+        let highest = at + 1 == mask.active().len();
+        let picks = needed == Needed::Read && highest && self.picks(mask);
+        let stages = if picks { &mut self.last } else { &mut self.stages };
+        &mut stages[self.kinds[mask.active()[at]]]
+    }
+
+    /// Runs the layers of `mask` and keeps nothing.
+    pub(super) fn evaluate(
+        &mut self,
+        given: &Given<'_>,
+        mask: &LayerMask,
+        needed: Needed,
+        mut hidden: DynValue,
+    ) -> Result<DynValue, TrainerError> {
+        for (at, &layer) in mask.active().iter().enumerate() {
+            let graph = &mut self.stage(mask, at, needed).evaluate;
+            let results = graph.run(layer, &Given { hidden: Some(Rows::Value(&hidden)), ..*given })?;
+            hidden = graph.required(results.hidden, "activations")?;
+        }
+        Ok(hidden)
+    }
+
+    /// Runs the layers of `mask`, and keeps on `stack` what their gradients need. Layers below the lowest one that trains keep
+    /// nothing.
+    pub(super) fn forward(
+        &mut self,
+        stack: &mut Stack,
+        given: &Given<'_>,
+        mask: &LayerMask,
+        mut hidden: DynValue,
+    ) -> Result<Ascent, TrainerError> {
+        let policy = self.policy;
+        let lowest = mask.active().iter().position(|&layer| self.stages[self.kinds[layer]].trains);
+        let mut kept = Vec::with_capacity(mask.active().len());
+        for (at, &layer) in mask.active().iter().enumerate() {
+            let highest = at + 1 == mask.active().len();
+            let stage = self.stage(mask, at, Needed::Read);
+            let given = Given { hidden: Some(Rows::Value(&hidden)), ..*given };
+            if lowest.is_none_or(|lowest| at < lowest) {
+                let results = stage.evaluate.run(layer, &given)?;
+                hidden = stage.evaluate.required(results.hidden, "activations")?;
+                continue;
+            }
+            // The highest layer's residuals are read at once.
+            let again = policy == Policy::Recompute && !highest;
+            let graph = if again { &mut stage.evaluate } else { &mut stage.passes(policy).forward };
+            let results = graph.run_on(stack, layer, &given)?;
+            let output = graph.required(results.hidden, "activations")?;
+            let input = std::mem::replace(&mut hidden, output);
+            kept.push(Kept { at, input, residuals: (!again).then_some(results.residuals) });
+        }
+        Ok(Ascent { hidden, kept })
+    }
+
+    /// Differentiates the layers in `kept`, from the highest down, and drops what each kept as soon as it is used. `flowing` is
+    /// the gradient of the activations above them.
+    pub(super) fn backward(
+        &mut self,
+        stack: &mut Stack,
+        given: &Given<'_>,
+        mask: &LayerMask,
+        mut kept: Vec<Kept>,
+        mut flowing: Option<Flow>,
+        gradients: &mut NamedTensors,
+    ) -> Result<(), TrainerError> {
+        let policy = self.policy;
+        while let Some(Kept { at, input, residuals }) = kept.pop() {
+            let layer = mask.active()[at];
+            let stage = self.stage(mask, at, Needed::Read);
+            let given = Given { hidden: Some(Rows::Value(&input)), ..*given };
+            let mark = stack.mark();
+            let residuals = match residuals {
+                Some(residuals) => residuals,
+                None => stage.passes(policy).forward.run_on(stack, layer, &given)?.residuals,
+            };
+            let residuals: Vec<&DynValue> = residuals.iter().collect();
+            let hidden_gradient = flowing.as_ref().map(Flow::rows);
+            let graph = stage.passes(policy).backward(kept.is_empty())?;
+            let mut results = graph.run(layer, &Given { hidden_gradient, residuals: &residuals, ..given })?;
+            stack.release(mark);
+            add_gradients(gradients, results.gradients.drain(..))?;
+            flowing = results.hidden_gradient.map(Flow::Value);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! The head of a model in a step: over all rows at once, or over a few at a time.
+
+use super::graph::{Given, Rows, add_gradients, contents};
+use super::stage::Stage;
+use super::{WHOLE, any_counts, chunks};
+use crate::error::TrainerError;
+use ort::value::DynValue;
+use skiff_models::tensors::NamedTensors;
+
+/// What the head gave: the loss, and the gradient of the activations where it was asked for.
+pub(super) struct Headed {
+    pub(super) loss: f32,
+    pub(super) flowing: Option<Flow>,
+}
+
+/// The gradient of activations on its way down.
+pub(super) enum Flow {
+    Value(DynValue),
+    /// `D`, and the values.
+    Buffer(usize, Vec<f32>),
+}
+
+impl Stage {
+    /// The head over all rows at once.
+    pub(super) fn step(
+        &mut self,
+        given: &Given<'_>,
+        hidden: &DynValue,
+        flows: bool,
+        gradients: &mut NamedTensors,
+    ) -> Result<Headed, TrainerError> {
+        let given = Given { hidden: Some(Rows::Value(hidden)), ..*given };
+        let scored = self.passes.forward.run(WHOLE, &given)?;
+        let loss = first(&self.passes.forward.required(scored.loss, "the loss")?)?;
+        if !(flows || self.trains) {
+            return Ok(Headed { loss, flowing: None });
+        }
+        let graph = self.passes.backward(!flows)?;
+        let mut results =
+            graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
+        add_gradients(gradients, results.gradients.drain(..))?;
+        Ok(Headed { loss, flowing: results.hidden_gradient.map(Flow::Value) })
+    }
+
+    /// The head over `rows` rows at a time: losses and gradients add up, for the weights of the tokens are those of the whole
+    /// batch. Rows that do not count are left out, and their gradient is zero.
+    pub(super) fn step_in_chunks(
+        &mut self,
+        given: &Given<'_>,
+        hidden: &DynValue,
+        rows: usize,
+        flows: bool,
+        gradients: &mut NamedTensors,
+    ) -> Result<Headed, TrainerError> {
+        let (shape, values) = contents(hidden)?;
+        let width = shape.get(1).copied().unwrap_or(0);
+        let mut buffer = if flows { vec![0.0; values.len()] } else { Vec::new() };
+        let mut loss = 0.0;
+        let all = || chunks(given.batch.tokens, rows);
+        let mut counting: Vec<_> = all().filter(|rows| any_counts(given.batch, rows)).collect();
+        if counting.is_empty() {
+            // Where nothing counts, the gradients are zeros all the same.
+            counting.extend(all().next());
+        }
+        for rows in counting {
+            let span = rows.start * width..rows.end * width;
+            let hidden = Some(Rows::Slice(width, &values[span.clone()]));
+            let given = Given { hidden, rows: Some((rows.start, rows.end)), ..*given };
+            let scored = self.passes.forward.run(WHOLE, &given)?;
+            loss += f64::from(first(&self.passes.forward.required(scored.loss, "the loss")?)?);
+            if !(flows || self.trains) {
+                continue;
+            }
+            let graph = self.passes.backward(!flows)?;
+            let mut results =
+                graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
+            add_gradients(gradients, results.gradients.drain(..))?;
+            if flows {
+                let gradient = graph.required(results.hidden_gradient, "the gradient of activations")?;
+                buffer[span].copy_from_slice(contents(&gradient)?.1);
+            }
+        }
+        Ok(Headed { loss: loss as f32, flowing: flows.then_some(Flow::Buffer(width, buffer)) })
+    }
+}
+
+impl Flow {
+    pub(super) fn rows(&self) -> Rows<'_> {
+        match self {
+            Self::Value(value) => Rows::Value(value),
+            Self::Buffer(width, values) => Rows::Slice(*width, values),
+        }
+    }
+}
+
+fn first(value: &DynValue) -> Result<f32, TrainerError> {
+    let (_, values) = contents(value)?;
+    values.first().copied().ok_or_else(|| TrainerError::Stages { what: "the loss is empty".to_owned() })
+}

@@ -153,6 +153,66 @@ enum Layers {
     Many(Vec<usize>),
 }
 
+/// A setting that is not supported: its key, its value, and the supported values.
+type Refusal = (&'static str, Value, &'static str);
+
+impl Keys {
+    /// Returns the settings, if they are supported.
+    fn lora(self) -> Result<Lora, Refusal> {
+        const NAMES: &str = "a list of names, or all-linear";
+        if self.peft_type != "LORA" {
+            return Err(("peft_type", json!(self.peft_type), "LORA"));
+        }
+        if let Some(bias) = self.bias.filter(|bias| bias != "none") {
+            return Err(("bias", json!(bias), "none"));
+        }
+        let targets = match self.target_modules {
+            Some(Targets::List(targets)) if !targets.is_empty() => targets,
+            Some(Targets::Pattern(pattern)) if pattern.to_lowercase() == ALL_LINEAR => vec![ALL_LINEAR.to_owned()],
+            Some(Targets::Pattern(pattern)) => return Err(("target_modules", json!(pattern), NAMES)),
+            Some(Targets::List(_)) | None => return Err(("target_modules", Value::Null, NAMES)),
+        };
+        let mut patterns = self.rank_pattern.ends().chain(self.alpha_pattern.ends());
+        if let Some(pattern) = patterns.find(|pattern| !is_plain(pattern)) {
+            let supported = "ends of names, no regular expressions";
+            return Err(("rank_pattern or alpha_pattern", json!(pattern), supported));
+        }
+        drop(patterns);
+        let layers = self.layers_to_transform.map(|layers| match layers {
+            Layers::One(layer) => vec![layer],
+            Layers::Many(layers) => layers,
+        });
+        Ok(Lora {
+            rank: self.r,
+            alpha: self.lora_alpha,
+            targets,
+            rank_pattern: self.rank_pattern,
+            alpha_pattern: self.alpha_pattern,
+            layers,
+            rslora: self.use_rslora,
+            freeze_a: false,
+        })
+    }
+}
+
+/// Fails if a setting changes the computation in a way that is not built here.
+fn check_switches(all: &Map<String, Value>) -> Result<(), Refusal> {
+    for key in MUST_BE_OFF {
+        if let Some(found) = all.get(key).filter(|value| is_on(value)) {
+            return Err((key, found.clone(), "only where it is off"));
+        }
+    }
+    match all.get("init_lora_weights").filter(|value| !is_harmless(value)) {
+        Some(found) => Err((
+            "init_lora_weights",
+            found.clone(),
+            "null, true, false, gaussian, eva, orthogonal; with others PEFT changes the frozen weights too, so convert the \
+             adapter: save it with save_pretrained's path_initial_model_for_weight_conversion",
+        )),
+        None => Ok(()),
+    }
+}
+
 impl Adapter {
     /// Reads the settings in `folder` and the header of its tensors.
     ///
@@ -162,69 +222,18 @@ impl Adapter {
         let path = folder.join(CONFIG_FILE);
         let text = read_bounded(&path)?;
         let malformed = |source| AdapterError::Malformed { path: path.clone(), source };
-        let all: Map<String, Value> = serde_json::from_slice(&text).map_err(malformed)?;
-        let refuse = |key: &str, found: &Value, supported| AdapterError::Setting {
-            path: path.clone(),
-            key: key.to_owned(),
-            found: found.to_string(),
-            supported,
+        let refused = |(key, found, supported): Refusal| {
+            let key = key.to_owned();
+            AdapterError::Setting { path: path.clone(), key, found: found.to_string(), supported }
         };
-        if let Some((key, found)) = all.iter().find(|(key, value)| MUST_BE_OFF.contains(&key.as_str()) && is_on(value))
-        {
-            return Err(refuse(key, found, "only where it is off"));
-        }
-        let initial = all.get("init_lora_weights").filter(|value| !is_harmless(value));
-        if let Some(found) = initial {
-            return Err(refuse(
-                "init_lora_weights",
-                found,
-                "null, true, false, gaussian, eva, orthogonal; with others PEFT changes the frozen weights too, so convert \
-                 the adapter: save it with save_pretrained's path_initial_model_for_weight_conversion",
-            ));
-        }
+        check_switches(&serde_json::from_slice(&text).map_err(malformed)?).map_err(refused)?;
         // From the text again: the order of patterns counts, and a map of values has forgotten it.
         let keys: Keys = serde_json::from_slice(&text).map_err(malformed)?;
-        if keys.peft_type != "LORA" {
-            return Err(refuse("peft_type", &json!(keys.peft_type), "LORA"));
-        }
-        if let Some(bias) = keys.bias.filter(|bias| bias != "none") {
-            return Err(refuse("bias", &json!(bias), "none"));
-        }
-        let targets = match keys.target_modules {
-            Some(Targets::List(targets)) if !targets.is_empty() => targets,
-            Some(Targets::Pattern(pattern)) if pattern.to_lowercase() == ALL_LINEAR => vec![ALL_LINEAR.to_owned()],
-            Some(Targets::Pattern(pattern)) => {
-                return Err(refuse("target_modules", &json!(pattern), "a list of names, or all-linear"));
-            }
-            Some(Targets::List(_)) | None => {
-                return Err(refuse("target_modules", &Value::Null, "a list of names, or all-linear"));
-            }
-        };
-        let patterns = keys.rank_pattern.ends().chain(keys.alpha_pattern.ends());
-        if let Some(pattern) = patterns.into_iter().find(|pattern| !is_plain(pattern)) {
-            return Err(refuse(
-                "rank_pattern or alpha_pattern",
-                &json!(pattern),
-                "ends of names, no regular expressions",
-            ));
-        }
-        let layers = keys.layers_to_transform.map(|layers| match layers {
-            Layers::One(layer) => vec![layer],
-            Layers::Many(layers) => layers,
-        });
+        let task_type = keys.task_type.clone();
+        let lora = keys.lora().map_err(refused)?;
         let tensors = TensorFile::open(&folder.join(TENSORS_FILE))?;
-        let lora = Lora {
-            rank: keys.r,
-            alpha: keys.lora_alpha,
-            targets,
-            rank_pattern: keys.rank_pattern,
-            alpha_pattern: keys.alpha_pattern,
-            layers,
-            rslora: keys.use_rslora,
-            freeze_a: false,
-        };
         let unused = tensors.names().map(str::to_owned).collect();
-        Ok(Self { lora, task_type: keys.task_type, folder: folder.to_owned(), tensors, unused })
+        Ok(Self { lora, task_type, folder: folder.to_owned(), tensors, unused })
     }
 
     /// Fails where the adapter was trained for something else than `task`. One that says nothing, or was trained for the features

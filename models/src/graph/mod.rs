@@ -4,6 +4,7 @@
 //! they are made, so every operand comes before its node and that order is a topological one.
 //! [`crate::gradient`] appends the nodes of derivatives; [`Graph::extract`] cuts out what a set of outputs needs.
 
+mod infer;
 mod op;
 #[cfg(test)]
 pub(crate) mod reference;

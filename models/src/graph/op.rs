@@ -1,6 +1,6 @@
 //! The operators: what each computes and what shapes it takes. Each is one ONNX operator, or two or three plain ones.
 
-use super::{DType, Dim, Shape, broadcast, elements};
+use super::{DType, Shape};
 use std::ops::Range;
 
 /// An operator. `A`, `B`, `C` are its operands in order.
@@ -145,7 +145,7 @@ pub struct Attention {
 
 impl Attention {
     /// The number of operands before those of the adjoint alone.
-    const fn operands(self) -> usize {
+    pub(super) const fn operands(self) -> usize {
         if self.one_query { 5 } else { 4 }
     }
 }
@@ -211,11 +211,6 @@ impl Op {
         }
     }
 
-    /// The shapes of the results, or what the operator would have taken.
-    pub(super) fn infer(&self, shapes: &[&Shape]) -> Result<Vec<Shape>, String> {
-        self.infer_checked(shapes).ok_or_else(|| self.takes().to_owned())
-    }
-
     /// The type of the results, or the position of an operand of a wrong type.
     pub(super) fn infer_type(&self, dtypes: &[DType]) -> Result<DType, usize> {
         let wrong = dtypes.iter().enumerate().position(|(operand, dtype)| !self.accepts(operand).contains(dtype));
@@ -252,197 +247,4 @@ impl Op {
             0..0
         }
     }
-
-    fn infer_checked(&self, shapes: &[&Shape]) -> Option<Vec<Shape>> {
-        let one = |shape: Shape| Some(vec![shape]);
-        match (self, shapes) {
-            (Self::Gemm { trans_a, trans_b, .. }, [a, b, rest @ ..]) => {
-                let ([a0, a1], [b0, b1]) = (a.as_slice(), b.as_slice()) else { return None };
-                let (rows, inner_a) = if *trans_a { (a1, a0) } else { (a0, a1) };
-                let (inner_b, columns) = if *trans_b { (b1, b0) } else { (b0, b1) };
-                let result = vec![rows.clone(), columns.clone()];
-                let addend_fits = match rest {
-                    [] => true,
-                    [c] => broadcast(&result, c).as_ref() == Some(&result),
-                    _ => false,
-                };
-                (inner_a == inner_b && addend_fits).then(|| vec![result])
-            }
-            (Self::MatMul, [a, b]) => {
-                let (lead_a, [rows, inner_a]) = a.split_last_chunk::<2>()?;
-                let (lead_b, [inner_b, columns]) = b.split_last_chunk::<2>()?;
-                let lead = broadcast(lead_a, lead_b)?;
-                (inner_a == inner_b).then(|| vec![[lead, vec![rows.clone(), columns.clone()]].concat()])
-            }
-            (Self::Add | Self::Sub | Self::Mul, [a, b]) => Some(vec![broadcast(a, b)?]),
-            (
-                Self::Erf
-                | Self::Exp
-                | Self::Tanh
-                | Self::Sigmoid
-                | Self::Relu
-                | Self::Sign
-                | Self::Cos
-                | Self::Sin
-                | Self::Gelu
-                | Self::Cast
-                | Self::Narrow,
-                [a],
-            ) => one((*a).clone()),
-            (Self::Softmax | Self::LogSoftmax, [a]) if !a.is_empty() => one((*a).clone()),
-            (Self::LayerNorm { .. }, [a, gamma, beta]) => {
-                let (last, lead) = a.split_last()?;
-                let narrow = [lead, &[Dim::fixed(1)]].concat();
-                (gamma.as_slice() == std::slice::from_ref(last) && beta == gamma)
-                    .then(|| vec![(*a).clone(), narrow.clone(), narrow])
-            }
-            (Self::RmsNorm { .. }, [a, gamma]) => {
-                let (last, lead) = a.split_last()?;
-                (gamma.as_slice() == std::slice::from_ref(last))
-                    .then(|| vec![(*a).clone(), [lead, &[Dim::fixed(1)]].concat()])
-            }
-            (Self::Permute(order), [a]) => {
-                let mut sorted = order.clone();
-                sorted.sort_unstable();
-                sorted.into_iter().eq(0..a.len()).then(|| vec![order.iter().map(|&axis| a[axis].clone()).collect()])
-            }
-            (Self::Reshape(shape), [a]) => (elements(a) == elements(shape)).then(|| vec![shape.clone()]),
-            (Self::Gather, [a, index]) => one([index.as_slice(), a.get(1..)?].concat()),
-            (Self::Relayout, [a, index, _]) => one([index.as_slice(), a.get(1..)?].concat()),
-            (Self::ScatterRows, [a, index, rows]) => {
-                (rows.as_slice() == [index.as_slice(), a.get(1..)?].concat()).then(|| vec![(*a).clone()])
-            }
-            (Self::ReduceSum { axes }, [a]) => {
-                let mut shape = (*a).clone();
-                for &axis in axes {
-                    *shape.get_mut(axis)? = Dim::fixed(1);
-                }
-                one(shape)
-            }
-            (Self::MeanLast | Self::LogSumExp, [a]) => {
-                let (_, lead) = a.split_last()?;
-                one([lead, &[Dim::fixed(1)]].concat())
-            }
-            (Self::ExpandLike, [a, b]) => (broadcast(a, b)? == **b).then(|| vec![(*b).clone()]),
-            (Self::RotateHalf, [a]) => a.last()?.half().map(|_| vec![(*a).clone()]),
-            (Self::Conv1d { padding, groups }, [a, kernel, bias @ ..]) => {
-                let ([b, c, s], [o, ..]) = (a.as_slice(), kernel.as_slice()) else { return None };
-                let bias_fits = match bias {
-                    [] => true,
-                    [bias] => bias.as_slice() == std::slice::from_ref(o),
-                    _ => false,
-                };
-                let channels = channels(kernel, *padding, *groups)?;
-                (bias_fits && *c == channels).then(|| vec![vec![b.clone(), o.clone(), s.clone()]])
-            }
-            (Self::ConvTranspose1d { padding, groups }, [a, kernel]) => {
-                let ([b, o, s], [kernels, ..]) = (a.as_slice(), kernel.as_slice()) else { return None };
-                let channels = channels(kernel, *padding, *groups)?;
-                (o == kernels).then(|| vec![vec![b.clone(), channels, s.clone()]])
-            }
-            (Self::Skew, [a]) => {
-                let (lead, [s, distances]) = a.split_last_chunk::<2>()?;
-                (*distances == s.times(&Dim::fixed(2))).then(|| vec![[lead, &[s.clone(), s.clone()]].concat()])
-            }
-            (Self::Unskew, [a]) => {
-                let (lead, [s, positions]) = a.split_last_chunk::<2>()?;
-                (s == positions).then(|| vec![[lead, &[s.clone(), s.times(&Dim::fixed(2))]].concat()])
-            }
-            (Self::GeluGrad | Self::SoftmaxGrad, [a, b]) if a == b && !a.is_empty() => one((*a).clone()),
-            (Self::LayerNormGrad, [dy, x, weight, mean, inverse]) => {
-                (dy == x && mean == inverse && norm_fits(x, weight, mean)).then(|| vec![(*x).clone()])
-            }
-            (Self::RmsNormGrad, [dy, x, weight, inverse]) => {
-                (dy == x && norm_fits(x, weight, inverse)).then(|| vec![(*x).clone()])
-            }
-            (Self::Attention(form), operands) => {
-                let fits = operands.len() == form.operands() && form.fits(operands);
-                fits.then(|| vec![operands[0].clone()])
-            }
-            (Self::AttentionGrad(form), operands) => {
-                let (own, of_result) = operands.split_at_checked(form.operands())?;
-                let fits = form.fits(own) && of_result == &own[..1];
-                fits.then(|| own[..3].iter().map(|shape| (*shape).clone()).collect())
-            }
-            (Self::Dequantize, [a, scale]) => (scale.as_slice() == a.get(..1)?).then(|| vec![(*a).clone()]),
-            _ => None,
-        }
-    }
-
-    fn takes(&self) -> &'static str {
-        match self {
-            Self::Gemm { .. } => {
-                "matrices [M, K] and [K, N] (or their transposes) and an addend that broadcasts to [M, N]"
-            }
-            Self::MatMul => "[..., M, K] and [..., K, N] with leading dimensions that broadcast",
-            Self::Add | Self::Sub | Self::Mul => "two shapes that broadcast",
-            Self::Erf
-            | Self::Exp
-            | Self::Tanh
-            | Self::Sigmoid
-            | Self::Relu
-            | Self::Sign
-            | Self::Cos
-            | Self::Sin
-            | Self::Gelu
-            | Self::Cast
-            | Self::Narrow => "one operand",
-            Self::Softmax | Self::LogSoftmax | Self::LogSumExp | Self::MeanLast => "one operand of rank 1 or more",
-            Self::LayerNorm { .. } => "[..., D], [D] and [D]",
-            Self::RmsNorm { .. } => "[..., D] and [D]",
-            Self::Permute(_) => "one operand and each of its dimensions once",
-            Self::Reshape(_) => "one operand of as many elements",
-            Self::Gather => "[N, ...] and integers",
-            Self::Relayout => "[N, ...], integers, and the integers of the way back",
-            Self::ScatterRows => "[N, ...], integers [I] and [I, ...]",
-            Self::ReduceSum { .. } => "one operand that has those axes",
-            Self::ExpandLike => "an operand that broadcasts to the second one",
-            Self::RotateHalf => "one operand whose last dimension is even",
-            Self::Conv1d { .. } => {
-                "[B, C, S], a kernel [O, C / groups, 2 * padding + 1] with O a multiple of groups, and [O] or nothing"
-            }
-            Self::ConvTranspose1d { .. } => {
-                "[B, O, S] and a kernel [O, C / groups, 2 * padding + 1] with O a multiple of groups"
-            }
-            Self::Skew => "[..., S, 2*S]",
-            Self::Unskew => "[..., S, S]",
-            Self::Dequantize => "[N, ...] and [N]",
-            Self::GeluGrad | Self::SoftmaxGrad => "two operands of one shape",
-            Self::LayerNormGrad => "[..., D], [..., D], [D], [..., 1] and [..., 1]",
-            Self::RmsNormGrad => "[..., D], [..., D], [D] and [..., 1]",
-            Self::Attention(_) => {
-                "[Q, h*d], [T, k*d], [T, k*d], [B], and [B] where there is one query for each example"
-            }
-            Self::AttentionGrad(_) => "what Attention takes, and [Q, h*d]",
-        }
-    }
-}
-
-/// Whether a weight `[D]` and a statistic `[..., 1]` belong to `x`, `[..., D]`.
-fn norm_fits(x: &[Dim], weight: &[Dim], statistic: &[Dim]) -> bool {
-    x.split_last().is_some_and(|(last, lead)| {
-        weight == std::slice::from_ref(last) && *statistic == [lead, &[Dim::fixed(1)]].concat()
-    })
-}
-
-impl Attention {
-    fn fits(&self, operands: &[&Shape]) -> bool {
-        let [query, key, value, firsts, rows @ ..] = operands else { return false };
-        let ([queries, wide], [_, narrow]) = (query.as_slice(), key.as_slice()) else { return false };
-        let rows_fit = match (rows, self.one_query) {
-            ([], false) => *queries == key[0],
-            ([rows], true) => rows == firsts && rows.as_slice() == std::slice::from_ref(queries),
-            _ => false,
-        };
-        let wide_fits = *wide == Dim::fixed(self.heads * self.size);
-        rows_fit && wide_fits && *narrow == Dim::fixed(self.key_heads * self.size) && key == value && firsts.len() == 1
-    }
-}
-
-/// The channels that a kernel `[O, C / groups, K]` reads, where its length fits the padding and its rows the groups.
-fn channels(kernel: &[Dim], padding: usize, groups: usize) -> Option<Dim> {
-    let [rows, in_group, length] = kernel else { return None };
-    let keeps_length = length.known()? == padding.checked_mul(2)?.checked_add(1)?;
-    let groups_fit = groups > 0 && rows.known()?.is_multiple_of(groups);
-    (keeps_length && groups_fit).then(|| in_group.times(&Dim::fixed(groups)))
 }

@@ -24,14 +24,7 @@ pub(crate) fn evaluate(graph: &Graph, given: &BTreeMap<Id, ArrayD<f64>>, wanted:
 /// The results of `op` on `x`; `first` are the dimensions of the first operand as the graph knows them.
 fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     let result = match op {
-        Op::Gemm { alpha, trans_a, trans_b } => {
-            let side = |array: &ArrayD<f64>, transposed: bool| -> Array2<f64> {
-                let matrix = array.clone().into_dimensionality::<Ix2>().expect("rank 2");
-                if transposed { matrix.t().to_owned() } else { matrix }
-            };
-            let product = side(x[0], *trans_a).dot(&side(x[1], *trans_b)).into_dyn() * f64::from(*alpha);
-            x.get(2).map_or_else(|| product.clone(), |addend| &product + *addend)
-        }
+        Op::Gemm { alpha, trans_a, trans_b } => gemm(x, *alpha, [*trans_a, *trans_b]),
         Op::MatMul => batched_product(x[0], x[1]),
         Op::Add => broadcast(x, |a, b| a + b),
         Op::Sub => broadcast(x, |a, b| a - b),
@@ -48,45 +41,12 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
         Op::Softmax => log_softmax(x[0]).mapv(f64::exp),
         Op::LogSoftmax => log_softmax(x[0]),
         Op::LogSumExp => log_sum_exp(x[0]),
-        Op::LayerNorm { epsilon } => {
-            let last = Axis(x[0].ndim() - 1);
-            let mean = x[0].mean_axis(last).expect("not empty").insert_axis(last);
-            let centred = x[0] - &mean;
-            let variance = centred.mapv(|a| a * a).mean_axis(last).expect("not empty").insert_axis(last);
-            let inv_std = variance.mapv(|v| 1.0 / (v + f64::from(*epsilon)).sqrt());
-            return vec![&(&centred * &inv_std) * x[1] + x[2], mean, inv_std];
-        }
-        Op::RmsNorm { epsilon } => {
-            let last = Axis(x[0].ndim() - 1);
-            let square = x[0].mapv(|a| a * a).mean_axis(last).expect("not empty").insert_axis(last);
-            let inv_rms = square.mapv(|v| 1.0 / (v + f64::from(*epsilon)).sqrt());
-            return vec![&(x[0] * &inv_rms) * x[1], inv_rms];
-        }
+        Op::LayerNorm { epsilon } => return layer_norm(x, *epsilon),
+        Op::RmsNorm { epsilon } => return rms_norm(x, *epsilon),
         Op::Permute(order) => x[0].clone().permuted_axes(order.as_slice()),
-        Op::Reshape(shape) => {
-            let target = reshape_target(first, shape).expect("one unknown dimension");
-            let size = |(axis, &size): (usize, &i64)| if size == 0 { x[0].shape()[axis] } else { size.max(1) as usize };
-            let mut sizes: Vec<usize> = target.iter().enumerate().map(size).collect();
-            if let Some(open) = target.iter().position(|&size| size < 0) {
-                sizes[open] = x[0].len() / sizes.iter().product::<usize>();
-            }
-            ArrayD::from_shape_vec(sizes, x[0].iter().copied().collect()).expect("as many elements")
-        }
-        Op::Gather | Op::Relayout => {
-            let rows: Vec<usize> = x[1].iter().map(|&row| row as usize).collect();
-            let sizes = [x[1].shape(), &x[0].shape()[1..]].concat();
-            let picked = x[0].select(Axis(0), &rows);
-            ArrayD::from_shape_vec(sizes, picked.iter().copied().collect()).expect("as many elements")
-        }
-        Op::ScatterRows => {
-            let mut zeros = ArrayD::zeros(x[0].raw_dim());
-            let rows = x[2].to_shape([&[x[1].len()], &x[0].shape()[1..]].concat()).expect("a row for each integer");
-            for (row, added) in x[1].iter().zip(rows.outer_iter()) {
-                let mut target = zeros.index_axis_mut(Axis(0), *row as usize);
-                target += &added;
-            }
-            zeros
-        }
+        Op::Reshape(shape) => reshape(x[0], first, shape),
+        Op::Gather | Op::Relayout => gather(x),
+        Op::ScatterRows => scatter_rows(x),
         Op::ReduceSum { axes } => {
             axes.iter().fold(x[0].clone(), |sum, &axis| sum.sum_axis(Axis(axis)).insert_axis(Axis(axis)))
         }
@@ -95,77 +55,144 @@ fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
             x[0].mean_axis(last).expect("not empty").insert_axis(last)
         }
         Op::ExpandLike => x[0].broadcast(x[1].raw_dim()).expect("broadcasts").to_owned(),
-        Op::RotateHalf => {
-            let last = Axis(x[0].ndim() - 1);
-            let (front, back) = x[0].view().split_at(last, x[0].len_of(last) / 2);
-            concatenate(last, &[back.mapv(|a| -a).view(), front]).expect("equal halves")
-        }
-        Op::Conv1d { padding, groups } => {
-            let kernel = rank_3(x[1]);
-            let mut result = Array3::zeros((x[0].shape()[0], kernel.shape()[0], x[0].shape()[2]));
-            let operand = rank_3(x[0]);
-            taps(&kernel, operand.shape()[2], *padding, *groups, |[o, c, s, from], weight| {
-                let add = &operand.slice(ndarray::s![.., c, from]) * weight;
-                let mut to = result.slice_mut(ndarray::s![.., o, s]);
-                to += &add;
-            });
-            let bias = |bias: &&ArrayD<f64>| (*bias).clone().insert_axis(Axis(1));
-            x.get(2).map(bias).map_or(result.clone().into_dyn(), |bias| result.into_dyn() + bias)
-        }
-        Op::ConvTranspose1d { padding, groups } => {
-            let (operand, kernel) = (rank_3(x[0]), rank_3(x[1]));
-            let mut result = Array3::zeros((x[0].shape()[0], kernel.shape()[1] * groups, x[0].shape()[2]));
-            taps(&kernel, operand.shape()[2], *padding, *groups, |[o, c, s, from], weight| {
-                let add = &operand.slice(ndarray::s![.., o, s]) * weight;
-                let mut to = result.slice_mut(ndarray::s![.., c, from]);
-                to += &add;
-            });
-            result.into_dyn()
-        }
-        Op::Skew | Op::Unskew => {
-            let last = Axis(x[0].ndim() - 1);
-            let size = x[0].shape()[last.0 - 1];
-            let mut sizes = x[0].shape().to_vec();
-            sizes[last.0] = if *op == Op::Skew { size } else { 2 * size };
-            let mut result = ArrayD::zeros(sizes);
-            for (i, j) in (0..size).flat_map(|i| (0..size).map(move |j| (i, j))) {
-                let distance = j + size - 1 - i;
-                let (from, to) = if *op == Op::Skew { (distance, j) } else { (j, distance) };
-                let value = x[0].index_axis(last, from).index_axis(Axis(last.0 - 1), i).to_owned();
-                result.index_axis_mut(last, to).index_axis_mut(Axis(last.0 - 1), i).assign(&value);
-            }
-            result
-        }
+        Op::RotateHalf => rotate_half(x[0]),
+        Op::Conv1d { padding, groups } => conv_1d(x, *padding, *groups),
+        Op::ConvTranspose1d { padding, groups } => conv_transpose_1d(x, *padding, *groups),
+        Op::Skew | Op::Unskew => skew(op, x[0]),
         Op::Cast => x[0].clone(),
         Op::Narrow => x[0].mapv(|a| half::f16::from_f64(a).to_f64()),
-        Op::GeluGrad => {
-            let phi = |a: f64| (-a * a / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
-            x[0].mapv(|a| 0.5 * (1.0 + erf(a / 2f64.sqrt())) + a * phi(a)) * x[1]
-        }
-        Op::SoftmaxGrad => {
-            let last = Axis(x[0].ndim() - 1);
-            let total = (x[0] * x[1]).sum_axis(last).insert_axis(last);
-            (x[1] - &total) * x[0]
-        }
-        Op::LayerNormGrad | Op::RmsNormGrad => {
-            let last = Axis(x[0].ndim() - 1);
-            let mean = |values: &ArrayD<f64>| values.mean_axis(last).expect("not empty").insert_axis(last);
-            let centred = if *op == Op::LayerNormGrad { x[1] - x[3] } else { x[1].clone() };
-            let inverse = x[x.len() - 1];
-            let (normal, scaled) = (&centred * inverse, x[0] * x[2]);
-            let slope = mean(&(&scaled * &normal));
-            let without_mean = if *op == Op::LayerNormGrad { &scaled - &mean(&scaled) } else { scaled };
-            (without_mean - normal * slope) * inverse
-        }
+        Op::GeluGrad => gelu_grad(x),
+        Op::SoftmaxGrad => softmax_grad(x),
+        Op::LayerNormGrad | Op::RmsNormGrad => norm_grad(op, x),
         Op::Attention(form) => attention(form, x),
         Op::AttentionGrad(form) => return attention_grad(form, x),
-        Op::Dequantize => {
-            let sizes: Vec<usize> =
-                x[0].shape().iter().enumerate().map(|(at, &n)| if at == 0 { n } else { 1 }).collect();
-            x[0] * &x[1].to_shape(sizes).expect("a scale for each row")
-        }
+        Op::Dequantize => dequantize(x),
     };
     vec![result]
+}
+
+fn gemm(x: &[&ArrayD<f64>], alpha: f32, [trans_a, trans_b]: [bool; 2]) -> ArrayD<f64> {
+    let side = |array: &ArrayD<f64>, transposed: bool| -> Array2<f64> {
+        let matrix = array.clone().into_dimensionality::<Ix2>().expect("rank 2");
+        if transposed { matrix.t().to_owned() } else { matrix }
+    };
+    let product = side(x[0], trans_a).dot(&side(x[1], trans_b)).into_dyn() * f64::from(alpha);
+    x.get(2).map_or_else(|| product.clone(), |addend| &product + *addend)
+}
+
+fn layer_norm(x: &[&ArrayD<f64>], epsilon: f32) -> Vec<ArrayD<f64>> {
+    let last = Axis(x[0].ndim() - 1);
+    let mean = x[0].mean_axis(last).expect("not empty").insert_axis(last);
+    let centred = x[0] - &mean;
+    let variance = centred.mapv(|a| a * a).mean_axis(last).expect("not empty").insert_axis(last);
+    let inv_std = variance.mapv(|v| 1.0 / (v + f64::from(epsilon)).sqrt());
+    vec![&(&centred * &inv_std) * x[1] + x[2], mean, inv_std]
+}
+
+fn rms_norm(x: &[&ArrayD<f64>], epsilon: f32) -> Vec<ArrayD<f64>> {
+    let last = Axis(x[0].ndim() - 1);
+    let square = x[0].mapv(|a| a * a).mean_axis(last).expect("not empty").insert_axis(last);
+    let inv_rms = square.mapv(|v| 1.0 / (v + f64::from(epsilon)).sqrt());
+    vec![&(x[0] * &inv_rms) * x[1], inv_rms]
+}
+
+fn reshape(x: &ArrayD<f64>, first: &Shape, shape: &Shape) -> ArrayD<f64> {
+    let target = reshape_target(first, shape).expect("one unknown dimension");
+    let size = |(axis, &size): (usize, &i64)| if size == 0 { x.shape()[axis] } else { size.max(1) as usize };
+    let mut sizes: Vec<usize> = target.iter().enumerate().map(size).collect();
+    if let Some(open) = target.iter().position(|&size| size < 0) {
+        sizes[open] = x.len() / sizes.iter().product::<usize>();
+    }
+    ArrayD::from_shape_vec(sizes, x.iter().copied().collect()).expect("as many elements")
+}
+
+fn gather(x: &[&ArrayD<f64>]) -> ArrayD<f64> {
+    let rows: Vec<usize> = x[1].iter().map(|&row| row as usize).collect();
+    let sizes = [x[1].shape(), &x[0].shape()[1..]].concat();
+    let picked = x[0].select(Axis(0), &rows);
+    ArrayD::from_shape_vec(sizes, picked.iter().copied().collect()).expect("as many elements")
+}
+
+fn scatter_rows(x: &[&ArrayD<f64>]) -> ArrayD<f64> {
+    let mut zeros = ArrayD::zeros(x[0].raw_dim());
+    let rows = x[2].to_shape([&[x[1].len()], &x[0].shape()[1..]].concat()).expect("a row for each integer");
+    for (row, added) in x[1].iter().zip(rows.outer_iter()) {
+        let mut target = zeros.index_axis_mut(Axis(0), *row as usize);
+        target += &added;
+    }
+    zeros
+}
+
+fn rotate_half(x: &ArrayD<f64>) -> ArrayD<f64> {
+    let last = Axis(x.ndim() - 1);
+    let (front, back) = x.view().split_at(last, x.len_of(last) / 2);
+    concatenate(last, &[back.mapv(|a| -a).view(), front]).expect("equal halves")
+}
+
+fn conv_1d(x: &[&ArrayD<f64>], padding: usize, groups: usize) -> ArrayD<f64> {
+    let kernel = rank_3(x[1]);
+    let mut result = Array3::zeros((x[0].shape()[0], kernel.shape()[0], x[0].shape()[2]));
+    let operand = rank_3(x[0]);
+    taps(&kernel, operand.shape()[2], padding, groups, |[o, c, s, from], weight| {
+        let add = &operand.slice(ndarray::s![.., c, from]) * weight;
+        let mut to = result.slice_mut(ndarray::s![.., o, s]);
+        to += &add;
+    });
+    let bias = |bias: &&ArrayD<f64>| (*bias).clone().insert_axis(Axis(1));
+    x.get(2).map(bias).map_or(result.clone().into_dyn(), |bias| result.into_dyn() + bias)
+}
+
+fn conv_transpose_1d(x: &[&ArrayD<f64>], padding: usize, groups: usize) -> ArrayD<f64> {
+    let (operand, kernel) = (rank_3(x[0]), rank_3(x[1]));
+    let mut result = Array3::zeros((x[0].shape()[0], kernel.shape()[1] * groups, x[0].shape()[2]));
+    taps(&kernel, operand.shape()[2], padding, groups, |[o, c, s, from], weight| {
+        let add = &operand.slice(ndarray::s![.., o, s]) * weight;
+        let mut to = result.slice_mut(ndarray::s![.., c, from]);
+        to += &add;
+    });
+    result.into_dyn()
+}
+
+fn skew(op: &Op, x: &ArrayD<f64>) -> ArrayD<f64> {
+    let last = Axis(x.ndim() - 1);
+    let size = x.shape()[last.0 - 1];
+    let mut sizes = x.shape().to_vec();
+    sizes[last.0] = if *op == Op::Skew { size } else { 2 * size };
+    let mut result = ArrayD::zeros(sizes);
+    for (i, j) in (0..size).flat_map(|i| (0..size).map(move |j| (i, j))) {
+        let distance = j + size - 1 - i;
+        let (from, to) = if *op == Op::Skew { (distance, j) } else { (j, distance) };
+        let value = x.index_axis(last, from).index_axis(Axis(last.0 - 1), i).to_owned();
+        result.index_axis_mut(last, to).index_axis_mut(Axis(last.0 - 1), i).assign(&value);
+    }
+    result
+}
+
+fn gelu_grad(x: &[&ArrayD<f64>]) -> ArrayD<f64> {
+    let phi = |a: f64| (-a * a / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    x[0].mapv(|a| 0.5 * (1.0 + erf(a / 2f64.sqrt())) + a * phi(a)) * x[1]
+}
+
+fn softmax_grad(x: &[&ArrayD<f64>]) -> ArrayD<f64> {
+    let last = Axis(x[0].ndim() - 1);
+    let total = (x[0] * x[1]).sum_axis(last).insert_axis(last);
+    (x[1] - &total) * x[0]
+}
+
+fn norm_grad(op: &Op, x: &[&ArrayD<f64>]) -> ArrayD<f64> {
+    let last = Axis(x[0].ndim() - 1);
+    let mean = |values: &ArrayD<f64>| values.mean_axis(last).expect("not empty").insert_axis(last);
+    let centred = if *op == Op::LayerNormGrad { x[1] - x[3] } else { x[1].clone() };
+    let inverse = x[x.len() - 1];
+    let (normal, scaled) = (&centred * inverse, x[0] * x[2]);
+    let slope = mean(&(&scaled * &normal));
+    let without_mean = if *op == Op::LayerNormGrad { &scaled - &mean(&scaled) } else { scaled };
+    (without_mean - normal * slope) * inverse
+}
+
+fn dequantize(x: &[&ArrayD<f64>]) -> ArrayD<f64> {
+    let sizes: Vec<usize> = x[0].shape().iter().enumerate().map(|(at, &n)| if at == 0 { n } else { 1 }).collect();
+    x[0] * &x[1].to_shape(sizes).expect("a scale for each row")
 }
 
 /// A query: its row, its head, the weight of each key that it sees.

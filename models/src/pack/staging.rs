@@ -1,45 +1,46 @@
 //! A folder that appears complete or not at all.
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use std::fs::{self, File, TryLockError};
+use skiff_base::files::sync_folder_of;
+use skiff_base::lock::{Lock, LockError};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// `NAME.partial` beside a folder `NAME` that is being made.
 ///
-/// It is locked while it is written to, so two processes never write to one; what a killed one left there is written over by
-/// the next.
+/// It is locked while it is written to, so two processes never write to one. The next process overwrites what a killed one
+/// left there.
 #[derive(Debug)]
 pub(super) struct Staging {
     out: PathBuf,
     path: PathBuf,
-    /// Holds the lock.
-    _folder: File,
+    _lock: Lock,
     done: bool,
 }
 
 impl Staging {
-    /// An empty folder that [`Staging::commit`] makes `out`.
+    /// Locks and empties the folder that [`Staging::commit`] turns into `out`.
     pub(super) fn begin(out: &Path) -> io::Result<Self> {
         let mut name = out.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_owned();
         name.push(".partial");
         let path = out.with_file_name(name);
-        let folder = lock(&path)?;
+        let lock = lock(&path)?;
         for entry in fs::read_dir(&path)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
         }
-        Ok(Self { out: out.to_owned(), path, _folder: folder, done: false })
+        Ok(Self { out: out.to_owned(), path, _lock: lock, done: false })
     }
 
-    /// Where to write.
+    /// Returns the folder to write to.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the folder into its place on disk. What is there is swapped out in one step and then removed: whoever looks finds
-    /// the one or the other.
+    /// Moves the folder to its final place and flushes it to the disk. An older folder there is swapped out in one step and then
+    /// removed, so a reader finds the one or the other.
     pub(super) fn commit(mut self) -> io::Result<()> {
         sync(&self.path)?;
         if self.out.exists() {
@@ -56,10 +57,7 @@ impl Staging {
             fs::rename(&self.path, &self.out)?;
         }
         self.done = true;
-        match self.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => File::open(".")?.sync_all(),
-        }
+        sync_folder_of(&self.out)
     }
 }
 
@@ -72,29 +70,25 @@ impl Drop for Staging {
 }
 
 /// Creates the folder, or takes over one that nobody writes to.
-fn lock(path: &Path) -> io::Result<File> {
+fn lock(path: &Path) -> io::Result<Lock> {
     loop {
         match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let folder = File::open(path)?;
-        match folder.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it"));
-            }
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
+        let lock = Lock::folder(path).map_err(|error| match error {
+            LockError::InUse { .. } => io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it"),
+            LockError::Io { source, .. } => source,
+        })?;
         // The other process may have moved the folder into its place just before.
         let found = fs::symlink_metadata(path);
-        if found.is_ok_and(|found| folder.metadata().is_ok_and(|own| own.ino() == found.ino())) {
-            return Ok(folder);
+        if found.is_ok_and(|found| lock.metadata().is_ok_and(|own| own.ino() == found.ino())) {
+            return Ok(lock);
         }
     }
 }
 
-/// Every file and folder below, so that a folder that is there after a power cut is whole.
+/// Flushes every file and folder below, so that a folder that exists after a power cut is whole.
 fn sync(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

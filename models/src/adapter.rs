@@ -44,7 +44,7 @@ pub enum AdapterError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file cannot be written.
@@ -52,7 +52,7 @@ pub enum AdapterError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The settings are not JSON of the right kind.
@@ -60,7 +60,7 @@ pub enum AdapterError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's error, with its place in the file.
         source: serde_json::Error,
     },
     /// A setting that this version cannot take.
@@ -72,7 +72,7 @@ pub enum AdapterError {
         key: String,
         /// Its value.
         found: String,
-        /// What it could be.
+        /// The supported values.
         supported: &'static str,
     },
     /// The tensors cannot be read.
@@ -83,15 +83,15 @@ pub enum AdapterError {
     Tensor {
         /// The file.
         path: PathBuf,
-        /// Which and why.
+        /// The tensor and the fault.
         source: TensorError,
     },
     /// The pack's way of fine-tuning has no form in PEFT.
     #[error("a pack tuned with {kind} has no adapter in Hugging Face PEFT's format; {hint}")]
     Kind {
-        /// Which way.
+        /// The kind of fine-tuning.
         kind: &'static str,
-        /// What can be had instead.
+        /// What to do instead.
         hint: &'static str,
     },
 }

@@ -29,7 +29,7 @@ pub struct TensorFile {
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Where in the file the values begin.
+    /// Position of the values in the file, in bytes.
     begin: u64,
 }
 
@@ -38,7 +38,7 @@ struct Entry {
 pub struct Checkpoint {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    /// Which of `files` holds the tensor.
+    /// The place in `files` of the file that holds the tensor.
     index: BTreeMap<String, usize>,
 }
 
@@ -50,7 +50,7 @@ pub enum CheckpointError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The folder has no tensors that can be read.
@@ -58,7 +58,7 @@ pub enum CheckpointError {
     Absent {
         /// The folder.
         folder: PathBuf,
-        /// What to do.
+        /// The work.
         hint: &'static str,
     },
     /// The index of the shards is malformed.
@@ -66,7 +66,7 @@ pub enum CheckpointError {
     Index {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's error, with its place in the file.
         source: serde_json::Error,
     },
     /// The index names a file that is not one of the folder.
@@ -82,7 +82,7 @@ pub enum CheckpointError {
     Tensor {
         /// The file.
         path: PathBuf,
-        /// Which tensor, and why.
+        /// The tensor and the fault.
         source: TensorError,
     },
 }
@@ -146,7 +146,7 @@ impl TensorFile {
     /// which is exact.
     ///
     /// # Errors
-    /// As [`TensorFile::read`], and those of `take`.
+    /// The errors of [`TensorFile::read`] and of `take`.
     pub fn pieces<E: From<CheckpointError>>(
         &self,
         name: &str,
@@ -183,7 +183,7 @@ impl TensorFile {
         self.entry(name, shape).map(drop)
     }
 
-    /// Where the tensor is, and the bytes of one of its values.
+    /// Place of the tensor, and bytes of one of its values.
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, usize), CheckpointError> {
         let fail = |source| Err(malformed(&self.path, source));
         let Some(entry) = self.index.get(name) else { return fail(TensorError::Missing { name: name.to_owned() }) };
@@ -273,7 +273,7 @@ impl Checkpoint {
         Some((&self.files[place], name))
     }
 
-    /// As [`Checkpoint::find`], or an error that names the tensor.
+    /// Finds a tensor like [`Checkpoint::find`]; a missing one is an error that names it.
     ///
     /// # Errors
     /// The tensor is not there.

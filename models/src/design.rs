@@ -17,9 +17,9 @@ pub struct Design {
     pub model: Model,
     /// The task.
     pub head: Head,
-    /// What trains.
+    /// The way of fine-tuning.
     pub peft: Peft,
-    /// How frozen matrices are stored.
+    /// Storage of frozen matrices.
     pub frozen: Storage,
 }
 
@@ -30,11 +30,11 @@ pub struct Stages {
     pub embed: CompiledStage,
     /// One for each kind of layer.
     pub blocks: Vec<CompiledStage>,
-    /// For each layer, which of `blocks` it is.
+    /// For each layer, its place in `blocks`.
     pub kinds: Vec<usize>,
     /// Activations to scores and loss.
     pub head: CompiledStage,
-    /// As `blocks`, for the highest layer that runs; see [`StageSpecs::last_blocks`].
+    /// Like `blocks`, for the highest layer that runs; see [`StageSpecs::last_blocks`].
     pub last_blocks: Vec<CompiledStage>,
     /// Every frozen tensor once: those of `embed`, of each layer in turn, of the head.
     pub frozen: Vec<FrozenTensor>,
@@ -43,7 +43,7 @@ pub struct Stages {
 }
 
 impl Design {
-    /// What is wrong with it, if anything: it may come from a file.
+    /// Returns its fault, if there is one: it may come from a file.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let Head { task, labels, .. } = self.head;
@@ -58,7 +58,7 @@ impl Design {
             .then(|| format!("{labels} labels: expected 1 to {MAX_LABELS}"))
     }
 
-    /// What a batch has to know.
+    /// Returns the facts that a batch needs about the model.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.model.layout(self.head.task, self.head.labels)

@@ -53,7 +53,7 @@ pub fn gradient(graph: &mut Graph, output: Id, seed: Id, wanted: &[Id]) -> Resul
         .collect()
 }
 
-/// The values on a way from one of `wanted` through the nodes `order`.
+/// Returns the values on a way from one of `wanted` through the nodes `order`.
 fn leading_to(graph: &Graph, order: &[usize], wanted: &[Id]) -> BTreeSet<Id> {
     let mut active: BTreeSet<Id> = wanted.iter().copied().collect();
     for &at in order {
@@ -65,7 +65,7 @@ fn leading_to(graph: &Graph, order: &[usize], wanted: &[Id]) -> BTreeSet<Id> {
     active
 }
 
-/// The sum of `parts`. Products without an addend take the sum so far as theirs, which saves a pass over memory each.
+/// Appends the sum of `parts`. Products without an addend take the sum so far as theirs; each saves a pass over memory.
 fn accumulate(graph: &mut Graph, parts: &[Id]) -> Result<Id, GraphError> {
     let is_bare_product = |part: &Id| matches!(graph.producer(*part), Some(Node { op: Op::Gemm { .. }, inputs, .. }) if inputs.len() == 2);
     let (products, others): (Vec<Id>, Vec<Id>) = parts.iter().partition(|part| is_bare_product(part));

@@ -1,4 +1,4 @@
-//! What a batch has to know of a model: how tokens are numbered, and how attention looks at them.
+//! The facts that a batch needs about a model: the numbering of tokens, and what attention sees.
 
 use crate::task::Task;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// What the targets are.
+    /// The kind of targets.
     pub task: Task,
     /// Classes or numbers, `C`; the vocabulary for a language model.
     pub classes: usize,
@@ -40,7 +40,7 @@ impl Layout {
 
 const HEAD_BYTES: usize = 32 << 20;
 
-/// How DeBERTa (He et al., arXiv 2006.03654 and 2111.09543) numbers the distance of two tokens.
+/// DeBERTa's numbering of the distance of two tokens (He et al., arXiv 2006.03654 and 2111.09543).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelativePositions {

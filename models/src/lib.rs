@@ -1,4 +1,4 @@
-//! What is trained: a checkpoint becomes a pack of ONNX training graphs, one set for each stage of the model.
+//! Turns a checkpoint into a pack of ONNX training graphs, one set for each stage of the model.
 //!
 //! It runs no graph, trains nothing and knows no network: the agent does that with the pack it finds here.
 //!

@@ -1,4 +1,4 @@
-//! What trains beside the frozen model, as a choice: LoRA, Houlsby adapters or BitFit. [`crate::stage`] puts them in place.
+//! The ways of fine-tuning: LoRA, Houlsby adapters or BitFit. [`crate::stage`] puts them in place.
 
 mod patterns;
 
@@ -61,7 +61,7 @@ pub struct Lora {
 /// The linear layers of a model.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Linears<'a> {
-    /// What they are called in each block.
+    /// Their names in each block.
     pub of_blocks: &'a [&'a str],
     /// The full names of all that LoRA may sit on.
     pub names: Vec<String>,
@@ -117,7 +117,7 @@ impl Peft {
         }
     }
 
-    /// What is wrong with it for a model with these linear layers in each of so many blocks, if anything.
+    /// Returns its fault for a model with these linear layers in each of its blocks, if there is one.
     #[must_use]
     pub fn problem(&self, linears: &Linears<'_>, layers: usize) -> Option<String> {
         match self {
@@ -226,7 +226,7 @@ mod tests {
     const NAMES: [&str; 3] =
         ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.query", "bert.pooler.dense"];
 
-    /// What is wrong with it for a model with those layers.
+    /// Returns its fault for a model with those layers, if there is one.
     fn problem(lora: Lora) -> Option<String> {
         Peft::Lora(lora).problem(
             &Linears {

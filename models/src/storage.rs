@@ -3,7 +3,7 @@
 use crate::graph::DType;
 use serde::{Deserialize, Serialize};
 
-/// How a frozen matrix is stored; vectors are always f32.
+/// The storage of a frozen matrix; vectors are always f32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Storage {

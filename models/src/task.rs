@@ -1,4 +1,4 @@
-//! What a model is tuned for.
+//! The tasks that a model is tuned for.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Named tensors: what trains, what travels, what is merged. Always by name, never by position.
+//! Named tensors, which train, travel and are merged. They are found by name, never by position.
 
 use crate::graph::DType;
 use ndarray::ArrayD;
@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Tensors by name, f32. Ordered, so that everything computed from them is too.
+/// Tensors by name, f32. They are ordered, and so is everything computed from them.
 pub type NamedTensors = BTreeMap<String, ArrayD<f32>>;
 
 /// One trainable tensor: its name (as Hugging Face PEFT writes it), shape and layer.
@@ -68,9 +68,9 @@ pub enum TensorError {
     Shape {
         /// Its name.
         name: String,
-        /// What the schema says.
+        /// The shape in the schema.
         expected: Vec<usize>,
-        /// What is there.
+        /// The value that was found.
         found: Vec<usize>,
     },
     /// A type that is not read from such a file.
@@ -78,19 +78,19 @@ pub enum TensorError {
     Unsupported {
         /// Its name.
         name: String,
-        /// What is there.
+        /// The value that was found.
         found: String,
-        /// What could be there.
+        /// The supported types.
         supported: &'static str,
     },
-    /// Another type than what reads it takes.
+    /// Another type than the reader takes.
     #[error("tensor {name:?} has type {found:?}, expected {expected:?}")]
     Type {
         /// Its name.
         name: String,
-        /// What reads it.
+        /// The type that the reader takes.
         expected: DType,
-        /// What is there.
+        /// The value that was found.
         found: DType,
     },
     /// Values that do not begin at a multiple of their size.
@@ -98,7 +98,7 @@ pub enum TensorError {
     Misaligned {
         /// Its name.
         name: String,
-        /// Where it begins.
+        /// Its first byte.
         begin: usize,
     },
     /// A NaN or an infinity.
@@ -113,7 +113,7 @@ pub enum TensorError {
 }
 
 impl Schema {
-    /// blake3 over the names and shapes: two sides with the same hash mean the same tensors.
+    /// Returns blake3 over the names and shapes. Two sides with the same hash mean the same tensors.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
@@ -128,19 +128,19 @@ impl Schema {
         *hasher.finalize().as_bytes()
     }
 
-    /// The tensor called `name`.
+    /// Returns the tensor called `name`.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&TensorSpec> {
         self.tensors.binary_search_by(|spec| spec.name.as_str().cmp(name)).ok().map(|at| &self.tensors[at])
     }
 
-    /// How many layers have something to train.
+    /// Returns the number of layers up to the last one that has something to train.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.tensors.iter().filter_map(|spec| spec.layer).max().map_or(0, |last| last + 1)
     }
 
-    /// The tensors of the head and of `layers`: what a device shares.
+    /// Returns the tensors of the head and of `layers`: those that a device shares.
     #[must_use]
     pub fn of_layers(&self, layers: &[usize]) -> Self {
         let kept = |spec: &&TensorSpec| spec.layer.is_none_or(|layer| layers.contains(&layer));
@@ -175,7 +175,7 @@ impl Schema {
     }
 }
 
-/// The names of the tensors in safetensors bytes.
+/// Returns the names of the tensors in safetensors bytes.
 ///
 /// # Errors
 /// Bytes that are no safetensors file.
@@ -196,7 +196,7 @@ pub fn rank_axis(name: &str) -> Option<usize> {
     name.contains(LORA_B).then_some(1)
 }
 
-/// The part of `weights` that has the shapes of `schema`, whose dimensions are no larger: the first rows and columns.
+/// Cuts `weights` to the shapes of `schema`, whose dimensions are no larger: the first rows and columns stay.
 #[must_use]
 pub fn cut(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     let shortened = |(name, mut tensor): (String, ArrayD<f32>)| {
@@ -212,7 +212,7 @@ pub fn cut(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     weights.into_iter().map(shortened).collect()
 }
 
-/// The other way round: `weights` with zeros where `schema` has more rows or columns.
+/// Fills `weights` up to the shapes of `schema`, with zeros in the rows and columns that it lacks.
 #[must_use]
 pub fn pad(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     let filled = |(name, tensor): (String, ArrayD<f32>)| match schema.find(&name) {
@@ -251,7 +251,7 @@ fn read_one(file: &SafeTensors<'_>, spec: &TensorSpec) -> Result<ArrayD<f32>, Te
 /// Writes tensors as safetensors bytes; the same tensors give the same bytes.
 ///
 /// # Errors
-/// Only where the safetensors library refuses, which it does not for f32 tensors.
+/// Only if the safetensors library refuses, which it does not for f32 tensors.
 pub fn write(tensors: &NamedTensors) -> Result<Vec<u8>, TensorError> {
     let bytes: BTreeMap<&str, Vec<u8>> = tensors
         .iter()

@@ -1,4 +1,4 @@
-//! How much arithmetic a training step or an evaluation is, from the graphs alone.
+//! Counts the arithmetic of a training step or an evaluation, from the graphs alone.
 
 use crate::design::Stages;
 use crate::graph::{Extract, Graph, Op, Shape};
@@ -14,7 +14,7 @@ pub fn flops(stages: &Stages, step: Step) -> u64 {
     count(stages, step, |stage| [Some(&stage.cuts.forward), stage.cuts.backward.as_ref()])
 }
 
-/// As [`flops`], where a batch is only evaluated.
+/// Counts the operations of an evaluation of a batch, like [`flops`].
 #[must_use]
 pub fn evaluation_flops(stages: &Stages, step: Step) -> u64 {
     count(stages, step, |stage| [Some(&stage.cuts.evaluate), None])

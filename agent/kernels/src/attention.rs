@@ -14,7 +14,7 @@ const QUERIES: usize = 32;
 /// Rows of keys are padded to a multiple of this, so that no product has a ragged edge.
 const PADDING: usize = 32;
 
-/// What all heads of all examples have in common.
+/// The part that all heads of all examples have in common.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Form {
     /// Query heads, `h`.
@@ -25,9 +25,9 @@ pub struct Form {
     pub size: usize,
     /// The factor of `Q K^T`.
     pub scale: f32,
-    /// Whether no query sees a later key.
+    /// True if no query sees a later key.
     pub causal: bool,
-    /// How many keys up to its own a query sees; `usize::MAX` for all. Only where it is causal.
+    /// Number of keys up to its own that a query sees, if it is causal; `usize::MAX` for all.
     pub window: usize,
 }
 
@@ -40,7 +40,7 @@ pub struct Span {
     pub tokens: usize,
     /// Its first row of queries.
     pub query: usize,
-    /// How many queries it has: all its tokens, or one.
+    /// Number of its queries: all its tokens, or one.
     pub queries: usize,
     /// The token that the first query is at.
     pub position: usize,

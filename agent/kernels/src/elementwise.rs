@@ -46,7 +46,7 @@ fn softmax_grad_of(y: &[f32], dy: &[f32], size: usize, out: &mut [f32]) {
     }
 }
 
-/// What the gradient of a norm is computed from.
+/// Operands of a norm's gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
     /// The gradient of its result, rows of as many numbers as `weight` has.

@@ -19,7 +19,7 @@ const PIECE: usize = 16_384;
 /// All operators.
 ///
 /// # Errors
-/// What ONNX Runtime refuses.
+/// An error of ONNX Runtime.
 pub fn domain() -> ort::Result<OperatorDomain> {
     let whole = |name, kind| Fused { name, kind, half: false };
     let of_half = |name, kind| Fused { name, kind, half: true };

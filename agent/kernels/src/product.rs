@@ -10,9 +10,9 @@ use crate::vectors::fma;
 pub struct Strided<'a> {
     /// Its elements.
     pub data: &'a [f32],
-    /// From a row to the next.
+    /// Elements from a row to the next.
     pub rows: usize,
-    /// From a column to the next.
+    /// Elements from a column to the next.
     pub columns: usize,
 }
 
@@ -21,7 +21,7 @@ pub struct Strided<'a> {
 pub struct Rows<T> {
     /// Its elements.
     pub data: T,
-    /// From a row to the next.
+    /// Elements from a row to the next.
     pub stride: usize,
 }
 
@@ -32,7 +32,7 @@ pub struct Sizes {
     pub m: usize,
     /// Columns of the result.
     pub n: usize,
-    /// What is summed over.
+    /// The dimension that is summed over.
     pub k: usize,
 }
 
@@ -41,7 +41,7 @@ pub struct Sizes {
 /// Compiled into its caller for the caller's vectors: `MR` rows of `NR` columns must fit its registers.
 ///
 /// # Panics
-/// Where a slice is shorter than its sizes say.
+/// If a slice is shorter than its sizes say.
 #[inline(always)]
 pub fn product<const FMA: bool, const MR: usize, const NR: usize>(
     sizes: Sizes,

@@ -1,6 +1,6 @@
 //! Vectors as wide as the processor has, and functions of numbers that a vector can compute.
 
-/// How many sums a long sum is kept in: as many as the widest vector has numbers.
+/// Number of partial sums of a long sum: as many as the widest vector has numbers.
 pub(crate) const LANES: usize = 16;
 
 /// The instructions that a function is compiled for.
@@ -10,7 +10,7 @@ pub enum Width {
     Wide,
     /// AVX2 with fused multiply-add.
     Narrow,
-    /// What every processor of the architecture has: NEON, or SSE2.
+    /// The vector instructions that every processor of the architecture has: NEON, or SSE2.
     Common,
 }
 

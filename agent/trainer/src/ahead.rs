@@ -1,4 +1,4 @@
-//! Examples that are brought while the step before them runs.
+//! Reads examples ahead, while the step before them runs.
 
 use crate::batch::Form;
 use crate::error::TrainerError;
@@ -8,9 +8,9 @@ use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, ScopedJoinHandle, scope};
 
-/// How many batches are brought before they are needed.
+/// Number of batches that are read before they are needed.
 const BATCHES: usize = 2;
-/// The most examples that are, however large a batch is.
+/// Most examples that are read ahead, whatever the size of a batch.
 const MOST: usize = 8192;
 
 /// Hands `use_up` what `bring` makes of each of `items`, in their order. A thread of its own brings them, as many ahead as
@@ -44,7 +44,7 @@ pub(crate) fn ahead<I, T: Send, R>(
     })
 }
 
-/// What the thread brought. When this goes, nobody takes what it brings, and it ends.
+/// The items from the thread. The thread ends when this is dropped.
 struct Ahead<'scope, T> {
     brought: Receiver<T>,
     thread: Option<ScopedJoinHandle<'scope, ()>>,

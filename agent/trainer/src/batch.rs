@@ -16,10 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Added to the scores of keys that are not to be seen: `exp` of it is exactly zero in f32.
 const MASKED: f32 = -1e9;
 
-/// What a pack asks of a batch.
+/// The form that a pack's batches must have.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Form {
-    /// How tokens are numbered and looked at, and what the targets are.
+    /// Numbering of tokens, what attention sees, and the kind of targets.
     pub layout: Layout,
     /// The parts that any of its graphs takes.
     pub parts: BTreeSet<BatchPart>,
@@ -34,15 +34,15 @@ pub struct Batch {
     pub rows: usize,
     /// Examples, `B`.
     pub examples: usize,
-    /// What each row of the scores should have been: `B` rows, or one for each token of text.
+    /// The expected result for each row of the scores: `B` rows, or one for each token of text.
     pub truths: Vec<Truth>,
-    /// What the graphs take, no more than the form asks for.
+    /// The inputs of the graphs, no more than the form asks for.
     pub parts: BTreeMap<BatchPart, Part>,
     /// `[B]`: 0, 1, 2, ...: where the rows that a head reads are, once the others are gone.
     pub order: Part,
 }
 
-/// What a row of scores should have been.
+/// The expected result for a row of scores.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Truth {
     /// It does not count.
@@ -76,21 +76,21 @@ pub enum BatchError {
     /// Something that is not there once for each token, or a number of numbers that is not the pack's.
     #[error("an example has {found} {what}, expected {expected}")]
     Count {
-        /// Of what.
+        /// The operands.
         what: &'static str,
-        /// How many.
+        /// The number.
         found: usize,
-        /// How many there should be.
+        /// The expected number.
         expected: usize,
     },
     /// A token, segment or class that the model does not have.
     #[error("an example has the {what} {found}, expected less than {size}")]
     Range {
-        /// Of what.
+        /// The operands.
         what: &'static str,
-        /// Which.
+        /// The graph's name.
         found: usize,
-        /// How many there are.
+        /// The number of them.
         size: usize,
     },
     /// A target for another task.
@@ -102,13 +102,13 @@ pub enum BatchError {
 }
 
 impl Form {
-    /// What the pack of `manifest` asks for.
+    /// Returns the form that the pack of `manifest` asks for.
     #[must_use]
     pub fn of(manifest: &Manifest) -> Self {
         Self::new(manifest.layout.clone(), &manifest.stages)
     }
 
-    /// What graphs with these ports ask for.
+    /// Returns the form that graphs with these ports ask for.
     #[must_use]
     pub fn new(layout: Layout, stages: &StageSpecs) -> Self {
         let ports = stages.all().flat_map(StageSpec::graphs).flat_map(|graph| &graph.inputs);
@@ -216,7 +216,7 @@ fn is_of_slots(part: &BatchPart) -> bool {
     )
 }
 
-/// How many rows count in the loss.
+/// Number of rows that count in the loss.
 fn counted(truths: &[Truth]) -> usize {
     truths.iter().filter(|truth| **truth != Truth::None).count()
 }
@@ -242,7 +242,7 @@ fn truths(sequences: &[Sequence], task: Task) -> Vec<Truth> {
     tokens.collect()
 }
 
-/// Where the tokens of each example stand.
+/// Places of the tokens of each example.
 struct Rows {
     lengths: Vec<usize>,
     firsts: Vec<usize>,

@@ -36,16 +36,16 @@ pub enum CheckpointError {
     /// Made by another version of Skiff.
     #[error("it has checkpoint format {found}, this build reads {FORMAT}; use the Skiff that wrote it, or begin anew")]
     Format {
-        /// What it says.
+        /// The value that was found.
         found: u32,
     },
     /// Not safetensors, or other tensors than the pack's.
     #[error("using the checkpoint's tensors")]
     Tensors(#[from] TensorError),
-    /// What is in it is not what was written.
+    /// The contents are not those that were written.
     #[error("it is damaged: its contents do not have the digest that it names")]
     Damaged,
-    /// Of a training of another pack.
+    /// It belongs to a training of another pack.
     #[error("it is of another pack, with digest {found}; this one's is {expected}")]
     Pack {
         /// The checkpoint's.
@@ -53,7 +53,7 @@ pub enum CheckpointError {
         /// The present one's.
         expected: String,
     },
-    /// Of a training with another plan, or on another number of examples.
+    /// It belongs to a training with another plan, or on another number of examples.
     #[error("it is of another training: its {setting} is {found}, and here it is {expected}")]
     Setting {
         /// The first that differs.
@@ -66,12 +66,12 @@ pub enum CheckpointError {
     /// Nothing that a training can come to.
     #[error("it contradicts itself: {what}")]
     Inconsistent {
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
 }
 
-/// Which training a checkpoint is of.
+/// The identity of the training that a checkpoint belongs to.
 pub(super) struct Origin {
     /// The pack's digest.
     pub(super) pack: [u8; 32],
@@ -79,7 +79,7 @@ pub(super) struct Origin {
     pub(super) settings: BTreeMap<String, String>,
 }
 
-/// What a checkpoint holds.
+/// The contents of a checkpoint.
 pub(super) struct State {
     pub(super) weights: NamedTensors,
     pub(super) moments: BTreeMap<String, Moments>,

@@ -1,4 +1,4 @@
-//! Which examples each step takes.
+//! The order of examples: which of them each step takes.
 
 use crate::dropout::stream;
 use crate::plan::TrainPlan;

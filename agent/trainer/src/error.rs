@@ -1,4 +1,4 @@
-//! Why training cannot go on.
+//! Reasons for which a training cannot go on.
 
 use crate::batch::BatchError;
 use skiff_models::pack::PackError;
@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-/// Why training cannot go on.
+/// Reasons for which a training cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
     /// ONNX Runtime refuses a graph.
@@ -14,15 +14,15 @@ pub enum TrainerError {
     Session {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ort::Error,
     },
     /// A graph failed.
     #[error("running {graph}")]
     Run {
-        /// Which.
+        /// The graph's name.
         graph: String,
-        /// Why.
+        /// The cause.
         source: ort::Error,
     },
     /// A frozen tensor that ONNX Runtime does not take.
@@ -30,13 +30,13 @@ pub enum TrainerError {
     Frozen {
         /// Its name.
         name: String,
-        /// Why.
+        /// The cause.
         source: ort::Error,
     },
     /// Rows of the vocabulary's table that could not be read.
     #[error("reading the vocabulary's table from the pack")]
     Table {
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A graph's input or output is tied to something that is not there.
@@ -48,7 +48,7 @@ pub enum TrainerError {
         graph: String,
         /// The port's name.
         port: String,
-        /// What it is tied to.
+        /// The value that it stands for.
         binding: String,
     },
     /// A graph lacks an output.
@@ -56,13 +56,13 @@ pub enum TrainerError {
     NoOutput {
         /// The graph file.
         graph: String,
-        /// To what.
+        /// The value that the output stands for.
         binding: &'static str,
     },
     /// The stages of a pack do not fit together.
     #[error("the pack's stages do not fit together: {what}; make the pack again with `skiff-pack build`")]
     Stages {
-        /// What does not fit.
+        /// The mismatch.
         what: String,
     },
     /// Weights that are not this pack's.
@@ -74,17 +74,17 @@ pub enum TrainerError {
     /// The plan does not fit the pack or the data.
     #[error("{what}")]
     Plan {
-        /// What does not fit.
+        /// The mismatch.
         what: String,
     },
-    /// Losses or gradients that are NaN or infinite, too often.
+    /// Too many losses or gradients that are NaN or infinite.
     #[error(
         "no finite loss and gradients in {in_a_row} step(s) up to step {step} (the last: loss {loss}, gradient norm {norm}); lower the learning rate"
     )]
     NotFinite {
         /// The last step, from 1.
         step: u32,
-        /// How many one after another.
+        /// Number of skipped steps in a row.
         in_a_row: u32,
         /// The last one's loss.
         loss: f32,
@@ -94,9 +94,9 @@ pub enum TrainerError {
     /// An example cannot be brought.
     #[error("reading example {example}")]
     Example {
-        /// Which, from 1.
+        /// Its number, from 1.
         example: usize,
-        /// Why.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The system has no thread to give.

@@ -1,9 +1,9 @@
-//! What an evaluation counts, and what of that the task's measures are made of.
+//! The counts of an evaluation, and the task's measures that are computed from them.
 
 use crate::batch::Truth;
 use std::time::Duration;
 
-/// How much to evaluate.
+/// The size of an evaluation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EvaluatePlan {
     /// At most this many examples, from the first.
@@ -12,14 +12,14 @@ pub struct EvaluatePlan {
     pub batch: usize,
 }
 
-/// What an evaluation found.
+/// Results of an evaluation.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct EvaluateSummary {
     /// Examples evaluated.
     pub examples: u64,
     /// What of them counted: examples that have a target or, where the task is one of tokens, tokens that have one.
     pub counted: u64,
-    /// Of which the largest score was the right one; none where the scores are numbers.
+    /// Rows whose largest score was the right one; `None` if the scores are numbers.
     pub correct: u64,
     /// Sum over what counted: of the cross-entropy in nats or, of numbers, of the squared error, a mean over `C`.
     pub loss_sum: f64,
@@ -40,7 +40,7 @@ pub struct Agreement {
 }
 
 impl EvaluateSummary {
-    /// Which part of what counted was right.
+    /// Share of the counted rows that were right.
     #[must_use]
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.counted.max(1) as f64

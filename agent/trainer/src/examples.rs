@@ -1,4 +1,4 @@
-//! What is trained on: examples as tokens with their targets, brought by whoever has them.
+//! Examples for training: tokens with their targets, supplied by the caller.
 
 use skiff_models::layout::Layout;
 use skiff_models::pack::Manifest;
@@ -12,11 +12,11 @@ pub struct Sequence {
     pub ids: Vec<u32>,
     /// Segments, as many.
     pub types: Vec<u32>,
-    /// What is to be learnt of it.
+    /// The target.
     pub target: Target,
 }
 
-/// What is to be learnt of an example.
+/// The target of an example.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Target {
     /// Nothing: it counts in no loss.
@@ -34,7 +34,7 @@ pub enum Target {
 
 /// Examples that can be trained and evaluated on. A thread brings those of the next steps while a step runs.
 pub trait Examples: Sync {
-    /// How many.
+    /// The number.
     fn len(&self) -> usize;
 
     /// Whether there are none.

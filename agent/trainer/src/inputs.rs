@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use skiff_models::layout::Layout;
 use skiff_models::task::Task;
 
-/// What `labels` holds where there is nothing to learn.
+/// The value in `labels` of a row without a target.
 const NOTHING: i64 = -100;
 
 /// Why a file of tensors is no batch.
@@ -26,9 +26,9 @@ pub enum InputError {
     Type {
         /// The tensor.
         name: &'static str,
-        /// What is there.
+        /// The value that was found.
         found: String,
-        /// What should be.
+        /// The expected value.
         expected: &'static str,
     },
     /// Other dimensions.
@@ -36,9 +36,9 @@ pub enum InputError {
     Shape {
         /// The tensor.
         name: &'static str,
-        /// What is there.
+        /// The value that was found.
         found: Vec<usize>,
-        /// What should be.
+        /// The expected value.
         expected: String,
     },
     /// More tokens than the model takes.
@@ -52,7 +52,7 @@ pub enum InputError {
     /// Padding that is not on the right.
     #[error("attention_mask, row {row}: expected ones (at least one) and then zeros")]
     Padding {
-        /// Which example.
+        /// The example.
         row: usize,
     },
     /// A value that the model does not have.
@@ -60,11 +60,11 @@ pub enum InputError {
     Range {
         /// The tensor.
         name: &'static str,
-        /// Where in it.
+        /// The key.
         at: Vec<usize>,
         /// The value.
         found: i64,
-        /// How many there are.
+        /// The number of them.
         size: usize,
     },
     /// A number that is NaN or infinite.
@@ -72,7 +72,7 @@ pub enum InputError {
     NotFinite {
         /// The tensor.
         name: &'static str,
-        /// Where in it.
+        /// The key.
         at: Vec<usize>,
         /// The value.
         found: f64,

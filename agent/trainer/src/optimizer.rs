@@ -24,7 +24,7 @@ impl Default for AdamWOptions {
 }
 
 impl AdamWOptions {
-    /// What is wrong with them, if anything is.
+    /// Returns their fault, if there is one.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let below_one = 0.0..1.0;
@@ -51,7 +51,7 @@ pub struct AdamW {
     pub(super) moments: BTreeMap<String, Moments>,
 }
 
-/// What AdamW remembers of a tensor.
+/// AdamW's state for a tensor.
 #[derive(Debug)]
 pub(super) struct Moments {
     /// `t`.

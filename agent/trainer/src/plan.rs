@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// One stretch of training.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainPlan {
-    /// With device, round and step it determines masks and batches.
+    /// Seed of masks and batches, together with device, round and step.
     pub seed: u64,
     /// The device's name.
     pub device: String,
@@ -19,7 +19,7 @@ pub struct TrainPlan {
     pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
-    /// So many layers run in any step at the most; 0 is as 1.
+    /// Most layers that run in one step; 0 means 1.
     pub most_active: usize,
     /// FedProx's factor `mu` (Li et al., arXiv:1812.06127, Algorithm 2): the loss has `mu/2` times the squared distance from the
     /// weights that the training began with beside it, so a gradient has `mu (w - w0)`. 0: none.
@@ -28,11 +28,11 @@ pub struct TrainPlan {
     pub steps: u32,
     /// Examples in a step.
     pub batch: usize,
-    /// How each step is done, which bounds the memory; gradients differ in rounding only.
+    /// The way of each step, which bounds the memory; gradients differ in rounding only.
     pub ways: Ways,
-    /// AdamW's, where the schedule has it whole.
+    /// AdamW's learning rate at the peak of the schedule.
     pub learning_rate: f32,
-    /// How it rises and falls.
+    /// The course of the learning rate.
     pub schedule: Schedule,
     /// AdamW's constants.
     pub optimizer: AdamWOptions,

@@ -8,15 +8,15 @@ pub(crate) const RECENT: usize = 20;
 /// A finished step.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StepReport {
-    /// From 1.
+    /// The step's number, from 1.
     pub step: u32,
-    /// Of how many.
+    /// The planned number of steps.
     pub steps: u32,
     /// The task's loss over the batch.
     pub loss: f32,
     /// Its loss or its gradients were not finite: it changed nothing.
     pub skipped: bool,
-    /// How many layers ran.
+    /// Number of layers that ran.
     pub active_layers: usize,
     /// Tokens of text in the batch.
     pub tokens: usize,
@@ -24,7 +24,7 @@ pub struct StepReport {
     pub elapsed: Duration,
 }
 
-/// What a stretch of training did.
+/// Results of a training.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainSummary {
     /// Examples trained on, repetitions counted.

@@ -32,15 +32,15 @@ pub enum RuntimeError {
         "ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `cross/fetch` in the source tree"
     )]
     NotFound {
-        /// Where it was looked for.
+        /// The place that was searched.
         tried: String,
     },
     /// Found, but does not load.
     #[error("loading ONNX Runtime from {path}; is it a library for this machine, version 1.17 or later?", path = path.display())]
     Load {
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ort::LoadDynamicError,
     },
     /// Loaded, but does not start.
@@ -51,19 +51,19 @@ pub enum RuntimeError {
         "ONNX Runtime {library} has no {provider}, only {there}; choose one of these, or name a library that has it in {LIBRARY_VARIABLE}"
     )]
     NoProvider {
-        /// What it has not.
+        /// The value that it lacks.
         provider: Provider,
         /// Its version and where it is.
         library: String,
-        /// What it has.
+        /// The value that it has.
         there: String,
     },
-    /// What is to compute does not start.
+    /// The provider does not start.
     #[error("starting {provider}; are its driver and its libraries installed?")]
     Provider {
         /// What.
         provider: Provider,
-        /// Why.
+        /// The cause.
         source: ort::Error,
     },
 }
@@ -110,7 +110,7 @@ impl Runtime {
         self.provider == Provider::Cpu
     }
 
-    /// What sessions are opened in.
+    /// The environment that sessions are opened in.
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.environment
@@ -161,7 +161,7 @@ fn register_arena(environment: &Environment) -> ort::Result<()> {
     }
 }
 
-/// What the library says of itself; the build information that `ort` can show does not name the version.
+/// The library's own version; the build information that `ort` can show does not name it.
 fn version(path: &Path) -> String {
     #[repr(C)]
     struct ApiBase {

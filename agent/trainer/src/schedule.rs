@@ -1,15 +1,15 @@
 //! The learning rate along a training.
 
-/// How the learning rate rises and falls: linearly over the first steps, then as `decay` says.
+/// The course of the learning rate: it rises linearly over the first steps, then falls as `decay` says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Schedule {
     /// Steps until the rate is whole; 0: it is from the first.
     pub warm_up: u32,
-    /// What comes after them.
+    /// The part after them.
     pub decay: Decay,
 }
 
-/// What becomes of the learning rate after the warm-up.
+/// The course of the learning rate after the warm-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Decay {
     /// It stays.

@@ -8,7 +8,7 @@ use skiff_models::tensors::{NamedTensors, Schema};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// What is known of the steps so far. A checkpoint holds all of it but the time of each step.
+/// Sums over the steps so far. A checkpoint holds all of it but the time of each step.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tally {
@@ -46,19 +46,19 @@ impl Tally {
         }
     }
 
-    /// Whether so many steps of a model of `layers` layers can have come to this. One that was read may be anything.
+    /// Returns true if steps of a model of `layers` layers can have this sum. A sum from a file may be anything.
     pub(super) fn is_possible(&self, layers: usize) -> bool {
         let steps = self.steps.checked_add(self.skipped).is_some() && self.skipped_in_a_row <= self.skipped;
         let layers = self.norm_sums.len() == layers && self.active_steps.len() == layers;
         steps && layers && self.active_steps.iter().all(|&active| active <= self.steps) && self.recent.len() <= RECENT
     }
 
-    /// Steps so far, those that were skipped included.
+    /// Returns the number of steps so far, skipped ones included.
     pub(super) fn passed(&self) -> u32 {
         self.steps + self.skipped
     }
 
-    /// How many of the last steps were skipped one after another.
+    /// Returns the number of skipped steps in a row up to the last one.
     pub(super) fn skipped_in_a_row(&self) -> u32 {
         self.skipped_in_a_row
     }

@@ -16,7 +16,7 @@ use skiff_models::tensors::{NamedTensors, TensorSpec, rank_axis};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// A model in training: its sessions, and the present values of what trains.
+/// A model in training: its sessions, and the present values of the trainable tensors.
 pub struct Trainer {
     model: Model,
     pub(super) pack: Arc<Pack>,
@@ -24,7 +24,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Opens the pack's sessions and takes its first weights.
+    /// Opens the pack's sessions and takes its initial weights.
     ///
     /// # Errors
     /// A graph that ONNX Runtime refuses, weights that cannot be read.
@@ -32,21 +32,21 @@ impl Trainer {
         Self::open_with(runtime, pack, Operators::Fused)
     }
 
-    /// As [`Trainer::open`], with a choice of the graphs.
+    /// Opens a pack like [`Trainer::open`], with a choice of the graphs.
     ///
     /// # Errors
-    /// As there.
+    /// The same as there.
     pub fn open_with(runtime: &Runtime, pack: Arc<Pack>, operators: Operators) -> Result<Self, TrainerError> {
         let weights = pack.initial_weights()?;
         Ok(Self { model: Model::open(runtime, &pack, operators)?, pack, weights })
     }
 
-    /// What layers keep for the backward pass from now on; [`Policy::Keep`] at first.
+    /// Sets what layers keep for the backward pass from now on; it is [`Policy::Keep`] at first.
     pub fn set_policy(&mut self, policy: Policy) {
         self.model.set_policy(policy);
     }
 
-    /// How steps of this pack are done where each may take `room` bytes beside what the process takes without one.
+    /// Plans the steps of this pack, if each may take `room` bytes beside the memory of the process itself.
     ///
     /// # Errors
     /// The pack's graphs cannot be built.
@@ -57,7 +57,7 @@ impl Trainer {
         Ok(Plan::of(design, &stages, step, room))
     }
 
-    /// The present values of the trainable tensors.
+    /// Returns the present values of the trainable tensors.
     #[must_use]
     pub fn weights(&self) -> &NamedTensors {
         &self.weights
@@ -84,7 +84,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Forward and backward of one batch through the layers of `mask`; weights stay as they are.
+    /// Runs one batch forward and backward through the layers of `mask`. The weights stay as they are.
     ///
     /// # Errors
     /// A graph that fails.
@@ -110,7 +110,7 @@ impl Trainer {
         Ok(logits)
     }
 
-    /// The activations `[T, D]` of the tokens of text after the layers of `mask`.
+    /// Returns the activations `[T, D]` of the tokens of text after the layers of `mask`.
     ///
     /// # Errors
     /// A graph that fails.
@@ -124,7 +124,7 @@ impl Trainer {
         self.model.set_chunk_rows(rows);
     }
 
-    /// Forward and backward of `sequences` as one batch, at most `at_once` of them at a time; weights stay as they are.
+    /// Runs `sequences` forward and backward as one batch, at most `at_once` at a time. The weights stay as they are.
     ///
     /// Losses and gradients of the parts are weighted by what counts in them ([`Batch::cut`]) and added up in order, so they are
     /// those of the whole batch but for rounding, and the same bits every time.
@@ -153,7 +153,7 @@ impl Trainer {
         Ok(StepOutcome { loss: loss as f32, gradients })
     }
 
-    /// Evaluates the first of `examples` with every layer active, telling `watch` how many are done.
+    /// Evaluates the first of `examples` with every layer active, and reports to `watch` how many are done.
     ///
     /// # Errors
     /// A graph that fails, an example that cannot be brought.
@@ -177,7 +177,7 @@ impl Trainer {
         Ok(summary)
     }
 
-    /// Evaluates `total` examples as they arrive.
+    /// Evaluates `total` examples while they arrive.
     fn evaluate_on(
         &mut self,
         total: usize,
@@ -200,7 +200,7 @@ impl Trainer {
         Ok(summary)
     }
 
-    /// What a batch of this pack is laid out by.
+    /// Returns the form of this pack's batches.
     #[must_use]
     pub fn form(&self) -> &Form {
         self.model.form()

@@ -16,7 +16,7 @@ use ndarray::Zip;
 use skiff_models::tensors::NamedTensors;
 use std::ops::ControlFlow;
 
-/// So many steps in a row may be skipped because their numbers are not finite; the last of them ends the training.
+/// A training ends after this many steps in a row whose numbers are not finite.
 pub const MOST_SKIPPED_IN_A_ROW: u32 = 10;
 
 impl Trainer {
@@ -85,13 +85,13 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Steps done, those that were skipped included.
+    /// Returns the number of steps done, skipped ones included.
     #[must_use]
     pub fn done(&self) -> u32 {
         self.tally.passed()
     }
 
-    /// Does the next step; `None` after the last.
+    /// Does the next step; returns `None` after the last.
     ///
     /// A step whose loss or gradients are not finite is skipped: weights and the optimizer stay as they are.
     ///
@@ -141,7 +141,7 @@ impl<'a> Training<'a> {
         refused.map_or(Ok(()), Err)
     }
 
-    /// The next step, on the next examples that are brought.
+    /// Does the next step, on the next examples that arrive.
     fn step_on(&mut self, brought: &mut Upcoming<'_>) -> Result<Option<StepReport>, TrainerError> {
         let plan = self.plan;
         if self.done() >= plan.steps {
@@ -206,7 +206,7 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// What came of all steps so far.
+    /// Returns the results of all steps so far.
     #[must_use]
     pub fn summary(self) -> TrainSummary {
         self.tally.summary()

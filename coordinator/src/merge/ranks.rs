@@ -84,7 +84,7 @@ impl Pair {
     /// Returns the pair whose `A` is `spec`; `None` if `spec` is no `A`, or has no partner.
     fn of(spec: &TensorSpec, schema: &Schema) -> Option<Self> {
         rank_axis(&spec.name).filter(|&axis| axis == 0)?;
-        let partner = schema.find(&spec.name.replace(".lora_A.", ".lora_B."))?;
+        let partner = schema.find(&spec.rank_partner()?)?;
         let (&[_, inputs], &[out, _]) = (&spec.shape[..], &partner.shape[..]) else { return None };
         Some(Self { a: spec.name.clone(), b: partner.name.clone(), out, inputs })
     }

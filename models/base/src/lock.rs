@@ -58,7 +58,7 @@ impl Lock {
     /// Locks an existing folder itself. The lock stays with the folder when it is renamed.
     ///
     /// # Errors
-    /// As for [`Lock::file`].
+    /// The errors of [`Lock::file`].
     pub fn folder(path: &Path) -> Result<Self, LockError> {
         Self::take(File::open(path), path)
     }

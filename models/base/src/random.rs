@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// From the reference implementation in C, seed 1234567.
+    /// Results of the reference implementation in C, seed 1234567.
     #[test]
     fn the_first_numbers_are_the_published_ones() {
         let mut random = Random::new(1_234_567);

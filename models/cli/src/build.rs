@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     /// The pack's folder; an existing pack is replaced.
     #[arg(long, value_name = "PACK")]
     out: PathBuf,
-    /// What the model is tuned for.
+    /// The task.
     #[arg(long, value_enum, default_value = "sequence-classification")]
     task: TaskName,
     /// File with one class name a line, or a number of classes (of numbers, for regression) [default: those in config.json;
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     /// Leave LoRA's A as it was drawn and train B only (FFA-LoRA): half the bytes to send.
     #[arg(long)]
     freeze_a: bool,
-    /// How the frozen matrices are stored.
+    /// Storage of the frozen matrices.
     #[arg(long, value_enum, default_value = "f32")]
     frozen: StorageName,
     /// Folder with an adapter of Hugging Face PEFT: its settings and values instead of new ones.

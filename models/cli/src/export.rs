@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// What trains is a small part of a model.
+/// The trainable tensors are a small part of a model.
 const MAX_WEIGHTS_BYTES: u64 = 8 << 30;
 
 /// Writes the adapter or the checkpoint.

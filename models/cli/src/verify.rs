@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// What was found; a pack that is not sound is an error instead.
+/// The findings; a pack that is not sound is an error instead.
 #[derive(Serialize)]
 struct Findings {
     files: usize,
@@ -101,7 +101,7 @@ fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
     })
 }
 
-/// What a tiny batch gave.
+/// Results of a tiny batch.
 struct Outcome {
     scores: Array2<f32>,
     loss: f32,

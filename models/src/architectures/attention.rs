@@ -1,10 +1,10 @@
-//! What attention is made of in every architecture: the way between token rows and heads, and the weighted sum.
+//! The parts of attention in every architecture: the way between token rows and heads, and the weighted sum.
 
 use super::shape;
 use crate::graph::{Attention, Dim, GraphError, Id, Op};
 use crate::stage::{BatchPart, Stage};
 
-/// Which heads: those of queries, or those of keys and values where there are fewer.
+/// A set of heads: those of queries, or those of keys and values if there are fewer.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
     /// `h` or `k`.
@@ -69,17 +69,17 @@ pub(super) struct Attending {
     pub(super) key_heads: usize,
     /// Features of a head, `d`.
     pub(super) size: usize,
-    /// Which keys a query sees.
+    /// The keys that a query sees.
     pub(super) sees: Sees,
 }
 
-/// Which keys of its example a query sees.
+/// The keys of its example that a query sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sees {
     All,
     /// Those that are not after it.
     Causal,
-    /// Of these, the last so many.
+    /// This many of the keys that are not after it, the last ones.
     Window(usize),
 }
 

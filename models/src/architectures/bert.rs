@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bert {
-    /// Which of the family.
+    /// The member of the family.
     pub family: Family,
     /// Blocks, `L`.
     pub layers: usize,
@@ -57,7 +57,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// As `model_type` in `config.json`.
+    /// `model_type` in `config.json`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -273,7 +273,7 @@ impl Keys {
     }
 }
 
-/// What follows attention in a post-norm block.
+/// The part of a post-norm block that follows attention.
 pub(super) struct PostNorm {
     pub(super) hidden: usize,
     pub(super) intermediate: usize,

@@ -12,18 +12,18 @@ pub enum ConfigError {
     /// A key is missing, or what should hold keys is something else.
     #[error("reading the model's sizes")]
     Malformed(#[from] serde_json::Error),
-    /// What a key says is of another kind than it should be.
+    /// The value of a key has another type than it should have.
     #[error("reading {key}")]
     Key {
         /// The key; with those around it and dots between them where it is not one of the outermost.
         key: String,
-        /// What is there, and what should be.
+        /// The value that was found, and the expected one.
         source: serde_json::Error,
     },
     /// A model that this version cannot take.
     #[error("model_type {found:?} is not supported; supported: {}", SUPPORTED.join(", "))]
     Architecture {
-        /// What the file says.
+        /// The value in the file.
         found: String,
     },
     /// A setting that this version cannot take.
@@ -31,15 +31,15 @@ pub enum ConfigError {
     Setting {
         /// The key.
         key: &'static str,
-        /// What the file says.
+        /// The value in the file.
         found: String,
-        /// What it could say.
+        /// The supported values.
         supported: &'static str,
     },
     /// Sizes that cannot be.
     #[error("{what}")]
     Sizes {
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
 }
@@ -116,7 +116,7 @@ pub(super) fn out_of_bounds(sizes: &[(&str, usize, usize)]) -> Option<String> {
     Some(format!("{name} is {size}, expected 1 to {most}"))
 }
 
-/// What is wrong with the epsilon of a norm, if anything.
+/// Returns a fault in the epsilon of a norm, if there is one.
 pub(super) fn bad_epsilon(name: &str, epsilon: f32) -> Option<String> {
     let sound = epsilon > 0.0 && epsilon < 1.0;
     (!sound).then(|| format!("{name} is {epsilon}, expected a small positive number"))

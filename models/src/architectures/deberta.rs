@@ -58,7 +58,7 @@ pub struct Deberta {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relative {
-    /// How distances are numbered.
+    /// The numbering of distances.
     pub positions: RelativePositions,
     /// Content to position: a query's content meets the distance's key.
     pub content_to_position: bool,
@@ -78,7 +78,7 @@ pub struct Convolution {
     pub width: usize,
     /// Groups of features that are convolved apart.
     pub groups: usize,
-    /// What follows it.
+    /// The part that follows it.
     pub activation: Activation,
 }
 
@@ -416,7 +416,7 @@ impl Deberta {
 }
 
 impl Relative {
-    /// How many terms it adds to the scores.
+    /// The number of terms that it adds to the scores.
     fn terms(&self) -> usize {
         usize::from(self.content_to_position) + usize::from(self.position_to_content)
     }

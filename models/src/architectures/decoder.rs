@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decoder {
-    /// Which of the family.
+    /// The member of the family.
     pub family: Family,
     /// Blocks, `L`.
     pub layers: usize,
@@ -73,7 +73,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// As `model_type` in `config.json`.
+    /// `model_type` in `config.json`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -377,7 +377,7 @@ impl Keys {
         }
     }
 
-    /// Which layers have a sliding window of that size.
+    /// The layers that have a sliding window of that size.
     fn windowed(&self, family: Family, window: Option<usize>) -> Result<Vec<usize>, ConfigError> {
         const KINDS: [&str; 2] = ["sliding_attention", "full_attention"];
         let by_types = matches!(family, Family::Qwen2 | Family::Qwen3);

@@ -88,7 +88,7 @@ impl Model {
         }
     }
 
-    /// What is wrong with the sizes, if anything: they come from files, and memory is taken by them.
+    /// Returns a fault in the sizes, if there is one: they come from files, and memory is taken by them.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self {
@@ -180,7 +180,7 @@ impl Model {
         }
     }
 
-    /// What a batch has to know.
+    /// Returns the facts that a batch needs about the model.
     #[must_use]
     pub fn layout(&self, task: Task, labels: usize) -> Layout {
         let vocabulary = self.sizes().vocabulary;
@@ -262,7 +262,7 @@ impl Model {
         }
     }
 
-    /// What is wrong with tuning this model so, if anything.
+    /// Returns the reason for which this model cannot be tuned so, if there is one.
     #[must_use]
     pub fn peft_problem(&self, peft: &Peft) -> Option<String> {
         let (linears, layers) = (self.linears(), self.sizes().layers);
@@ -283,7 +283,7 @@ impl Model {
     }
 }
 
-/// What a head is for.
+/// The settings of a head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {

@@ -7,13 +7,13 @@ use super::config::{keys, keys_within};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
 
-/// How positions become angles.
+/// The rule by which positions become angles.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
     /// The base of the frequencies, `b`.
     pub theta: f64,
-    /// How they are scaled.
+    /// Their scaling.
     pub scaling: Scaling,
 }
 
@@ -25,14 +25,14 @@ pub enum Scaling {
     Default,
     /// `f_i / factor`.
     Linear {
-        /// By how much longer.
+        /// Factor by which positions are stretched.
         factor: f64,
     },
     /// `f_i` up to the length that the model was trained with, where texts are cut here.
     Dynamic,
     /// Llama 3.1's: long waves divided by the factor, short ones as they are, those between mixed.
     Llama3 {
-        /// By how much longer.
+        /// Factor by which positions are stretched.
         factor: f64,
         /// A wave that fits fewer times than this into the original length is long.
         low_freq_factor: f64,
@@ -43,7 +43,7 @@ pub enum Scaling {
     },
     /// YaRN (Peng et al., arXiv 2309.00071).
     Yarn {
-        /// By how much longer.
+        /// Factor by which positions are stretched.
         factor: f64,
         /// The length that the model was trained with.
         original_max_position_embeddings: f64,
@@ -72,7 +72,7 @@ pub enum Scaling {
 #[derive(Deserialize, Default)]
 struct Parameters {
     rope_type: Option<String>,
-    /// What `rope_type` was called once.
+    /// The old name of `rope_type`.
     r#type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
@@ -136,7 +136,7 @@ impl Rotary {
         Ok(Self { theta, scaling })
     }
 
-    /// What is wrong with it for heads of `size` features, if anything.
+    /// Returns its fault for heads of `size` features, if there is one.
     pub(super) fn problem(&self, size: usize) -> Option<String> {
         if !size.is_multiple_of(2) {
             return Some(format!("rotary positions need heads of an even size, and head_dim is {size}"));

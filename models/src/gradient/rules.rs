@@ -201,7 +201,7 @@ fn rms_norm(g: &mut Graph, node: &Node, dy: Id, wants: [bool; 2]) -> Gradients {
     Ok(gradients)
 }
 
-/// The inverse permutation.
+/// Applies the inverse permutation.
 fn permute(g: &mut Graph, order: &[usize], dy: Id) -> Result<Id, GraphError> {
     let back: Vec<usize> = (0..order.len()).filter_map(|axis| order.iter().position(|&from| from == axis)).collect();
     g.permute(dy, &back)

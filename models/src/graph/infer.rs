@@ -254,7 +254,7 @@ impl Op {
     }
 }
 
-/// Whether a weight `[D]` and a statistic `[..., 1]` belong to `x`, `[..., D]`.
+/// Returns true if a weight `[D]` and a statistic `[..., 1]` belong to `x`, `[..., D]`.
 fn norm_fits(x: &[Dim], weight: &[Dim], statistic: &[Dim]) -> bool {
     x.split_last().is_some_and(|(last, lead)| {
         weight == std::slice::from_ref(last) && *statistic == [lead, &[Dim::fixed(1)]].concat()
@@ -275,7 +275,7 @@ impl Attention {
     }
 }
 
-/// The channels that a kernel `[O, C / groups, K]` reads, where its length fits the padding and its rows the groups.
+/// Returns the channels that a kernel `[O, C / groups, K]` reads, if its length fits the padding and its rows the groups.
 fn channels(kernel: &[Dim], padding: usize, groups: usize) -> Option<Dim> {
     let [rows, in_group, length] = kernel else { return None };
     let keeps_length = length.known()? == padding.checked_mul(2)?.checked_add(1)?;

@@ -34,7 +34,7 @@ pub enum DType {
     I64,
 }
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Source {
     /// Given by the caller.
@@ -45,7 +45,7 @@ pub enum Source {
     Node {
         /// Position in [`Graph::nodes`].
         node: usize,
-        /// Which of its results.
+        /// The position among its results.
         output: usize,
     },
 }
@@ -59,16 +59,16 @@ pub struct Value {
     pub shape: Shape,
     /// Its element type.
     pub dtype: DType,
-    /// Where it comes from.
+    /// Its source.
     pub source: Source,
 }
 
 /// An operator applied to values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Node {
-    /// What is computed.
+    /// The operator.
     pub op: Op,
-    /// Of what.
+    /// The operands.
     pub inputs: Vec<Id>,
     /// Its results.
     pub outputs: Vec<Id>,
@@ -84,7 +84,7 @@ pub struct Graph {
 /// Appends nodes to a graph that take the place of a given one; `None` to keep it.
 pub(crate) type Expansion = fn(&mut Graph, &Node) -> Result<Option<Id>, GraphError>;
 
-/// A graph that cannot be.
+/// Reasons for which a graph cannot be built or differentiated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
     /// An operator does not accept operands of these shapes.
@@ -94,9 +94,9 @@ pub enum GraphError {
         op: &'static str,
         /// The node, by the name of its first result.
         node: String,
-        /// What it takes.
+        /// The operands that it takes.
         expected: String,
-        /// What it was given.
+        /// The operands that it was given.
         found: String,
     },
     /// An operator does not accept an operand of this type.
@@ -106,11 +106,11 @@ pub enum GraphError {
         op: &'static str,
         /// The node, by the name of its first result.
         node: String,
-        /// Which operand, by its letter in the operator's formula.
+        /// The operand, by its letter in the operator's formula.
         operand: char,
-        /// What it takes.
+        /// The operands that it takes.
         expected: String,
-        /// What it was given.
+        /// The operands that it was given.
         found: DType,
     },
     /// Two values of one name.
@@ -127,7 +127,7 @@ pub enum GraphError {
         /// The target.
         shape: String,
     },
-    /// A derivative was asked of an operator that has no rule.
+    /// An operator has no rule for a derivative that was asked for.
     #[error("operator {op} has no differentiation rule")]
     NoRule {
         /// The operator.
@@ -142,19 +142,19 @@ pub enum GraphError {
 }
 
 impl Graph {
-    /// The value `id` stands for.
+    /// Returns the value of `id`.
     #[must_use]
     pub fn value(&self, id: Id) -> &Value {
         &self.values[id.0]
     }
 
-    /// All nodes, operands before their users.
+    /// Returns all nodes, operands before their users.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// The node that makes `id`, if a node does.
+    /// Returns the node that makes `id`, if a node does.
     #[must_use]
     pub fn producer(&self, id: Id) -> Option<&Node> {
         match self.values[id.0].source {
@@ -163,13 +163,13 @@ impl Graph {
         }
     }
 
-    /// The dimensions of `id`.
+    /// Returns the dimensions of `id`.
     #[must_use]
     pub fn shape(&self, id: Id) -> &Shape {
         &self.values[id.0].shape
     }
 
-    /// A tensor given by the caller.
+    /// Adds a tensor that the caller gives.
     pub fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Id {
         self.push(Value { name: name.to_owned(), shape, dtype, source: Source::Input })
     }
@@ -223,7 +223,7 @@ impl Graph {
     /// `apply` for operators with one result.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn op(&mut self, op: Op, inputs: &[Id]) -> Result<Id, GraphError> {
         Ok(self.apply(op, inputs)?[0])
     }
@@ -231,7 +231,7 @@ impl Graph {
     /// `a + b`, broadcast as NumPy does.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn add(&mut self, a: Id, b: Id) -> Result<Id, GraphError> {
         self.op(Op::Add, &[a, b])
     }
@@ -239,7 +239,7 @@ impl Graph {
     /// `a * b`, element by element.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn mul(&mut self, a: Id, b: Id) -> Result<Id, GraphError> {
         self.op(Op::Mul, &[a, b])
     }
@@ -247,7 +247,7 @@ impl Graph {
     /// `factor * a`.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn scale(&mut self, a: Id, factor: f32) -> Result<Id, GraphError> {
         let factor = self.constant(factor);
         self.mul(a, factor)
@@ -256,7 +256,7 @@ impl Graph {
     /// `a` with its dimensions in the order `perm`; two in a row are one, and an order that changes nothing is none.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn permute(&mut self, a: Id, perm: &[usize]) -> Result<Id, GraphError> {
         let (source, perm) = match self.producer(a) {
             Some(Node { op: Op::Permute(first), inputs, .. }) if perm.iter().all(|&axis| axis < first.len()) => {
@@ -271,7 +271,7 @@ impl Graph {
     /// `a` with its last two dimensions exchanged; twice is nothing.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn transpose(&mut self, a: Id) -> Result<Id, GraphError> {
         let rank = self.shape(a).len().max(2);
         let mut perm: Vec<usize> = (0..rank).collect();
@@ -282,7 +282,7 @@ impl Graph {
     /// `a` in another shape of as many elements; of two in a row only the last is kept.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn reshape(&mut self, a: Id, shape: Shape) -> Result<Id, GraphError> {
         let source = match self.producer(a) {
             Some(Node { op: Op::Reshape(_), inputs, .. }) => inputs[0],
@@ -291,7 +291,7 @@ impl Graph {
         if self.shape(source) == &shape { Ok(source) } else { self.op(Op::Reshape(shape), &[source]) }
     }
 
-    /// Has the nodes from number `first` on read `instead(node, operand)` where that is something.
+    /// Lets the nodes from number `first` on read `instead(node, operand)`, if that is a value.
     pub(crate) fn redirect(&mut self, first: usize, instead: &dyn Fn(&Node, usize) -> Option<Id>) {
         for node in &mut self.nodes[first..] {
             let found: Vec<Option<Id>> = (0..node.inputs.len()).map(|operand| instead(node, operand)).collect();
@@ -305,7 +305,7 @@ impl Graph {
     /// copy, that takes the place of the node's one result. Returns the copy, and its ids by the old ones.
     ///
     /// # Errors
-    /// As [`Graph::apply`], and those of `expand`.
+    /// The errors of [`Graph::apply`] and of `expand`.
     pub(crate) fn rewritten(&self, expand: Expansion) -> Result<(Self, BTreeMap<Id, Id>), GraphError> {
         let (mut copy, mut ids) = (Self::default(), BTreeMap::new());
         for (at, value) in self.values.iter().enumerate() {
@@ -346,7 +346,7 @@ impl Graph {
     /// Sums `a` down to `shape`: the adjoint of broadcasting `shape` to `a`'s.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn unbroadcast(&mut self, a: Id, shape: &Shape) -> Result<Id, GraphError> {
         let from = self.shape(a).clone();
         let lead = from.len() - shape.len();
@@ -359,7 +359,7 @@ impl Graph {
         self.reshape(summed, shape.clone())
     }
 
-    /// The nodes that `outputs` need, in order, and the values they start from: inputs, and whatever is in `cut`.
+    /// Returns the nodes that `outputs` need, in order, and the values they start from: inputs, and those in `cut`.
     #[must_use]
     pub fn extract(&self, outputs: &[Id], cut: &BTreeSet<Id>) -> Extract {
         let mut extract = Extract { outputs: outputs.to_vec(), ..Extract::default() };
@@ -382,7 +382,7 @@ impl Graph {
         extract
     }
 
-    /// Fails where two values have the same name.
+    /// Fails if two values have the same name.
     ///
     /// # Errors
     /// [`GraphError::DuplicateName`].

@@ -93,9 +93,9 @@ pub enum Op {
     },
     /// The adjoint of [`Op::Conv1d`] with kernel `B`, as a function of its operand `A`.
     ConvTranspose1d {
-        /// As there.
+        /// The same as there.
         padding: usize,
-        /// As there.
+        /// The same as there.
         groups: usize,
     },
     /// `Y[i, j] = A[i, j - i + S - 1]` over the last two dimensions, `[S, 2 S]` to `[S, S]`: what is stored by distance
@@ -124,7 +124,7 @@ pub enum Op {
     AttentionGrad(Attention),
 }
 
-/// What attention does with heads and positions.
+/// Settings of attention: heads and positions.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Attention {
     /// Query heads, `h`.
@@ -135,23 +135,23 @@ pub struct Attention {
     pub size: usize,
     /// The factor of `Q K^T`.
     pub scale: f32,
-    /// Whether no query sees a later key.
+    /// True if no query sees a later key.
     pub causal: bool,
-    /// How many keys up to its own a query sees, where that is limited.
+    /// Number of keys up to its own that a query sees, if it is limited.
     pub window: Option<usize>,
     /// There is one query for each example; a fifth operand has its row among the keys.
     pub one_query: bool,
 }
 
 impl Attention {
-    /// The number of operands before those of the adjoint alone.
+    /// Returns the number of operands before those of the adjoint alone.
     pub(super) const fn operands(self) -> usize {
         if self.one_query { 5 } else { 4 }
     }
 }
 
 impl Op {
-    /// The operator's name in messages.
+    /// Returns the operator's name for messages.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -211,7 +211,7 @@ impl Op {
         }
     }
 
-    /// The type of the results, or the position of an operand of a wrong type.
+    /// Returns the type of the results, or the position of an operand of a wrong type.
     pub(super) fn infer_type(&self, dtypes: &[DType]) -> Result<DType, usize> {
         let wrong = dtypes.iter().enumerate().position(|(operand, dtype)| !self.accepts(operand).contains(dtype));
         match (self, wrong) {
@@ -222,7 +222,7 @@ impl Op {
         }
     }
 
-    /// The types that an operand may have.
+    /// Returns the types that an operand may have.
     pub(super) fn accepts(&self, operand: usize) -> &'static [DType] {
         match (self, operand) {
             (Self::Gather | Self::Permute(_) | Self::Reshape(_), 0) => &[DType::F32, DType::F16, DType::I8, DType::I64],
@@ -235,7 +235,7 @@ impl Op {
         }
     }
 
-    /// Operands that a kernel reads in half precision too, if it is all of them.
+    /// Returns the operands that a kernel also reads in half precision, if all of them are.
     pub(crate) const fn halves(&self) -> Range<usize> {
         if matches!(self, Self::GeluGrad) {
             0..1

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
-//! What the operators take, and what they say of the rest.
+//! The operands that operators take, and the errors for all others.
 
 use super::{DType, Dim, Graph, GraphError, Id, Op, Shape};
 

@@ -1,4 +1,4 @@
-//! What a training step will take of memory, from the graphs alone, and how to stay below a limit.
+//! Predicts the memory of a training step from its graphs, and plans steps that stay below a limit.
 //!
 //! The peak is what layers keep for the backward pass and the largest of what single graphs hold while they run. A graph is
 //! walked in its order: a value lives from the node that makes it to the last one that reads it, an element-wise operator works
@@ -12,7 +12,7 @@ pub use predict::{Prediction, predict};
 use crate::design::{Design, Stages};
 use serde::{Deserialize, Serialize};
 
-/// What an active layer keeps for the backward pass.
+/// A choice of what an active layer keeps for the backward pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -26,7 +26,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// All of them, the fastest first.
+    /// All policies, the fastest first.
     pub const ALL: [Self; 3] = [Self::Keep, Self::Half, Self::Recompute];
 
     /// Its name in settings.
@@ -50,37 +50,37 @@ impl Policy {
     }
 }
 
-/// The size of a step: `examples` texts of `tokens` each, through `active` layers.
+/// The size of a step: `examples` texts of `tokens` tokens each, through `active` layers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
     /// `B`.
     pub examples: usize,
-    /// `S`; all texts are as long.
+    /// `S`; all texts are of this length.
     pub tokens: usize,
-    /// How many layers run.
+    /// Number of layers that run.
     pub active: usize,
 }
 
 /// A way to do a step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Way {
-    /// What layers keep.
+    /// The policy of the layers.
     pub policy: Policy,
-    /// At most so many examples go through at once; gradients of the parts add up to those of the step.
+    /// Most examples that go through at once. The gradients of the parts add up to those of the step.
     pub micro_batch: usize,
 }
 
-/// How the steps of a training are done.
+/// The ways in which the steps of a training are done.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ways {
-    /// All alike.
+    /// The same way for every step.
     Fixed(Way),
-    /// By the number of layers that run, from one on; no more run than there are entries.
+    /// One way for each number of layers that run, from one on. No more layers run than there are entries.
     ByActive(Vec<Way>),
 }
 
 impl Ways {
-    /// How a step with `active` layers is done.
+    /// Returns the way of a step with `active` layers.
     #[must_use]
     pub fn with(&self, active: usize) -> Option<Way> {
         match self {
@@ -89,7 +89,7 @@ impl Ways {
         }
     }
 
-    /// The most layers that run at once.
+    /// Returns the most layers that may run in one step.
     #[must_use]
     pub fn most_active(&self) -> usize {
         match self {
@@ -99,26 +99,26 @@ impl Ways {
     }
 }
 
-/// A way with what it costs.
+/// A way and its cost.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Costed {
     /// The way.
     #[serde(flatten)]
     pub way: Way,
-    /// An estimate of its time, where a step with all kept and all examples at once takes 1.
+    /// Estimated time, relative to a step that keeps everything and takes all examples at once.
     pub relative_time: f64,
-    /// Bytes that it takes.
+    /// Predicted memory, in bytes.
     pub bytes: Prediction,
 }
 
-/// How steps are done in limited memory.
+/// The plan of steps in limited memory.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Plan {
     /// Bytes that a step may take.
     pub room: u64,
-    /// For each number of active layers, from one to the most that fit, the fastest way that does.
+    /// The fastest way that fits, for each number of active layers from one to the most that fit.
     pub chosen: Vec<Costed>,
-    /// The leanest way with one layer more; `None` where all fit.
+    /// The leanest way with one layer more; `None` if all layers fit.
     pub beyond: Option<Costed>,
 }
 
@@ -141,14 +141,14 @@ impl Plan {
         plan
     }
 
-    /// What a training takes from it.
+    /// Returns the way of every step, for a training.
     #[must_use]
     pub fn ways(&self) -> Ways {
         Ways::ByActive(self.chosen.iter().map(|costed| costed.way).collect())
     }
 }
 
-/// All ways to do a step, the fastest first.
+/// Returns all ways to do a step, the fastest first.
 #[must_use]
 pub fn costed(design: &Design, stages: &Stages, step: Step) -> Vec<Costed> {
     // A stored weight is converted once for each part of a step, which takes as long as this many tokens' products with it.

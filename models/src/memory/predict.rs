@@ -16,14 +16,14 @@ pub struct Prediction {
     pub mapped: u64,
     /// Trainable tensors, their gradients and the optimizer's two moments.
     pub trained: u64,
-    /// What the active layers keep from the forward to the backward pass.
+    /// Tensors that the active layers keep from the forward to the backward pass.
     pub kept: u64,
-    /// The largest that one graph needs beside that while it runs.
+    /// The most that one graph needs beside that while it runs.
     pub working: u64,
 }
 
 impl Prediction {
-    /// All of it.
+    /// Returns the sum.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.mapped + self.trained + self.kept + self.working
@@ -157,12 +157,12 @@ impl<'a> Part<'a> {
         ids.into_iter().filter(computed).map(|&id| self.bytes(id)).sum()
     }
 
-    /// What the forward file carries over: its outputs but for the stage's own result.
+    /// Returns the bytes that the forward file carries over: its outputs except the stage's own result.
     fn residuals(&self) -> u64 {
         self.cuts.backward.as_ref().map_or(0, |cut| self.computed(&cut.inputs))
     }
 
-    /// What the embedding leaves for all layers, its activations among them.
+    /// Returns the bytes that the embedding leaves for all layers, its activations among them.
     fn contexts(&self) -> u64 {
         self.computed(&self.cuts.evaluate.outputs)
     }
@@ -175,7 +175,7 @@ impl<'a> Part<'a> {
         self.cuts.backward.as_ref().map_or(0, |cut| self.peak(cut))
     }
 
-    /// The most bytes that are alive at once while `cut` runs, without its inputs.
+    /// Returns the most bytes that are alive at once while `cut` runs, without its inputs.
     fn peak(&self, cut: &Extract) -> u64 {
         let graph = self.graph;
         let last = last_uses(graph, cut);
@@ -212,7 +212,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The last node of `cut` that reads each value; what the cut gives out is read for ever.
+/// Returns the last node of `cut` that reads each value. Outputs of the cut have none.
 fn last_uses(graph: &Graph, cut: &Extract) -> BTreeMap<Id, usize> {
     let kept: BTreeSet<&Id> = cut.outputs.iter().collect();
     let uses = cut.nodes.iter().flat_map(|&at| graph.nodes()[at].operands().iter().map(move |&id| (id, at)));

@@ -23,21 +23,21 @@ use std::path::{Path, PathBuf};
 /// A `tokenizer.json` may be this large; the largest known ones have 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// What to make.
+/// The kind of export.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
     /// A folder with `config.json`, `model.safetensors` (or shards and their index) and `tokenizer.json`.
     pub checkpoint: PathBuf,
     /// Where the pack goes; an existing pack there is replaced, anything else is not.
     pub out: PathBuf,
-    /// What the model is tuned for.
+    /// The task.
     pub task: Task,
     /// Class names, in the order of the scores, or names of the numbers; those that the checkpoint was tuned for if none are
     /// given. A language model has none.
     pub labels: Option<Vec<String>>,
-    /// What trains. LoRA without targets sits where it usually does: on query and value.
+    /// The way of fine-tuning. LoRA without targets sits on query and value.
     pub peft: Peft,
-    /// How frozen matrices are stored.
+    /// Storage of frozen matrices.
     pub frozen: Storage,
     /// A folder with an adapter of Hugging Face PEFT whose settings and values take the place of LoRA's.
     pub adapter: Option<PathBuf>,
@@ -62,10 +62,10 @@ impl BuildOptions {
     }
 }
 
-/// How far a build is.
+/// The progress of a build.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Progress<'a> {
-    /// What is being done.
+    /// The work in progress.
     pub doing: &'a str,
     /// Bytes done of how many, where bytes are written.
     pub bytes: Option<(u64, u64)>,
@@ -79,7 +79,7 @@ pub enum BuildError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file of the pack cannot be written.
@@ -87,7 +87,7 @@ pub enum BuildError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// `config.json` is not JSON.
@@ -95,7 +95,7 @@ pub enum BuildError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's error, with its place in the file.
         source: serde_json::Error,
     },
     /// `config.json` lacks something, is malformed, or describes a model that this version cannot take.
@@ -103,7 +103,7 @@ pub enum BuildError {
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         source: ConfigError,
     },
     /// The tokenizer is missing.
@@ -115,7 +115,7 @@ pub enum BuildError {
     /// Labels that cannot be.
     #[error("{what}")]
     Labels {
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// A tensor of the checkpoint is missing, misshaped or of another type; the checkpoint is malformed.
@@ -132,13 +132,13 @@ pub enum BuildError {
     Tensors {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: TensorError,
     },
     /// A task or a way of fine-tuning that this model does not have.
     #[error("{what}")]
     Design {
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// The target exists and is not a pack.
@@ -147,7 +147,7 @@ pub enum BuildError {
         /// The target.
         path: PathBuf,
     },
-    /// What was made is no pack: its checkpoint says something that no manifest may.
+    /// The result is not a valid pack: its checkpoint says something that no manifest may.
     #[error("the pack that would be made of this checkpoint could not be read again, and nothing was replaced")]
     Unreadable(#[source] super::PackError),
     /// The graphs cannot be made for these sizes.
@@ -195,7 +195,7 @@ fn is_a_pack(folder: &Path) -> bool {
         && fs::read_dir(folder).is_ok_and(|mut entries| entries.all(known))
 }
 
-/// What a pack is made of.
+/// The sources of a pack.
 struct Source {
     config: Vec<u8>,
     base_model: Option<String>,
@@ -311,7 +311,7 @@ impl Source {
         Ok(weights)
     }
 
-    /// From the adapter where it has the tensor, else as `initial` says.
+    /// Takes the values from the adapter if it has the tensor, else those that `initial` names.
     fn first_values(
         &mut self,
         name: &str,
@@ -398,7 +398,7 @@ impl Files<'_> {
     }
 }
 
-/// What trains: the options' choice with the usual targets filled in, or the adapter's.
+/// Returns the way of fine-tuning: the options' choice with the usual targets filled in, or the adapter's.
 fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Peft {
     let mut peft = options.peft.clone();
     if let Some(adapter) = adapter {
@@ -440,7 +440,7 @@ fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildEr
     }
 }
 
-/// What is wrong with the names of classes, if anything: they go into tables, reports and messages.
+/// Returns a fault in the names of classes, if there is one: they go into tables, reports and messages.
 pub(super) fn labels_problem(labels: &[String]) -> Option<String> {
     const MAX_BYTES: usize = 256;
     let mut sorted: Vec<&String> = labels.iter().collect();

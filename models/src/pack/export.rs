@@ -51,7 +51,7 @@ pub enum ExportError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file cannot be written.
@@ -59,7 +59,7 @@ pub enum ExportError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The weights are not the pack's.
@@ -84,14 +84,14 @@ pub enum ExportError {
 
 /// The record's file.
 const RECORD: &str = "skiff-export.json";
-/// What the record's `made_by` begins with.
+/// Prefix of the record's `made_by`.
 const MAKER: &str = "skiff-pack ";
 const TENSORS: &str = "model.safetensors";
 /// Numbers computed at a time, where a row is shorter.
 const PIECE: usize = 1 << 20;
-/// What the names of the rotary tables begin with, which are computed and in no checkpoint.
+/// Prefix of the names of the rotary tables, which are computed and in no checkpoint.
 const ROTARY: &str = "rotary.";
-/// What a checkpoint may have beside its tensors that `transformers` reads and a merged one keeps.
+/// Files beside the tensors that `transformers` reads, and that a merged checkpoint keeps.
 const COMPANIONS: [&str; 13] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -341,7 +341,7 @@ struct Merged<'a> {
     update: Option<Update<'a>>,
 }
 
-/// Where the values come from, but for what LoRA adds.
+/// Source of the values, without LoRA's part.
 enum Base<'a> {
     Pack(&'a Pack, String),
     Checkpoint(&'a TensorFile, String),
@@ -438,7 +438,7 @@ impl<'a> Merge<'a> {
         Ok(Base::Checkpoint(file, found.to_owned()))
     }
 
-    /// What LoRA adds to a linear layer, where it sits on it.
+    /// LoRA's part of a linear layer, if it has one.
     fn update(&self, module: &str) -> Result<Option<Update<'a>>, ExportError> {
         let Peft::Lora(lora) = &self.pack.manifest().design.peft else { return Ok(None) };
         let up = self.weights.get(&format!("{PREFIX}{module}.lora_B.weight"));

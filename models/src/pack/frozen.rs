@@ -36,7 +36,7 @@ pub struct FrozenTensor<'a> {
     pub dtype: DType,
     /// Little-endian values, aligned to their size.
     pub bytes: &'a [u8],
-    /// Where in the file they begin.
+    /// Position in the file, in bytes.
     pub begin: u64,
 }
 
@@ -60,7 +60,7 @@ impl Frozen {
         &self.file
     }
 
-    /// The tensor called `name`.
+    /// Returns the tensor called `name`.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<FrozenTensor<'_>> {
         self.index.get(name).map(|entry| self.view(entry))
@@ -110,7 +110,7 @@ impl Frozen {
     }
 }
 
-/// Where in `bytes`, a whole file, each tensor is.
+/// The place of each tensor in `bytes`, which are a whole file.
 fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
     let start = bytes.as_ptr().addr();
     let tensors = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;

@@ -47,13 +47,13 @@ pub struct Manifest {
     pub format: u32,
     /// The Skiff that made it.
     pub made_by: String,
-    /// What its checkpoint calls itself, where it does.
+    /// The name that its checkpoint gives itself, if any.
     pub base_model: Option<String>,
     /// Model, task, what trains, how the rest is stored.
     pub design: Design,
     /// Class names, in the order of the scores; names of the numbers; none for a language model.
     pub labels: Vec<String>,
-    /// What a batch has to know.
+    /// Returns the facts that a batch needs about the model.
     pub layout: Layout,
     /// Layers that can be skipped.
     pub layers: usize,
@@ -63,7 +63,7 @@ pub struct Manifest {
     pub stages: StageSpecs,
     /// The same with fused operators.
     pub fused: StageSpecs,
-    /// What storing the frozen matrices in fewer bits changed, where that was done.
+    /// Rounding errors of the frozen matrices, if they are stored in fewer bits.
     pub rounding: Option<Rounding>,
     /// Every other file of the pack.
     pub files: BTreeMap<String, FileEntry>,
@@ -87,7 +87,7 @@ pub enum PackError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The manifest is not one.
@@ -95,7 +95,7 @@ pub enum PackError {
     Manifest {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's error, with its place in the file.
         source: serde_json::Error,
     },
     /// Made for another version of Skiff.
@@ -103,7 +103,7 @@ pub enum PackError {
     Format {
         /// The manifest.
         path: PathBuf,
-        /// What it says.
+        /// The value that was found.
         found: u64,
     },
     /// The manifest names a file outside the pack, or one it does not list.
@@ -137,15 +137,15 @@ pub enum PackError {
     Inconsistent {
         /// The manifest.
         path: PathBuf,
-        /// What does not fit.
+        /// The mismatch.
         what: String,
     },
-    /// What this Skiff makes of the manifest's design is not what is in the pack.
+    /// The pack differs from what this Skiff builds from the manifest's design.
     #[error("{path} does not agree with its own design: {what}; make the pack again with `skiff-pack build`", path = path.display())]
     Design {
         /// The manifest, or a graph.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         what: String,
     },
     /// The design's graphs cannot be made.
@@ -156,7 +156,7 @@ pub enum PackError {
     Tensors {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: TensorError,
     },
 }
@@ -215,7 +215,7 @@ impl Pack {
         self.directory.join(FROZEN)
     }
 
-    /// What the pack is.
+    /// The pack's manifest.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -290,13 +290,13 @@ impl Pack {
         Ok(same_maker)
     }
 
-    /// Where the tokenizer is.
+    /// Path of the tokenizer.
     #[must_use]
     pub fn tokenizer_path(&self) -> PathBuf {
         self.directory.join("tokenizer.json")
     }
 
-    /// Where a file that the manifest names is.
+    /// Returns the path of a file that the manifest names.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)

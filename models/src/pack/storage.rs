@@ -1,4 +1,4 @@
-//! How frozen tensors are stored, and the writer of their file.
+//! The writer of the file of frozen tensors.
 //!
 //! ```text
 //! header, padded to a page │ embed │ layer 0 │ layer 1 │ ... │ head        each begins a page; within each: f32, f16, int8
@@ -17,7 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// What storing matrices in fewer bits changed.
+/// Rounding errors of matrices that are stored in fewer bits.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rounding {
@@ -50,7 +50,7 @@ pub enum StorageError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The checkpoint cannot be read.
@@ -67,9 +67,9 @@ pub enum StorageError {
 }
 
 const PAGE: usize = 4096;
-/// What fillers' names begin with.
+/// Prefix of the names of fillers.
 pub(super) const FILLER: &str = ".filler.";
-/// What the name of a tensor's scales ends in.
+/// Suffix of the name of a tensor's scales.
 const SCALE: &str = ".scale";
 /// The largest finite 16-bit floating point number.
 const LARGEST_F16: f32 = 65_504.0;
@@ -96,7 +96,7 @@ pub(super) fn write(
     Ok(errors.report())
 }
 
-/// Where in the data each tensor goes.
+/// The place of each tensor in the data.
 struct Places {
     tensors: Vec<Place>,
     /// Name, type, shape and begin of everything in the header.
@@ -164,7 +164,7 @@ impl Places {
 struct Out<'a> {
     path: &'a Path,
     file: File,
-    /// Where in the file the data begins.
+    /// Position of the data in the file, in bytes.
     data: u64,
     done: u64,
     total: u64,

@@ -8,12 +8,12 @@ use crate::storage::Storage;
 use crate::tensors::TensorSpec;
 use std::collections::BTreeMap;
 
-/// Whether a linear layer adds a bias.
+/// The choice of a linear layer to add a bias.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bias {
-    /// It does.
+    /// Add a bias.
     Yes,
-    /// It does not.
+    /// Add no bias.
     No,
 }
 
@@ -27,7 +27,7 @@ const MATRIX_BOUND: f32 = 0.034_641_016;
 /// for the layer: the graphs of two layers that differ in nothing else are then the same.
 #[derive(Debug)]
 pub struct Stage<'a> {
-    /// The computation.
+    /// The computation so far.
     pub graph: Graph,
     /// Whether it may have operators that are computed in one pass, such as [`Op::Attention`] and adjoints.
     pub(super) fused: bool,
@@ -46,7 +46,7 @@ pub struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// An empty stage whose tensors' names begin with `prefix`; `layer` takes the place of `{layer}` in it.
+    /// Starts an empty stage whose tensors' names begin with `prefix`; `layer` takes the place of `{layer}` in it.
     #[must_use]
     pub fn new(peft: &'a Peft, storage: Storage, prefix: &str, layer: Option<usize>) -> Self {
         Self {
@@ -78,16 +78,16 @@ impl<'a> Stage<'a> {
         self.fused
     }
 
-    /// Has a block compute no other rows than those that `part` names, one of each example.
+    /// Lets a block compute only the rows that `part` names, one of each example.
     #[must_use]
     pub fn for_rows(self, part: BatchPart) -> Self {
         Self { only: Some(part), ..self }
     }
 
-    /// The rows of `x` (`[T, D]`) that the block computes, and their places where those are not all.
+    /// Returns the rows of `x` (`[T, D]`) that the block computes, and their places if they are not all rows.
     ///
     /// # Errors
-    /// As [`Graph::apply`].
+    /// The errors of [`Graph::apply`].
     pub fn computed_rows(&mut self, x: Id) -> Result<(Id, Option<Id>), GraphError> {
         let Some(part) = self.only else { return Ok((x, None)) };
         let name = if part == BatchPart::LastTokens { "last_tokens" } else { "first_tokens" };
@@ -95,7 +95,7 @@ impl<'a> Stage<'a> {
         Ok((self.graph.op(Op::Gather, &[x, rows])?, Some(rows)))
     }
 
-    /// The activations from the stage before.
+    /// Declares the activations from the stage before.
     pub fn hidden(&mut self, shape: Shape) -> Id {
         let id = self.graph.input("hidden", DType::F32, shape);
         self.bindings.insert(id, Binding::Hidden);
@@ -103,7 +103,7 @@ impl<'a> Stage<'a> {
         id
     }
 
-    /// A part of the batch; asked for again, it is the same value.
+    /// Declares a part of the batch. A second call returns the same value.
     pub fn batch(&mut self, part: BatchPart, name: &str, shape: Shape) -> Id {
         self.input(name, Binding::Batch(part), part.dtype(), shape)
     }
@@ -115,12 +115,12 @@ impl<'a> Stage<'a> {
         self.contexts.push(value);
     }
 
-    /// A value that the `embed` stage offers.
+    /// Declares a value that the `embed` stage offers.
     pub fn context(&mut self, name: &str, shape: Shape) -> Id {
         self.input(name, Binding::Context(name.to_owned()), DType::F32, shape)
     }
 
-    /// Lets `build` add to the stage with tensors whose names begin otherwise.
+    /// Lets `build` add to the stage with another prefix of tensors' names.
     ///
     /// # Errors
     /// Those of `build`.
@@ -156,7 +156,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// As [`Stage::linear`], for the last linear layer of a part that is added to its own input: the place of a Houlsby adapter.
+    /// Adds a layer like [`Stage::linear`], the last of a part that is added to its own input: the place of a Houlsby adapter.
     ///
     /// # Errors
     /// A shape of `x` that does not fit.
@@ -205,7 +205,7 @@ impl<'a> Stage<'a> {
         self.graph.op(TIMES_TRANSPOSED, &operands)
     }
 
-    /// [`Op::LayerNorm`] with the model's own weight and bias.
+    /// Applies [`Op::LayerNorm`] with the model's own weight and bias.
     ///
     /// # Errors
     /// A last dimension of `x` other than `size`.
@@ -215,7 +215,7 @@ impl<'a> Stage<'a> {
         self.graph.op(Op::LayerNorm { epsilon }, &[x, weight, bias])
     }
 
-    /// [`Op::RmsNorm`] with the model's own weight.
+    /// Applies [`Op::RmsNorm`] with the model's own weight.
     ///
     /// # Errors
     /// A last dimension of `x` other than `size`.
@@ -242,7 +242,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// A frozen tensor of rank 2 or more, as f32 whatever it is stored as.
+    /// Declares a frozen tensor of rank 2 or more; the value is f32 in every storage.
     ///
     /// # Errors
     /// None for the shapes a model has.
@@ -260,7 +260,7 @@ impl<'a> Stage<'a> {
         Ok(id)
     }
 
-    /// A frozen vector.
+    /// Declares a frozen vector.
     pub fn vector(&mut self, name: &str, size: usize) -> Id {
         self.stored(name, &[size], Storage::F32).0
     }
@@ -277,12 +277,12 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// A frozen tensor whose values are known here.
+    /// Declares a frozen tensor whose values are known here.
     pub fn given(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Id {
         self.declare_frozen(name, shape, Storage::F32, FrozenSource::Values(values))
     }
 
-    /// The tensor's name in the model's own checkpoint: with prefix and layer.
+    /// Returns the tensor's name in the model's own checkpoint: with prefix and layer.
     fn full_name(&self, name: &str) -> String {
         let template = format!("{}{name}", self.prefix);
         self.layer.map_or_else(|| template.clone(), |layer| of_layer(&template, layer))
@@ -316,7 +316,7 @@ impl<'a> Stage<'a> {
         self.graph.op(TIMES_TRANSPOSED, &[scaled, up, base])
     }
 
-    /// The stored form of a frozen tensor of the checkpoint, and its scales where it is int8.
+    /// Declares the stored form of a frozen tensor of the checkpoint, and its scales if it is int8.
     fn stored(&mut self, name: &str, shape: &[usize], storage: Storage) -> (Id, Option<Id>) {
         let stored = self.declare_frozen(name, shape, storage, FrozenSource::Checkpoint);
         let scale = (storage == Storage::Int8).then(|| {
@@ -351,7 +351,7 @@ impl<'a> Stage<'a> {
         self.input(name, Binding::Frozen(format!("{}{name}", self.prefix)), dtype, dims)
     }
 
-    /// A trainable tensor; its name in the pack is the one that Hugging Face PEFT gives it.
+    /// Declares a trainable tensor; its name in the pack is the one that Hugging Face PEFT gives it.
     fn train(&mut self, name: &str, shape: &[usize], initial: Initial) -> Id {
         let dims = shape.iter().map(|&size| size.into()).collect();
         self.train_shaped(name, dims, shape, initial)
@@ -368,7 +368,7 @@ impl<'a> Stage<'a> {
         id
     }
 
-    /// An input of the graph; asked for again, it is the same value.
+    /// Declares an input of the graph. A second call returns the same value.
     fn input(&mut self, name: &str, binding: Binding, dtype: DType, shape: Shape) -> Id {
         if let Some(&id) = self.known.get(name) {
             return id;

@@ -1,4 +1,4 @@
-//! From a built stage to its graph files: differentiate, cut, write.
+//! Turns a built stage into graph files: differentiate, cut, write.
 
 use super::build::Stage;
 use super::ports::{Binding, GraphSpec, HalfSpec, Port, StageSpec};
@@ -9,7 +9,7 @@ use crate::lower::lower;
 use crate::onnx;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a stage ends in.
+/// The result of a stage.
 #[derive(Clone, Copy, Debug)]
 pub enum Ending {
     /// Activations for the next stage.
@@ -38,7 +38,7 @@ pub struct CompiledStage {
     pub graph: Graph,
     /// The part of it that each file is.
     pub cuts: Cuts,
-    /// The same with the large residuals in half precision, where the stage has it.
+    /// The same with the large residuals in half precision, if the stage has that form.
     pub half: Option<(Graph, Cuts)>,
 }
 
@@ -67,7 +67,7 @@ struct Halved {
     widened: Id,
 }
 
-/// What a stage ends in, as values of its graph.
+/// The result of a stage, as values of its graph.
 struct Ends {
     /// The value that is differentiated.
     result: Id,
@@ -156,7 +156,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Has the derivative read activations in half precision, and cuts it again.
+    /// Lets the derivative read activations in half precision, and cuts it again.
     fn half_passes(&mut self, mut derived: Derived, halves: &BTreeMap<Id, Halved>) -> Passes {
         self.graph.redirect(derived.first_gradient, &|node, operand| {
             let (own, direct) = (halves.get(&node.inputs[operand])?, node.op.halves());
@@ -236,13 +236,13 @@ impl Stage<'_> {
         self.graph.nodes().iter().flat_map(|node| node.outputs.iter().copied()).collect()
     }
 
-    /// What costs less to do again in the backward graph than to carry over.
+    /// Returns true if a value costs less to compute again in the backward graph than to carry over.
     fn is_done_again(&self, id: Id) -> bool {
         let again = |op: &Op| matches!(op, Op::Permute(_) | Op::Reshape(_) | Op::Cast | Op::Dequantize);
         self.graph.producer(id).is_some_and(|node| again(&node.op))
     }
 
-    /// The gradients of the trainable tensors, then that of the stage's input where it has one.
+    /// Appends the gradients of the trainable tensors, then that of the stage's input if it has one.
     fn differentiate(&mut self, ending: Ending, result: Id) -> Result<Vec<Id>, GraphError> {
         let wanted: Vec<Id> = self.trainable.iter().map(|(id, _)| *id).chain(self.hidden).collect();
         if wanted.is_empty() {

@@ -30,20 +30,20 @@ pub enum Binding {
 }
 
 impl Binding {
-    /// The name of the frozen tensor, where it is one.
+    /// Returns the name of the frozen tensor, if it is one.
     #[must_use]
     pub fn frozen(&self) -> Option<&str> {
         if let Self::Frozen(name) = self { Some(name) } else { None }
     }
 
-    /// The name of the trainable tensor that it is, or is the gradient of.
+    /// Returns the name of the trainable tensor that it is, or is the gradient of.
     #[must_use]
     pub fn trained(&self) -> Option<&str> {
         if let Self::Trainable(name) | Self::Gradient(name) = self { Some(name) } else { None }
     }
 }
 
-/// A tensor's name for `layer`.
+/// Returns a tensor's name for `layer`.
 #[must_use]
 pub fn of_layer(template: &str, layer: usize) -> String {
     template.replace("{layer}", &layer.to_string())
@@ -98,7 +98,7 @@ pub enum BatchPart {
 }
 
 impl BatchPart {
-    /// Whether its elements are integers.
+    /// Returns its element type.
     #[must_use]
     pub const fn dtype(self) -> DType {
         match self {
@@ -132,7 +132,7 @@ impl BatchPart {
 pub struct Port {
     /// Its name in the file.
     pub name: String,
-    /// What it is tied to.
+    /// The value that it stands for.
     pub binding: Binding,
     /// Its element type.
     pub dtype: DType,
@@ -140,7 +140,7 @@ pub struct Port {
     pub shape: Vec<String>,
 }
 
-/// A graph file: where it is and what goes in and out, in the order of the file.
+/// A graph file: its path, its inputs and its outputs, in the order of the file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GraphSpec {
     /// Path in the pack.
@@ -156,9 +156,9 @@ pub struct GraphSpec {
 pub struct StageSpec {
     /// Result and residuals.
     pub forward: GraphSpec,
-    /// Gradients of the stage's trainable tensors and of its input; absent where the stage has neither.
+    /// Gradients of the stage's trainable tensors and of its input; absent if the stage has neither.
     pub backward: Option<GraphSpec>,
-    /// `backward` without the gradient of the input, for the lowest layer that trains; absent where that is the same.
+    /// `backward` without the gradient of the input, for the lowest layer that trains; absent if that is the same.
     pub backward_lowest: Option<GraphSpec>,
     /// The result alone.
     pub evaluate: GraphSpec,
@@ -167,20 +167,20 @@ pub struct StageSpec {
     pub half: Option<HalfSpec>,
 }
 
-/// Graph files of a stage that keep in half precision what a layer keeps.
+/// Graph files of a stage whose residuals are in half precision.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HalfSpec {
-    /// As [`StageSpec::forward`].
+    /// Like [`StageSpec::forward`].
     pub forward: GraphSpec,
-    /// As [`StageSpec::backward`].
+    /// Like [`StageSpec::backward`].
     pub backward: GraphSpec,
-    /// As [`StageSpec::backward_lowest`].
+    /// Like [`StageSpec::backward_lowest`].
     pub backward_lowest: Option<GraphSpec>,
 }
 
 impl StageSpec {
-    /// The graph files there are.
+    /// Returns the graph files that exist.
     pub fn graphs(&self) -> impl Iterator<Item = &GraphSpec> {
         let whole = [Some(&self.forward), self.backward.as_ref(), self.backward_lowest.as_ref(), Some(&self.evaluate)];
         let half = self.half.iter();
@@ -197,7 +197,7 @@ pub struct StageSpecs {
     pub embed: StageSpec,
     /// One for each kind of layer.
     pub blocks: Vec<StageSpec>,
-    /// For each layer, which of `blocks` it is.
+    /// For each layer, its place in `blocks`.
     pub kinds: Vec<usize>,
     /// Activations to scores and loss.
     pub head: StageSpec,

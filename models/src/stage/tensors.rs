@@ -3,33 +3,33 @@
 use crate::storage::Storage;
 use crate::tensors::TensorSpec;
 
-/// A frozen tensor that a stage reads, and where its values come from.
+/// A frozen tensor that a stage reads, and the source of its values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FrozenTensor {
     /// Its name in the pack.
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// How it is stored.
+    /// Its storage.
     pub storage: Storage,
     /// The layer it belongs to.
     pub layer: Option<usize>,
     /// Its values.
     pub source: FrozenSource,
-    /// How much of it a batch reads.
+    /// The part of it that a batch reads.
     pub extent: Extent,
 }
 
-/// How much of a frozen tensor a batch reads.
+/// The part of a frozen tensor that a batch reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
-    /// All of it.
+    /// Returns the sum.
     Whole,
     /// A table: the rows that the batch names.
     Rows,
 }
 
-/// Where a frozen tensor's values come from.
+/// The source of a frozen tensor's values.
 #[derive(Clone, PartialEq, Debug)]
 pub enum FrozenSource {
     /// The checkpoint's tensor of that name.

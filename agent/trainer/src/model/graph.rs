@@ -27,7 +27,7 @@ pub(super) struct Graph {
     session: Session,
     inputs: Vec<String>,
     outputs: Vec<Output>,
-    /// By layer.
+    /// One table for each layer.
     pub(super) tables: BTreeMap<usize, Table>,
 }
 
@@ -42,14 +42,14 @@ struct Output {
 #[derive(Clone, Copy)]
 enum Extent {
     Fixed(i64),
-    /// As long as this dimension of that input.
+    /// The size of this dimension of that input.
     Like {
         input: usize,
         axis: usize,
     },
 }
 
-/// What the ports of a graph are tied to in one layer, in their order.
+/// The values that the ports of a graph are tied to in one layer, in their order.
 pub(super) struct Table {
     feeds: Vec<Feed>,
     yields: Vec<Yield>,
@@ -75,22 +75,22 @@ enum Yield {
     Loss,
 }
 
-/// What the ports of a graph may be tied to.
+/// The values that the ports of a graph may be tied to.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'a> {
     pub(super) frozen: &'a Views,
     pub(super) schema: &'a Schema,
-    /// What the embedding leaves for the graph, in order.
+    /// Names of the contexts that the embedding leaves for the graph, in order.
     pub(super) contexts: &'a [String],
-    /// What the forward graph leaves for it.
+    /// Names of the residuals that the forward graph leaves for it.
     pub(super) residuals: &'a [String],
-    /// Whether activations flow in.
+    /// True if activations flow in.
     pub(super) hidden: bool,
-    /// Whether their gradient does.
+    /// True if their gradient flows in.
     pub(super) hidden_gradient: bool,
 }
 
-/// What the inputs of a run are taken from.
+/// The values that the inputs of a run are taken from.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'a> {
     pub(super) batch: &'a Batch,
@@ -100,7 +100,7 @@ pub(super) struct Given<'a> {
     pub(super) residuals: &'a [&'a DynValue],
     pub(super) hidden: Option<Rows<'a>>,
     pub(super) hidden_gradient: Option<Rows<'a>>,
-    /// Of the batch's parts, only these rows.
+    /// The rows of the batch's parts to use; all if `None`.
     pub(super) rows: Option<(usize, usize)>,
     /// The activations have one row for each example, the one that the head reads.
     pub(super) picked: bool,
@@ -159,7 +159,7 @@ impl Graph {
         })
     }
 
-    /// Runs it as `layer`; results are in the arena.
+    /// Runs it as `layer`, with its results in the arena.
     pub(super) fn run(&mut self, layer: usize, given: &Given<'_>) -> Result<Results, TrainerError> {
         self.run_in(None, layer, given)
     }
@@ -230,7 +230,7 @@ impl Graph {
         }
     }
 
-    /// An output that the graph must have.
+    /// Returns an output that the graph must have.
     pub(super) fn required<T>(&self, output: Option<T>, binding: &'static str) -> Result<T, TrainerError> {
         output.ok_or_else(|| TrainerError::NoOutput { graph: self.file.clone(), binding })
     }
@@ -255,7 +255,7 @@ impl Output {
     }
 }
 
-/// Where in `stack` the outputs go that stay until the backward pass.
+/// Takes places in `stack` for the outputs that stay until the backward pass.
 fn places(
     outputs: &[Output],
     table: &Table,

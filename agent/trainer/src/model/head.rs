@@ -7,7 +7,7 @@ use crate::error::TrainerError;
 use ort::value::DynValue;
 use skiff_models::tensors::NamedTensors;
 
-/// What the head gave: the loss, and the gradient of the activations where it was asked for.
+/// Results of the head: the loss, and the gradient of the activations if it was asked for.
 pub(super) struct Headed {
     pub(super) loss: f32,
     pub(super) flowing: Option<Flow>,
@@ -21,7 +21,7 @@ pub(super) enum Flow {
 }
 
 impl Stage {
-    /// The head over all rows at once.
+    /// Runs the head over all rows at once.
     pub(super) fn step(
         &mut self,
         given: &Given<'_>,

@@ -42,7 +42,7 @@ use std::sync::Arc;
 /// The key under which the embedding's and the head's tables are: they belong to no layer.
 const WHOLE: usize = 0;
 
-/// Which of a pack's graphs run.
+/// A choice between a pack's sets of graphs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Operators {
     /// Those with fused operators, where the pack has them and the provider is the processor.
@@ -52,7 +52,7 @@ pub enum Operators {
     Plain,
 }
 
-/// What a training step computed.
+/// Results of a training step.
 #[derive(Debug)]
 pub struct StepOutcome {
     /// The task's loss over the batch.
@@ -76,7 +76,7 @@ pub(super) struct Model {
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
-/// What a model is opened from.
+/// The parts that a model is opened from.
 pub(super) struct Parts<'a> {
     layout: &'a Layout,
     stages: &'a StageSpecs,
@@ -144,17 +144,17 @@ impl Model {
         })
     }
 
-    /// What it asks of a batch.
+    /// Returns the form that its batches must have.
     pub(super) fn form(&self) -> &Form {
         &self.form
     }
 
-    /// Whether its graphs have fused operators.
+    /// Returns true if its graphs have fused operators.
     pub(super) fn fuses(&self) -> bool {
         self.fuses
     }
 
-    /// Rows of scores that a language model's head computes at once.
+    /// Sets the number of rows of scores that a language model's head computes at once.
     pub(super) fn set_chunk_rows(&mut self, rows: usize) {
         self.chunk_rows = rows.max(1);
     }
@@ -164,7 +164,7 @@ impl Model {
         self.blocks.set_policy(policy);
     }
 
-    /// Forward and backward through the layers of `mask`.
+    /// Runs a batch forward and backward through the layers of `mask`.
     pub(super) fn step(
         &mut self,
         weights: &NamedTensors,
@@ -244,7 +244,7 @@ impl Model {
         Ok(ArrayD::from_shape_vec(IxDyn(&[batch.tokens, width]), values).expect("so many rows were taken"))
     }
 
-    /// The activations after the layers of `mask`, and the contexts.
+    /// Returns the activations after the layers of `mask`, and the contexts.
     fn flow(
         &mut self,
         weights: &NamedTensors,
@@ -272,7 +272,7 @@ impl Model {
     }
 }
 
-/// What cannot be seen port by port.
+/// Checks what cannot be seen port by port.
 fn check(stages: &StageSpecs, layout: &Layout) -> Result<(), TrainerError> {
     let fail = |what: String| Err(TrainerError::Stages { what });
     if let Some((layer, kind)) = stages.kinds.iter().enumerate().find(|(_, kind)| **kind >= stages.blocks.len()) {

@@ -26,7 +26,7 @@ pub(super) struct Stack {
     highest: usize,
 }
 
-/// How far a stack is filled.
+/// A fill level of a stack.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     blocks: usize,
@@ -44,7 +44,7 @@ impl Stack {
         (self.used, self.highest) = (0, 0);
     }
 
-    /// As far as it is filled now.
+    /// Returns the present fill level.
     pub(super) fn mark(&self) -> Mark {
         Mark { blocks: self.blocks.len(), used: self.used }
     }

@@ -12,7 +12,7 @@ pub(super) struct Stage {
     /// The same, but that what they keep is in half precision.
     pub(super) half: Option<Passes>,
     pub(super) evaluate: Graph,
-    /// Whether it has something to train.
+    /// True if it has something to train.
     pub(super) trains: bool,
 }
 
@@ -65,7 +65,7 @@ impl Stage {
 }
 
 impl Passes {
-    /// The backward graph, without the gradient of the stage's input where nobody needs it.
+    /// Returns the backward graph, without the gradient of the stage's input if nobody needs it.
     pub(super) fn backward(&mut self, lowest: bool) -> Result<&mut Graph, TrainerError> {
         let shorter = if lowest { self.backward_lowest.as_mut() } else { None };
         let missing = || TrainerError::Stages { what: "a stage below which something trains has no derivative".into() };
@@ -73,7 +73,7 @@ impl Passes {
     }
 }
 
-/// Whether a stage has something to train.
+/// Returns true if a stage has something to train.
 pub(super) fn trains(spec: &StageSpec) -> bool {
     let outputs = spec.backward.iter().flat_map(|graph| &graph.outputs);
     outputs.into_iter().any(|port| matches!(port.binding, Binding::Gradient(_)))

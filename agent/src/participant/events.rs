@@ -1,6 +1,6 @@
 //! The engine's inputs and outputs.
 
-use super::Memory;
+use super::memory::Memory;
 use skiff_contract::{Ticket, Trained, Work};
 use skiff_protocol::Digest;
 use skiff_protocol::codec::Message;

@@ -1,7 +1,6 @@
 //! The verbs of `skiff-agent` that train, and the one by which the agent has work done.
 
 pub mod bench;
-mod measure;
 mod profile;
 pub mod step;
 pub mod train;

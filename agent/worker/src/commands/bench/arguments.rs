@@ -1,10 +1,7 @@
-//! `skiff-agent bench`: how fast this device trains a pack, and in how much memory.
+//! The arguments of `skiff-agent bench`.
 
-use super::measure::{Bench, Measurement};
-use super::profile::Profile;
 use anyhow::Context;
 use skiff_trainer::{Policy, Provider};
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Times training steps on random tokens: seconds, share of the machine's peak, memory.
@@ -60,46 +57,12 @@ pub struct Arguments {
     pub(super) onnxruntime: Option<PathBuf>,
     /// Print each result as one line of JSON.
     #[arg(long)]
-    json: bool,
-}
-
-/// Runs the command.
-///
-/// # Errors
-/// Anything that keeps it from finishing.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let mut bench = Bench::open(arguments)?;
-    let counts = arguments.counts(bench.layers())?;
-    let mut out = std::io::stdout().lock();
-    if !arguments.json {
-        Measurement::print_heading(&mut out)?;
-    }
-    let (mut steps, mut seconds) = (0, 0.0);
-    for active in counts {
-        let measurement;
-        (measurement, steps, seconds) = bench.measure(active)?;
-        if arguments.json {
-            writeln!(out, "{}", serde_json::to_string(&measurement)?)?;
-        } else {
-            measurement.print(&mut out)?;
-        }
-    }
-    if let Some(folder) = &arguments.profile {
-        // ONNX Runtime writes the traces when the sessions are dropped.
-        drop(bench);
-        let profile = Profile::read(folder, steps, seconds)?;
-        if arguments.json {
-            writeln!(out, "{}", serde_json::json!({ "profile": profile }))?;
-        } else {
-            profile.print(&mut out)?;
-        }
-    }
-    Ok(())
+    pub(super) json: bool,
 }
 
 impl Arguments {
     /// Returns the numbers of active layers to measure.
-    fn counts(&self, layers: usize) -> anyhow::Result<Vec<usize>> {
+    pub(super) fn counts(&self, layers: usize) -> anyhow::Result<Vec<usize>> {
         match self.active.as_str() {
             _ if self.table => Ok((1..=layers).collect()),
             "all" => Ok(vec![layers]),
@@ -112,7 +75,7 @@ impl Arguments {
 }
 
 /// Reads a policy from its name.
-pub(super) fn policy(text: &str) -> Result<Policy, String> {
+pub(in crate::commands) fn policy(text: &str) -> Result<Policy, String> {
     let known = Policy::ALL.into_iter().find(|policy| policy.name() == text);
     known.ok_or_else(|| "expected keep, half or recompute".to_owned())
 }

@@ -1,7 +1,7 @@
 //! Times steps for `skiff-agent bench`, and reads the memory that they take.
 
-use super::bench::Arguments;
-use super::profile;
+use super::arguments::Arguments;
+use crate::commands::profile;
 use anyhow::Context;
 use serde::Serialize;
 use skiff_contract::memory::own_memory;

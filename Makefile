@@ -8,6 +8,10 @@ SHELL := bash
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
 
+# Rooms whose wording `make check` holds to the rules of plain English.
+english := Makefile .ci cross agent/data/fuzz agent/data/tests agent/src/commands coordinator/protocol/fuzz \
+    coordinator/src/merge/model coordinator/src/release coordinator/src/run/configurator/tests models/fuzz models/src/onnx
+
 target := $(or $(CARGO_TARGET_DIR),target)
 onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)
 binaries := -p skiff-pack -p skiff-agent -p skiff-worker -p skiff-coordinator --bins
@@ -24,8 +28,8 @@ define help
 Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their data stays with them.
 
   make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
-  make test     the whole test suite; installs the Mosquitto broker if it is missing
-  make check    formatting, lints, and (with cargo-deny installed) licences and advisories
+  make test     every test suite, even after one has failed; installs the Mosquitto broker if it is missing
+  make check    formatting, lints, plain English, and (with cargo-deny installed) licences and advisories
   make bench    what training steps cost on three sizes of BERT and on real text, what a round costs beyond
                 the training, and what deciding does (half an hour)
   make experiment   compares federated fine-tuning methods on virtual fleets, some minutes: training is real, time is virtual
@@ -55,7 +59,7 @@ To change what is measured, on a machine that does nothing else:
 To compare more (docs/experiments has a report), where --list says what there is:
 
   make experiment EXPERIMENT='--list'
-  make experiment EXPERIMENT='--seeds 3'      the whole table, in a few hours; interrupted, it goes on where it was
+  make experiment EXPERIMENT='--seeds 3'      the whole table, in a few hours; interrupted, the next start resumes it
 
 Needed: Linux on x86_64 or aarch64, Rust 1.95 or newer, a C compiler, python3 with pip (it fetches ONNX Runtime and MiniLM).
 endef
@@ -72,9 +76,10 @@ test: tools
 	@cross/fetch
 	@echo "Mosquitto: $$(cross/mosquitto)"
 	@cargo build --locked $(binaries)
-	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace --no-fail-fast
 
 check: tools
+	@tests/english $(english)
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi

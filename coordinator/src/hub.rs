@@ -431,7 +431,7 @@ impl Hub {
                 let condition = fleet::condition(&sample);
                 let taken = self.fleet.telemetry(&device, sample, now);
                 if let (Ok(()), Some(run)) = (&taken, &mut self.run) {
-                    run.feels(&device, condition);
+                    run.set_condition(&device, condition);
                 }
                 taken.map(|()| Change::Nothing)
             }

@@ -4,8 +4,8 @@ use skiff_base::random::Random;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::StepMemory;
 
-/// A kind of device. Speeds are in the ratio 1 : 2 : 4, which is about that of the Jetson boards that the paper trained on;
-/// links are such that training takes most of a round's time, as it did there.
+/// A kind of device. Speeds are assumed in the ratio 1 : 2 : 4, about that of three generations of Jetson boards. Links are
+/// assumed fast enough that training takes most of a round's time.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Class {
     pub(crate) name: &'static str,

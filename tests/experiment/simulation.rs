@@ -430,14 +430,14 @@ impl<'a> World<'a> {
     fn comes(&mut self, at: usize) -> anyhow::Result<()> {
         let Device { id, here, .. } = &self.devices[at];
         self.tell(Event::DeviceHere(id.clone(), here.clone()))?;
-        self.feels(at, None);
+        self.set_condition(at, None);
         Ok(())
     }
 
-    fn feels(&mut self, at: usize, pace: Option<Pace>) {
+    fn set_condition(&mut self, at: usize, pace: Option<Pace>) {
         let Device { id, battery, .. } = &self.devices[at];
         let battery_percent = battery.map(Battery::percent);
-        self.run.feels(id, Condition { celsius: None, battery_percent, pace });
+        self.run.set_condition(id, Condition { celsius: None, battery_percent, pace });
     }
 
     /// Tells the engine, and does what it says.
@@ -552,7 +552,7 @@ impl<'a> World<'a> {
         let due_ms = self.now_ms + after;
         self.devices[at].work = Some(Work { epoch, round, order, step_ms, train_ms, joules, due_ms });
         self.queue_in(after, Happening::Arrives { device: at, epoch });
-        self.feels(at, Some(Pace { step_ms, active_layers: mean_active, other_ms: 0.0 }));
+        self.set_condition(at, Some(Pace { step_ms, active_layers: mean_active, other_ms: 0.0 }));
     }
 
     /// What a transfer of weights takes: all of them, or the adapters that are tuned at this depth.
@@ -606,7 +606,7 @@ impl<'a> World<'a> {
             let stored = Event::UpdateStored { device: device.id.clone(), epoch, update, report, distance };
             let charged_in = device.battery.as_mut().and_then(|battery| battery.spend(spent));
             self.tell(stored)?;
-            self.feels(at, None);
+            self.set_condition(at, None);
             if let Some(after) = charged_in {
                 self.devices[at].is_charging = true;
                 self.queue_in(after, Happening::Charged { device: at });

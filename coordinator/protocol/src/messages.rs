@@ -273,7 +273,7 @@ pub struct TrainOrder {
 pub enum SharingPlan {
     /// Every layer.
     All,
-    /// The `k` layers of least importance on the device (DropPEFT's choice); those that never ran come last.
+    /// The `k` layers of least importance on the device; layers that never ran come last. It is our reading of DropPEFT's abstract.
     LeastImportant {
         /// How many.
         k: u32,

@@ -296,7 +296,7 @@ impl Run {
     }
 
     /// Records a device's condition. It takes effect at the next round. If it holds no pace, the last known pace stays.
-    pub fn feels(&mut self, device: &DeviceId, condition: Condition) {
+    pub fn set_condition(&mut self, device: &DeviceId, condition: Condition) {
         let known = self.conditions.get(device).and_then(|condition| condition.pace);
         let condition = Condition { pace: condition.pace.or(known), ..condition };
         if condition == Condition::default() {

@@ -675,9 +675,9 @@ fn a_device_too_slow_to_deliver_is_known_by_the_pace_of_its_steps() {
         RunSettings { evaluate_examples: 0, final_examples: 0, steps: 10, train_ms: 10_000, quorum: 1, ..settings() };
     let mut world = World::with_everybody(quiet, 2);
     let pace = Some(Pace { step_ms: 1_600.0, active_layers: 4.0, other_ms: 0.0 });
-    world.run.feels(&device(0), Condition { pace, ..Condition::default() });
+    world.run.set_condition(&device(0), Condition { pace, ..Condition::default() });
     // A sample between two steps says nothing of it.
-    world.run.feels(&device(0), Condition { celsius: Some(30.0), ..Condition::default() });
+    world.run.set_condition(&device(0), Condition { celsius: Some(30.0), ..Condition::default() });
     world.advance(10_000);
     world.finish(1);
     world.advance(10_000);
@@ -728,7 +728,7 @@ fn a_group_has_its_plan_and_a_hot_device_is_spared() {
         let memory = StepMemory::default();
         let here = Here { boot: BootId(0), train_examples: 500, test_examples: 20, place, memory };
         if index == 1 {
-            world.run.feels(&device(0), Condition { celsius: Some(90.0), ..Condition::default() });
+            world.run.set_condition(&device(0), Condition { celsius: Some(90.0), ..Condition::default() });
         }
         world.step(Event::DeviceHere(device(index), here));
     }

@@ -12,7 +12,7 @@
 //!   the deadline has passed. Usually this takes no time.
 //! - `Gather -> Skipped`: the deadline has passed without a quorum.
 //! - `Train -> Merge`: `devices` updates are stored. Or the quorum is reached, and either no other update is expected or the deadline
-//!   has passed. With a quorum, a device that is known to be offline (by its last will) is expected for `grace_ms` only.
+//!   has passed. A device that is known to be offline (by its last will) is expected for `grace_ms` only, if there is a quorum.
 //! - `Train -> Skipped`: the deadline has passed without a quorum, or too many devices said that they will not deliver.
 //! - `Merge -> Gather -> Evaluate`: the merged weights are stored; the round is `Merged`. `Merge -> Skipped`: the merge failed.
 //! - `Evaluate -> next`: every expected device has reported, or the deadline has passed. Without any device there is no accuracy.
@@ -36,7 +36,7 @@
 //! - *It is slower than the round*: it is ordered to stop, under an epoch of its own. In asynchronous rounds this happens only if it
 //!   is more than `max_staleness` merges behind.
 //! - *A command gets lost*: it is repeated every [`REPEAT_MS`] until there is an answer, then every [`ACCEPTED_REPEAT_MS`].
-//! - *The coordinator was killed*: the phase goes on and its deadline starts again; stored updates are not asked for again.
+//! - *The coordinator was killed*: the phase continues and its deadline starts again; stored updates are not asked for again.
 
 pub mod configurator;
 pub mod draw;
@@ -99,7 +99,7 @@ pub enum Event {
         device: DeviceId,
         /// Epoch of the order.
         epoch: u64,
-        /// What is wrong with it.
+        /// Reason against it.
         reason: String,
     },
     /// The merge of the order with this epoch ended.

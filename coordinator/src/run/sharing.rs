@@ -43,7 +43,7 @@ pub struct Group {
     pub rank: u32,
 }
 
-/// What one device shares under a policy.
+/// Layers that one device shares under a policy.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Share {
     /// Group of the device; `None` if it is in no group.
@@ -59,9 +59,9 @@ pub struct Share {
 pub struct Change {
     /// Device.
     pub device: DeviceId,
-    /// What it shares under the present policy.
+    /// Share under the present policy.
     pub before: Share,
-    /// What it would share under the new policy.
+    /// Share under the new policy.
     pub after: Share,
 }
 
@@ -252,7 +252,7 @@ impl Sharing {
 /// steps can use.
 ///
 /// # Errors
-/// What is wrong with it, in words for the device's operator.
+/// The reason against it, in words for the device's operator.
 pub fn check(report: &TrainReport, plan: &SharingPlan, layers: u32, most_examples: u64) -> Result<(), String> {
     let shared = &report.shared_layers;
     if !is_ascending(shared) || shared.last().is_some_and(|&last| last >= layers) {

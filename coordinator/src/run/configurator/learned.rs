@@ -1,4 +1,4 @@
-//! What the measured gains teach, over a window of rounds: the gain of an arm on any device, how far a class differs from that, and
+//! Lessons of the measured gains, over a window of rounds: the gain of an arm on any device, how far a class differs from that, and
 //! how far a device differs from its class. Gains do not depend on time, so fast and slow devices learn from each other.
 
 use super::draw;
@@ -30,7 +30,7 @@ pub(super) struct Learned {
     devices: BTreeMap<DeviceId, Vec<Correction>>,
 }
 
-/// What is known of an arm for the whole run.
+/// Facts about an arm for the whole run.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct ArmFacts {
     /// Number of layers that run, on average.
@@ -39,7 +39,7 @@ struct ArmFacts {
     tried: bool,
 }
 
-/// What is expected of an arm.
+/// Expectation of one arm.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub(super) struct Estimate {
     /// Number of measurements in the window, over all classes.
@@ -50,7 +50,7 @@ pub(super) struct Estimate {
     pub(super) tried: bool,
 }
 
-/// What a class expects of every arm.
+/// Expectations of a class, one for every arm.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Expectation {
     pub(super) arms: Vec<Estimate>,
@@ -248,7 +248,7 @@ impl Learned {
     }
 
     /// Returns what a device of the class expects of an arm: `class + n / (n + w₃) · own`, with `n` the weight of its own
-    /// measurements and `w₃` that of the prior.
+    /// measurements and `w₃` the weight of the prior.
     pub(super) fn estimate(&self, device: &DeviceId, class: &Expectation, arm: usize) -> Estimate {
         let mut estimate = class.arms[arm];
         if let Some(own) = self.devices.get(device).map(|own| own[arm]).filter(|_| estimate.measurements > 0.0) {
@@ -304,7 +304,7 @@ fn deviation_within_arms(sums: &[Sums], typical: f64) -> f64 {
     if is_enough { (squares / (count - measured_arms)).sqrt() } else { FEW_SPREAD * typical }
 }
 
-/// Completes `kept` to `count` arms with those of the smallest draws.
+/// Completes `kept` to `count` arms by adding the arms with the smallest draws.
 fn completed(mut kept: Vec<usize>, arms: usize, count: usize, draw: impl Fn(usize) -> f64) -> Vec<usize> {
     let mut others: Vec<usize> = (0..arms).filter(|arm| !kept.contains(arm)).collect();
     others.sort_by(|&a, &b| draw(a).total_cmp(&draw(b)).then(a.cmp(&b)));

@@ -34,7 +34,7 @@
 //! - **Time** ([`tempo`]): the duration of an arm is not learned, it follows from the device's pace.
 //! - **Policy** ([`policy`]): epsilon-greedy, UCB or Thompson sampling. Untried arms come first.
 //! - **Safety** ([`safety`]): no device explores after a divergence, a lost evaluation or a round with unstable links. A device
-//!   whose last orders failed does not explore either. Of the others only a share may ([`Bandit::explorers`]).
+//!   whose last orders failed does not explore either. A share of the others may ([`Bandit::explorers`]).
 //! - **Choice** ([`decision`]): the rates, and whether the device measures its gain. Explorers measure it, and some of the devices
 //!   that finish early.
 //!

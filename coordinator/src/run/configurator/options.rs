@@ -9,7 +9,7 @@ use super::{Configurator, Policy};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 
-/// What one device may get in a round.
+/// Options of one device in a round.
 pub(super) struct Options<'a> {
     pub(super) device: &'a DeviceId,
     pub(super) facts: &'a Facts,
@@ -49,7 +49,7 @@ pub(super) struct Finder<'a> {
     classes: BTreeMap<&'a str, ClassView>,
 }
 
-/// What a class of devices expects, and which arms it compares.
+/// Expectations of a class of devices, and the arms that it compares.
 struct ClassView {
     expectation: Expectation,
     compared: Vec<usize>,

@@ -9,7 +9,7 @@
 //!   arXiv:1209.3353, section 2.2, with `σ` of the window).
 //!
 //! Every policy tries untried arms first. An arm whose measurements are all older than the window is tried again in exploring
-//! rounds. Exploration fades as a run goes on: epsilon and `σ` are multiplied by `min(1, sqrt(window / round))`. This factor is
+//! rounds. Exploration fades as a run proceeds: epsilon and `σ` are multiplied by `min(1, sqrt(window / round))`. This factor is
 //! ours: the cost of exploring stays below any share of the rounds, and drifting rewards are still noticed.
 
 use super::draw;
@@ -122,7 +122,7 @@ impl Question<'_> {
         (-2.0 * libm::log(1.0 - radius)).sqrt() * libm::cos(std::f64::consts::TAU * angle)
     }
 
-    /// The factor by which exploration fades as the run goes on.
+    /// The factor by which exploration fades as the run proceeds.
     fn fading(&self) -> f64 {
         (f64::from(self.window) / f64::from(self.round.max(1))).sqrt().min(1.0)
     }

@@ -16,9 +16,9 @@ pub(super) struct Safety {
     failures: BTreeMap<DeviceId, u8>,
     /// Lowest loss of all evaluations.
     lowest_loss: Option<f64>,
-    /// What the last evaluation found wrong.
+    /// Trouble that the last evaluation found.
     divergence: Option<String>,
-    /// What was wrong with the last round of training.
+    /// Trouble in the last round of training.
     unstable_links: Option<String>,
 }
 

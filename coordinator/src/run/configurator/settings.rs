@@ -1,4 +1,4 @@
-//! What an operator sets: where dropout rates come from, and how a bandit learns. [`Settings`] is all that a configurator needs
+//! Settings of an operator: where dropout rates come from, and how a bandit learns. [`Settings`] is all that a configurator needs
 //! to know of its run.
 
 use super::arms::{Arm, MAX_MEAN_RATE, Schedule, Shape};
@@ -9,10 +9,10 @@ use skiff_protocol::messages::Probe;
 /// The largest number of arms of a bandit.
 pub const MAX_ARMS: usize = 64;
 
-/// What a configurator needs to know of its run.
+/// Facts about a run that its configurator needs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
-    /// Where rates come from.
+    /// Source of the rates.
     pub rates: Rates,
     /// Layers that are never dropped, in any order.
     pub protected: Vec<u32>,
@@ -30,7 +30,7 @@ pub struct Settings {
     pub asynchronous: bool,
 }
 
-/// Where dropout rates come from.
+/// Source of the dropout rates.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Rates {

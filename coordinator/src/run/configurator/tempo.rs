@@ -14,7 +14,7 @@ pub(super) struct Run {
     pub(super) seconds: f64,
 }
 
-/// What one arm promises one device, whatever the others do.
+/// Promise of one arm to one device, whatever the others do.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Prospect {
     pub(super) arm: usize,
@@ -36,7 +36,7 @@ impl Prospect {
     }
 }
 
-/// What a prospect is worth in a round.
+/// Worth of a prospect in a round.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Offer {
     pub(super) prospect: Prospect,

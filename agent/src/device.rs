@@ -18,6 +18,7 @@ pub fn profile(training: &Training, inventory: &Inventory, boot: BootId) -> anyh
     }
     Ok(Profile {
         birth: Birth {
+            speaks: skiff_protocol::VersionRange::OURS,
             boot,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             pack,

@@ -10,7 +10,7 @@ use skiff_protocol::codec::{Message, open, seal};
 use skiff_protocol::messages::Gone;
 use skiff_protocol::topics::device_filters;
 use skiff_protocol::transfer::{TransferId, TransferMessage};
-use skiff_protocol::{BootId, DeviceId, FleetId, Timestamp, Topic, Verifier};
+use skiff_protocol::{BootId, DeviceId, FleetId, Timestamp, Topic, Verifier, Version};
 use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -33,7 +33,8 @@ pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
         ca_file: broker.ca_file,
         client_cert_file: broker.client_cert_file,
         client_key_file: broker.client_key_file,
-        will: Some(desk.publication(Message::Gone(Gone { boot, clean: false }))),
+        // Whoever is the coordinator by then, it reads the oldest version.
+        will: Some(desk.publication(&Message::Gone(Gone { boot, clean: false }), Version::OLDEST)),
         subscriptions: device_filters(&config.fleet, &config.device),
     }
 }
@@ -71,11 +72,12 @@ impl Desk {
             return None;
         };
         match (open(payload, topic, self.verifier.as_ref()), place) {
-            (Ok(Message::Command(command)), Topic::Command(device)) if device == self.device => {
+            (Ok((Message::Command(command), _)), Topic::Command(device)) if device == self.device => {
                 Some(Event::Command(command))
             }
-            (Ok(Message::Presence(presence)), Topic::Presence) => Some(Event::Presence(presence)),
-            (Ok(Message::Transfer(message)), Topic::DownTransfer(device, id)) if device == self.device => {
+            (Ok((Message::Presence(presence), _)), Topic::Presence) => Some(Event::Presence(presence)),
+            (Ok((Message::Announcement(announcement), _)), Topic::Versions) => Some(Event::Announcement(announcement)),
+            (Ok((Message::Transfer(message), _)), Topic::DownTransfer(device, id)) if device == self.device => {
                 Some(Event::Transfer { id, message })
             }
             (Ok(_), _) => {
@@ -103,30 +105,30 @@ impl Desk {
         }
     }
 
-    /// Returns the publication of a birth, a farewell, telemetry or an answer on this device's topic.
+    /// Returns the publication of a birth, a farewell, telemetry or an answer in `version`, on this device's topic.
     ///
     /// # Panics
     /// For messages that only the coordinator sends.
     #[must_use]
-    pub fn publication(&self, message: Message) -> Publication {
+    pub fn publication(&self, message: &Message, version: Version) -> Publication {
         let device = self.device.clone();
-        let (topic, qos, retain) = match &message {
+        let (topic, qos, retain) = match message {
             Message::Birth(_) | Message::Gone(_) => (Topic::Birth(device), Qos::AtLeastOnce, true),
             Message::Telemetry(_) => (Topic::Telemetry(device), Qos::AtMostOnce, false),
             Message::Answer(_) => (Topic::Answer(device), Qos::AtLeastOnce, false),
-            Message::Command(_) | Message::Presence(_) | Message::Transfer(_) => {
-                unreachable!("a device says no commands or presence, and its transfers have a topic each")
+            Message::Command(_) | Message::Presence(_) | Message::Announcement(_) | Message::Transfer(_) => {
+                unreachable!("only the coordinator sends these, and each transfer has a topic of its own")
             }
         };
         let topic = topic.text(&self.fleet);
-        Publication { payload: seal(&message, &topic, None), topic, qos, retain }
+        Publication { payload: seal(message, version, &topic, None), topic, qos, retain }
     }
 
-    /// Returns the publication of a transfer's message on the transfer's topic.
+    /// Returns the publication of a transfer's message in `version`, on the transfer's topic.
     #[must_use]
-    pub fn transfer(&self, id: TransferId, message: TransferMessage) -> Publication {
+    pub fn transfer(&self, id: TransferId, message: TransferMessage, version: Version) -> Publication {
         let topic = Topic::UpTransfer(self.device.clone(), id).text(&self.fleet);
-        let payload = seal(&Message::Transfer(message), &topic, None);
+        let payload = seal(&Message::Transfer(message), version, &topic, None);
         Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false }
     }
 }
@@ -204,9 +206,15 @@ mod tests {
         let signer = Signer::new([1; 32]);
         let mut desk = desk(Some(&signer));
         let now = Timestamp(0);
-        assert!(matches!(desk.read(TOPIC, &seal(&presence(), TOPIC, Some(&signer)), now), Some(Event::Presence(_))));
-        assert_eq!(desk.read(TOPIC, &seal(&presence(), TOPIC, None), now), None);
-        assert_eq!(desk.read(TOPIC, &seal(&presence(), TOPIC, Some(&Signer::new([2; 32]))), now), None);
+        assert!(matches!(
+            desk.read(TOPIC, &seal(&presence(), Version::OLDEST, TOPIC, Some(&signer)), now),
+            Some(Event::Presence(_))
+        ));
+        assert_eq!(desk.read(TOPIC, &seal(&presence(), Version::OLDEST, TOPIC, None), now), None);
+        assert_eq!(
+            desk.read(TOPIC, &seal(&presence(), Version::OLDEST, TOPIC, Some(&Signer::new([2; 32]))), now),
+            None
+        );
         assert_eq!(desk.read("skiff/v1/other/all/presence", &[], now), None);
         assert_eq!(desk.read(TOPIC, b"hello", now), None);
         assert_eq!(desk.read(TOPIC, &vec![0; 200 * 1024], now), None);
@@ -219,14 +227,14 @@ mod tests {
     fn a_message_on_a_foreign_topic_is_misplaced() {
         let mut desk = desk(None);
         let command = "skiff/v1/home/d/kitchen/dn/command";
-        assert_eq!(desk.read(command, &seal(&presence(), command, None), Timestamp(0)), None);
+        assert_eq!(desk.read(command, &seal(&presence(), Version::OLDEST, command, None), Timestamp(0)), None);
         let id = TransferId(9);
         let theirs = Topic::DownTransfer("attic".parse().unwrap(), id).text(&"home".parse().unwrap());
         let done = Message::Transfer(TransferMessage::Done);
-        assert_eq!(desk.read(&theirs, &seal(&done, &theirs, None), Timestamp(0)), None);
+        assert_eq!(desk.read(&theirs, &seal(&done, Version::OLDEST, &theirs, None), Timestamp(0)), None);
         assert_eq!(desk.refused["misplaced"].count, 2);
         let ours = theirs.replace("attic", "kitchen");
-        let event = desk.read(&ours, &seal(&done, &ours, None), Timestamp(0));
+        let event = desk.read(&ours, &seal(&done, Version::OLDEST, &ours, None), Timestamp(0));
         assert_eq!(event, Some(Event::Transfer { id, message: TransferMessage::Done }));
     }
 
@@ -243,10 +251,10 @@ mod tests {
     #[test]
     fn births_are_retained_and_transfers_are_not() {
         let desk = desk(None);
-        let gone = desk.publication(Message::Gone(Gone { boot: BootId(1), clean: true }));
+        let gone = desk.publication(&Message::Gone(Gone { boot: BootId(1), clean: true }), Version::OLDEST);
         assert!(gone.retain && gone.topic == "skiff/v1/home/d/kitchen/up/birth");
         let refused = TransferMessage::Refused { reason: Digest::of(b"x").to_string() };
-        let transfer = desk.transfer(TransferId(1), refused);
+        let transfer = desk.transfer(TransferId(1), refused, Version::OLDEST);
         assert_eq!(transfer.topic, "skiff/v1/home/d/kitchen/up/transfer/0000000000000001");
         assert!(!transfer.retain && transfer.qos == Qos::AtLeastOnce);
     }

@@ -10,7 +10,8 @@
 //! personal layers, and repeats a training whose update had not arrived. A file that another program or a newer agent
 //! wrote is an error, and stays as it is.
 
-use crate::participant::Memory;
+use crate::participant::{Memory, MemoryOfFormat1};
+use serde::de::DeserializeOwned;
 use skiff_base::files::{Access, make_private_folder, replace};
 use skiff_base::lock::{Lock, LockError};
 use skiff_blobs::{BlobError, Blobs};
@@ -22,10 +23,11 @@ use std::path::{Path, PathBuf};
 
 /// Limit of all blobs together, in bytes.
 const QUOTA_BYTES: u64 = 4 << 30;
-/// Limit of the memory file, in bytes.
-const MAX_MEMORY_BYTES: u64 = 64 * 1024;
+/// Limit of the memory file, in bytes. The largest answer, which it may hold, is smaller than the largest message.
+const MAX_MEMORY_BYTES: u64 = 256 * 1024;
 const MAGIC: [u8; 8] = *b"SKIFFMEM";
-const VERSION: u32 = 1;
+/// Format that is written. The one before, 1, is still read.
+const VERSION: u32 = 2;
 const DIGEST_AT: usize = MAGIC.len() + 4;
 const BODY_AT: usize = DIGEST_AT + 32;
 
@@ -72,7 +74,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The file has the format of another version.
-    #[error("{path} has format {found}, this agent reads {VERSION}: use the agent that wrote it, or move it away", path = path.display())]
+    #[error("{path} has format {found}, this agent reads 1 to {VERSION}: use the agent that wrote it, or move it away", path = path.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -216,15 +218,24 @@ fn decode(bytes: &[u8]) -> Result<Memory, Flaw> {
     let (_, rest) = head.split_at(MAGIC.len());
     let (version, digest) = rest.split_at(DIGEST_AT - MAGIC.len());
     let version = version.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte));
-    if version != VERSION {
+    if !(1..=VERSION).contains(&version) {
         return Err(Flaw::Version(version));
     }
     if digest != blake3::hash(body).as_bytes() {
         return Err(Flaw::Torn);
     }
+    let read = match version {
+        1 => whole::<MemoryOfFormat1>(body).map(Memory::from),
+        _ => whole(body),
+    };
+    read.ok_or(Flaw::Torn)
+}
+
+/// Reads a value of which nothing may be left over.
+fn whole<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     match postcard::take_from_bytes(body) {
-        Ok((memory, [])) => Ok(memory),
-        Ok(_) | Err(_) => Err(Flaw::Torn),
+        Ok((value, [])) => Some(value),
+        Ok(_) | Err(_) => None,
     }
 }
 
@@ -236,6 +247,8 @@ mod tests {
     use proptest::prelude::*;
     use skiff_contract::Personal;
     use skiff_protocol::RunId;
+    use skiff_protocol::messages::{EvaluationReport, Outcome};
+    use skiff_protocol::metrics::TaskMetrics;
     use std::os::unix::fs::PermissionsExt;
 
     fn memory(epoch: u64, personal: Option<Digest>) -> Memory {
@@ -296,6 +309,39 @@ mod tests {
             assert_eq!(memory_of(folder.path()), None, "cut to {cut}");
             assert_eq!(std::fs::read(path.with_extension("torn")).unwrap(), &whole[..cut]);
         }
+    }
+
+    /// Written by the last agent that had format 1.
+    const FORMAT_1: &[u8] = include_bytes!("../golden/memory-1.bin");
+
+    #[test]
+    fn a_memory_of_format_1_is_read_and_replaced_by_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        std::fs::write(&path, FORMAT_1).unwrap();
+        let (store, recovered) = Store::open(folder.path()).unwrap();
+        let report = EvaluationReport {
+            examples: 127,
+            correct: 100,
+            loss_sum: 64.5,
+            evaluate_ms: 1500,
+            peak_rss_bytes: 250_000_000,
+            metrics: TaskMetrics::Unknown,
+        };
+        let expected = Memory {
+            run: RunId(0xfeed),
+            started_ms: 1_790_000_000_000,
+            round: 3,
+            epoch: 70_000,
+            weights: None,
+            settled: Settled::Answered(Outcome::Evaluated(report)),
+            personal: None,
+        };
+        assert_eq!(recovered.memory.as_ref(), Some(&expected));
+        store.remember(&expected).unwrap();
+        drop(store);
+        assert_ne!(std::fs::read(&path).unwrap(), FORMAT_1);
+        assert_eq!(memory_of(folder.path()), Some(expected));
     }
 
     #[test]

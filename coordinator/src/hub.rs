@@ -168,6 +168,8 @@ impl Hub {
                 LinkEvent::Up => {
                     tracing::info!("connected to the broker");
                     self.connected = true;
+                    // A device that hears of this life's presence then knows its versions already.
+                    self.publish(self.writer.announcement());
                     self.publish(self.writer.presence(true));
                     let steps = self.transfers.nudge(now);
                     self.follow(steps, now);
@@ -421,7 +423,7 @@ impl Hub {
     fn take(&mut self, topic: &str, payload: &[u8], now: Timestamp) {
         let (device, said) = match mqtt::read(&self.fleet_id, topic, payload) {
             Ok(read) => read,
-            Err(label) => return self.refused(label, topic, now),
+            Err(refused) => return self.refused(refused.label, &refused.reason, topic, now),
         };
         tracing::trace!(%device, topic, bytes = payload.len());
         let changed = match said {
@@ -464,7 +466,7 @@ impl Hub {
                 self.feed(Event::DeviceGone(device), now);
             }
             Ok(Change::Nothing) => {}
-            Err(unwelcome) => self.refused(unwelcome.label(), topic, now),
+            Err(unwelcome) => self.refused(unwelcome.label(), &unwelcome.to_string(), topic, now),
         }
     }
 
@@ -473,9 +475,9 @@ impl Hub {
         self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
     }
 
-    fn refused(&mut self, label: &'static str, topic: &str, now: Timestamp) {
+    fn refused(&mut self, label: &'static str, reason: &str, topic: &str, now: Timestamp) {
         if self.refusals.count(label, now) {
-            tracing::warn!(label, topic, "a message is refused; of its kind, no other is logged for a minute");
+            tracing::warn!(label, topic, reason, "a message is refused; of its kind, no other is logged for a minute");
         }
     }
 
@@ -489,7 +491,10 @@ impl Hub {
     fn follow(&mut self, steps: Vec<Step>, now: Timestamp) {
         for step in steps {
             match step {
-                Step::Send(device, id, message) => self.publish(self.writer.transfer(&device, id, message)),
+                Step::Send(device, id, message) => {
+                    let version = self.fleet.version(&device);
+                    self.publish(self.writer.transfer(&device, version, id, message));
+                }
                 Step::Arrived(device, offer) => self.arrived(device, offer, now),
             }
         }
@@ -591,7 +596,8 @@ impl Hub {
             }
             Action::SendCommand(device, command) => {
                 tracing::debug!(%device, round = command.round, epoch = command.epoch, "command");
-                self.publish(self.writer.command(&device, command));
+                let version = self.fleet.version(&device);
+                self.publish(self.writer.command(&device, version, command));
             }
             Action::OfferWeights(device, weights) => {
                 if let Some(run) = self.run.as_ref().map(|run| run.ledger().start.run) {

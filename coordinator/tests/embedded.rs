@@ -25,7 +25,7 @@ use skiff_protocol::transfer::{
     CHUNK_BYTES, Found, Offer, Purpose, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
     TransferMessage,
 };
-use skiff_protocol::{DeviceId, Digest, FleetId, Timestamp, Topic, Verifier};
+use skiff_protocol::{DeviceId, Digest, FleetId, Timestamp, Topic, Verifier, Version};
 use std::collections::{BTreeMap, VecDeque};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -75,7 +75,7 @@ impl Device {
                 LinkEvent::Up => self.birth().await,
                 LinkEvent::Down { .. } => {}
                 LinkEvent::Message { topic, payload } => {
-                    let message = codec::open(&payload, &topic, Some(&self.verifier)).unwrap();
+                    let (message, _) = codec::open(&payload, &topic, Some(&self.verifier)).unwrap();
                     match message {
                         Message::Command(command) => self.command(command).await,
                         Message::Transfer(message) => self.transfer(message).await,
@@ -88,7 +88,7 @@ impl Device {
 
     async fn say(&self, topic: Topic, message: Message) {
         let topic = topic.text(&fleet());
-        let payload = codec::seal(&message, &topic, None);
+        let payload = codec::seal(&message, Version::OLDEST, &topic, None);
         let publication =
             Publication { topic, payload, qos: Qos::AtLeastOnce, retain: matches!(message, Message::Birth(_)) };
         self.link.publish(publication).await.unwrap();
@@ -99,6 +99,7 @@ impl Device {
         let agent_version = "0.1.0".to_owned();
         let (place, memory) = (Place::default(), StepMemory::default());
         let birth = Birth {
+            speaks: skiff_protocol::VersionRange::OURS,
             boot: BootId(1),
             agent_version,
             pack: PACK,
@@ -137,7 +138,14 @@ impl Device {
         match command.order {
             Order::Evaluate(order) => {
                 let (examples, correct) = (order.examples, order.examples / 2);
-                let report = EvaluationReport { examples, correct, loss_sum: 1.0, evaluate_ms: 0, peak_rss_bytes: 1 };
+                let report = EvaluationReport {
+                    examples,
+                    correct,
+                    loss_sum: 1.0,
+                    evaluate_ms: 0,
+                    peak_rss_bytes: 1,
+                    metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
+                };
                 self.answer(Outcome::Evaluated(report)).await;
             }
             Order::Train(order) => {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use skiff_protocol::messages::{
     EvaluateOrder, EvaluationReport, Place, Probe, SharingPlan, StepMemory, TrainOrder, TrainReport, WorkSample,
 };
+use skiff_protocol::metrics::{Classification, Language, Regression, SpanCounts, TaskMetrics, Tokens};
 use skiff_protocol::{Digest, RunId};
 
 /// Returns one value of every frame as name and bytes, without the length in front.
@@ -37,6 +38,11 @@ pub fn frames() -> Vec<(String, Vec<u8>)> {
         ("trained".to_owned(), bytes(&product(Product::Trained(trained())))),
         ("evaluated".to_owned(), bytes(&product(Product::Evaluated(evaluation_report())))),
     ]);
+    for metrics in task_metrics() {
+        let name = format!("evaluated {}", metrics.task());
+        let report = EvaluationReport { metrics, ..evaluation_report() };
+        frames.push((name, bytes(&product(Product::Evaluated(report)))));
+    }
     frames
 }
 
@@ -188,7 +194,33 @@ fn trained() -> Trained {
 /// Returns the report of an evaluation.
 #[must_use]
 pub fn evaluation_report() -> EvaluationReport {
-    EvaluationReport { examples: 102, correct: 101, loss_sum: 0.5, evaluate_ms: 103, peak_rss_bytes: 104 }
+    EvaluationReport {
+        examples: 102,
+        correct: 101,
+        loss_sum: 0.5,
+        evaluate_ms: 103,
+        peak_rss_bytes: 104,
+        metrics: TaskMetrics::Unknown,
+    }
+}
+
+fn task_metrics() -> [TaskMetrics; 4] {
+    let mut classification = Classification::new(3).expect("3 classes");
+    [(0, 0), (0, 1), (2, 2), (2, 2)].into_iter().for_each(|(truth, predicted)| classification.count(truth, predicted));
+    let mut tokens = Tokens::default();
+    [true, true, false].into_iter().for_each(|is_correct| tokens.count_token(is_correct));
+    let spans = SpanCounts { name: "PER".to_owned(), truth: 95, predicted: 96, correct: 94 };
+    tokens.add_spans(&spans).expect("one type of span");
+    let mut regression = Regression::default();
+    regression.count(0.5, 1.5);
+    regression.count(2.0, 0.25);
+    let language = Language { tokens: 97, loss_sum: 98.5 };
+    [
+        TaskMetrics::Classification(classification),
+        TaskMetrics::Tokens(tokens),
+        TaskMetrics::Regression(regression),
+        TaskMetrics::Language(language),
+    ]
 }
 
 #[cfg(test)]

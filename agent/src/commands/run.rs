@@ -16,8 +16,8 @@ use skiff_blobs::{Assembly, BlobError};
 use skiff_link::{Link, LinkEvent};
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::Gone;
-use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferMessage};
-use skiff_protocol::{BootId, Timestamp};
+use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
+use skiff_protocol::{BootId, Timestamp, Version};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -189,10 +189,10 @@ impl Agent {
 
     fn carry_out(&mut self, action: Action) -> Result<Option<Event>, StoreError> {
         match action {
-            Action::Say(message) => self.outbox.put(self.desk.publication(message)),
-            Action::Transfer { id, message } => self.outbox.put(self.desk.transfer(id, message)),
+            Action::Say(message) => self.say(&message),
+            Action::Transfer { id, message } => self.transfer(id, message),
             Action::TransferChunk { id, digest, index } => match self.store.blobs().chunk(digest, index) {
-                Ok(bytes) => self.outbox.put(self.desk.transfer(id, TransferMessage::Chunk { index, bytes })),
+                Ok(bytes) => self.transfer(id, TransferMessage::Chunk { index, bytes }),
                 Err(error) => tracing::warn!(error = %described(error), "a chunk cannot be sent"),
             },
             Action::LookUp(offer) => return Ok(Some(self.look_up(offer))),
@@ -219,6 +219,14 @@ impl Agent {
         Ok(None)
     }
 
+    fn say(&self, message: &Message) {
+        self.outbox.put(self.desk.publication(message, self.participant.version()));
+    }
+
+    fn transfer(&self, id: TransferId, message: TransferMessage) {
+        self.outbox.put(self.desk.transfer(id, message, self.participant.version()));
+    }
+
     fn look_up(&self, offer: Offer) -> Event {
         let blobs = self.store.blobs();
         let found = if blobs.contains(offer.digest) {
@@ -240,8 +248,9 @@ impl Agent {
     }
 
     fn send_samples(&mut self) {
+        let version = self.participant.version();
         for sample in self.backlog.drain() {
-            self.outbox.put(self.desk.publication(Message::Telemetry(sample)));
+            self.outbox.put(self.desk.publication(&Message::Telemetry(sample), version));
         }
     }
 
@@ -252,7 +261,7 @@ impl Agent {
         if !online {
             return;
         }
-        outbox.put(desk.publication(Message::Gone(Gone { boot, clean: true })));
+        outbox.put(desk.publication(&Message::Gone(Gone { boot, clean: true }), Version::OLDEST));
         if timeout(FAREWELL_PATIENCE, outbox.close()).await.is_err() {
             tracing::warn!("the broker took too long to accept the farewell; the agent stops without");
         }

@@ -420,7 +420,7 @@ mod tests {
     fn a_worker_with_the_same_frames_is_heard() {
         let mut bytes = greeting();
         let report = samples::evaluation_report();
-        send(&mut bytes, &Reply::Done(Product::Evaluated(report))).unwrap();
+        send(&mut bytes, &Reply::Done(Product::Evaluated(report.clone()))).unwrap();
         let mut process = writing(&bytes, "exec sleep 1000");
         let product = process.carry_out(&work(1), &mut |_| ControlFlow::Continue(())).unwrap();
         assert!(matches!(product, Product::Evaluated(found) if found.correct == report.correct));

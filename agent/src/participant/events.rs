@@ -4,7 +4,7 @@ use super::memory::Memory;
 use skiff_contract::{Ticket, Trained, Work};
 use skiff_protocol::Digest;
 use skiff_protocol::codec::Message;
-use skiff_protocol::messages::{Birth, Command, EvaluationReport, Presence, WorkSample};
+use skiff_protocol::messages::{Announcement, Birth, Command, EvaluationReport, Presence, WorkSample};
 use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
 
 /// The device's properties. They stay the same until the agent restarts.
@@ -31,6 +31,8 @@ pub enum Event {
     Command(Command),
     /// A presence message of the coordinator.
     Presence(Presence),
+    /// The versions that the coordinator speaks.
+    Announcement(Announcement),
     /// A message of the coordinator about a transfer.
     Transfer {
         /// The transfer.

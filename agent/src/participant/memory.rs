@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use skiff_contract::Personal;
 use skiff_protocol::messages::{Outcome, TrainReport};
-use skiff_protocol::{Digest, RunId};
+use skiff_protocol::{Digest, RunId, v2};
 use std::collections::BTreeSet;
 
 /// The newest command and its outcome, with the layers that the device keeps for itself.
@@ -57,5 +57,39 @@ impl Memory {
         };
         let personal = self.personal.as_ref().map(|personal| personal.blob);
         [self.weights, update, personal].into_iter().flatten().collect()
+    }
+}
+
+/// A [`Memory`] as agents wrote it before evaluations carried the metrics of their task. Frozen.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of the newest type")]
+pub struct MemoryOfFormat1 {
+    pub run: RunId,
+    pub started_ms: u64,
+    pub round: u32,
+    pub epoch: u64,
+    pub weights: Option<Digest>,
+    pub settled: SettledOfFormat1,
+    pub personal: Option<Personal>,
+}
+
+/// The [`Settled`] of a [`MemoryOfFormat1`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the variants are those of the newest type")]
+pub enum SettledOfFormat1 {
+    Open,
+    Answered(v2::Outcome),
+    Trained(Update),
+}
+
+impl From<MemoryOfFormat1> for Memory {
+    fn from(memory: MemoryOfFormat1) -> Self {
+        let MemoryOfFormat1 { run, started_ms, round, epoch, weights, settled, personal } = memory;
+        let settled = match settled {
+            SettledOfFormat1::Open => Settled::Open,
+            SettledOfFormat1::Answered(outcome) => Settled::Answered(outcome.into()),
+            SettledOfFormat1::Trained(update) => Settled::Trained(update),
+        };
+        Self { run, started_ms, round, epoch, weights, settled, personal }
     }
 }

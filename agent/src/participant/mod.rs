@@ -30,6 +30,11 @@
 //! birth and its last answer again, and repeats its offer. An offer of weights that arrives before its command waits in one
 //! slot; offers of other weights than the command's are not answered.
 //!
+//! **Versions.** [`Participant::version`] is the version of the protocol to write in: the newest that the coordinator
+//! announced and the agent speaks too. An announcement counts only for its own life of the coordinator. Without one, the
+//! agent writes in the oldest version, which every coordinator reads. The birth is retained at the broker, so the agent
+//! sends it again as soon as it may use a newer version.
+//!
 //! **Storing.** Actions are carried out in their order. If [`Action::Keep`] or [`Action::Remember`] fails, the shell skips the
 //! rest of that list and reports [`Event::StoreFailed`]: the command is refused, and the memory before it still holds.
 
@@ -39,18 +44,18 @@ mod memory;
 mod tests;
 
 pub use events::{Action, Event, Profile};
-pub use memory::{Memory, Settled, Update};
+pub use memory::{Memory, MemoryOfFormat1, Settled, SettledOfFormat1, Update};
 
 use skiff_contract::{Job, Personal, Ticket, Trained, Work};
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::{
-    AgentState, Answer, Command, Order, Outcome, Presence, TrainOrder, WorkSample, short_reason,
+    AgentState, Announcement, Answer, Command, Order, Outcome, Presence, TrainOrder, WorkSample, short_reason,
 };
 use skiff_protocol::transfer::{
     Found, Offer, Purpose, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent, TransferId,
     TransferMessage,
 };
-use skiff_protocol::{BootId, Digest, RunId, Timestamp};
+use skiff_protocol::{BootId, Digest, RunId, Timestamp, Version, VersionRange};
 use std::collections::BTreeSet;
 
 #[derive(Debug)]
@@ -75,7 +80,9 @@ pub struct Participant {
     /// An offer of weights that arrived before its command.
     early: Option<Offer>,
     online: bool,
+    /// The life of the coordinator whose presence came last.
     coordinator: Option<BootId>,
+    announced: Option<Announcement>,
 }
 
 impl Participant {
@@ -91,6 +98,7 @@ impl Participant {
             early: None,
             online: false,
             coordinator: None,
+            announced: None,
         }
     }
 
@@ -107,6 +115,7 @@ impl Participant {
                 Vec::new()
             }
             Event::Presence(presence) => self.presence(&presence, now),
+            Event::Announcement(announcement) => self.announced(announcement),
             Event::Command(command) => self.command(command, now),
             Event::Transfer { id, message } => self.transfer(id, message, now),
             Event::LookedUp { offer, found } => self.looked_up(offer, found),
@@ -160,6 +169,13 @@ impl Participant {
             Phase::Working { sample, .. } => sample.as_ref(),
             Phase::Resting | Phase::Fetching { .. } | Phase::Offering(_) => None,
         }
+    }
+
+    /// Returns the version of the protocol to write in.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        let announced = self.announced.filter(|announced| self.coordinator == Some(announced.boot));
+        announced.and_then(|announced| Version::newest_common(announced.speaks)).unwrap_or(Version::OLDEST)
     }
 
     // --- commands ---
@@ -296,8 +312,26 @@ impl Participant {
         self.introduce(now)
     }
 
+    /// Learns what the coordinator speaks. Says the birth again if it can now be said in a newer version.
+    fn announced(&mut self, announcement: Announcement) -> Vec<Action> {
+        let before = self.version();
+        self.announced = Some(announcement);
+        let theirs = announcement.speaks;
+        if Version::newest_common(theirs).is_none() {
+            tracing::warn!(
+                "the coordinator speaks protocol version {theirs}, this agent speaks {}: update the older side",
+                VersionRange::OURS
+            );
+        }
+        if self.version() > before { vec![self.birth()] } else { Vec::new() }
+    }
+
+    fn birth(&self) -> Action {
+        Action::Say(Message::Birth(self.profile.birth.clone()))
+    }
+
     fn introduce(&mut self, now: Timestamp) -> Vec<Action> {
-        let mut actions = vec![Action::Say(Message::Birth(self.profile.birth.clone()))];
+        let mut actions = vec![self.birth()];
         if !matches!(self.phase, Phase::Resting)
             || matches!(&self.memory, Some(Memory { settled: Settled::Answered(_), .. }))
         {

@@ -5,7 +5,7 @@
 use super::*;
 use proptest::prelude::*;
 use skiff_protocol::messages::{
-    Birth, EvaluateOrder, EvaluationReport, Machine, Place, SharingPlan, StepMemory, TrainReport,
+    Announcement, Birth, EvaluateOrder, EvaluationReport, Machine, Place, SharingPlan, StepMemory, TrainReport,
 };
 use skiff_protocol::samples;
 use skiff_protocol::transfer::Held;
@@ -21,6 +21,7 @@ fn schema() -> Digest {
 fn profile(boot: u64) -> Profile {
     let machine = Machine { arch: "test".into(), os: "test".into(), cores: 1, memory_bytes: 1 };
     let birth = Birth {
+        speaks: skiff_protocol::VersionRange::OURS,
         boot: BootId(boot),
         agent_version: "0.0.0".into(),
         pack: Digest::of(b"pack"),
@@ -76,7 +77,14 @@ fn stop(run: u64, epoch: u64) -> Command {
 }
 
 fn evaluation() -> EvaluationReport {
-    EvaluationReport { examples: 10, correct: 9, loss_sum: 1.0, evaluate_ms: 1, peak_rss_bytes: 1 }
+    EvaluationReport {
+        examples: 10,
+        correct: 9,
+        loss_sum: 1.0,
+        evaluate_ms: 1,
+        peak_rss_bytes: 1,
+        metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
+    }
 }
 
 /// What any device makes of this work: the same work gives the same update. In odd rounds it keeps the layers 2 and 3.
@@ -505,6 +513,58 @@ fn a_new_coordinator_hears_the_birth_again_and_the_same_one_does_not() {
     assert_eq!(births(presence(1, true)), 0);
     assert_eq!(births(presence(1, false)), 0);
     assert_eq!(births(presence(2, true)), 1);
+}
+
+fn births_in(device: &mut Device) -> Vec<Version> {
+    let version = device.engine.version();
+    device.said.drain(..).filter(|message| matches!(message, Message::Birth(_))).map(|_| version).collect()
+}
+
+fn announced(boot: u64, max: u16) -> Event {
+    Event::Announcement(Announcement { boot: BootId(boot), speaks: VersionRange { min: 2, max } })
+}
+
+fn present(boot: u64) -> Event {
+    Event::Presence(Presence { boot: BootId(boot), online: true })
+}
+
+#[test]
+fn the_birth_is_said_in_the_oldest_version_and_again_in_the_newest_common_one() {
+    let mut device = Device::online();
+    device.tell(present(1));
+    assert_eq!(births_in(&mut device), [Version::V2]);
+    device.tell(announced(1, 3));
+    assert_eq!(births_in(&mut device), [Version::V3]);
+    device.tell(announced(1, 3));
+    assert_eq!(births_in(&mut device), [], "it is known already");
+}
+
+#[test]
+fn the_birth_is_said_once_if_the_announcement_comes_before_the_presence() {
+    let mut device = Device::online();
+    device.tell(announced(1, 9));
+    assert_eq!(births_in(&mut device), []);
+    device.tell(present(1));
+    assert_eq!(births_in(&mut device), [Version::V3]);
+}
+
+#[test]
+fn an_announcement_of_another_life_of_the_coordinator_counts_for_nothing() {
+    let mut device = Device::online();
+    device.tell(announced(1, 3));
+    device.tell(present(1));
+    device.said.clear();
+    // The announcement is retained: it is still there when a coordinator without announcements takes over.
+    device.tell(present(2));
+    assert_eq!(births_in(&mut device), [Version::V2]);
+    device.tell(announced(1, 3));
+    assert_eq!(births_in(&mut device), []);
+    assert_eq!(device.engine.version(), Version::V2);
+    device.tell(announced(2, 2));
+    assert_eq!((births_in(&mut device), device.engine.version()), (vec![], Version::V2));
+    device.tell(announced(3, 3));
+    device.tell(present(3));
+    assert_eq!(births_in(&mut device), [Version::V3]);
 }
 
 #[test]

@@ -6,9 +6,11 @@
 
 use crate::codec::Message;
 use crate::messages::{
-    Answer, Birth, Command, EvaluateOrder, Order, Outcome, Probe, SharingPlan, Telemetry, TrainOrder, TrainReport,
+    Answer, Birth, Command, EvaluateOrder, EvaluationReport, Order, Outcome, Probe, SharingPlan, Telemetry, TrainOrder,
+    TrainReport,
 };
 use crate::transfer::{CHUNK_BYTES, Held, MAX_CHUNKS, MAX_TRANSFER_BYTES, Offer, Purpose, TransferMessage};
+use crate::version::Version;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,23 +22,25 @@ pub(crate) const SENSORS: usize = 16;
 /// Labels of a device.
 pub(crate) const LABELS: usize = 16;
 /// A name.
-const NAME_BYTES: usize = 64;
+pub(crate) const NAME_BYTES: usize = 64;
 /// A reason or a description.
 pub(crate) const TEXT_BYTES: usize = 200;
 
-/// The name of the first field that breaks its bound.
-pub(crate) fn check(message: &Message) -> Result<(), &'static str> {
+/// Returns the name of the first field that breaks its bound in a message of `version`.
+pub(crate) fn check(message: &Message, version: Version) -> Result<(), &'static str> {
     match message {
-        Message::Birth(birth) => check_birth(birth),
+        Message::Birth(birth) => check_birth(birth, version),
         Message::Telemetry(sample) => check_telemetry(sample),
         Message::Answer(answer) => check_answer(answer),
         Message::Command(command) => check_command(command),
         Message::Transfer(message) => check_transfer(message),
+        Message::Announcement(announcement) => within(announcement.speaks.is_sound(), "speaks"),
         Message::Gone(_) | Message::Presence(_) => Ok(()),
     }
 }
 
-fn check_birth(birth: &Birth) -> Result<(), &'static str> {
+fn check_birth(birth: &Birth, version: Version) -> Result<(), &'static str> {
+    within(birth.speaks.is_sound() && birth.speaks.contains(version.number()), "speaks")?;
     within(birth.agent_version.len() <= NAME_BYTES, "agent_version")?;
     within(birth.machine.arch.len() <= NAME_BYTES, "machine.arch")?;
     within(birth.machine.os.len() <= TEXT_BYTES, "machine.os")?;
@@ -54,9 +58,14 @@ fn check_telemetry(sample: &Telemetry) -> Result<(), &'static str> {
 fn check_answer(answer: &Answer) -> Result<(), &'static str> {
     match &answer.outcome {
         Outcome::Refused { reason } => within(reason.len() <= TEXT_BYTES, "reason"),
-        Outcome::Evaluated(report) => within(report.correct <= report.examples, "correct"),
+        Outcome::Evaluated(report) => check_evaluation(report),
         Outcome::Accepted { .. } | Outcome::Stopped => Ok(()),
     }
+}
+
+fn check_evaluation(report: &EvaluationReport) -> Result<(), &'static str> {
+    within(report.correct <= report.examples, "correct")?;
+    report.metrics.check(report.examples)
 }
 
 fn check_command(command: &Command) -> Result<(), &'static str> {

@@ -3,7 +3,7 @@
 //! ```text
 //! offset bytes
 //!      0     4  magic "SKIF"
-//!      4     2  protocol version, little-endian
+//!      4     2  protocol version of this message, little-endian
 //!      6     1  kind
 //!      7     1  flags: bit 0 = signed
 //!      8     4  payload length, little-endian
@@ -16,19 +16,22 @@
 //! Everything that cannot be read is a [`Refusal`], which the shell counts by [`Refusal::label`]. What was read keeps the
 //! bounds that its fields' texts state, so that nobody has to look again.
 //!
-//! Laws: `open(seal(m)) = m`; any other bytes are refused or some message, never a panic; a message in which a byte was
+//! The header is the same in every version. The payload is that of the message's own version: the newest types
+//! ([`crate::messages`]) are converted when a message of an older version is written or read ([`crate::v2`]).
+//!
+//! Laws: `open(seal(m, version)) = (m, version)`, less what `version` cannot carry; any other bytes are refused or some message, never a panic; a message in which a byte was
 //! changed is refused; reading allocates no more than a small multiple of the bytes that came.
 
 use crate::bounds;
-use crate::messages::{Answer, Birth, Command, Gone, Presence, Telemetry};
+use crate::messages::{Announcement, Answer, Birth, Command, Gone, Presence, Telemetry};
 use crate::topics::Topic;
 use crate::transfer::TransferMessage;
+use crate::v2;
+use crate::version::{Version, VersionRange};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
 
-/// The protocol's version; a message with another one is refused.
-pub const PROTOCOL_VERSION: u16 = 2;
 /// The largest message, header included: below AWS IoT's 128 KiB.
 pub const MAX_MESSAGE_BYTES: usize = 120 * 1024;
 
@@ -56,6 +59,8 @@ pub enum Message {
     Presence(Presence),
     /// A transfer's message, from either side.
     Transfer(TransferMessage),
+    /// The coordinator's versions.
+    Announcement(Announcement),
 }
 
 /// Why a message was not read.
@@ -80,10 +85,14 @@ pub enum Refusal {
     /// Not a message of Skiff.
     #[error("not a message of Skiff")]
     Foreign,
-    /// Of another version.
-    #[error("protocol version {found}, and this program speaks {PROTOCOL_VERSION}: update the older side")]
+    /// A version that this program does not speak.
+    #[error(
+        "the message has protocol version {found}, this program speaks {}: update {}",
+        VersionRange::OURS,
+        older_side(*found)
+    )]
     Version {
-        /// The message's.
+        /// Version of the message.
         found: u16,
     },
     /// Of no known kind, or with unknown flags.
@@ -131,6 +140,11 @@ impl Refusal {
             Self::OutOfBounds { .. } => "out_of_bounds",
         }
     }
+}
+
+/// Returns the side to update if a message has version `found`.
+const fn older_side(found: u16) -> &'static str {
+    if found > VersionRange::OURS.max { "this program" } else { "the sender" }
 }
 
 /// Not a public key.
@@ -190,19 +204,22 @@ impl fmt::Display for Verifier {
     }
 }
 
-/// Writes `message`, signed for `topic` where there is a signer.
+/// Writes `message` in the layout of `version`, signed for `topic` if there is a signer.
+///
+/// An [`Announcement`] always has the layout and header of version 3.
 ///
 /// # Panics
-/// Where the message breaks a bound that its fields state: whoever made it should have kept it.
+/// If the message breaks a bound that its fields state: whoever made it should have kept it.
 #[must_use]
-pub fn seal(message: &Message, topic: &str, signer: Option<&Signer>) -> Vec<u8> {
-    if let Err(field) = bounds::check(message) {
+pub fn seal(message: &Message, version: Version, topic: &str, signer: Option<&Signer>) -> Vec<u8> {
+    let version = if matches!(message, Message::Announcement(_)) { Version::V3 } else { version };
+    if let Err(field) = bounds::check(message, version) {
         panic!("a message to {topic} breaks the bounds of {field}");
     }
-    let payload = encode(message);
+    let payload = encode(message, version);
     let mut bytes = Vec::with_capacity(SIGNATURE_AT + SIGNATURE_BYTES + payload.len());
     bytes.extend(MAGIC);
-    bytes.extend(PROTOCOL_VERSION.to_le_bytes());
+    bytes.extend(version.number().to_le_bytes());
     bytes.push(message.kind());
     bytes.push(if signer.is_some() { SIGNED } else { 0 });
     bytes.extend(u32::try_from(payload.len()).expect("bounds keep messages small").to_le_bytes());
@@ -215,13 +232,13 @@ pub fn seal(message: &Message, topic: &str, signer: Option<&Signer>) -> Vec<u8> 
     bytes
 }
 
-/// Reads a message that came on `topic`; where there is a verifier only what it vouches for.
+/// Reads a message that came on `topic`, and its version. If there is a verifier, the message must be signed by its signer.
 ///
 /// Whether such a message belongs on the topic is another question: [`Message::belongs_on`].
 ///
 /// # Errors
 /// The [`Refusal`] says why it is not one.
-pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<Message, Refusal> {
+pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<(Message, Version), Refusal> {
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(Refusal::Oversized { found: bytes.len(), most: MAX_MESSAGE_BYTES });
     }
@@ -234,10 +251,8 @@ pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<Me
     if [m0, m1, m2, m3] != MAGIC {
         return Err(Refusal::Foreign);
     }
-    let version = u16::from_le_bytes([v0, v1]);
-    if version != PROTOCOL_VERSION {
-        return Err(Refusal::Version { found: version });
-    }
+    let found = u16::from_le_bytes([v0, v1]);
+    let version = Version::from_number(found).ok_or(Refusal::Version { found })?;
     if flags & !SIGNED != 0 {
         return Err(Refusal::UnknownKind { kind, flags });
     }
@@ -262,9 +277,9 @@ pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<Me
         let signature = Signature::from_slice(signature).map_err(|_| Refusal::Signature)?;
         key.verify_strict(&signed_text(topic, header), &signature).map_err(|_| Refusal::Signature)?;
     }
-    let message = decode(kind, flags, payload)?;
-    bounds::check(&message).map_err(|field| Refusal::OutOfBounds { field })?;
-    Ok(message)
+    let message = decode(kind, flags, version, payload)?;
+    bounds::check(&message, version).map_err(|field| Refusal::OutOfBounds { field })?;
+    Ok((message, version))
 }
 
 impl Message {
@@ -278,6 +293,7 @@ impl Message {
             Self::Command(_) => 5,
             Self::Presence(_) => 6,
             Self::Transfer(_) => 7,
+            Self::Announcement(_) => 8,
         }
     }
 
@@ -290,41 +306,48 @@ impl Message {
             Self::Answer(_) => matches!(topic, Topic::Answer(_)),
             Self::Command(_) => matches!(topic, Topic::Command(_)),
             Self::Presence(_) => matches!(topic, Topic::Presence),
+            Self::Announcement(_) => matches!(topic, Topic::Versions),
             Self::Transfer(_) => matches!(topic, Topic::UpTransfer(..) | Topic::DownTransfer(..)),
         }
     }
 }
 
-fn encode(message: &Message) -> Vec<u8> {
+fn encode(message: &Message, version: Version) -> Vec<u8> {
     fn bytes(value: &impl Serialize) -> Vec<u8> {
         postcard::to_stdvec(value).expect("plain values can be written")
     }
-    match message {
-        Message::Birth(value) => bytes(value),
-        Message::Gone(value) => bytes(value),
-        Message::Telemetry(value) => bytes(value),
-        Message::Answer(value) => bytes(value),
-        Message::Command(value) => bytes(value),
-        Message::Presence(value) => bytes(value),
-        Message::Transfer(value) => bytes(value),
+    match (message, version) {
+        (Message::Birth(value), Version::V2) => bytes(&v2::Birth::from(value)),
+        (Message::Birth(value), Version::V3) => bytes(value),
+        (Message::Answer(value), Version::V2) => bytes(&v2::Answer::from(value)),
+        (Message::Answer(value), Version::V3) => bytes(value),
+        (Message::Gone(value), _) => bytes(value),
+        (Message::Telemetry(value), _) => bytes(value),
+        (Message::Command(value), _) => bytes(value),
+        (Message::Presence(value), _) => bytes(value),
+        (Message::Transfer(value), _) => bytes(value),
+        (Message::Announcement(value), _) => bytes(value),
     }
 }
 
-fn decode(kind: u8, flags: u8, payload: &[u8]) -> Result<Message, Refusal> {
+fn decode(kind: u8, flags: u8, version: Version, payload: &[u8]) -> Result<Message, Refusal> {
     fn value<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Refusal> {
         match postcard::take_from_bytes(payload) {
             Ok((value, [])) => Ok(value),
             Ok(_) | Err(_) => Err(Refusal::Malformed),
         }
     }
-    match kind {
-        1 => value(payload).map(Message::Birth),
-        2 => value(payload).map(Message::Gone),
-        3 => value(payload).map(Message::Telemetry),
-        4 => value(payload).map(Message::Answer),
-        5 => value(payload).map(Message::Command),
-        6 => value(payload).map(Message::Presence),
-        7 => value(payload).map(Message::Transfer),
+    match (kind, version) {
+        (1, Version::V2) => value::<v2::Birth>(payload).map(|birth| Message::Birth(birth.into())),
+        (1, Version::V3) => value(payload).map(Message::Birth),
+        (2, _) => value(payload).map(Message::Gone),
+        (3, _) => value(payload).map(Message::Telemetry),
+        (4, Version::V2) => value::<v2::Answer>(payload).map(|answer| Message::Answer(answer.into())),
+        (4, Version::V3) => value(payload).map(Message::Answer),
+        (5, _) => value(payload).map(Message::Command),
+        (6, _) => value(payload).map(Message::Presence),
+        (7, _) => value(payload).map(Message::Transfer),
+        (8, Version::V3) => value(payload).map(Message::Announcement),
         _ => Err(Refusal::UnknownKind { kind, flags }),
     }
 }
@@ -341,8 +364,9 @@ fn signed_text(topic: &str, header: &[u8]) -> Vec<u8> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::messages::{BootId, EvaluateOrder, Order, RunId};
+    use crate::messages::{BootId, EvaluateOrder, EvaluationReport, Order, Outcome, RunId};
     use crate::messages::{Digest, SharingPlan, TrainOrder};
+    use crate::metrics::{MAX_CELLS, MAX_CLASSES, MAX_REPORTED_COUNT, TaskMetrics};
     use crate::testing;
     use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
@@ -360,24 +384,30 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn what_was_sealed_is_opened(message in testing::message(), signed in any::<bool>()) {
+        fn what_was_sealed_is_opened(
+            message in testing::message(),
+            version in testing::version(),
+            signed in any::<bool>(),
+        ) {
             let signer = signed.then(|| signer(1));
-            let bytes = seal(&message, TOPIC, signer.as_ref());
-            prop_assert_eq!(&open(&bytes, TOPIC, None), &Ok(message.clone()));
+            let bytes = seal(&message, version, TOPIC, signer.as_ref());
+            let carried = carried(message, version);
+            prop_assert_eq!(&open(&bytes, TOPIC, None), &Ok(carried.clone()));
             if let Some(signer) = &signer {
-                prop_assert_eq!(open(&bytes, TOPIC, Some(&signer.verifier())), Ok(message));
+                prop_assert_eq!(open(&bytes, TOPIC, Some(&signer.verifier())), Ok(carried));
             }
         }
 
         #[test]
         fn a_changed_byte_is_refused(
             message in testing::message(),
+            version in testing::version(),
             signed in any::<bool>(),
             at in any::<proptest::sample::Index>(),
             change in 1..=255_u8,
         ) {
             let signer = signed.then(|| signer(1));
-            let mut bytes = seal(&message, TOPIC, signer.as_ref());
+            let mut bytes = seal(&message, version, TOPIC, signer.as_ref());
             // Half of the changes where they are most interesting: in the header and what follows it.
             let at = if at.index(2) == 0 { at.index(bytes.len()) } else { at.index(bytes.len().min(120)) };
             bytes[at] ^= change;
@@ -386,8 +416,12 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_or_lengthened_message_is_refused(message in testing::message(), cut in any::<proptest::sample::Index>()) {
-            let mut bytes = seal(&message, TOPIC, None);
+        fn a_cut_or_lengthened_message_is_refused(
+            message in testing::message(),
+            version in testing::version(),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut bytes = seal(&message, version, TOPIC, None);
             let shorter = open(&bytes[..cut.index(bytes.len())], TOPIC, None);
             prop_assert_eq!(shorter.map_err(|refusal| refusal.label()), Err("truncated"));
             bytes.push(0);
@@ -402,43 +436,85 @@ mod tests {
 
         /// Whatever stands behind an intact header: a message that keeps its bounds, or a refusal.
         #[test]
-        fn payloads_never_panic(kind in 0..9_u8, payload in proptest::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(message) = open(&frame(kind, &payload), TOPIC, None) {
-                prop_assert_eq!(bounds::check(&message), Ok(()));
+        fn payloads_never_panic(
+            kind in 0..10_u8,
+            version in testing::version(),
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            if let Ok((message, found)) = open(&framed(kind, version, &payload), TOPIC, None) {
+                prop_assert_eq!(found, version);
+                prop_assert_eq!(bounds::check(&message, version), Ok(()));
+            }
+        }
+
+        /// A message of one version under the header of another: a message that keeps its bounds, or a refusal.
+        #[test]
+        fn a_wrong_version_never_panics(message in testing::message(), version in testing::version()) {
+            let payload = encode(&message, version);
+            for claimed in Version::ALL {
+                if let Ok((read, _)) = open(&framed(message.kind(), claimed, &payload), TOPIC, None) {
+                    prop_assert_eq!(bounds::check(&read, claimed), Ok(()));
+                }
             }
         }
     }
 
+    /// What `message` becomes on its way in `version`.
+    fn carried(message: Message, version: Version) -> (Message, Version) {
+        match (message, version) {
+            (Message::Birth(birth), Version::V2) => {
+                (Message::Birth(Birth { speaks: VersionRange { min: 2, max: 2 }, ..birth }), version)
+            }
+            (Message::Answer(mut answer), Version::V2) => {
+                if let Outcome::Evaluated(report) = &mut answer.outcome {
+                    report.metrics = TaskMetrics::Unknown;
+                }
+                (Message::Answer(answer), version)
+            }
+            (Message::Announcement(announcement), _) => (Message::Announcement(announcement), Version::V3),
+            (message, version) => (message, version),
+        }
+    }
+
     /// A payload of any kind under a header that fits.
-    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = [&MAGIC[..], &PROTOCOL_VERSION.to_le_bytes(), &[kind, 0]].concat();
+    fn framed(kind: u8, version: Version, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = [&MAGIC[..], &version.number().to_le_bytes(), &[kind, 0]].concat();
         bytes.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
         bytes.extend(digest(&bytes, payload));
         bytes.extend(payload);
         bytes
     }
 
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        framed(kind, Version::NEWEST, payload)
+    }
+
     #[test]
     fn only_the_coordinators_signature_for_this_topic_is_taken() {
         let verifier = signer(1).verifier();
         let opened = |bytes: &[u8], topic| open(bytes, topic, Some(&verifier));
-        let bytes = seal(&presence(), TOPIC, Some(&signer(1)));
-        assert_eq!(opened(&bytes, TOPIC), Ok(presence()));
+        let bytes = seal(&presence(), Version::OLDEST, TOPIC, Some(&signer(1)));
+        assert_eq!(opened(&bytes, TOPIC), Ok((presence(), Version::OLDEST)));
         assert_eq!(opened(&bytes, "skiff/v1/g/all/presence"), Err(Refusal::Signature));
-        assert_eq!(opened(&seal(&presence(), TOPIC, Some(&signer(2))), TOPIC), Err(Refusal::Signature));
-        assert_eq!(opened(&seal(&presence(), TOPIC, None), TOPIC), Err(Refusal::Unsigned));
+        assert_eq!(
+            opened(&seal(&presence(), Version::OLDEST, TOPIC, Some(&signer(2))), TOPIC),
+            Err(Refusal::Signature)
+        );
+        assert_eq!(opened(&seal(&presence(), Version::OLDEST, TOPIC, None), TOPIC), Err(Refusal::Unsigned));
     }
 
     #[test]
     fn refusals_say_what_was_wrong() {
-        let good = seal(&presence(), TOPIC, None);
+        let good = seal(&presence(), Version::OLDEST, TOPIC, None);
         let changed = |at: usize, to: u8| {
             let mut bytes = good.clone();
             bytes[at] = to;
             open(&bytes, TOPIC, None).unwrap_err().label()
         };
         assert_eq!(changed(0, b'X'), "foreign");
-        assert_eq!(changed(4, 3), "version");
+        assert_eq!(changed(4, 4), "version");
+        assert_eq!(changed(4, 1), "version");
+        assert_eq!(changed(4, 3), "digest", "the version is digested too");
         assert_eq!(changed(6, 2), "digest");
         assert_eq!(changed(7, 2), "unknown_kind");
         assert_eq!(changed(7, 1), "truncated");
@@ -482,7 +558,7 @@ mod tests {
         };
         let refused = |order: TrainOrder| {
             let command = Command { run: RunId(1), started_ms: 1, round: 1, epoch: 1, order: Order::Train(order) };
-            let payload = encode(&Message::Command(command));
+            let payload = encode(&Message::Command(command), Version::NEWEST);
             match open(&frame(5, &payload), TOPIC, None) {
                 Err(Refusal::OutOfBounds { field }) => field,
                 Err(other) => other.label(),
@@ -517,7 +593,68 @@ mod tests {
             deadline_ms: 1,
         };
         let command = Command { run: RunId(1), started_ms: 1, round: 1, epoch: 1, order: Order::Evaluate(order) };
-        drop(seal(&Message::Command(command), TOPIC, None));
+        drop(seal(&Message::Command(command), Version::NEWEST, TOPIC, None));
+    }
+
+    #[test]
+    fn a_refused_version_says_both_versions_and_what_to_update() {
+        let said = |found| Refusal::Version { found }.to_string();
+        assert_eq!(said(4), "the message has protocol version 4, this program speaks 2 to 3: update this program");
+        assert_eq!(said(1), "the message has protocol version 1, this program speaks 2 to 3: update the sender");
+    }
+
+    #[test]
+    fn an_announcement_has_version_3_whatever_else_is_spoken() {
+        let announcement = Announcement { boot: BootId(7), speaks: VersionRange { min: 9, max: 12 } };
+        let bytes = seal(&Message::Announcement(announcement), Version::V2, TOPIC, None);
+        assert_eq!(open(&bytes, TOPIC, None), Ok((Message::Announcement(announcement), Version::V3)));
+        let payload = encode(&Message::Announcement(announcement), Version::V3);
+        let refused = open(&framed(8, Version::V2, &payload), TOPIC, None);
+        assert_eq!(refused, Err(Refusal::UnknownKind { kind: 8, flags: 0 }));
+    }
+
+    #[test]
+    fn the_largest_metrics_fit_into_a_message() {
+        // Counts as large as they may be: of each class in turn, a third of its examples taken for each of two others.
+        let third = MAX_REPORTED_COUNT / 3;
+        let next = |class: usize, by: usize| u16::try_from((class + by) % MAX_CLASSES).unwrap();
+        let classes = payload(&vec![(2 * third, 2 * third, 0_u64); MAX_CLASSES]);
+        let cells: Vec<_> = (0..MAX_CLASSES)
+            .flat_map(|class| {
+                let mut to = [next(class, 1), next(class, 2)];
+                to.sort_unstable();
+                to.map(|predicted| (next(class, 0), predicted, third))
+            })
+            .collect();
+        assert_eq!(cells.len(), MAX_CELLS);
+        let metrics: TaskMetrics =
+            postcard::from_bytes(&[&[1][..], &classes, &[1], &payload(&cells)].concat()).unwrap();
+        let report = EvaluationReport {
+            examples: u64::MAX,
+            correct: u64::MAX,
+            loss_sum: 1.0,
+            evaluate_ms: u64::MAX,
+            peak_rss_bytes: u64::MAX,
+            metrics,
+        };
+        let outcome = Outcome::Evaluated(report);
+        let answer = Answer { boot: BootId(u64::MAX), run: RunId(u64::MAX), round: u32::MAX, epoch: u64::MAX, outcome };
+        let bytes = seal(&Message::Answer(answer), Version::V3, TOPIC, Some(&signer(1)));
+        assert!(bytes.len() > 100_000, "the largest that there is: {} bytes", bytes.len());
+    }
+
+    fn payload(value: &impl Serialize) -> Vec<u8> {
+        postcard::to_stdvec(value).unwrap()
+    }
+
+    #[test]
+    fn a_birth_speaks_the_version_that_it_is_written_in() {
+        for speaks in
+            [VersionRange { min: 2, max: 2 }, VersionRange { min: 4, max: 4 }, VersionRange { min: 3, max: 2 }]
+        {
+            let payload = encode(&Message::Birth(Birth { speaks, ..testing::sample_birth() }), Version::V3);
+            assert_eq!(open(&frame(1, &payload), TOPIC, None), Err(Refusal::OutOfBounds { field: "speaks" }));
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What the two sides say to each other.
 //!
 //! A device speaks with [`Birth`], [`Gone`], [`Telemetry`] and [`Answer`]; the coordinator with [`Command`] and
-//! [`Presence`]; both with [`crate::transfer::TransferMessage`].
+//! [`Presence`]; both with [`crate::transfer::TransferMessage`]. The types are those of the newest version of the
+//! protocol; what an older version had instead is in [`crate::v2`].
 //!
 //! **Delivery.** MQTT's acknowledgement is the broker's, not the receiver's. So the coordinator repeats a command until
 //! it is answered, and a device answers a repeated command again from what it has stored. Every command carries an
@@ -10,6 +11,8 @@
 //! before the newest one that the device obeyed is late, whatever its epoch.
 
 use crate::bounds;
+use crate::metrics::TaskMetrics;
+use crate::version::VersionRange;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -76,6 +79,8 @@ pub struct Birth {
     pub place: Place,
     /// What it predicts of its memory.
     pub memory: StepMemory,
+    /// Versions of the protocol that the agent speaks; the version of this message is one of them.
+    pub speaks: VersionRange,
 }
 
 /// What a device's owner says of it: rules of the coordinator's go by it.
@@ -397,7 +402,7 @@ pub struct Probe {
 }
 
 /// What a device found on its test examples.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct EvaluationReport {
     /// Examples evaluated.
     pub examples: u64,
@@ -409,6 +414,8 @@ pub struct EvaluationReport {
     pub evaluate_ms: u64,
     /// Largest resident memory of the agent so far, in bytes.
     pub peak_rss_bytes: u64,
+    /// Counts and sums for the measures of the task.
+    pub metrics: TaskMetrics,
 }
 
 /// The coordinator is here, or gone (retained, for everybody).
@@ -418,4 +425,16 @@ pub struct Presence {
     pub boot: BootId,
     /// False in the last will.
     pub online: bool,
+}
+
+/// The versions of the protocol that the coordinator speaks (retained, for everybody).
+///
+/// Its layout and the version in its header (3) never change, so that every agent from version 3 on can read it. It is
+/// published before the [`Presence`] of the same life. An older agent does not know its topic and ignores it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Announcement {
+    /// The life of the coordinator that it speaks for. It says nothing about any other life.
+    pub boot: BootId,
+    /// Versions that the coordinator speaks.
+    pub speaks: VersionRange,
 }

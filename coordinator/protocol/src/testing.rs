@@ -3,10 +3,13 @@
 use crate::bounds::{LAYERS, SENSORS};
 use crate::codec::Message;
 use crate::messages::{
-    AgentState, Answer, Battery, Birth, BootId, Command, Digest, EvaluateOrder, EvaluationReport, Gone, Machine, Order,
-    Outcome, Place, Presence, Probe, RunId, SharingPlan, StepMemory, Telemetry, TrainOrder, TrainReport, WorkSample,
+    AgentState, Announcement, Answer, Battery, Birth, BootId, Command, Digest, EvaluateOrder, EvaluationReport, Gone,
+    Machine, Order, Outcome, Place, Presence, Probe, RunId, SharingPlan, StepMemory, Telemetry, TrainOrder,
+    TrainReport, WorkSample,
 };
+use crate::metrics::{self, Classification, Language, Regression, SpanCounts, TaskMetrics, Tokens};
 use crate::transfer::{CHUNK_BYTES, Held, MAX_CHUNKS, MAX_TRANSFER_BYTES, Offer, Purpose, TransferMessage};
+use crate::version::{Version, VersionRange};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
@@ -20,7 +23,72 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), any::<bool>())
             .prop_map(|(boot, online)| Message::Presence(Presence { boot: BootId(boot), online })),
         transfer().prop_map(Message::Transfer),
+        (any::<u64>(), 1..=9_u16, 0..9_u16).prop_map(|(boot, min, more)| {
+            Message::Announcement(Announcement { boot: BootId(boot), speaks: VersionRange { min, max: min + more } })
+        }),
     ]
+}
+
+/// A version of the protocol.
+pub(crate) fn version() -> impl Strategy<Value = Version> {
+    proptest::sample::select(&Version::ALL)
+}
+
+/// A birth with nothing special.
+pub(crate) fn sample_birth() -> Birth {
+    Birth {
+        boot: BootId(1),
+        agent_version: "0.1.0".to_owned(),
+        pack: Digest([1; 32]),
+        train_examples: 10,
+        test_examples: 5,
+        machine: Machine { arch: "x86_64".to_owned(), os: "Debian 13".to_owned(), cores: 4, memory_bytes: 1 << 32 },
+        place: Place::default(),
+        memory: StepMemory::default(),
+        speaks: VersionRange::OURS,
+    }
+}
+
+/// Metrics of any task.
+pub(crate) fn metrics() -> impl Strategy<Value = TaskMetrics> {
+    prop_oneof![
+        Just(TaskMetrics::Unknown),
+        classification().prop_map(TaskMetrics::Classification),
+        tokens().prop_map(TaskMetrics::Tokens),
+        regression().prop_map(TaskMetrics::Regression),
+        (0..=metrics::MAX_REPORTED_COUNT, 0_f64..1e9)
+            .prop_map(|(tokens, loss_sum)| TaskMetrics::Language(Language { tokens, loss_sum })),
+    ]
+}
+
+fn classification() -> impl Strategy<Value = Classification> {
+    (1..=20_usize, vec((0..20_usize, 0..20_usize), 0..100)).prop_map(|(classes, pairs)| {
+        let mut counts = Classification::new(classes).expect("1 to 20 classes");
+        pairs.into_iter().for_each(|(truth, predicted)| counts.count(truth % classes, predicted % classes));
+        counts
+    })
+}
+
+fn tokens() -> impl Strategy<Value = Tokens> {
+    (vec(any::<bool>(), 0..50), vec(("[A-Z]{1,4}", 0..99_u64, 0..99_u64, 0..99_u64), 0..20)).prop_map(
+        |(seen, types)| {
+            let mut counts = Tokens::default();
+            seen.into_iter().for_each(|is_correct| counts.count_token(is_correct));
+            for (name, truth, predicted, correct) in types {
+                let correct = correct.min(truth).min(predicted);
+                counts.add_spans(&SpanCounts { name, truth, predicted, correct }).expect("few and small");
+            }
+            counts
+        },
+    )
+}
+
+fn regression() -> impl Strategy<Value = Regression> {
+    vec((-5_f64..5.0, -5_f64..5.0), 0..50).prop_map(|pairs| {
+        let mut sums = Regression::default();
+        pairs.into_iter().for_each(|(predicted, truth)| sums.count(predicted, truth));
+        sums
+    })
 }
 
 fn digest() -> impl Strategy<Value = Digest> {
@@ -42,6 +110,8 @@ fn birth() -> impl Strategy<Value = Birth> {
             },
             memory: StepMemory { limit_bytes: n[0], process_bytes: n[1], step_bytes: n[2], layer_bytes: n[3] },
             machine: Machine { arch: name, os, cores, memory_bytes: n[3] },
+            // Every version that a message may have is among them.
+            speaks: VersionRange { min: 1 + (cores % 2) as u16, max: 3 + (cores % 7) as u16 },
         }
     })
 }
@@ -83,8 +153,9 @@ fn answer() -> impl Strategy<Value = Answer> {
     let outcomes = prop_oneof![
         any::<bool>().prop_map(|has_weights| Outcome::Accepted { has_weights }),
         "[ -~]{0,200}".prop_map(|reason| Outcome::Refused { reason }),
-        (any::<[u64; 2]>(), 0..=1000_u64, 0_f64..1e9).prop_map(|(n, correct, loss_sum)| {
+        (any::<[u64; 2]>(), 100..=1000_u64, 0_f64..1e9, metrics()).prop_map(|(n, correct, loss_sum, metrics)| {
             Outcome::Evaluated(EvaluationReport {
+                metrics,
                 examples: correct.saturating_add(n[0]),
                 correct,
                 loss_sum,

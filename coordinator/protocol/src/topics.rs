@@ -3,8 +3,12 @@
 //! ```text
 //! skiff/v1/{fleet}/d/{device}/up/{birth,telemetry,answer,transfer/{id}}   the device writes
 //! skiff/v1/{fleet}/d/{device}/dn/{command,transfer/{id}}                  the device reads
-//! skiff/v1/{fleet}/all/presence                                           every device reads
+//! skiff/v1/{fleet}/all/{presence,versions}                                every device reads
 //! ```
+//!
+//! The `v1` is the version of this tree. Messages have a version of their own, in their header. What every device reads is
+//! written in the oldest version that is still spoken, so that every device can; `all/versions` is the one exception: it
+//! is for devices from version 3 on and tells them which versions the coordinator speaks.
 
 use crate::transfer::TransferId;
 use serde::{Deserialize, Serialize};
@@ -92,6 +96,8 @@ pub enum Topic {
     DownTransfer(DeviceId, TransferId),
     /// Retained: [`crate::messages::Presence`].
     Presence,
+    /// Retained: [`crate::messages::Announcement`].
+    Versions,
 }
 
 impl Topic {
@@ -107,6 +113,7 @@ impl Topic {
             Self::Command(device) => format!("{root}/d/{device}/dn/command"),
             Self::DownTransfer(device, id) => format!("{root}/d/{device}/dn/transfer/{id}"),
             Self::Presence => format!("{root}/all/presence"),
+            Self::Versions => format!("{root}/all/versions"),
         }
     }
 
@@ -114,8 +121,10 @@ impl Topic {
     #[must_use]
     pub fn parse(fleet: &FleetId, text: &str) -> Option<Self> {
         let rest = text.strip_prefix("skiff/v1/")?.strip_prefix(fleet.as_str())?.strip_prefix('/')?;
-        if rest == "all/presence" {
-            return Some(Self::Presence);
+        match rest {
+            "all/presence" => return Some(Self::Presence),
+            "all/versions" => return Some(Self::Versions),
+            _ => {}
         }
         let (device, rest) = rest.strip_prefix("d/")?.split_once('/')?;
         let device: DeviceId = device.parse().ok()?;

@@ -5,9 +5,9 @@
 
 use skiff_link::{Publication, Qos};
 use skiff_protocol::codec::{self, Message};
-use skiff_protocol::messages::{Answer, Birth, BootId, Command, Gone, Presence, Telemetry};
+use skiff_protocol::messages::{Announcement, Answer, Birth, BootId, Command, Gone, Presence, Telemetry};
 use skiff_protocol::transfer::{TransferId, TransferMessage};
-use skiff_protocol::{DeviceId, FleetId, Signer, Timestamp, Topic};
+use skiff_protocol::{DeviceId, FleetId, Signer, Timestamp, Topic, Version, VersionRange};
 use std::collections::BTreeMap;
 
 /// A message of a device.
@@ -25,15 +25,33 @@ pub enum Said {
     Transfer(TransferId, TransferMessage),
 }
 
+/// A message that was not taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// One word, for counting.
+    pub label: &'static str,
+    /// What is wrong with the message, for the operator.
+    pub reason: String,
+}
+
+impl Refused {
+    fn new(label: &'static str, reason: &str) -> Self {
+        Self { label, reason: reason.to_owned() }
+    }
+}
+
 /// Reads a message that came from the broker.
 ///
 /// # Errors
-/// The label under which it is to be counted.
-pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, Said), &'static str> {
-    let parsed = Topic::parse(fleet, topic).ok_or("unknown_topic")?;
-    let message = codec::open(payload, topic, None).map_err(|refusal| refusal.label())?;
+/// [`Refused`] if it cannot be read, or does not belong on its topic.
+pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, Said), Refused> {
+    let wrong_topic = || Refused::new("wrong_topic", "the message does not belong on its topic");
+    let parsed =
+        Topic::parse(fleet, topic).ok_or_else(|| Refused::new("unknown_topic", "the topic is not one of Skiff's"))?;
+    let (message, _) =
+        codec::open(payload, topic, None).map_err(|refusal| Refused::new(refusal.label(), &refusal.to_string()))?;
     if !message.belongs_on(&parsed) {
-        return Err("wrong_topic");
+        return Err(wrong_topic());
     }
     match (parsed, message) {
         (Topic::Birth(device), Message::Birth(birth)) => Ok((device, Said::Birth(birth))),
@@ -41,7 +59,7 @@ pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, S
         (Topic::Telemetry(device), Message::Telemetry(telemetry)) => Ok((device, Said::Telemetry(telemetry))),
         (Topic::Answer(device), Message::Answer(answer)) => Ok((device, Said::Answer(answer))),
         (Topic::UpTransfer(device, id), Message::Transfer(message)) => Ok((device, Said::Transfer(id, message))),
-        _ => Err("wrong_topic"),
+        _ => Err(wrong_topic()),
     }
 }
 
@@ -59,28 +77,43 @@ impl Writer {
         Self { fleet, signer, boot }
     }
 
-    /// The coordinator is here, or (as last will) gone. Retained.
+    /// Returns the message that the coordinator is here, or (as last will) gone. Retained, and in the oldest version: every
+    /// device reads it.
     #[must_use]
     pub fn presence(&self, online: bool) -> Publication {
-        let presence = Presence { boot: self.boot, online };
-        Publication { retain: true, ..self.publication(&Topic::Presence, &Message::Presence(presence)) }
+        let presence = Message::Presence(Presence { boot: self.boot, online });
+        Publication { retain: true, ..self.publication(&Topic::Presence, &presence, Version::OLDEST) }
     }
 
-    /// A command to a device.
+    /// Returns the message that says which versions the coordinator speaks. Retained. Devices that speak only version 2 do
+    /// not know its topic.
     #[must_use]
-    pub fn command(&self, device: &DeviceId, command: Command) -> Publication {
-        self.publication(&Topic::Command(device.clone()), &Message::Command(command))
+    pub fn announcement(&self) -> Publication {
+        let announcement = Message::Announcement(Announcement { boot: self.boot, speaks: VersionRange::OURS });
+        Publication { retain: true, ..self.publication(&Topic::Versions, &announcement, Version::V3) }
     }
 
-    /// A transfer's message to a device.
+    /// Returns a command to a device, in a version that the device speaks.
     #[must_use]
-    pub fn transfer(&self, device: &DeviceId, id: TransferId, message: TransferMessage) -> Publication {
-        self.publication(&Topic::DownTransfer(device.clone(), id), &Message::Transfer(message))
+    pub fn command(&self, device: &DeviceId, version: Version, command: Command) -> Publication {
+        self.publication(&Topic::Command(device.clone()), &Message::Command(command), version)
     }
 
-    fn publication(&self, topic: &Topic, message: &Message) -> Publication {
+    /// Returns a transfer's message to a device, in a version that the device speaks.
+    #[must_use]
+    pub fn transfer(
+        &self,
+        device: &DeviceId,
+        version: Version,
+        id: TransferId,
+        message: TransferMessage,
+    ) -> Publication {
+        self.publication(&Topic::DownTransfer(device.clone(), id), &Message::Transfer(message), version)
+    }
+
+    fn publication(&self, topic: &Topic, message: &Message, version: Version) -> Publication {
         let topic = topic.text(&self.fleet);
-        let payload = codec::seal(message, &topic, Some(&self.signer));
+        let payload = codec::seal(message, version, &topic, Some(&self.signer));
         Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false }
     }
 }
@@ -136,13 +169,15 @@ mod tests {
     #[test]
     fn the_device_is_the_one_of_the_topic() {
         let topic = Topic::Birth(device()).text(&fleet());
-        let (who, said) = read(&fleet(), &topic, &codec::seal(&gone(), &topic, None)).unwrap();
+        let (who, said) = read(&fleet(), &topic, &codec::seal(&gone(), Version::OLDEST, &topic, None)).unwrap();
         assert_eq!((who, said), (device(), Said::Gone(Gone { boot: BootId(4), clean: true })));
     }
 
     #[test]
     fn what_does_not_belong_is_refused_by_label() {
-        let sealed = |topic: &str| codec::seal(&gone(), topic, None);
+        let read =
+            |fleet: &FleetId, topic: &str, payload: &[u8]| read(fleet, topic, payload).map_err(|refused| refused.label);
+        let sealed = |topic: &str| codec::seal(&gone(), Version::OLDEST, topic, None);
         let answer = Topic::Answer(device()).text(&fleet());
         assert_eq!(read(&fleet(), &answer, &sealed(&answer)), Err("wrong_topic"));
         assert_eq!(read(&fleet(), "skiff/v1/home/d/pi/up/diary", &sealed("x")), Err("unknown_topic"));
@@ -152,8 +187,16 @@ mod tests {
         let command = Topic::Command(device()).text(&fleet());
         let order = skiff_protocol::messages::Order::Stop;
         let stop = Command { run: skiff_protocol::RunId(1), started_ms: 0, round: 1, epoch: 2, order };
-        let bytes = codec::seal(&Message::Command(stop), &command, None);
+        let bytes = codec::seal(&Message::Command(stop), Version::OLDEST, &command, None);
         assert_eq!(read(&fleet(), &command, &bytes), Err("wrong_topic"), "what the coordinator itself says");
+        let mut newer = sealed(&birth);
+        newer[4] = 9;
+        let refused = super::read(&fleet(), &birth, &newer).unwrap_err();
+        assert_eq!(refused.label, "version");
+        assert_eq!(
+            refused.reason,
+            "the message has protocol version 9, this program speaks 2 to 3: update this program"
+        );
     }
 
     #[test]
@@ -163,9 +206,25 @@ mod tests {
         let writer = Writer::new(fleet(), signer, BootId(1));
         let presence = writer.presence(true);
         assert!(presence.retain);
-        let read = codec::open(&presence.payload, &presence.topic, Some(&verifier)).unwrap();
+        let (read, _) = codec::open(&presence.payload, &presence.topic, Some(&verifier)).unwrap();
         assert_eq!(read, Message::Presence(Presence { boot: BootId(1), online: true }));
         assert!(codec::open(&presence.payload, "skiff/v1/other/all/presence", Some(&verifier)).is_err());
+    }
+
+    #[test]
+    fn what_every_device_reads_is_in_a_version_that_it_reads() {
+        let writer = Writer::new(fleet(), Signer::new([5; 32]), BootId(1));
+        let opened = |publication: &Publication| codec::open(&publication.payload, &publication.topic, None).unwrap();
+        assert_eq!(opened(&writer.presence(true)).1, Version::OLDEST);
+        let announcement = writer.announcement();
+        assert!(announcement.retain);
+        let (read, version) = opened(&announcement);
+        let expected = Announcement { boot: BootId(1), speaks: VersionRange { min: 2, max: 3 } };
+        assert_eq!((read, version), (Message::Announcement(expected), Version::V3));
+        for version in Version::ALL {
+            let done = writer.transfer(&device(), version, TransferId(1), TransferMessage::Done);
+            assert_eq!(opened(&done).1, version);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::progress::{DeviceProgress, Presence};
 use crate::run::configurator::Pace;
 use crate::run::{Condition, Here};
 use skiff_protocol::messages::{AgentState, Birth, Gone, Place, Telemetry};
-use skiff_protocol::{DeviceId, Digest, Timestamp};
+use skiff_protocol::{DeviceId, Digest, Timestamp, Version};
 use std::collections::BTreeMap;
 
 /// The devices of one fleet.
@@ -76,6 +76,10 @@ impl Fleet {
         let pack = self.pack;
         let known = self.room_for(device, now)?;
         let was_here = known.presence == Presence::Here;
+        if known.only_learns_versions(&birth) {
+            known.birth = Some(birth);
+            return Ok(Change::Nothing);
+        }
         let is_same_life = known.birth.as_ref().is_some_and(|before| before.boot == birth.boot);
         if !is_same_life {
             known.telemetry = None;
@@ -133,6 +137,13 @@ impl Fleet {
             // It may come from a device and is shown on terminals.
             known.note = Some(note.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect());
         }
+    }
+
+    /// Returns the newest version of the protocol that a device speaks too; the oldest for an unknown device.
+    #[must_use]
+    pub fn version(&self, device: &DeviceId) -> Version {
+        let birth = self.devices.get(device).and_then(|known| known.birth.as_ref());
+        birth.and_then(|birth| Version::newest_common(birth.speaks)).unwrap_or(Version::OLDEST)
     }
 
     /// The devices that are fit for work.
@@ -194,6 +205,16 @@ pub fn condition(sample: &Telemetry) -> Condition {
 }
 
 impl Device {
+    /// Returns true if the birth of a present device says nothing new but the versions that it speaks. A device sends its
+    /// birth in version 2 first, and again in a newer one once it knows that the coordinator reads that.
+    fn only_learns_versions(&self, birth: &Birth) -> bool {
+        let is_there = matches!(self.presence, Presence::Here | Presence::WrongPack);
+        let is_same = |before: &Birth| {
+            before.speaks != birth.speaks && Birth { speaks: birth.speaks, ..before.clone() } == *birth
+        };
+        is_there && self.birth.as_ref().is_some_and(is_same)
+    }
+
     fn progress(&self, device: &DeviceId, now: Timestamp) -> DeviceProgress {
         let sample = self.telemetry.as_ref().map(|(_, sample)| sample);
         let is_there = matches!(self.presence, Presence::Here | Presence::WrongPack);
@@ -240,8 +261,8 @@ fn state(state: AgentState) -> &'static str {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use skiff_protocol::BootId;
     use skiff_protocol::messages::{Machine, Place, StepMemory};
+    use skiff_protocol::{BootId, VersionRange};
 
     const PACK: Digest = Digest([1; 32]);
 
@@ -253,6 +274,7 @@ mod tests {
         let machine = Machine { arch: "aarch64".into(), os: "Debian 12".into(), cores: 4, memory_bytes: 1 << 32 };
         let (place, memory) = (Place::default(), StepMemory::default());
         Birth {
+            speaks: skiff_protocol::VersionRange::OURS,
             boot: BootId(boot),
             agent_version: "0.1.0".into(),
             pack,
@@ -294,6 +316,24 @@ mod tests {
         assert!(seen.note.as_ref().unwrap().contains("install the same pack"));
         assert!(matches!(fleet.birth(&device("a"), birth(2, PACK), Timestamp(1)), Ok(Change::Here(_))));
         assert_eq!(fleet.birth(&device("a"), birth(3, Digest([2; 32])), Timestamp(2)), Ok(Change::Gone));
+    }
+
+    #[test]
+    fn a_birth_that_is_said_again_in_a_newer_version_is_the_same_life() {
+        let mut fleet = Fleet::new(PACK, 10);
+        let in_version_2 = |boot| Birth { speaks: VersionRange::only(Version::V2), ..birth(boot, PACK) };
+        assert_eq!(fleet.version(&device("a")), Version::V2, "nothing is known of it");
+        assert!(matches!(fleet.birth(&device("a"), in_version_2(1), Timestamp(0)), Ok(Change::Here(_))));
+        assert_eq!(fleet.version(&device("a")), Version::V2);
+        assert_eq!(fleet.birth(&device("a"), birth(1, PACK), Timestamp(1)), Ok(Change::Nothing));
+        assert_eq!(fleet.version(&device("a")), Version::V3);
+        let again = fleet.birth(&device("a"), birth(1, PACK), Timestamp(2));
+        assert!(matches!(again, Ok(Change::Here(_))), "it is back on the link");
+        let other = Birth { train_examples: 11, ..in_version_2(1) };
+        assert!(matches!(fleet.birth(&device("a"), other, Timestamp(3)), Ok(Change::Here(_))), "something changed");
+        let downgraded = fleet.birth(&device("a"), in_version_2(2), Timestamp(4));
+        assert!(matches!(downgraded, Ok(Change::Here(_))));
+        assert_eq!(fleet.version(&device("a")), Version::V2);
     }
 
     #[test]

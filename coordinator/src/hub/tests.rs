@@ -13,7 +13,7 @@ use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
 };
 use skiff_protocol::transfer::{CHUNK_BYTES, TransferId, TransferMessage};
-use skiff_protocol::{Signer, Topic, samples};
+use skiff_protocol::{Signer, Topic, Version, samples};
 use tempfile::TempDir;
 
 const PACK: Digest = Digest([9; 32]);
@@ -25,6 +25,10 @@ struct World {
     hub: Hub,
     now: u64,
     said: Vec<(DeviceId, Message)>,
+    /// Topics that every device reads, in the order in which they were written.
+    broadcast: Vec<Topic>,
+    /// Version of the last message to each device.
+    versions: BTreeMap<DeviceId, Version>,
     merges: Vec<MergeJob>,
 }
 
@@ -70,7 +74,8 @@ impl World {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let hub = open(&folder, 0).unwrap();
-        let mut world = Self { folder, hub, now: 0, said: vec![], merges: vec![] };
+        let (said, broadcast, versions) = (vec![], vec![], BTreeMap::new());
+        let mut world = Self { folder, hub, now: 0, said, broadcast, versions, merges: vec![] };
         world.link(vec![LinkEvent::Up]);
         world
     }
@@ -102,10 +107,14 @@ impl World {
             match effect {
                 Effect::Publish(publication) => {
                     let verifier = Signer::new([1; 32]).verifier();
-                    let message = codec::open(&publication.payload, &publication.topic, Some(&verifier)).unwrap();
+                    let (message, version) =
+                        codec::open(&publication.payload, &publication.topic, Some(&verifier)).unwrap();
                     match Topic::parse(&fleet(), &publication.topic).unwrap() {
-                        Topic::Command(device) | Topic::DownTransfer(device, _) => self.said.push((device, message)),
-                        Topic::Presence => {}
+                        Topic::Command(device) | Topic::DownTransfer(device, _) => {
+                            self.versions.insert(device.clone(), version);
+                            self.said.push((device, message));
+                        }
+                        topic @ (Topic::Presence | Topic::Versions) => self.broadcast.push(topic),
                         topic => panic!("the coordinator does not speak on {topic:?}"),
                     }
                 }
@@ -120,19 +129,36 @@ impl World {
     }
 
     fn say(&mut self, topic: &Topic, message: &Message) {
+        self.say_in(Version::OLDEST, topic, message);
+    }
+
+    fn say_in(&mut self, version: Version, topic: &Topic, message: &Message) {
         let topic = topic.text(&fleet());
-        let payload = codec::seal(message, &topic, None);
+        let payload = codec::seal(message, version, &topic, None);
         self.link(vec![LinkEvent::Message { topic, payload }]);
     }
 
     fn birth(&mut self, name: &str, pack: Digest) {
+        self.birth_in(Version::OLDEST, name, pack);
+    }
+
+    fn birth_in(&mut self, version: Version, name: &str, pack: Digest) {
         let machine = Machine { arch: "x".into(), os: "y".into(), cores: 1, memory_bytes: 1 };
         let (train_examples, test_examples) = (50, 50);
         let (place, memory) = (Place::default(), StepMemory::default());
         let agent_version = "0.1.0".to_owned();
-        let birth =
-            Birth { boot: BootId(3), agent_version, pack, train_examples, test_examples, machine, place, memory };
-        self.say(&Topic::Birth(device(name)), &Message::Birth(birth));
+        let birth = Birth {
+            speaks: skiff_protocol::VersionRange::OURS,
+            boot: BootId(3),
+            agent_version,
+            pack,
+            train_examples,
+            test_examples,
+            machine,
+            place,
+            memory,
+        };
+        self.say_in(version, &Topic::Birth(device(name)), &Message::Birth(birth));
     }
 
     fn command(&self, name: &str) -> Command {
@@ -152,8 +178,14 @@ impl World {
     fn evaluate(&mut self, name: &str) {
         let Order::Evaluate(order) = self.command(name).order else { panic!("no evaluation") };
         let correct = order.examples / 2;
-        let report =
-            EvaluationReport { examples: order.examples, correct, loss_sum: 2.0, evaluate_ms: 3, peak_rss_bytes: 5 };
+        let report = EvaluationReport {
+            examples: order.examples,
+            correct,
+            loss_sum: 2.0,
+            evaluate_ms: 3,
+            peak_rss_bytes: 5,
+            metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
+        };
         self.answer(name, Outcome::Evaluated(report));
     }
 
@@ -245,6 +277,29 @@ fn a_run_goes_from_start_to_merged_weights() {
     assert_eq!(world.run(), run, "as it was, after a restart");
     let listed = RunProgress { closed: Vec::new(), ..run };
     assert_eq!(world.hub.runs(Timestamp(world.now)).unwrap(), [listed]);
+}
+
+#[test]
+fn each_device_is_addressed_in_the_newest_version_that_it_speaks() {
+    let mut world = World::new();
+    world.birth("a", PACK);
+    world.birth("b", PACK);
+    world.birth_in(Version::V3, "b", PACK);
+    let effects = world.hub.start_run(RUN, settings(), Timestamp(world.now)).unwrap().unwrap();
+    world.carry_out(effects);
+    assert_eq!(world.versions, BTreeMap::from([(device("a"), Version::V2), (device("b"), Version::V3)]));
+    world.evaluate("a");
+    world.evaluate("b");
+    assert_eq!(world.upload("b", &update(1.0)), TransferMessage::Done);
+    assert_eq!(world.versions[&device("b")], Version::V3, "transfers too");
+}
+
+#[test]
+fn the_versions_are_announced_before_the_presence() {
+    let mut world = World::new();
+    world.broadcast.clear();
+    world.link(vec![LinkEvent::Up]);
+    assert_eq!(world.broadcast, [Topic::Versions, Topic::Presence]);
 }
 
 #[test]

@@ -239,6 +239,7 @@ impl World {
                     loss_sum: 1.5 * order.examples as f64,
                     evaluate_ms: 10,
                     peak_rss_bytes: 1,
+                    metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
                 };
                 self.answer(index, Outcome::Evaluated(report));
             }
@@ -534,7 +535,14 @@ fn an_evaluation_without_answers_ends_at_its_deadline() {
 #[test]
 fn a_report_that_cannot_be_is_not_counted() {
     let mut world = World::with_everybody(settings(), 3);
-    let lie = EvaluationReport { examples: 10_000, correct: 10_000, loss_sum: 0.0, evaluate_ms: 1, peak_rss_bytes: 1 };
+    let lie = EvaluationReport {
+        examples: 10_000,
+        correct: 10_000,
+        loss_sum: 0.0,
+        evaluate_ms: 1,
+        peak_rss_bytes: 1,
+        metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
+    };
     world.answer(0, Outcome::Evaluated(lie));
     world.finish(1);
     world.finish(2);
@@ -868,7 +876,14 @@ fn apply(world: &mut World, op: Op) {
         Op::Refuse(index) => world.answer(index, Outcome::Refused { reason: "busy".into() }),
         Op::OldAnswer(index, epoch) => {
             let before = world.run.ledger.clone();
-            let report = EvaluationReport { examples: 1, correct: 1, loss_sum: 0.1, evaluate_ms: 1, peak_rss_bytes: 1 };
+            let report = EvaluationReport {
+                examples: 1,
+                correct: 1,
+                loss_sum: 0.1,
+                evaluate_ms: 1,
+                peak_rss_bytes: 1,
+                metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
+            };
             let (boot, epoch) = (BootId(0), before.epoch.saturating_sub(2 + epoch));
             let answer = Answer { boot, run: RUN, round: 0, epoch, outcome: Outcome::Evaluated(report) };
             world.step(Event::Answered(device(index), answer));

@@ -20,6 +20,7 @@ pub mod hub;
 pub mod merge;
 pub mod progress;
 pub mod release;
+pub mod results;
 pub mod run;
 pub mod serve;
 pub mod store;

@@ -25,6 +25,7 @@ use crate::store::keys;
 use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::FlockOperation;
+use skiff_base::files::{self, Access};
 use skiff_blobs::Blobs;
 use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
 use skiff_protocol::topics::coordinator_filters;
@@ -45,6 +46,9 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 const BATCH: usize = 64;
 /// Publications that wait for the link; beyond that they are dropped, to be said again.
 const OUTGOING: usize = 2_048;
+
+/// File in the state folder with the path of the pack, for `skiff run export`.
+pub const PACK_FILE: &str = "pack.path";
 
 /// A coordinator at work, in tasks of the current tokio runtime.
 pub struct Coordinator {
@@ -77,6 +81,7 @@ impl Coordinator {
         let state = &config.state;
         make_state_folder(state).with_context(|| format!("making the state folder {}", state.display()))?;
         let lock = lock(state)?;
+        remember_pack(state, &config.pack).with_context(|| format!("writing {PACK_FILE} in {}", state.display()))?;
         let signer = keys::load_or_create(state)?;
         let public_key = signer.verifier().to_string();
         tracing::info!(public_key, "devices check the coordinator's messages with this key");
@@ -446,6 +451,12 @@ fn lock(state: &Path) -> anyhow::Result<File> {
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
         .with_context(|| format!("another coordinator works with the state folder {}", state.display()))?;
     Ok(file)
+}
+
+fn remember_pack(state: &Path, pack: &Path) -> std::io::Result<()> {
+    let mut line = std::path::absolute(pack)?.into_os_string().into_encoded_bytes();
+    line.push(b'\n');
+    files::replace(&state.join(PACK_FILE), &line, Access::Shared)
 }
 
 fn random() -> anyhow::Result<u64> {

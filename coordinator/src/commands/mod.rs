@@ -1,6 +1,7 @@
 //! The commands of `skiff`, one file each. Results go to standard output, everything else to standard error.
 
 pub mod explain;
+pub mod export;
 pub mod fleet;
 pub mod policy;
 pub mod run;

@@ -1,7 +1,7 @@
 //! `skiff run`: start, watch, stop and list runs of federated training.
 
-use super::Door;
 use super::table::{bytes, number, row, seconds, table};
+use super::{Door, export};
 use crate::doors::socket::{Client, Deleted, Request, ask_once};
 use crate::progress::{Phase, Progress, RoundProgress, RunProgress};
 use anyhow::{Context as _, bail};
@@ -21,6 +21,8 @@ pub enum Action {
     Stop(Door),
     /// The last runs, oldest first
     List(ListArguments),
+    /// Write the weights of a run as a Hugging Face PEFT adapter or as a plain checkpoint
+    Export(Box<export::Arguments>),
     /// Delete an ended run, and the weights that only it kept
     Delete(DeleteArguments),
 }
@@ -119,6 +121,7 @@ pub async fn run(action: Action) -> anyhow::Result<()> {
             ask_once::<()>(&door.state()?, &Request::StopRun).await?;
             Ok(writeln!(out, "the run is stopped")?)
         }
+        Action::Export(arguments) => export::run(&arguments),
         Action::Delete(arguments) => {
             let DeleteArguments { door, run, yes } = arguments;
             if !yes && !confirmed(&run)? {

@@ -1,0 +1,160 @@
+//! `skiff run export`: the weights of a run, for everybody else's tools.
+
+use super::Door;
+use super::table::bytes;
+use crate::results::{self, Choice, Weights};
+use crate::serve::PACK_FILE;
+use crate::store::SqliteStore;
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use serde_json::json;
+use skiff_blobs::Blobs;
+use skiff_models::pack::{Exported, Pack, Progress, export_adapter, export_merged};
+use skiff_protocol::Digest;
+use std::ffi::OsStr;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// What to export, and where to.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  skiff run export --state fleet-state --out adapter                   the best weights of the last run
+  skiff run export 00a1 --state fleet-state --last --out adapter       the last weights of run 00a1...
+  skiff run export --state fleet-state --merged --out tuned            a checkpoint with the weights merged in
+
+Load an adapter with peft.PeftModel.from_pretrained(model, \"adapter\") and a merged checkpoint with transformers'
+AutoModelFor...from_pretrained(\"tuned\"). The folder appears whole or not at all. An earlier export there is replaced;
+anything else there is an error and stays as it is. The coordinator may run meanwhile.")]
+pub struct Arguments {
+    /// The run: its name, the first digits of it, or `last`
+    #[arg(value_name = "RUN", default_value = "last")]
+    run: String,
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The weights with the best evaluation, or the last ones if there was none [default]
+    #[arg(long, conflicts_with_all = ["last", "round"])]
+    best: bool,
+    /// The weights of the last merged round
+    #[arg(long, conflicts_with = "round")]
+    last: bool,
+    /// The weights that round N made; the coordinator keeps those of the best and of the last round
+    #[arg(long, value_name = "N")]
+    round: Option<u32>,
+    /// Merge the tuned weights into the model and write a plain checkpoint
+    #[arg(long)]
+    merged: bool,
+    /// Take the model's own weights from this checkpoint. Without it they come from the pack, which may hold them rounded
+    #[arg(long, value_name = "DIR", requires = "merged")]
+    checkpoint: Option<PathBuf>,
+    /// The pack that the run trained [default: the one that `skiff serve` used last]
+    #[arg(long, value_name = "DIR")]
+    pack: Option<PathBuf>,
+    /// Print what was written as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    door: Door,
+}
+
+/// Writes the adapter or the checkpoint.
+///
+/// # Errors
+/// No such run or weights, another pack, or a folder that cannot be written.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let state = arguments.door.state()?;
+    let store = SqliteStore::open_existing(&state)?;
+    let row = results::find_run(&store, &arguments.run)?;
+    let blobs = Blobs::of_another(state.join("blobs"));
+    let weights = results::read_weights(&store, &blobs, &row, arguments.choice())?;
+    let pack = open_pack(arguments, &state, &weights)?;
+    let tensors = pack.schema().read(&weights.bytes).context("reading the weights")?;
+    let progress = &mut show_progress;
+    let out = &arguments.out;
+    let exported = match arguments.merged {
+        true => export_merged(&pack, &tensors, arguments.checkpoint.as_deref(), out, progress)?,
+        false => export_adapter(&pack, &tensors, out, progress)?,
+    };
+    if arguments.json {
+        return Ok(writeln!(std::io::stdout(), "{}", as_json(arguments, &weights, &exported)?)?);
+    }
+    Ok(write!(std::io::stdout(), "{}", as_text(arguments, &weights, &exported))?)
+}
+
+impl Arguments {
+    fn choice(&self) -> Choice {
+        match (self.round, self.last) {
+            (Some(round), _) => Choice::Round(round),
+            (None, true) => Choice::Last,
+            (None, false) => Choice::Best,
+        }
+    }
+}
+
+fn open_pack(arguments: &Arguments, state: &Path, weights: &Weights) -> anyhow::Result<Pack> {
+    let path = match &arguments.pack {
+        Some(path) => path.clone(),
+        None => {
+            remembered_pack(state).context("the state folder does not say where the pack is; name it with --pack")?
+        }
+    };
+    let pack = Pack::open(&path).with_context(|| format!("opening the pack {}", path.display()))?;
+    let found = Digest(pack.digest());
+    if let Some(expected) = weights.pack {
+        ensure!(
+            found == expected,
+            "{} is pack {found}, and the run trained pack {expected}; name that one with --pack",
+            path.display()
+        );
+    }
+    pack.check_weights().with_context(|| format!("checking the pack {}", path.display()))?;
+    Ok(pack)
+}
+
+/// Returns the pack that the coordinator of this folder opened last.
+fn remembered_pack(state: &Path) -> anyhow::Result<PathBuf> {
+    let bytes = std::fs::read(state.join(PACK_FILE)).with_context(|| format!("reading {PACK_FILE}"))?;
+    let path = bytes.strip_suffix(b"\n").unwrap_or_default();
+    ensure!(!path.is_empty(), "{PACK_FILE} is empty");
+    Ok(OsStr::from_bytes(path).into())
+}
+
+fn show_progress(progress: Progress<'_>) {
+    let mut err = std::io::stderr();
+    if err.is_terminal() {
+        let share =
+            progress.bytes.map_or_else(String::new, |(done, total)| format!(" {} of {}", bytes(done), bytes(total)));
+        let _ = write!(err, "\r\x1b[2K{}{share}\r", progress.doing);
+    }
+}
+
+fn as_json(arguments: &Arguments, weights: &Weights, exported: &Exported) -> anyhow::Result<serde_json::Value> {
+    let kind = if arguments.merged { "merged" } else { "adapter" };
+    let total: u64 = exported.files.values().sum();
+    let mut written = json!({
+        "run": weights.run.to_string(), "round": weights.round, "weights": weights.digest.to_string(),
+        "accuracy": weights.accuracy, "out": arguments.out, "kind": kind, "bytes": total,
+    });
+    if let (Some(all), serde_json::Value::Object(parts)) = (written.as_object_mut(), serde_json::to_value(exported)?) {
+        all.extend(parts);
+    }
+    Ok(written)
+}
+
+fn as_text(arguments: &Arguments, weights: &Weights, exported: &Exported) -> String {
+    let what = match arguments.merged {
+        true => "a plain checkpoint with the tuned weights merged in",
+        false => "an adapter in Hugging Face PEFT's format",
+    };
+    let accuracy = weights.accuracy.map_or_else(String::new, |accuracy| format!(", accuracy {accuracy:.4}"));
+    let Weights { run, round, .. } = weights;
+    let total: u64 = exported.files.values().sum();
+    format!(
+        "{} holds round {round} of run {run}{accuracy}: {what}, {} parameters, {}\n",
+        arguments.out.display(),
+        exported.parameters,
+        bytes(total)
+    )
+}

@@ -1,0 +1,288 @@
+//! The results of runs: which weights a run made, and where they are.
+//!
+//! It reads a journal and its blobs and changes nothing, so it works while a coordinator runs and when none does.
+
+use crate::run::{Entry, Record};
+use crate::store::summary::Kept;
+use crate::store::{RunRow, Store, StoreError};
+use skiff_blobs::{BlobError, Blobs};
+use skiff_protocol::{Digest, RunId};
+
+/// Which weights of a run are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// The evaluated weights with the best metric, or the last ones if none were evaluated.
+    Best,
+    /// The weights of the last merged round.
+    Last,
+    /// The weights that this round made, if they are still there.
+    Round(u32),
+}
+
+/// Weights of a run, read and checked.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Weights {
+    /// The run.
+    pub run: RunId,
+    /// The round that made them, from 1.
+    pub round: u32,
+    /// Digest of the pack that the run trained; unknown if the run's records are damaged.
+    pub pack: Option<Digest>,
+    /// Name of their blob.
+    pub digest: Digest,
+    /// Accuracy, if they were evaluated.
+    pub accuracy: Option<f64>,
+    /// A safetensors file with every trainable tensor.
+    pub bytes: Vec<u8>,
+}
+
+/// Why there are no weights to read.
+#[derive(Debug, thiserror::Error)]
+pub enum ResultError {
+    /// The journal.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no run at all.
+    #[error("no run has been started with this state folder")]
+    NoRun,
+    /// No run has this name.
+    #[error("there is no run {name}; `skiff run list` names them")]
+    UnknownRun {
+        /// The name, as asked for.
+        name: String,
+    },
+    /// Several runs begin with these digits.
+    #[error("{name} is the beginning of {matches} runs; write more digits")]
+    Ambiguous {
+        /// The name, as asked for.
+        name: String,
+        /// Number of runs.
+        matches: usize,
+    },
+    /// No round was merged.
+    #[error("run {run} has merged no round yet, so it has no weights of its own")]
+    NothingMerged {
+        /// The run.
+        run: RunId,
+    },
+    /// The round was not merged.
+    #[error("run {run} has no merged round {round}; {kept}")]
+    NoRound {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: u32,
+        /// What there is.
+        kept: KeptRounds,
+    },
+    /// Later weights took their place.
+    #[error("the weights of round {round} of run {run} were superseded and removed; {kept}")]
+    Superseded {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: u32,
+        /// What there is.
+        kept: KeptRounds,
+    },
+    /// The blob is damaged or missing.
+    #[error("reading the weights of round {round} of run {run}")]
+    Blob {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: u32,
+        /// The cause.
+        source: BlobError,
+    },
+}
+
+/// The rounds whose weights stay, in words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptRounds {
+    best: Option<u32>,
+    last: u32,
+}
+
+impl std::fmt::Display for KeptRounds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.best.filter(|best| *best != self.last) {
+            Some(best) => write!(f, "the weights of round {best} (best) and round {} (last) are kept", self.last),
+            None => write!(f, "the weights of round {} are kept", self.last),
+        }
+    }
+}
+
+/// Finds a run by its name, the beginning of its name, or `last`.
+///
+/// # Errors
+/// No such run, several, or a journal that cannot be read.
+pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
+    let mut runs = store.runs()?;
+    if name == "last" {
+        return runs.pop().ok_or(ResultError::NoRun);
+    }
+    let mut matches: Vec<RunRow> = runs.into_iter().filter(|row| row.run.to_string().starts_with(name)).collect();
+    match (matches.pop(), matches.len()) {
+        (Some(row), 0) if !name.is_empty() => Ok(row),
+        (None, _) | (Some(_), 0) => Err(ResultError::UnknownRun { name: name.to_owned() }),
+        (Some(_), others) => Err(ResultError::Ambiguous { name: name.to_owned(), matches: others + 1 }),
+    }
+}
+
+/// Reads the chosen weights of the run in `row`, and checks them against their digest.
+///
+/// # Errors
+/// Nothing merged, no such round, or weights that are gone, damaged or missing.
+pub fn read_weights(store: &dyn Store, blobs: &Blobs, row: &RunRow, choice: Choice) -> Result<Weights, ResultError> {
+    let run = row.run;
+    let last = row.summary.last.as_ref().ok_or(ResultError::NothingMerged { run })?;
+    let best = row.summary.best.as_ref();
+    let round = match choice {
+        Choice::Best => best.unwrap_or(last).round,
+        Choice::Last => last.round,
+        Choice::Round(round) => round,
+    };
+    let read = |digest: Digest| blobs.read(digest).map_err(|source| ResultError::Blob { run, round, source });
+    let entries = match store.entries(run) {
+        // The summary of a damaged run still names its weights.
+        Err(error) if row.damage.is_some() && error.is_of_one_run() => Vec::new(),
+        entries => entries?,
+    };
+    let pack = match entries.first() {
+        Some(Entry { record: Record::RunStarted(start), .. }) => Some(start.pack),
+        Some(_) | None => None,
+    };
+    let kept = [Some(last), best].into_iter().flatten().find(|kept| kept.round == round);
+    if let Some(Kept { weights, accuracy, .. }) = kept
+        && let Some(digest) = Digest::parse(weights)
+    {
+        return Ok(Weights { run, round, pack, digest, accuracy: *accuracy, bytes: read(digest)? });
+    }
+    let kept = KeptRounds { best: best.map(|kept| kept.round), last: last.round };
+    let merged = merged_rounds(&entries);
+    let Some(&(_, digest)) = merged.iter().find(|(merged, _)| *merged == round) else {
+        return Err(ResultError::NoRound { run, round, kept });
+    };
+    if !blobs.contains(digest) {
+        return Err(ResultError::Superseded { run, round, kept });
+    }
+    Ok(Weights { run, round, pack, digest, accuracy: None, bytes: read(digest)? })
+}
+
+/// Returns each merged round and the weights that it made, in order.
+#[must_use]
+pub fn merged_rounds(entries: &[Entry]) -> Vec<(u32, Digest)> {
+    let mut closed = 0;
+    let mut merged = Vec::new();
+    for entry in entries {
+        match &entry.record {
+            Record::Merged(made) => {
+                closed += 1;
+                merged.push((closed, made.weights));
+            }
+            Record::Skipped { .. } => closed += 1,
+            Record::RunStarted(_)
+            | Record::Resumed
+            | Record::TrainingStarted { .. }
+            | Record::UpdateStored { .. }
+            | Record::DeviceOut { .. }
+            | Record::Collected
+            | Record::EvaluationStarted { .. }
+            | Record::Evaluated(_)
+            | Record::RunEnded { .. }
+            | Record::PolicySet(_) => {}
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use crate::run::{Evaluation, Merged, RunSettings, Start};
+    use crate::store::{MemoryStore, Traffic};
+    use tempfile::TempDir;
+
+    const RUN: RunId = RunId(0xa1);
+
+    struct World {
+        store: MemoryStore,
+        blobs: Blobs,
+        _folder: TempDir,
+    }
+
+    /// A run of four rounds: round 2 has the best accuracy, round 3 was skipped, round 4 was not evaluated.
+    fn world() -> World {
+        let folder = TempDir::new().unwrap();
+        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let mut world = World { store: MemoryStore::default(), blobs, _folder: folder };
+        let digest = Digest([1; 32]);
+        let settings = Box::new(RunSettings { rounds: 5, ..RunSettings::default() });
+        let start = Start { run: RUN, settings, layers: 2, pack: digest, schema: digest, weights: digest };
+        world.append(Record::RunStarted(start));
+        for (bytes, correct) in [(b"one", 5), (b"two", 9)] {
+            world.merged(bytes);
+            world.append(Record::Evaluated(Evaluation { devices: 1, examples: 10, correct, loss_sum: 1.0 }));
+        }
+        world.append(Record::Skipped { reason: "nobody".to_owned() });
+        world.merged(b"four");
+        world.blobs.remove(Digest::of(b"one")).unwrap();
+        world
+    }
+
+    impl World {
+        fn append(&mut self, record: Record) {
+            self.store.append(RUN, &[Entry { at_ms: 1, record }], 0, Traffic::default()).unwrap();
+        }
+
+        fn merged(&mut self, bytes: &[u8]) {
+            let weights = self.blobs.put(bytes).unwrap();
+            self.append(Record::Merged(Merged { weights, moments: None }));
+        }
+
+        fn read(&self, choice: Choice) -> Result<Weights, ResultError> {
+            read_weights(&self.store, &self.blobs, &find_run(&self.store, "last")?, choice)
+        }
+    }
+
+    #[test]
+    fn best_last_and_kept_rounds_are_found() {
+        let world = world();
+        let best = world.read(Choice::Best).unwrap();
+        assert_eq!((best.round, best.accuracy, best.bytes.as_slice()), (2, Some(0.9), b"two".as_slice()));
+        let last = world.read(Choice::Last).unwrap();
+        assert_eq!((last.round, last.accuracy, last.bytes.as_slice()), (4, None, b"four".as_slice()));
+        assert_eq!(world.read(Choice::Round(2)).unwrap(), best);
+        assert_eq!(best.pack, Some(Digest([1; 32])));
+    }
+
+    #[test]
+    fn a_round_without_weights_says_which_rounds_have_some() {
+        let world = world();
+        let message = |round| world.read(Choice::Round(round)).unwrap_err().to_string();
+        assert!(message(1).contains("superseded") && message(1).contains("round 2 (best) and round 4 (last) are kept"));
+        assert!(message(3).contains("no merged round 3"), "{}", message(3));
+        assert!(message(9).contains("no merged round 9"), "{}", message(9));
+    }
+
+    #[test]
+    fn a_run_is_found_by_the_beginning_of_its_name() {
+        let world = world();
+        let find = |name: &str| find_run(&world.store, name).map(|row| row.run);
+        assert_eq!(find("00000000000000a1").unwrap(), RUN);
+        assert_eq!(find("0000").unwrap(), RUN);
+        assert!(matches!(find("b"), Err(ResultError::UnknownRun { .. })));
+        assert!(matches!(find(""), Err(ResultError::UnknownRun { .. })));
+        assert!(matches!(find_run(&MemoryStore::default(), "last"), Err(ResultError::NoRun)));
+    }
+
+    #[test]
+    fn damaged_weights_are_named() {
+        let world = world();
+        let path = world.blobs.root().join("blobs").join(Digest::of(b"four").to_string());
+        std::fs::write(path, "other").unwrap();
+        assert!(matches!(world.read(Choice::Last), Err(ResultError::Blob { round: 4, .. })));
+    }
+}

@@ -14,7 +14,7 @@ english := Makefile .ci cross agent/data/fuzz agent/data/tests agent/src/command
 
 target := $(or $(CARGO_TARGET_DIR),target)
 onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)
-binaries := -p skiff-pack -p skiff-agent -p skiff-worker -p skiff-coordinator --bins
+binaries := -p skiff-pack -p skiff-agent -p skiff-worker -p skiff-cli -p skiff-demo --bins
 demo_options := $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
     $(if $(AGENTS),--agents '$(AGENTS)') $(if $(ALPHA),--alpha '$(ALPHA)') $(if $(DROPOUT),--dropout '$(DROPOUT)') \
     $(if $(SHARE),--share '$(SHARE)') $(if $(STEPS),--steps '$(STEPS)') $(if $(BATCH),--batch '$(BATCH)') \
@@ -70,7 +70,7 @@ help:
 demo: tools
 	@cross/fetch
 	@cargo build --release --locked $(binaries)
-	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff' demo --checkpoint .cache/minilm $(demo_options)
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff-demo' --checkpoint .cache/minilm $(demo_options)
 
 test: tools
 	@cross/fetch

@@ -3,17 +3,16 @@
 //!
 //! It runs no model and sees no data: accuracy is what the devices report, and updates are only averaged.
 //!
-//! Rooms. Pure: [`run`] (the engine, with the configurator and who shares which layers), [`merge`] (the mean and its
-//! alternatives), [`fleet`] (who is there). With a disk: [`store`] (the journal and the signing key), [`transfers`] (weights
-//! out, updates in), [`arrivals`] (updates that are checked), [`hub`] (where all of them meet, told the time). [`doors`]: MQTT and the operator's socket. Shells:
-//! [`serve`] (clock, link and sockets around the hub), [`commands`], [`demo`] with its [`broker`]. For everybody:
-//! [`config`] and [`progress`] (what a watcher sees). [`release`] is a room for later.
+//! Rooms. Pure: [`run`] (the engine, with the configurator and the sharing of layers), [`merge`] (the mean and its
+//! alternatives), [`fleet`] (who is there). With a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
+//! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (where all of them meet).
+//! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
+//! everybody: [`config`] and [`progress`] (views for a watcher). [`release`] is a room for later.
+//!
+//! The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 
 pub mod arrivals;
-pub mod broker;
-pub mod commands;
 pub mod config;
-pub mod demo;
 pub mod doors;
 pub mod fleet;
 pub mod hub;

@@ -1,6 +1,6 @@
 //! Real brokers for tests, each on a port of its own.
 
-use skiff_coordinator::broker::{Access, EmbeddedBroker};
+use skiff_demo::broker::{Access, EmbeddedBroker};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::TcpListener;

@@ -3,8 +3,8 @@
 //! On a terminal the lines below the table are redrawn; elsewhere only lines that stay are written.
 
 use super::table;
-use crate::progress::{DeviceProgress, Progress, RoundProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use skiff_coordinator::progress::{DeviceProgress, Progress, RoundProgress};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ impl Drop for Table<'_> {
 mod tests {
     use super::super::table::tests::{round, run};
     use super::*;
-    use crate::progress::{Phase, RunProgress};
+    use skiff_coordinator::progress::{Phase, RunProgress};
 
     #[test]
     fn every_round_is_written_once() {

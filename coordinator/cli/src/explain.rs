@@ -1,10 +1,10 @@
 //! `skiff explain`: why a device was told what it was told, and what came of it.
 
-use super::Door;
-use crate::run::explain;
-use crate::store::{SqliteStore, Store as _};
+use crate::door::Door;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use skiff_coordinator::run::explain;
+use skiff_coordinator::store::{SqliteStore, Store as _};
 use skiff_protocol::DeviceId;
 use std::io::Write as _;
 
@@ -16,7 +16,7 @@ Examples:
   skiff explain last --state fleet-state --round 1
 
 It reads the journal, so the coordinator need not run, and may.")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The run, as `skiff run list` names it, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
@@ -37,7 +37,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// No such run, device or round; a journal that cannot be read.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
     let runs: Vec<_> = store.runs()?.iter().map(|row| row.run).collect();
     let named = |text: &str| runs.iter().copied().find(|run| run.to_string() == text);

@@ -1,21 +1,21 @@
 //! `skiff store`: check, migrate and clean up a state folder while no coordinator works with it.
 
-use super::Door;
-use crate::store::check::{self, Report};
-use crate::store::collector::{self, Collected};
-use crate::store::{Migrated, SqliteStore};
+use crate::door::Door;
 use anyhow::{Context as _, bail};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use skiff_base::lock::Lock;
 use skiff_blobs::Blobs;
+use skiff_coordinator::store::check::{self, Report};
+use skiff_coordinator::store::collector::{self, Collected};
+use skiff_coordinator::store::{Migrated, SqliteStore};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What to do with a state folder. The coordinator must not be running.
 #[derive(Subcommand, Debug)]
-pub enum Action {
+pub(crate) enum Action {
     /// Verify every journal record and every blob; change nothing. Exit status 1 if there is a fault
     Check(CheckArguments),
     /// Bring the journal to the layout of this version, as `skiff serve` does when it starts
@@ -26,7 +26,7 @@ pub enum Action {
 
 /// Arguments of `check`.
 #[derive(Args, Debug)]
-pub struct CheckArguments {
+pub(crate) struct CheckArguments {
     #[command(flatten)]
     door: Door,
     /// Print one JSON object
@@ -36,7 +36,7 @@ pub struct CheckArguments {
 
 /// Arguments of what changes the folder.
 #[derive(Args, Debug)]
-pub struct ChangeArguments {
+pub(crate) struct ChangeArguments {
     #[command(flatten)]
     door: Door,
     /// Only say what would be done
@@ -51,7 +51,7 @@ pub struct ChangeArguments {
 ///
 /// # Errors
 /// A coordinator at work in the folder, a journal that cannot be opened, or a fault that `check` found.
-pub fn run(action: &Action) -> anyhow::Result<()> {
+pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
     match action {
         Action::Check(arguments) => {
             let (state, _lock) = locked(&arguments.door)?;

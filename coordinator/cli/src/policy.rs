@@ -1,16 +1,16 @@
 //! `skiff policy`: who shares which layers.
 
-use super::Door;
-use super::table::table;
-use crate::doors::socket::{PolicyView, Request, ask_once};
-use crate::run::sharing::{Change, Policy};
+use crate::door::Door;
+use crate::table::table;
 use clap::{Args, Subcommand};
+use skiff_coordinator::doors::socket::{PolicyView, Request, ask_once};
+use skiff_coordinator::run::sharing::{Change, Policy};
 use std::io::Write as _;
 use std::path::PathBuf;
 
 /// What to do with the policy.
 #[derive(Subcommand, Debug)]
-pub enum Action {
+pub(crate) enum Action {
     /// Show the policy, and what it means for every device that is known
     Show(ShowArguments),
     /// Say which devices another policy would touch, and how; nothing is changed
@@ -21,7 +21,7 @@ pub enum Action {
 
 /// What to show.
 #[derive(Args, Debug)]
-pub struct ShowArguments {
+pub(crate) struct ShowArguments {
     #[command(flatten)]
     door: Door,
     /// Only the policy, as it stands in a file: `skiff policy show --toml > policy.toml` is where to begin
@@ -34,7 +34,7 @@ pub struct ShowArguments {
 
 /// Another policy.
 #[derive(Args, Debug)]
-pub struct FileArguments {
+pub(crate) struct FileArguments {
     #[command(flatten)]
     door: Door,
     /// The other policy: keys `sharing` and `groups`, as in table [run] of the configuration
@@ -47,7 +47,7 @@ pub struct FileArguments {
 
 /// How to set it.
 #[derive(Args, Debug)]
-pub struct SetArguments {
+pub(crate) struct SetArguments {
     #[command(flatten)]
     file: FileArguments,
     /// Only say which devices it would touch
@@ -59,7 +59,7 @@ pub struct SetArguments {
 ///
 /// # Errors
 /// No coordinator to ask, a file that is no policy, or one that the model cannot keep.
-pub async fn run(action: Action) -> anyhow::Result<()> {
+pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match action {
         Action::Show(arguments) => {

@@ -1,16 +1,16 @@
 //! `skiff fleet`: who is there, and what they report.
 
-use super::Door;
-use super::table::{bytes, number, row, table};
-use crate::doors::socket::{Client, ControlError, Request};
-use crate::progress::{DeviceProgress, Presence, Progress};
+use crate::door::Door;
+use crate::table::{bytes, number, row, table};
 use clap::Args;
+use skiff_coordinator::doors::socket::{Client, ControlError, Request};
+use skiff_coordinator::progress::{DeviceProgress, Presence, Progress};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
 /// What to show, and how.
 #[derive(Args, Debug)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     door: Door,
     /// Show it again whenever it changes, until Ctrl-C
@@ -25,7 +25,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// No coordinator to ask.
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let request = if arguments.watch { Request::Watch } else { Request::Progress };
     let mut client = Client::<Progress>::ask(&arguments.door.state()?, &request).await?;
     let mut out = std::io::stdout();
@@ -92,7 +92,7 @@ fn cells(device: &DeviceProgress) -> Vec<String> {
         bytes(device.rss_bytes),
         bytes(device.peak_rss_bytes),
         number(device.temperature.map(f64::from), 1),
-        device.telemetry_age_ms.map_or_else(|| "-".to_owned(), super::table::seconds),
+        device.telemetry_age_ms.map_or_else(|| "-".to_owned(), crate::table::seconds),
     ]
 }
 
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_table_names_devices_notes_and_refusals() {
-        let mut fleet = crate::fleet::Fleet::new(skiff_protocol::Digest([1; 32]), 9);
+        let mut fleet = skiff_coordinator::fleet::Fleet::new(skiff_protocol::Digest([1; 32]), 9);
         let gone = skiff_protocol::messages::Gone { boot: skiff_protocol::BootId(1), clean: false };
         let device = "pi-4".parse().unwrap();
         fleet.gone(&device, &gone, skiff_protocol::Timestamp(0)).unwrap();

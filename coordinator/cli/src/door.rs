@@ -1,28 +1,19 @@
-//! The commands of `skiff`, one file each. Results go to standard output, everything else to standard error.
+//! Finds the coordinator that a command is for.
 
-pub mod explain;
-pub mod export;
-pub mod fleet;
-pub mod policy;
-pub mod run;
-pub mod serve;
-pub mod store;
-mod table;
-
-use crate::config::Config;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use skiff_coordinator::config::Config;
 use std::path::PathBuf;
 
 /// Where the coordinator to talk to keeps its control socket.
 #[derive(Args, Debug, Clone)]
-pub struct Door {
+pub(crate) struct Door {
     /// The coordinator's state folder
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR")]
-    pub state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
     /// The coordinator's configuration, which names the state folder
     #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 }
 
 impl Door {
@@ -30,7 +21,7 @@ impl Door {
     ///
     /// # Errors
     /// Neither folder nor configuration given, or one that cannot be read.
-    pub fn state(&self) -> anyhow::Result<PathBuf> {
+    pub(crate) fn state(&self) -> anyhow::Result<PathBuf> {
         match (&self.state, &self.config) {
             (Some(state), _) => Ok(state.clone()),
             (None, Some(path)) => Ok(Config::read(path).context("reading the configuration")?.state),

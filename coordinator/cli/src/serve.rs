@@ -1,49 +1,49 @@
 //! `skiff serve`: the coordinator as a process of its own.
 
-use crate::config::Config;
-use crate::serve::Coordinator;
 use anyhow::Context as _;
 use clap::Args;
+use skiff_coordinator::config::Config;
+use skiff_coordinator::serve::Coordinator;
 use skiff_protocol::FleetId;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What goes before the configuration file.
 #[derive(Args, Debug)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The configuration file; without it --fleet, --pack and --state are needed
     #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// The fleet to look after
     #[arg(long, env = "SKIFF_FLEET", required_unless_present = "config")]
-    pub fleet: Option<FleetId>,
+    pub(crate) fleet: Option<FleetId>,
     /// The pack that the devices hold
     #[arg(long, env = "SKIFF_PACK", value_name = "DIR", required_unless_present = "config")]
-    pub pack: Option<PathBuf>,
+    pub(crate) pack: Option<PathBuf>,
     /// The folder for everything that survives: journal, weights, key, control socket
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR", required_unless_present = "config")]
-    pub state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
     /// The broker: mqtt://host:1883 or mqtts://host:8883
     #[arg(long, env = "SKIFF_BROKER_URL", value_name = "URL")]
-    pub broker: Option<String>,
+    pub(crate) broker: Option<String>,
     /// User name at the broker
     #[arg(long, env = "SKIFF_BROKER_USER", value_name = "NAME")]
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// A file whose first line is the password at the broker
     #[arg(long, value_name = "FILE")]
-    pub password_file: Option<PathBuf>,
+    pub(crate) password_file: Option<PathBuf>,
     /// The password itself, from the environment only
     #[arg(long, env = "SKIFF_BROKER_PASSWORD", hide = true, hide_env_values = true)]
-    pub password: Option<String>,
+    pub(crate) password: Option<String>,
     /// Certificates that sign the broker's
     #[arg(long, value_name = "FILE")]
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// The coordinator's certificate
     #[arg(long, value_name = "FILE")]
-    pub cert: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
     /// The certificate's key
     #[arg(long, value_name = "FILE")]
-    pub key: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -51,12 +51,15 @@ impl Arguments {
     ///
     /// # Errors
     /// A file that cannot be read or says what it should not.
-    pub fn config(&self) -> anyhow::Result<Config> {
+    pub(crate) fn config(&self) -> anyhow::Result<Config> {
         let mut config = match (&self.config, &self.fleet, &self.pack, &self.state) {
             (Some(path), ..) => Config::read(path).context("reading the configuration")?,
-            (None, Some(fleet), Some(pack), Some(state)) => {
-                Config::new(fleet.clone(), pack.clone(), state.clone(), &crate::config::Broker::default().url)
-            }
+            (None, Some(fleet), Some(pack), Some(state)) => Config::new(
+                fleet.clone(),
+                pack.clone(),
+                state.clone(),
+                &skiff_coordinator::config::Broker::default().url,
+            ),
             (None, ..) => anyhow::bail!("without --config all of --fleet, --pack and --state are needed"),
         };
         replace(&mut config.fleet, self.fleet.as_ref());
@@ -86,7 +89,7 @@ fn replace<T: Clone>(value: &mut T, with: Option<&T>) {
 ///
 /// # Errors
 /// What could not be opened, or why it cannot go on.
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     let mut coordinator = Coordinator::start(arguments.config()?).await?;

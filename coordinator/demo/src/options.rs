@@ -1,8 +1,8 @@
 //! What a user of the demo can set.
 
-use crate::run::RunSettings;
-use crate::run::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
-use crate::run::sharing::Sharing;
+use skiff_coordinator::run::RunSettings;
+use skiff_coordinator::run::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
+use skiff_coordinator::run::sharing::Sharing;
 use std::path::PathBuf;
 use std::str::FromStr;
 

@@ -7,13 +7,13 @@
 )]
 
 use ndarray::Array1;
-use skiff_coordinator::broker::{Access, EmbeddedBroker};
 use skiff_coordinator::config::Config;
 use skiff_coordinator::merge::model::Model;
 use skiff_coordinator::progress::RunProgress;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::serve::Coordinator;
 use skiff_coordinator::store::{SqliteStore, Store as _};
+use skiff_demo::broker::{Access, EmbeddedBroker};
 use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_models::tensors::{self, Schema, TensorSpec};
 use skiff_protocol::codec::{self, Message};

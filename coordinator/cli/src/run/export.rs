@@ -1,14 +1,14 @@
 //! `skiff run export`: the weights of a run, for everybody else's tools.
 
-use super::Door;
-use super::table::bytes;
-use crate::results::{self, Choice, Weights};
-use crate::serve::PACK_FILE;
-use crate::store::SqliteStore;
+use crate::door::Door;
+use crate::table::bytes;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde_json::json;
 use skiff_blobs::Blobs;
+use skiff_coordinator::results::{self, Choice, Weights};
+use skiff_coordinator::serve::PACK_FILE;
+use skiff_coordinator::store::SqliteStore;
 use skiff_models::pack::{Exported, Pack, Progress, export_adapter, export_merged};
 use skiff_protocol::Digest;
 use std::ffi::OsStr;
@@ -27,7 +27,7 @@ Examples:
 Load an adapter with peft.PeftModel.from_pretrained(model, \"adapter\") and a merged checkpoint with transformers'
 AutoModelFor...from_pretrained(\"tuned\"). The folder appears whole or not at all. An earlier export there is replaced;
 anything else there is an error and stays as it is. The coordinator may run meanwhile.")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The run: its name, the first digits of it, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
@@ -63,7 +63,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// No such run or weights, another pack, or a folder that cannot be written.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let state = arguments.door.state()?;
     let store = SqliteStore::open_existing(&state)?;
     let row = results::find_run(&store, &arguments.run)?;

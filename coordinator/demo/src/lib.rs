@@ -1,4 +1,4 @@
-//! `skiff demo`: a whole fleet on one machine, learning before one's eyes.
+//! The demo: a whole fleet on one machine that learns while you watch. It is for trying Skiff out, not for production.
 //!
 //! Real parts throughout: the embedded broker ([`crate::broker`]) and the coordinator run in this process, every agent is a
 //! `skiff-agent run` of its own, and they speak MQTT. Rooms, in the order of a demo: [`Options`], `folder` (where it
@@ -6,6 +6,7 @@
 //! it). However it ends, the agents are stopped and the folder is removed; agents also end when this process is killed.
 
 mod agents;
+pub mod broker;
 mod folder;
 mod options;
 mod outcome;
@@ -17,9 +18,6 @@ mod table;
 pub use options::Options;
 
 use crate::broker::{Access, EmbeddedBroker, random_password};
-use crate::config::Config;
-use crate::progress::{Phase, Presence, Progress};
-use crate::serve::Coordinator;
 use agents::{Agents, Common};
 use anyhow::{Context, bail, ensure};
 use folder::RunFolder;
@@ -27,6 +25,9 @@ use indicatif::ProgressBar;
 use outcome::Outcome;
 use screen::Screen;
 use shares::{Dealing, Shares};
+use skiff_coordinator::config::Config;
+use skiff_coordinator::progress::{Phase, Presence, Progress};
+use skiff_coordinator::serve::Coordinator;
 use skiff_models::pack::{BuildOptions, Manifest, build};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;

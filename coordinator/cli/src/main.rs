@@ -1,8 +1,16 @@
-//! The command line `skiff`.
+//! The command line `skiff`: a file for each verb, above the library `skiff-coordinator`. Results go to standard output,
+//! everything else to standard error. It decides nothing.
+
+mod door;
+mod explain;
+mod fleet;
+mod policy;
+mod run;
+mod serve;
+mod store;
+mod table;
 
 use clap::{Parser, Subcommand};
-use skiff_coordinator::commands::{explain, fleet, policy, run, serve, store};
-use skiff_coordinator::demo;
 use skiff_coordinator::doors::socket::ControlError;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -21,7 +29,6 @@ struct Line {
 
 const AFTER: &str = "\
 Start here:
-  skiff demo                                        a whole fleet on this machine
   skiff serve --config coordinator.toml             the coordinator
   skiff fleet --config coordinator.toml --watch     who is there, and what they report
   skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
@@ -50,8 +57,6 @@ enum Command {
     /// Check, migrate or clean up a state folder while no coordinator works with it
     #[command(subcommand)]
     Store(store::Action),
-    /// Train a whole fleet on this machine: broker, coordinator, agents
-    Demo(Box<demo::Options>),
 }
 
 fn main() -> ExitCode {
@@ -67,7 +72,6 @@ fn main() -> ExitCode {
         Command::Run(action) => in_runtime(run::run(action)),
         Command::Policy(action) => in_runtime(policy::run(action)),
         Command::Store(action) => store::run(&action).map(|()| ExitCode::SUCCESS),
-        Command::Demo(options) => demo::run(&options),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "skiff: {error:#}");

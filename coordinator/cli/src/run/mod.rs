@@ -1,18 +1,20 @@
 //! `skiff run`: start, watch, stop and list runs of federated training.
 
-use super::table::{bytes, number, row, seconds, table};
-use super::{Door, export};
-use crate::doors::socket::{Client, Deleted, Request, ask_once};
-use crate::progress::{Phase, Progress, RoundProgress, RunProgress};
+mod export;
+
+use crate::door::Door;
+use crate::table::{bytes, number, row, seconds, table};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
+use skiff_coordinator::doors::socket::{Client, Deleted, Request, ask_once};
+use skiff_coordinator::progress::{Phase, Progress, RoundProgress, RunProgress};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 /// What to do with a run.
 #[derive(Subcommand, Debug)]
-pub enum Action {
+pub(crate) enum Action {
     /// Start a run; what is not said is as in table [run] of the configuration
     Start(Box<StartArguments>),
     /// Show the rounds of the present run as they close, until it ends
@@ -29,7 +31,7 @@ pub enum Action {
 
 /// Which run to delete.
 #[derive(Args, Debug)]
-pub struct DeleteArguments {
+pub(crate) struct DeleteArguments {
     #[command(flatten)]
     door: Door,
     /// The run, as `skiff run list` names it
@@ -42,7 +44,7 @@ pub struct DeleteArguments {
 
 /// How to start a run.
 #[derive(Args, Debug)]
-pub struct StartArguments {
+pub(crate) struct StartArguments {
     #[command(flatten)]
     door: Door,
     /// Rounds of training
@@ -85,7 +87,7 @@ pub struct StartArguments {
 
 /// How to watch.
 #[derive(Args, Debug)]
-pub struct WatchArguments {
+pub(crate) struct WatchArguments {
     #[command(flatten)]
     door: Door,
     /// Every change as JSON, one object a line
@@ -95,7 +97,7 @@ pub struct WatchArguments {
 
 /// How to list.
 #[derive(Args, Debug)]
-pub struct ListArguments {
+pub(crate) struct ListArguments {
     #[command(flatten)]
     door: Door,
     /// As JSON, one object a line
@@ -107,7 +109,7 @@ pub struct ListArguments {
 ///
 /// # Errors
 /// No coordinator to ask, or what it refuses.
-pub async fn run(action: Action) -> anyhow::Result<()> {
+pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match action {
         Action::Start(arguments) => {
@@ -311,10 +313,10 @@ fn phase(phase: Phase) -> &'static str {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::run::RunSettings;
-    use crate::run::configurator::Rates;
-    use crate::run::sharing::Sharing;
     use clap::Parser;
+    use skiff_coordinator::run::RunSettings;
+    use skiff_coordinator::run::configurator::Rates;
+    use skiff_coordinator::run::sharing::Sharing;
 
     #[derive(Parser)]
     struct Line {

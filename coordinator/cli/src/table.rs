@@ -1,7 +1,7 @@
 //! Text tables for terminals.
 
 /// Lines of columns, each as wide as its widest cell; the first is the head. Numbers stand right, the first column left.
-pub(super) fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -20,12 +20,12 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// Cells of text.
-pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(crate) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
 /// Bytes in a unit that keeps them short.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     match bytes {
         0 => "-".to_owned(),
         1..1_000 => format!("{bytes} B"),
@@ -36,12 +36,12 @@ pub(super) fn bytes(bytes: u64) -> String {
 }
 
 /// A number, or a dash.
-pub(super) fn number(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
 
 /// Seconds with a tenth.
-pub(super) fn seconds(millis: u64) -> String {
+pub(crate) fn seconds(millis: u64) -> String {
     format!("{:.1} s", millis as f64 / 1000.0)
 }
 

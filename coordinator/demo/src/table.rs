@@ -1,7 +1,7 @@
 //! The words and figures of the table, line by line.
 
-use crate::progress::{DeviceProgress, Phase, Presence, RoundProgress, RunProgress};
 use indicatif::HumanBytes;
+use skiff_coordinator::progress::{DeviceProgress, Phase, Presence, RoundProgress, RunProgress};
 use std::time::Duration;
 
 /// Above the rounds.

@@ -1,9 +1,9 @@
 //! How a demo ended: for people and, as JSON, for programs.
 
 use super::table::{bytes, clock};
-use crate::progress::{DeviceProgress, RunProgress};
 use anyhow::Context;
 use serde::Serialize;
+use skiff_coordinator::progress::{DeviceProgress, RunProgress};
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
@@ -105,7 +105,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::super::table::tests::{device, round, run};
     use super::*;
-    use crate::progress::RoundProgress;
+    use skiff_coordinator::progress::RoundProgress;
 
     fn outcome() -> Outcome {
         let skipped = RoundProgress { skipped: Some("too few updates".to_owned()), ..round(2) };

@@ -2,7 +2,7 @@
 //!
 //! A coordinator keeps the present [`Progress`] in a watch channel: who reads it gets the newest state and is woken when
 //! it changes, nobody can fall behind, and nothing is queued. What must not be missed (closed rounds, the end of the
-//! run) stays in the value. `skiff run watch`, `skiff fleet` and `skiff demo` draw their tables from it; as JSON it is
+//! run) stays in the value. `skiff run watch`, `skiff fleet` and `skiff-demo` draw their tables from it; as JSON it is
 //! the line that the control socket sends.
 
 use serde::{Deserialize, Serialize};

@@ -14,7 +14,7 @@ const EVALUATED: u64 = 200;
 /// Learns on this machine as a fleet does: a broker, the coordinator, and agents with unequal shares of the data.
 #[derive(clap::Args, Clone, Debug)]
 #[command(
-    after_help = "Examples:\n  skiff demo\n  skiff demo --data path/to/agnews --dropout bandit --json result.json\n\n\
+    after_help = "Examples:\n  skiff-demo\n  skiff-demo --data path/to/agnews --dropout bandit --json result.json\n\n\
     Exit status: 0 done; 1 failed; 2 wrong usage; 130 stopped by Ctrl-C."
 )]
 pub struct Options {

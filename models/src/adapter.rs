@@ -28,7 +28,7 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 pub struct Adapter {
     /// Its settings.
     pub lora: Lora,
-    /// PEFT's name of what it was trained for, where it says it.
+    /// PEFT's name of the task that it was trained for, if it is given.
     task_type: Option<String>,
     folder: PathBuf,
     tensors: TensorFile,
@@ -236,8 +236,8 @@ impl Adapter {
         Ok(Self { lora, task_type, folder: folder.to_owned(), tensors, unused })
     }
 
-    /// Fails where the adapter was trained for something else than `task`. One that says nothing, or was trained for the features
-    /// alone, fits all.
+    /// Fails if the adapter was trained for another task than `task`. An adapter without a task, or one trained for features
+    /// alone, fits all tasks.
     ///
     /// # Errors
     /// That setting, named.
@@ -259,8 +259,8 @@ impl Adapter {
         }
     }
 
-    /// The tensor that a pack of `model` calls `name`, where the adapter has it. An adapter of the bare model lacks the first
-    /// part of the model's names.
+    /// Returns the tensor that a pack of `model` calls `name`, if the adapter has it. An adapter of the bare model lacks the
+    /// first part of the model's names.
     ///
     /// # Errors
     /// Another shape; values that cannot be read.
@@ -286,7 +286,7 @@ impl Adapter {
         }
     }
 
-    /// A tensor that the adapter should have and has not.
+    /// Returns the error for a tensor that the adapter lacks.
     #[must_use]
     pub fn missing(&self, name: &str) -> AdapterError {
         let source = TensorError::Missing { name: name.to_owned() };
@@ -360,7 +360,7 @@ fn config<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Config<'a> {
     }
 }
 
-/// PEFT's name of a task.
+/// Returns PEFT's name of a task.
 const fn task_type(task: Task) -> &'static str {
     match task {
         Task::SequenceClassification | Task::Regression => "SEQ_CLS",
@@ -369,7 +369,8 @@ const fn task_type(task: Task) -> &'static str {
     }
 }
 
-/// The targets, each named: PEFT takes `all-linear` for a head that trains whole too, and then fails where that is one layer.
+/// Returns the targets, each named: PEFT takes `all-linear` for a head that trains whole too, and then fails if that is
+/// one layer.
 fn targets<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Vec<&'a str> {
     if !lora.targets.iter().any(|target| target == ALL_LINEAR) {
         return lora.targets.iter().map(String::as_str).collect();
@@ -379,7 +380,7 @@ fn targets<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Vec<&'a str> {
     model.linears().into_iter().chain(model.pooler(head.task).filter(is_adapted)).collect()
 }
 
-/// The parts of the head that train: the first parts of the names of their tensors.
+/// Returns the parts of the head that train: the first parts of the names of their tensors.
 fn head_modules(manifest: &Manifest) -> Option<BTreeSet<&str>> {
     let names = manifest.schema.tensors.iter().filter(|spec| spec.layer.is_none()).map(|spec| spec.name.as_str());
     let whole = names.filter(|name| !name.contains(".lora_")).filter_map(|name| name.strip_prefix(PREFIX));
@@ -401,7 +402,7 @@ fn is_on(value: &Value) -> bool {
     }
 }
 
-/// Whether PEFT leaves the frozen weights as they are.
+/// Returns true if PEFT leaves the frozen weights as they are.
 fn is_harmless(initial: &Value) -> bool {
     match initial {
         Value::Null | Value::Bool(_) => true,
@@ -410,7 +411,7 @@ fn is_harmless(initial: &Value) -> bool {
     }
 }
 
-/// Whether a pattern is the end of a name and no regular expression.
+/// Returns true if a pattern is the end of a name and no regular expression.
 fn is_plain(pattern: &str) -> bool {
     pattern.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
 }

@@ -112,24 +112,24 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), file, index })
     }
 
-    /// The names of its tensors, in order.
+    /// Returns the names of its tensors, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
-    /// Whether it has a tensor of that name.
+    /// Returns true if it has a tensor of that name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
     }
 
-    /// The dimensions of a tensor.
+    /// Returns the dimensions of a tensor.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.index.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A whole tensor as f32.
+    /// Reads a whole tensor as f32.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, of a type that is no floating point, or not finite; a failing disk.
@@ -175,7 +175,7 @@ impl TensorFile {
         Ok(())
     }
 
-    /// Whether the tensor can be read as one of that shape.
+    /// Checks that the tensor can be read as one of that shape.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, or of a type that is no floating point.
@@ -183,7 +183,7 @@ impl TensorFile {
         self.entry(name, shape).map(drop)
     }
 
-    /// Place of the tensor, and bytes of one of its values.
+    /// Returns the place of the tensor, and bytes of one of its values.
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, usize), CheckpointError> {
         let fail = |source| Err(malformed(&self.path, source));
         let Some(entry) = self.index.get(name) else { return fail(TensorError::Missing { name: name.to_owned() }) };
@@ -258,8 +258,9 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), files, index })
     }
 
-    /// The file that holds the tensor which a model with names beginning with `base` calls `name`, and its name there: the
-    /// checkpoint of a bare model has no `base`, and old ones say `gamma` and `beta` for a layer norm's weight and bias.
+    /// Returns the file that holds the tensor which a model with names beginning with `base` calls `name`, and its name
+    /// there: the checkpoint of a bare model has no `base`, and old ones say `gamma` and `beta` for a layer norm's weight and
+    /// bias.
     #[must_use]
     pub fn find(&self, name: &str, base: &str) -> Option<(&TensorFile, &str)> {
         let legacy = |name: &str| {

@@ -72,7 +72,7 @@ impl Design {
         self.compiled("", &|prefix, layer| Stage::new(&self.peft, self.frozen, prefix, layer), None)
     }
 
-    /// The same numbers with fused operators. They read the same tensors.
+    /// Builds the same graphs with fused operators. They read the same tensors.
     ///
     /// # Errors
     /// Sizes that do not fit together.
@@ -81,7 +81,7 @@ impl Design {
         self.compiled("fused.", &stage, self.model.read_row(self.head.task))
     }
 
-    /// `stem`: what the files' names begin with. `row`: which one the head reads of each example, where that is all that the
+    /// `stem`: what the files' names begin with. `row`: which one the head reads of each example, if that is all that the
     /// highest layer has to compute.
     fn compiled<'a>(
         &'a self,
@@ -139,7 +139,7 @@ impl Design {
 }
 
 impl Stages {
-    /// The trainable tensors as they travel.
+    /// Returns the trainable tensors as they travel.
     #[must_use]
     pub fn schema(&self) -> Schema {
         Schema { tensors: self.trainable.iter().map(|tensor| tensor.spec.clone()).collect() }
@@ -151,7 +151,7 @@ impl Stages {
         self.trainable.iter().filter_map(|tensor| tensor.spec.rank()).max().unwrap_or(1)
     }
 
-    /// The graph files, without their bytes.
+    /// Returns the graph files, without their bytes.
     #[must_use]
     pub fn specs(&self) -> StageSpecs {
         StageSpecs {
@@ -163,19 +163,19 @@ impl Stages {
         }
     }
 
-    /// Every graph file: its path in the pack, and its bytes.
+    /// Returns every graph file: its path in the pack, and its bytes.
     pub fn files(&self) -> impl Iterator<Item = &(String, Vec<u8>)> {
         let stages = [&self.embed, &self.head].into_iter().chain(&self.blocks).chain(&self.last_blocks);
         stages.flat_map(|stage| &stage.files)
     }
 }
 
-/// The name of the file of the kind `at`.
+/// Returns the name of the file of the kind `at`.
 fn named(name: &str, at: usize) -> String {
     if at == 0 { name.to_owned() } else { format!("{name}_{at}") }
 }
 
-/// A head may have this many classes.
+/// Most classes of a head.
 pub const MAX_LABELS: usize = 65_536;
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
     use crate::task::Task;
     use serde_json::{Value, json};
 
-    /// A `config.json` of each architecture, with what is peculiar to it switched on.
+    /// Returns a `config.json` of each architecture, with what is peculiar to it switched on.
     fn configs() -> Vec<Value> {
         let mut encoder = json!({
             "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 20,

@@ -17,7 +17,7 @@ pub struct Layout {
     pub key_heads: usize,
     /// Rows of the word embedding: token ids are below it.
     pub vocabulary: usize,
-    /// Rows of the segment embedding; 0 where the model has none, and segments are then not looked at.
+    /// Rows of the segment embedding; 0 if the model has none, and segments are then not looked at.
     pub segments: usize,
     /// The position of an example's first token: 0, or RoBERTa's padding index and one.
     pub first_position: usize,
@@ -30,8 +30,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Token rows that a language model's head takes at a time, so that their scores, one for each word of the vocabulary, stay
-    /// near 32 MiB: at least 16, at most 1024.
+    /// Returns the number of token rows that a language model's head takes at a time, so that their scores, one for each word
+    /// of the vocabulary, stay near 32 MiB: at least 16, at most 1024.
     #[must_use]
     pub fn head_rows(&self) -> usize {
         (HEAD_BYTES / (4 * self.classes.max(1))).clamp(16, 1024)
@@ -53,7 +53,7 @@ pub struct RelativePositions {
 }
 
 impl RelativePositions {
-    /// The row of the table of relative embeddings for a query `distance` tokens after its key (negative: before it).
+    /// Returns the row of the table of relative embeddings for a query `distance` tokens after its key (negative: before it).
     ///
     /// Formula: `clamp(k + b(distance), 0, 2k - 1)` with `b(d) = d` for `|d| <= m`, and
     /// `sign(d) * (ceil(ln(|d| / m) / ln((M - 1) / m) * (m - 1)) + m)` beyond, where `m` is half the buckets and `M` the

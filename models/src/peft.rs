@@ -37,7 +37,7 @@ pub struct Lora {
     /// The scale is `s = alpha / rank`.
     pub alpha: f32,
     /// The linear layers it sits on, by the end of their name or all of it: `query`, `attention.output.dense`. `all-linear`
-    /// alone: those that it stands for in PEFT, which are every one of the blocks, and the pooler where it is frozen, but no part
+    /// alone: those that it stands for in PEFT, which are every one of the blocks, and the pooler if it is frozen, but no part
     /// of a head, as that trains whole. A DeBERTa that projects its embeddings has a linear layer there too, which cannot be
     /// adapted here: `all-linear` is refused for it.
     pub targets: Vec<String>,
@@ -84,14 +84,14 @@ pub struct LoraSettings {
 pub const ALL_LINEAR: &str = "all-linear";
 
 impl Default for Peft {
-    /// LoRA as by default.
+    /// Returns LoRA with its default settings.
     fn default() -> Self {
         Self::Lora(Lora::default())
     }
 }
 
 impl Default for Lora {
-    /// Rank 8, alpha 16; targets yet to be chosen for the architecture.
+    /// Returns rank 8, alpha 16; targets yet to be chosen for the architecture.
     fn default() -> Self {
         Self {
             rank: 8,
@@ -107,7 +107,7 @@ impl Default for Lora {
 }
 
 impl Peft {
-    /// Its name in files and on the command line.
+    /// Returns its name in files and on the command line.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -131,8 +131,8 @@ impl Peft {
 }
 
 impl Lora {
-    /// What LoRA does to the linear layer of that full name, `encoder.layer.3.attention.self.query` or longer; `None` where
-    /// it is not adapted. Of several patterns the first that fits holds; see [`Patterns`].
+    /// Returns LoRA's settings on the linear layer of that full name, `encoder.layer.3.attention.self.query` or longer;
+    /// `None` if it is not adapted. If several patterns fit, the first one counts; see [`Patterns`].
     #[must_use]
     pub fn on(&self, name: &str) -> Option<LoraSettings> {
         let targeted = self.targets.iter().any(|target| target == ALL_LINEAR || ends_with_parts(name, target));
@@ -146,7 +146,7 @@ impl Lora {
         Some(LoraSettings { rank, scale: alpha / divisor })
     }
 
-    /// A pattern that fits none of the `names` that are adapted: as good as a misspelt one.
+    /// Returns a pattern that fits none of the `names` that are adapted: as good as a misspelt one.
     fn idle_pattern(&self, names: &[String]) -> Option<String> {
         let adapted: Vec<&String> = names.iter().filter(|name| self.on(name).is_some()).collect();
         let idle = |end: &&str| !adapted.iter().any(|name| ends_with_parts(name, end));
@@ -173,7 +173,7 @@ impl Lora {
         self.bad_target(linears).or_else(|| self.idle_pattern(&linears.names))
     }
 
-    /// A target that no layer is called, or one that cannot be adapted.
+    /// Returns a target that no layer is called, or one that cannot be adapted.
     fn bad_target(&self, linears: &Linears<'_>) -> Option<String> {
         let there = linears.of_blocks.join(", ");
         for target in &self.targets {
@@ -192,12 +192,12 @@ impl Lora {
     }
 }
 
-/// Whether `name` is `end` or ends in it after a dot.
+/// Returns true if `name` is `end` or ends in it after a dot.
 fn ends_with_parts(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// The first number among the parts of a name: its layer.
+/// Returns the first number among the parts of a name: its layer.
 fn layer_of(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }

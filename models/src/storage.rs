@@ -17,7 +17,7 @@ pub enum Storage {
 }
 
 impl Storage {
-    /// The element type.
+    /// Returns the element type.
     #[must_use]
     pub const fn dtype(self) -> DType {
         match self {

@@ -22,7 +22,7 @@ impl Task {
     pub const ALL: [Self; 4] =
         [Self::SequenceClassification, Self::Regression, Self::TokenClassification, Self::CausalLm];
 
-    /// Its name in files and on the command line.
+    /// Returns its name in files and on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl Task {
         }
     }
 
-    /// Whether the head gives scores for every token, rather than for every example.
+    /// Returns true if the head gives scores for every token, rather than for every example.
     #[must_use]
     pub const fn is_per_token(self) -> bool {
         matches!(self, Self::TokenClassification | Self::CausalLm)

@@ -147,8 +147,8 @@ impl Schema {
         Self { tensors: self.tensors.iter().filter(kept).cloned().collect() }
     }
 
-    /// The tensors that a device of LoRA rank `rank` trains: the first rows of every `A`, the first columns of every `B`. 0, or
-    /// more than there are: all of them.
+    /// Returns the tensors that a device of LoRA rank `rank` trains: the first rows of every `A`, the first columns of every
+    /// `B`. 0, or more than there are: all of them.
     #[must_use]
     pub fn at_rank(&self, rank: usize) -> Self {
         let mut schema = self.clone();

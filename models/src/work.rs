@@ -5,10 +5,10 @@ use crate::graph::{Extract, Graph, Op, Shape};
 use crate::memory::Step;
 use crate::stage::CompiledStage;
 
-/// Floating-point operations of the matrix products of a training step: `2 m n k` for each product of `[m, k]` and `[k, n]` in
-/// the plain forward and backward graphs of `embed`, the active layers and the head. Everything else (norms, activations,
-/// softmax, the optimizer) is left out, and every layer counts in full, whether or not an implementation can leave parts of
-/// it out: the number is one of the method, and the same for everybody.
+/// Counts the floating-point operations of the matrix products of a training step: `2 m n k` for each product of `[m, k]` and
+/// `[k, n]` in the plain forward and backward graphs of `embed`, the active layers and the head. Everything else (norms,
+/// activations, softmax, the optimizer) is left out, and every layer counts in full, whether or not an implementation can
+/// leave parts of it out: the number is one of the method, and the same for everybody.
 #[must_use]
 pub fn flops(stages: &Stages, step: Step) -> u64 {
     count(stages, step, |stage| [Some(&stage.cuts.forward), stage.cuts.backward.as_ref()])

@@ -121,7 +121,7 @@ proptest! {
     }
 }
 
-/// A pack of the golden BERT, with the adapter of a case where one is named.
+/// A pack of the golden BERT, with the adapter of a case if one is named.
 fn pack(folder: &Path, adapter: Option<&str>) -> Pack {
     let out = folder.join("pack");
     // As many as the cases' adapters have.

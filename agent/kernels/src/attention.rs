@@ -1,8 +1,8 @@
 //! Attention over rows of tokens, one head of one example at a time, and its gradient.
 //!
-//! What is multiplied fits the processor's caches: the matrix of probabilities is made for [`QUERIES`] queries at a time and
-//! never stored. The gradient makes it again from queries and keys (Dao et al., arXiv 2205.14135), its sums too: where those were
-//! rounded since, its rows still sum to 1.
+//! All operands of a product fit the processor's caches: the matrix of probabilities is computed for [`QUERIES`] queries at a
+//! time and never stored. The gradient computes it again from queries and keys (Dao et al., arXiv 2205.14135), sums included.
+//! So its rows sum to 1 even if queries and keys were rounded in between.
 
 use crate::product::{Rows, Sizes, Strided, product};
 use crate::vectors::{COMMON_FMA, exp, largest, sum, vectorised};
@@ -92,7 +92,7 @@ vectorised! {
     ) = back_of::<true, 8, 32>, back_of::<true, 4, 16>, back_of::<COMMON_FMA, 4, 8>
 }
 
-/// The keys that a query at `position` sees.
+/// Returns the keys that a query at `position` sees.
 fn seen(form: Form, span: Span, position: usize) -> std::ops::Range<usize> {
     if form.causal { (position + 1).saturating_sub(form.window)..position + 1 } else { 0..span.tokens }
 }
@@ -304,7 +304,7 @@ mod tests {
             Inputs { query, key, value }
         }
 
-        /// The probabilities of query `at` of a query head, in f64, by the formula.
+        /// Returns the probabilities of query `at` of a query head, in f64, by the formula.
         fn probabilities(&self, at: usize, query_head: usize) -> Vec<f64> {
             let Form { heads, key_heads, size, scale, .. } = self.form;
             let head = query_head / (heads / key_heads);

@@ -93,7 +93,7 @@ mod tests {
         proptest::collection::vec(-4.0_f32..4.0, count)
     }
 
-    /// The derivative of `f` at `x` by central differences in f64.
+    /// Returns the derivative of `f` at `x` by central differences in f64.
     fn slope(f: impl Fn(f64) -> f64, x: f64) -> f64 {
         (f(x + 1e-5) - f(x - 1e-5)) / 2e-5
     }

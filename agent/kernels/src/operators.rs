@@ -16,7 +16,7 @@ pub const DOMAIN: &str = "skiff";
 /// Numbers of an element-wise gradient that one piece of work has: enough to outweigh handing it out.
 const PIECE: usize = 16_384;
 
-/// All operators.
+/// Returns all operators.
 ///
 /// # Errors
 /// An error of ONNX Runtime.
@@ -62,7 +62,7 @@ enum Kind {
     LayerNormGrad,
     /// `dy`, `x`, weight, inverse.
     RmsNormGrad,
-    /// Queries, keys, values, first rows, and where there is one query for each example its row; to the context.
+    /// Queries, keys, values, first rows, and if there is one query for each example its row; to the context.
     Attention { one_query: bool },
     /// Those, gradient of the context; to three gradients.
     AttentionGrad { one_query: bool },
@@ -120,7 +120,7 @@ impl Operator for Fused {
     }
 }
 
-/// The attributes of attention.
+/// Returns the attributes of attention.
 fn form(context: &KernelContext<'_>) -> ort::Result<Form> {
     let whole = |name: &str| {
         let value: Option<i64> = context.get(name);
@@ -148,7 +148,7 @@ fn narrow(context: &ComputeContext) -> ort::Result<()> {
     in_pieces(context, result, PIECE, |start, out| out.convert_from_f32_slice(&numbers[start..start + out.len()]))
 }
 
-/// The gradient of an operator whose result has its operand's shape.
+/// Returns the gradient of an operator whose result has its operand's shape.
 fn elementwise_gradient(kind: Kind, context: &ComputeContext) -> ort::Result<()> {
     let values = inputs(context)?;
     let tensors = values.iter().map(numbers).collect::<ort::Result<Vec<_>>>()?;
@@ -292,7 +292,7 @@ impl<'a> Operands<'a> {
         Ok(Self { inputs: Inputs { query: query.1, key: key.1, value: value.1 }, spans, queries, tokens })
     }
 
-    /// A result's rows, cut by example.
+    /// Returns a result's rows, cut by example.
     fn by_example<'r>(
         &self,
         rows: &'r mut [f32],
@@ -319,7 +319,7 @@ fn put(rows: &Mutex<&mut [f32]>, blocks: &[f32], count: usize, size: usize, [hea
     }
 }
 
-/// Has the threads fill `result`, `piece` numbers at a time: `fill` gets the place of the first and the numbers.
+/// Lets the threads fill `result`, `piece` numbers at a time: `fill` gets the place of the first number, and the numbers.
 fn in_pieces<T: Send>(
     context: &ComputeContext,
     result: &mut [T],
@@ -373,7 +373,7 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// `length` of them from `start` on, in `into` where they have to be widened.
+    /// `length` of them from `start` on, in `into` if they have to be widened.
     fn part(self, start: usize, length: usize, into: &'a mut Vec<f32>) -> &'a [f32] {
         match self {
             Self::Single(values) => &values[start..start + length],

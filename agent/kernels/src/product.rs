@@ -36,7 +36,7 @@ pub struct Sizes {
     pub k: usize,
 }
 
-/// `C = A B`, or `C += A B` where `add` is set.
+/// `C = A B`, or `C += A B` if `add` is set.
 ///
 /// Compiled into its caller for the caller's vectors: `MR` rows of `NR` columns must fit its registers.
 ///

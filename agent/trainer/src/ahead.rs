@@ -13,26 +13,26 @@ const BATCHES: usize = 2;
 /// Most examples that are read ahead, whatever the size of a batch.
 const MOST: usize = 8192;
 
-/// Hands `use_up` what `bring` makes of each of `items`, in their order. A thread of its own brings them, as many ahead as
-/// two batches of `batch` have. It ends after the first that cannot be brought; and when `use_up` is done, after the one
-/// in hand.
+/// Passes the result of `read` for each of `items` to `use_up`, in their order. A thread of its own reads them, up to two
+/// batches of `batch` items ahead. The thread ends after the first item that cannot be read; and once `use_up` is done, after
+/// the item in hand.
 ///
 /// # Errors
-/// Those of `use_up`, which gets those of `bring`; a system that has no thread to give.
+/// Those of `use_up`, which gets those of `read`; a system that cannot start a thread.
 ///
 /// # Panics
-/// As `use_up` does; and as `bring` does, when `use_up` asks for what did not come of it.
+/// Panics of `use_up`; and those of `read`, when `use_up` asks for what it did not deliver.
 pub(crate) fn ahead<I, T: Send, R>(
     items: impl Iterator<Item = I> + Send,
     batch: usize,
-    bring: impl Fn(I) -> Result<T, TrainerError> + Send,
+    read: impl Fn(I) -> Result<T, TrainerError> + Send,
     use_up: impl FnOnce(&mut dyn Iterator<Item = Result<T, TrainerError>>) -> Result<R, TrainerError>,
 ) -> Result<R, TrainerError> {
-    let (sender, brought) = sync_channel(batch.saturating_mul(BATCHES).min(MOST));
+    let (sender, received) = sync_channel(batch.saturating_mul(BATCHES).min(MOST));
     scope(|scope| {
         let thread = Builder::new().name("examples".to_owned()).spawn_scoped(scope, move || {
             for item in items {
-                let item = bring(item);
+                let item = read(item);
                 let last = item.is_err();
                 if sender.send(item).is_err() || last {
                     break;
@@ -40,13 +40,13 @@ pub(crate) fn ahead<I, T: Send, R>(
             }
         });
         let thread = thread.map_err(TrainerError::Thread)?;
-        use_up(&mut Ahead { brought, thread: Some(thread) })
+        use_up(&mut Ahead { received, thread: Some(thread) })
     })
 }
 
 /// The items from the thread. The thread ends when this is dropped.
 struct Ahead<'scope, T> {
-    brought: Receiver<T>,
+    received: Receiver<T>,
     thread: Option<ScopedJoinHandle<'scope, ()>>,
 }
 
@@ -54,7 +54,7 @@ impl<T> Iterator for Ahead<'_, T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
-        let next = self.brought.recv().ok();
+        let next = self.received.recv().ok();
         if next.is_none()
             && let Some(Err(panic)) = self.thread.take().map(ScopedJoinHandle::join)
         {

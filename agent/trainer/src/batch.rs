@@ -25,12 +25,12 @@ pub struct Form {
     pub parts: BTreeSet<BatchPart>,
 }
 
-/// `B` examples of `T` tokens in all (and the extra one where needed), the longest of `S`.
+/// `B` examples of `T` tokens in all (and the extra one if needed), the longest of `S`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Batch {
     /// Tokens of text.
     pub tokens: usize,
-    /// Rows of the activations: the tokens of text, and the extra one where there is one.
+    /// Rows of the activations: the tokens of text, and the extra one if there is one.
     pub rows: usize,
     /// Examples, `B`.
     pub examples: usize,
@@ -116,7 +116,7 @@ impl Form {
         Self { layout, parts: ports.filter_map(|port| part(&port.binding)).collect() }
     }
 
-    /// Whether `sequence` can be laid out.
+    /// Checks that `sequence` can be laid out.
     ///
     /// # Errors
     /// Tokens, segments or a target that the model does not have.
@@ -169,7 +169,7 @@ impl Batch {
         Ok(Self::laid_out(sequences, form, truths, counted))
     }
 
-    /// The tokens' numbers in the vocabulary; none where the graphs do not ask for them.
+    /// Returns the tokens' numbers in the vocabulary; none where the graphs do not ask for them.
     #[must_use]
     pub fn ids(&self) -> &[i64] {
         match self.parts.get(&BatchPart::InputIds) {
@@ -203,7 +203,7 @@ impl Batch {
     }
 }
 
-/// Whether a part lays tokens out in a rectangle.
+/// Returns true if a part lays tokens out in a rectangle.
 fn is_of_slots(part: &BatchPart) -> bool {
     matches!(
         part,
@@ -216,7 +216,7 @@ fn is_of_slots(part: &BatchPart) -> bool {
     )
 }
 
-/// Number of rows that count in the loss.
+/// Returns the number of rows that count in the loss.
 fn counted(truths: &[Truth]) -> usize {
     truths.iter().filter(|truth| **truth != Truth::None).count()
 }
@@ -269,14 +269,14 @@ impl Rows {
         Self { lengths, firsts, tokens, all, width }
     }
 
-    /// Every slot of the rectangle: its example, its place there, and the row it shows.
+    /// Returns every slot of the rectangle: its example, its place there, and the row it shows.
     fn slots(&self) -> impl Iterator<Item = (usize, usize, usize)> {
         self.lengths.iter().zip(&self.firsts).enumerate().flat_map(move |(example, (&length, &first))| {
             (0..self.width).map(move |slot| (example, slot, if slot < length { first + slot } else { self.tokens }))
         })
     }
 
-    /// `[B, heads, S]`: where each slot's token is in `[T * heads, d]`.
+    /// Returns `[B, heads, S]`: where each slot's token is in `[T * heads, d]`.
     fn to_heads(&self, heads: usize) -> Array3<i64> {
         let mut index = Array3::zeros((self.lengths.len(), heads, self.width));
         for (example, slot, row) in self.slots() {
@@ -285,7 +285,8 @@ impl Rows {
         index
     }
 
-    /// `[T, heads]`: the way back, from `[B * heads * S, d]`. For the extra token any of its slots will do; the last stays.
+    /// Returns `[T, heads]`: the way back, from `[B * heads * S, d]`. For the extra token any of its slots will do; the last
+    /// stays.
     fn to_tokens(&self, heads: usize) -> Array2<i64> {
         let mut index = Array2::zeros((self.all, heads));
         for (example, slot, row) in self.slots() {
@@ -294,7 +295,7 @@ impl Rows {
         index
     }
 
-    /// `[B, S]`: `text` for a token, `padding` for the extra one.
+    /// Returns `[B, S]`: `text` for a token, `padding` for the extra one.
     fn masked(&self, text: f32, padding: f32) -> Array2<f32> {
         let mut mask = Array2::from_elem((self.lengths.len(), self.width), padding);
         for (example, slot, row) in self.slots() {
@@ -305,7 +306,7 @@ impl Rows {
         mask
     }
 
-    /// `[S, S]`: 0 where a query (row) sees a key (column), by how far behind the query the key is.
+    /// Returns `[S, S]`: 0 where a query (row) sees a key (column), by how far behind the query the key is.
     fn seen(&self, sees: impl Fn(usize) -> bool) -> Array2<f32> {
         let visible = |query: usize, key: usize| query.checked_sub(key).is_some_and(&sees);
         Array2::from_shape_fn((self.width, self.width), |(query, key)| if visible(query, key) { 0.0 } else { MASKED })
@@ -364,7 +365,7 @@ impl Drawing<'_> {
         }
     }
 
-    /// `[T]`: a number for each token, `extra` for the extra one.
+    /// Returns `[T]`: a number for each token, `extra` for the extra one.
     fn per_token(&self, extra: i64, number: impl Fn(&Sequence, usize) -> i64) -> Part {
         let mut values = Vec::with_capacity(self.rows.all);
         for sequence in self.sequences {
@@ -374,7 +375,7 @@ impl Drawing<'_> {
         integers(Array1::from(values))
     }
 
-    /// `[2 S]`: the relative embedding's row for each distance; all of them zero where the model has none.
+    /// Returns `[2 S]`: the relative embedding's row for each distance; all of them zero if the model has none.
     fn distances(&self, distance: impl Fn(i64, i64) -> i64) -> Part {
         let last = self.rows.width as i64 - 1;
         let row =
@@ -382,7 +383,7 @@ impl Drawing<'_> {
         integers(Array1::from_shape_fn(2 * self.rows.width, row))
     }
 
-    /// `[B, C]` or `[T, C]`: the numbers, or the weights of classes.
+    /// Returns `[B, C]` or `[T, C]`: the numbers, or the weights of classes.
     fn targets(&self) -> Array2<f32> {
         let rows = if self.layout.task.is_per_token() { self.rows.all } else { self.rows.lengths.len() };
         let mut targets = Array2::zeros((rows, self.layout.classes));

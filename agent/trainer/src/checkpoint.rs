@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! weight.NAME                      the trainable tensor NAME, f32
-//! first_moment.NAME                AdamW's m of it; zeros where it has had no gradient yet
+//! first_moment.NAME                AdamW's m of it; zeros if it has had no gradient yet
 //! second_moment.NAME               AdamW's v
 //! __metadata__.skiff_checkpoint    JSON: format, pack, settings, how often each tensor was stepped, sums, digest
 //! ```
@@ -161,7 +161,7 @@ pub(super) fn read(bytes: &[u8], origin: &Origin, schema: &Schema, layers: usize
 }
 
 impl Metadata {
-    /// The format is looked at before anything else, so that a newer checkpoint is called newer and not malformed.
+    /// Parses the format before anything else, so that a newer checkpoint is called newer and not malformed.
     fn parse(text: &str) -> Result<Self, CheckpointError> {
         #[derive(Deserialize)]
         struct Format {
@@ -208,11 +208,12 @@ impl Metadata {
     }
 }
 
-/// The tensors of a checkpoint, ordered by name.
+/// Returns the tensors of a checkpoint, ordered by name.
 fn written(schema: &Schema) -> Schema {
     let prefixed = |prefix: &'static str| {
-        let named = move |spec: &TensorSpec| TensorSpec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
-        schema.tensors.iter().map(named)
+        let prefixed_spec =
+            move |spec: &TensorSpec| TensorSpec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
+        schema.tensors.iter().map(prefixed_spec)
     };
     Schema { tensors: prefixed(FIRST).chain(prefixed(SECOND)).chain(prefixed(WEIGHT)).collect() }
 }

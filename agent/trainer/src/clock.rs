@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Time since the first call in this process; it never goes backwards.
+/// Returns the time since the first call in this process; it never goes backwards.
 #[must_use]
 pub fn monotonic() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();

@@ -7,13 +7,13 @@ use skiff_base::random::Random;
 pub struct LayerMask(Vec<usize>);
 
 impl LayerMask {
-    /// Every layer: what evaluation always uses.
+    /// Returns the mask of all layers, which evaluation always uses.
     #[must_use]
     pub fn all(layers: usize) -> Self {
         Self((0..layers).collect())
     }
 
-    /// The given layers, sorted; `None` where there is none, or one is not below `layers`.
+    /// Returns the mask of the given layers, sorted; `None` if there are none, or one is not below `layers`.
     #[must_use]
     pub fn of(mut active: Vec<usize>, layers: usize) -> Option<Self> {
         active.sort_unstable();
@@ -23,8 +23,8 @@ impl LayerMask {
 
     /// Draws a mask: layer `l` is skipped with probability `rates[l]`, independently of the others.
     ///
-    /// Where more than `most` layers would run, as many do: those with rate 0 before others, then those that came closest to
-    /// staying; so memory has a bound, and not on average only.
+    /// If more than `most` layers would run, only that many do: first those with rate 0, then those that came closest to
+    /// staying. So the bound on memory holds in every step.
     ///
     /// A function of its arguments alone, so a mask can be drawn again. Where every layer would be skipped, the one that
     /// came closest to staying (largest `draw - rate`, the lower of equals) stays.
@@ -46,14 +46,14 @@ impl LayerMask {
         Self(vec![closest.unwrap_or(0)])
     }
 
-    /// The active layers, ascending.
+    /// Returns the active layers, ascending.
     #[must_use]
     pub fn active(&self) -> &[usize] {
         &self.0
     }
 }
 
-/// Seeded numbers for one `purpose` at one step of one device.
+/// Returns seeded numbers for one `purpose` at one step of one device.
 pub(crate) fn stream(purpose: &str, seed: u64, device: &str, round: u32, step: u32) -> Random {
     let mut hasher = blake3::Hasher::new_derive_key("skiff 2026-11-23 numbers of a training step");
     for part in [purpose.as_bytes(), device.as_bytes()] {

@@ -3,8 +3,8 @@
 use crate::dropout::stream;
 use crate::plan::TrainPlan;
 
-/// Which examples each step of a device takes: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each the
-/// corpus in another seeded order, where `k` counts steps over rounds.
+/// The examples of each step of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each the
+/// corpus in another seeded order. `k` counts steps over rounds.
 #[derive(Default)]
 pub(crate) struct Epochs {
     /// The last epoch's number and order.

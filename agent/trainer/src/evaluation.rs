@@ -17,20 +17,20 @@ pub struct EvaluatePlan {
 pub struct EvaluateSummary {
     /// Examples evaluated.
     pub examples: u64,
-    /// What of them counted: examples that have a target or, where the task is one of tokens, tokens that have one.
+    /// Number that counted: examples with a target or, for a task on tokens, tokens with one.
     pub counted: u64,
-    /// Rows whose largest score was the right one; `None` if the scores are numbers.
+    /// Rows whose largest score was the right one; 0 if the scores are numbers.
     pub correct: u64,
     /// Sum over what counted: of the cross-entropy in nats or, of numbers, of the squared error, a mean over `C`.
     pub loss_sum: f64,
-    /// Scores and the numbers that they should have been; empty where the scores are of classes.
+    /// Scores and the numbers that they should have been; empty if the scores are of classes.
     pub agreement: Agreement,
     /// Wall time.
     pub elapsed: Duration,
 }
 
-/// How two numbers go together, told as pairs of them come in (Welford's recurrence, Technometrics 4(3), 1962, p. 419,
-/// for two variables).
+/// Joint statistics of two numbers, updated with each pair (Welford's recurrence, Technometrics 4(3), 1962, p. 419, for two
+/// variables).
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Agreement {
     pairs: f64,
@@ -40,25 +40,25 @@ pub struct Agreement {
 }
 
 impl EvaluateSummary {
-    /// Share of the counted rows that were right.
+    /// Returns the share of the counted rows that were right.
     #[must_use]
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.counted.max(1) as f64
     }
 
-    /// The loss of what counted, on average.
+    /// Returns the mean loss of the examples or tokens that counted.
     #[must_use]
     pub fn mean_loss(&self) -> f64 {
         self.loss_sum / self.counted.max(1) as f64
     }
 
-    /// `exp` of the mean cross-entropy.
+    /// Returns `exp` of the mean cross-entropy.
     #[must_use]
     pub fn perplexity(&self) -> f64 {
         self.mean_loss().exp()
     }
 
-    /// The square root of the mean squared error.
+    /// Returns the square root of the mean squared error.
     #[must_use]
     pub fn rmse(&self) -> f64 {
         self.mean_loss().sqrt()
@@ -87,7 +87,7 @@ impl EvaluateSummary {
 }
 
 impl Agreement {
-    /// Pearson's coefficient of all pairs; none where one side never changed.
+    /// Returns Pearson's coefficient of all pairs; `None` if one side never changed.
     #[must_use]
     pub fn correlation(&self) -> Option<f64> {
         let scale = (self.squares[0] * self.squares[1]).sqrt();
@@ -104,13 +104,13 @@ impl Agreement {
     }
 }
 
-/// The largest score's place; the lower of equals.
+/// Returns the largest score's place; the lower of equals.
 fn best(scores: &[f32]) -> usize {
     (0..scores.len()).reduce(|best, at| if scores[at] > scores[best] { at } else { best }).unwrap_or(0)
 }
 
-/// `log sum exp(scores) - scores[class]`, in nats and f64, shifted by the largest score so that it cannot overflow; infinite
-/// where the model has no such class.
+/// Returns `log sum exp(scores) - scores[class]`, in nats and f64, shifted by the largest score so that it cannot overflow;
+/// infinite if the model has no such class.
 fn cross_entropy(scores: &[f32], class: usize) -> f64 {
     let Some(&score) = scores.get(class) else { return f64::INFINITY };
     let largest = f64::from(scores[best(scores)]);

@@ -34,26 +34,27 @@ pub enum Target {
 
 /// Examples that can be trained and evaluated on. A thread brings those of the next steps while a step runs.
 pub trait Examples: Sync {
-    /// The number.
+    /// Returns the number of examples.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Returns true if there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The tokens of example `at`, which is below [`Examples::len`].
+    /// Returns the tokens of example `at`, which is below [`Examples::len`].
     ///
     /// # Errors
     /// An example that cannot be brought, named.
     fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>>;
 
-    /// A number that is larger for longer examples, at no cost: it orders an evaluation, where like lengths side by side leave
-    /// less padding inside attention.
+    /// Returns a number that is larger for longer examples, at no cost: it orders an evaluation, where like lengths side by
+    /// side leave less padding inside attention.
     fn length_hint(&self, at: usize) -> usize;
 }
 
-/// Two short examples of unequal length that fit the pack: always the same, and of no meaning. For trying whether its graphs run.
+/// Returns two short examples of unequal length that fit the pack: always the same, and of no meaning. For trying whether its
+/// graphs run.
 #[must_use]
 pub fn tiny(manifest: &Manifest) -> Vec<Sequence> {
     of_lengths(&manifest.layout, &[5, 3])

@@ -141,7 +141,7 @@ impl Padded {
         Ok(Self { width, lengths, ids, types })
     }
 
-    /// The values of a row's tokens, all below `size`.
+    /// Returns the values of a row's tokens, all below `size`.
     fn bounded(
         &self,
         name: &'static str,

@@ -2,12 +2,14 @@
 //!
 //! It is synchronous; it knows no network, no coordinator, no file format of texts and no tokenizer.
 //!
-//! Rooms, in the order that an example travels: [`examples`] (what is trained on, as the caller brings it), [`inputs`] (the
-//! same from a file of tensors), `ahead` (brings them while a step runs), [`batch`] (the tokens of many in one row, and all that the
-//! graphs ask about them), [`dropout`] (which layers a step runs), `model` (the graphs, over [`runtime`], which loads ONNX Runtime, and
-//! [`provider`], what it computes on), [`trainer`] (a pack in training), [`training`] and [`evaluation`] (many steps, and what came of
-//! them), [`optimizer`] and [`schedule`] (how gradients change weights), [`tally`] (sums over steps), [`checkpoint`] (a training
-//! written down). [`clock`] measures durations, [`roof`] how fast the machine multiplies.
+//! Rooms, in the order that an example travels: [`examples`] (the caller's side), [`inputs`] (examples from a file of tensors),
+//! `ahead` (reads examples while a step runs), [`batch`] (the tokens of many examples in one row, and all inputs of the graphs
+//! that follow from them), [`dropout`] (the layers that a step runs), `model` (the graphs, over [`runtime`], which loads ONNX
+//! Runtime, and [`provider`], the device that it computes on), [`trainer`] (a pack in training).
+//!
+//! Many steps: `plan` (what a training takes), `epochs` (the order of examples), [`training`] and [`evaluation`] (the loops),
+//! [`optimizer`] and [`schedule`] (how gradients change weights), [`tally`] (sums over steps), `report` (results),
+//! [`checkpoint`] (a training written down). [`clock`] measures durations, [`roof`] how fast the machine multiplies.
 
 mod ahead;
 pub mod batch;

@@ -63,13 +63,13 @@ pub(super) struct Moments {
 }
 
 impl AdamW {
-    /// An optimizer that has seen no gradient yet.
+    /// Starts with an optimizer that has seen no gradient.
     #[must_use]
     pub fn new(options: AdamWOptions) -> Self {
         Self { options, moments: BTreeMap::new() }
     }
 
-    /// One step for every tensor that has a gradient. Shapes of weights and gradients are equal by the pack's schema.
+    /// Does one step for every tensor that has a gradient. Shapes of weights and gradients are equal by the pack's schema.
     pub fn step(&mut self, weights: &mut NamedTensors, gradients: &NamedTensors, learning_rate: f32) {
         let AdamWOptions { beta_1, beta_2, epsilon, weight_decay } = self.options;
         for (name, gradient) in gradients {
@@ -90,13 +90,13 @@ impl AdamW {
     }
 }
 
-/// The Euclidean norm over all of `gradients`, summed in f64.
+/// Returns the Euclidean norm over all of `gradients`, summed in f64.
 #[must_use]
 pub fn global_norm(gradients: &NamedTensors) -> f64 {
     gradients.values().map(square_sum).sum::<f64>().sqrt()
 }
 
-/// The sum of squares of one tensor, in f64.
+/// Returns the sum of squares of one tensor, in f64.
 #[must_use]
 pub fn square_sum(tensor: &ArrayD<f32>) -> f64 {
     tensor.iter().map(|&value| f64::from(value) * f64::from(value)).sum()

@@ -15,7 +15,7 @@ pub struct TrainPlan {
     pub device: String,
     /// The round; 0 outside a fleet.
     pub round: u32,
-    /// What the examples are, a digest for instance: a checkpoint is only of use with the same. May be empty.
+    /// Identity of the examples, for instance a digest: a checkpoint is of use only with the same ones. May be empty.
     pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
@@ -40,7 +40,7 @@ pub struct TrainPlan {
     pub clip_norm: f32,
 }
 
-/// Everything that determines the steps of a training, as text.
+/// Returns everything that determines the steps of a training, as text.
 pub(crate) fn settings(plan: &TrainPlan, examples: usize) -> BTreeMap<String, String> {
     let TrainPlan {
         seed,

@@ -31,7 +31,7 @@ pub struct TrainSummary {
     pub examples: u64,
     /// Tokens of text trained on.
     pub tokens: u64,
-    /// Steps that changed weights; fewer than planned where some were skipped, or the training was stopped.
+    /// Steps that changed weights; fewer than planned if some were skipped, or the training was stopped.
     pub steps: u32,
     /// Steps that changed nothing, because their loss or gradients were not finite. Nothing else counts them, but `elapsed`.
     pub skipped_steps: u32,

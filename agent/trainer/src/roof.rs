@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// Rows, columns and the sum's length of the product that is timed: one like a feed-forward layer's.
 const SIZES: [usize; 3] = [1024, 3072, 768];
-/// The fastest of so many counts, on a machine that has not done as many in [`PATIENCE`] of at least [`FEWEST`].
+/// Best of this many measurements, or of fewer, but at least [`FEWEST`], if [`PATIENCE`] runs out.
 const TIMES: usize = 48;
 const FEWEST: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// The name of the environment variable that says where the library is.
 pub const LIBRARY_VARIABLE: &str = "SKIFF_ONNXRUNTIME";
-/// ONNX Runtime reports nothing to anybody where it is set.
+/// ONNX Runtime reports nothing to anybody if it is set.
 const SILENCE_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 const LIBRARY_NAME: &str = "libonnxruntime.so";
 
@@ -91,26 +91,26 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// The same, which has every session that is opened with it write the times of its operators into `folder` when it goes:
+    /// Loads the same, but every session that is opened with it writes the times of its operators into `folder` when it goes:
     /// a file of trace events in JSON.
     #[must_use]
     pub fn tracing_into(self, folder: PathBuf) -> Self {
         Self { traces: Some(folder), ..self }
     }
 
-    /// The library's version and where it is.
+    /// Returns the library's version and where it is.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Whether it computes with our fused operators: they are for the processor.
+    /// Returns true if it computes with our fused operators: they are for the processor.
     #[must_use]
     pub fn fuses(&self) -> bool {
         self.provider == Provider::Cpu
     }
 
-    /// The environment that sessions are opened in.
+    /// Returns the environment that sessions are opened in.
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.environment
@@ -138,9 +138,10 @@ fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::
     Ok(environment)
 }
 
-/// One arena for all sessions, which grows by regions of doubling size: tensors of changing length are cut from them and grow
-/// together again. Regions as large as the tensor that was asked for cannot, and held four times as much; an arena for each
-/// session holds several times as much too, and the C library's allocator fragments: it grew by a megabyte a step.
+/// Registers one arena for all sessions, which grows by regions of doubling size: tensors of changing length are cut from
+/// them and grow together again. Regions as large as the tensor that was asked for cannot, and held four times as much; an
+/// arena for each session holds several times as much too, and the C library's allocator fragments: it grew by a megabyte a
+/// step.
 fn register_arena(environment: &Environment) -> ort::Result<()> {
     const NO_LIMIT: usize = 0;
     const NEXT_POWER_OF_TWO: i32 = 0;
@@ -161,7 +162,7 @@ fn register_arena(environment: &Environment) -> ort::Result<()> {
     }
 }
 
-/// The library's own version; the build information that `ort` can show does not name it.
+/// Returns the library's own version; the build information that `ort` can show does not name it.
 fn version(path: &Path) -> String {
     #[repr(C)]
     struct ApiBase {
@@ -181,8 +182,8 @@ fn version(path: &Path) -> String {
     format!("{} ({})", version.as_deref().unwrap_or("of unknown version"), path.display())
 }
 
-/// In this order: what was asked for, the environment variable, beside the executable, a source tree's cache above the
-/// executable, the system's library folders.
+/// Searches in this order: the path that was asked for, the environment variable, beside the executable, a source tree's
+/// cache above the executable, the system's library folders.
 fn find(asked: Option<&Path>) -> Result<PathBuf, RuntimeError> {
     let named = asked.map(Path::to_owned).or_else(|| std::env::var_os(LIBRARY_VARIABLE).map(PathBuf::from));
     let candidates: Vec<PathBuf> = match named {

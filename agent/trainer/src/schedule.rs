@@ -20,7 +20,7 @@ pub enum Decay {
 }
 
 impl Schedule {
-    /// The share of the learning rate that step `t` of `N` takes, with a warm-up of `W` steps:
+    /// Returns the share of the learning rate that step `t` of `N` takes, with a warm-up of `W` steps:
     /// `t / W` where `t <= W`; after that 1, or `(N - t + 1) / (N - W)` where it decays.
     ///
     /// The decay is that of `get_linear_schedule_with_warmup` in Hugging Face transformers, whose steps begin at 0. There the

@@ -92,7 +92,7 @@ impl Trainer {
         self.model.step(&self.weights, batch, mask)
     }
 
-    /// The scores with the layers of `mask`: `[B, C]`, or `[T, C]` of the tokens of text where the task is one of tokens.
+    /// Returns the scores with the layers of `mask`: `[B, C]`, or `[T, C]` of the tokens of text for a task on tokens.
     ///
     /// # Errors
     /// A graph that fails.
@@ -118,8 +118,8 @@ impl Trainer {
         self.model.hidden(&self.weights, batch, mask)
     }
 
-    /// Has a language model's head compute the scores of so many tokens at once, instead of a number that its vocabulary
-    /// determines. Losses and gradients differ in rounding only.
+    /// Sets the number of tokens whose scores a language model's head computes at once; by default the vocabulary determines
+    /// it. Losses and gradients differ in rounding only.
     pub fn set_chunk_rows(&mut self, rows: usize) {
         self.model.set_chunk_rows(rows);
     }

@@ -22,7 +22,7 @@ pub const MOST_SKIPPED_IN_A_ROW: u32 = 10;
 impl Trainer {
     /// Begins to train as planned, with a fresh optimizer; [`Training::step`] does the steps.
     ///
-    /// Which examples a step takes: the examples are run through again and again, each time in another seeded order.
+    /// The examples are run through again and again, each time in another seeded order.
     ///
     /// # Errors
     /// A plan that does not fit.
@@ -52,15 +52,15 @@ impl Trainer {
 
 /// A training in progress: [`Training::step`] does its next step, until there is none.
 ///
-/// What it has become can be written down at any time and taken up again, later and in another process: the steps after
-/// that give the same bits as if nothing had happened between.
+/// Its state can be written down at any time and resumed later, also in another process: the steps after that give the same
+/// bits as without the interruption.
 pub struct Training<'a> {
     trainer: &'a mut Trainer,
     plan: &'a TrainPlan,
     examples: &'a dyn Examples,
     optimizer: AdamW,
     tally: Tally,
-    /// The weights it began with, where it is held near them.
+    /// Its initial weights, if FedProx holds it near them; otherwise empty.
     anchor: NamedTensors,
     epochs: Epochs,
 }
@@ -180,20 +180,20 @@ impl<'a> Training<'a> {
         Ok(Some(report))
     }
 
-    /// What the training has become, as bytes for [`Training::resume`]: a safetensors file with the weights and AdamW's
-    /// moments, and the rest in its metadata.
+    /// Writes the state of the training for [`Training::resume`]: a safetensors file with the weights and AdamW's moments,
+    /// and the rest in its metadata.
     ///
     /// # Errors
-    /// Weights that are not finite: nobody could go on with them.
+    /// Weights that are not finite: nobody could resume with them.
     pub fn checkpoint(&self) -> Result<Vec<u8>, CheckpointError> {
         checkpoint::write(&self.origin(), &self.trainer.weights, &self.optimizer, &self.tally)
     }
 
-    /// Takes up where the training was that gave `checkpoint`.
+    /// Resumes the training that wrote `checkpoint`.
     ///
     /// # Errors
     /// Bytes that are not a checkpoint, a damaged one, or one of another plan, pack or number of examples. The training then
-    /// is what it was.
+    /// stays as it was.
     pub fn resume(&mut self, checkpoint: &[u8]) -> Result<(), CheckpointError> {
         let pack = &self.trainer.pack;
         let state = checkpoint::read(checkpoint, &self.origin(), pack.schema(), pack.manifest().layers)?;
@@ -212,7 +212,7 @@ impl<'a> Training<'a> {
         self.tally.summary()
     }
 
-    /// Adds FedProx's pull to the gradients of what this step trains.
+    /// Adds FedProx's pull to the gradients of this step.
     fn hold(&self, gradients: &mut NamedTensors) {
         for (name, gradient) in gradients {
             if let (Some(weight), Some(anchor)) = (self.trainer.weights.get(name), self.anchor.get(name)) {
@@ -229,8 +229,8 @@ impl<'a> Training<'a> {
     }
 }
 
-/// Whether a step may change weights: its loss is finite, and so are its gradients and their squares, of which AdamW would
-/// never forget an infinite one.
+/// Returns true if a step may change weights: its loss is finite, and so are its gradients and their squares. AdamW would
+/// never forget an infinite square.
 fn is_usable(loss: f32, norm: f64) -> bool {
     loss.is_finite() && ((norm * norm) as f32).is_finite()
 }

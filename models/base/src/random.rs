@@ -47,7 +47,7 @@ impl Random {
         self.unit() < probability
     }
 
-    /// One of `choices`, each as likely; `None` where there are none.
+    /// Draws one of `choices`, each with the same probability; `None` if there are none.
     pub fn choose<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
         choices.get(self.below(choices.len()))
     }

@@ -26,14 +26,14 @@ pub(crate) struct Arguments {
     /// The pack's folder; an existing pack is replaced.
     #[arg(long, value_name = "PACK")]
     out: PathBuf,
-    /// The task.
+    /// Task that the model is tuned for.
     #[arg(long, value_enum, default_value = "sequence-classification")]
     task: TaskName,
     /// File with one class name a line, or a number of classes (of numbers, for regression) [default: those in config.json;
     /// 1 for regression].
     #[arg(long, value_name = "FILE|N")]
     labels: Option<String>,
-    /// What trains beside the task's head [default: lora].
+    /// Way of fine-tuning, beside the task's head [default: lora].
     #[arg(long, value_enum)]
     peft: Option<PeftName>,
     /// LoRA's rank, or a Houlsby adapter's width [default: 8, or 64].
@@ -45,16 +45,16 @@ pub(crate) struct Arguments {
     /// Linear layers that get LoRA, by the end of their names, or all-linear [default: those of query and value].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', alias = "targets")]
     target: Vec<String>,
-    /// Other ranks for some layers: END_OF_NAME=RANK.
+    /// Different ranks for layers whose names end so: END_OF_NAME=RANK.
     #[arg(long, value_name = "PATTERN=RANK", value_delimiter = ',', value_parser = pattern::<usize>)]
     rank_pattern: Vec<(String, usize)>,
-    /// Other alphas for some layers: END_OF_NAME=ALPHA.
+    /// Different alphas for layers whose names end so: END_OF_NAME=ALPHA.
     #[arg(long, value_name = "PATTERN=ALPHA", value_delimiter = ',', value_parser = pattern::<f32>)]
     alpha_pattern: Vec<(String, f32)>,
     /// Scale LoRA's update by alpha / sqrt(rank) (rsLoRA).
     #[arg(long)]
     rslora: bool,
-    /// Leave LoRA's A as it was drawn and train B only (FFA-LoRA): half the bytes to send.
+    /// Keep LoRA's A as it was drawn and train only B (FFA-LoRA): half the bytes to send.
     #[arg(long)]
     freeze_a: bool,
     /// Storage of the frozen matrices.
@@ -63,7 +63,7 @@ pub(crate) struct Arguments {
     /// Folder with an adapter of Hugging Face PEFT: its settings and values instead of new ones.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["peft", "rank", "alpha", "target", "rank_pattern", "alpha_pattern", "rslora"])]
     adapter: Option<PathBuf>,
-    /// Seed of the first values.
+    /// Seed of the initial values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Print the manifest as JSON when done.
@@ -114,7 +114,7 @@ impl From<StorageName> for Storage {
     }
 }
 
-/// Makes the pack and shows it.
+/// Builds the pack and shows it.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let json = arguments.json;
     let options = arguments.options()?;
@@ -175,7 +175,7 @@ impl Arguments {
     }
 }
 
-/// A file of names, or a count that names the classes `0`, `1`, ...
+/// Reads a file of names, or a count that names the classes `0`, `1`, ...
 fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
     /// Room for the most and longest names that a pack takes.
     const MAX_BYTES: u64 = 32 << 20;
@@ -193,10 +193,10 @@ fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
-/// More than any `config.json`.
+/// Larger than any `config.json`.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
 
-/// Before minutes are spent on the weights; what is wrong with `config.json` is for the builder to say.
+/// Checks the folder before minutes are spent on the weights. The builder reports faults of `config.json`.
 fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
     let tokenizer = checkpoint.join("tokenizer.json");
     if !tokenizer.exists() {
@@ -208,7 +208,7 @@ fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
     tokenizer::check(&tokenizer, vocabulary).map(drop)
 }
 
-/// Of two settings for one pattern, one would go unheard.
+/// Fails if a pattern has two settings, since one of them would be ignored.
 fn once<T>(flag: &str, patterns: &[(String, T)]) -> anyhow::Result<()> {
     let twice = |(at, (name, _)): (usize, &(String, T))| patterns[..at].iter().any(|(other, _)| other == name);
     match patterns.iter().enumerate().find(|pair| twice(*pair)) {

@@ -23,20 +23,20 @@ pub(crate) struct Arguments {
     /// The pack's folder.
     #[arg(long, value_name = "PACK")]
     pack: PathBuf,
-    /// Tuned values of the trainable tensors, as `skiff-agent train --out` writes them [default: the pack's first values].
+    /// Tuned values of the trainable tensors, as `skiff-agent train --out` writes them [default: the pack's initial values].
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// The folder to write; an earlier export there is replaced, anything else is not.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Merge what was tuned into the model's own weights and write a plain checkpoint.
+    /// Merge the tuned values into the model's own weights and write a plain checkpoint.
     #[arg(long)]
     merged: bool,
     /// Take the model's own weights from this checkpoint instead of the pack, which may hold them in fewer bits, and the
     /// tokenizer's other files with them.
     #[arg(long, value_name = "DIR", requires = "merged")]
     checkpoint: Option<PathBuf>,
-    /// Print what was written as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }

@@ -35,7 +35,7 @@ pub(crate) struct Batch {
     /// Examples in the step whose memory is predicted.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
-    /// Tokens of each [default: 128, or as many as the model takes].
+    /// Tokens of each example [default: 128, or the most that the model takes].
     #[arg(long)]
     tokens: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! `skiff-pack`: makes packs, shows them, tries them, and turns what was tuned back into what others read.
+//! `skiff-pack`: builds, shows and verifies packs, and exports tuned values in formats that other programs read.
 
 mod build;
 mod export;
@@ -10,7 +10,7 @@ mod verify;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Makes packs: what an agent needs of a model, from a checkpoint to ONNX training graphs.
+/// Builds packs: ONNX training graphs and weights for agents, from a checkpoint.
 #[derive(Parser)]
 #[command(version, after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.")]
 struct Arguments {
@@ -20,13 +20,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes a pack from a Hugging Face checkpoint folder.
+    /// Builds a pack from a Hugging Face checkpoint folder.
     Build(Box<build::Arguments>),
-    /// Checks a pack's digests and shows what is in it, and what a training step will take.
+    /// Checks a pack's digests, and shows its contents and the memory of a training step.
     Inspect(inspect::Arguments),
-    /// Checks a pack as `inspect` does, makes its graphs again, loads the tokenizer, and runs every graph.
+    /// Checks a pack like `inspect`, builds its graphs again, loads the tokenizer, and runs every graph.
     Verify(verify::Arguments),
-    /// Writes what was tuned as a Hugging Face PEFT adapter, or merged as a plain checkpoint.
+    /// Writes tuned values as a Hugging Face PEFT adapter, or merged as a plain checkpoint.
     Export(export::Arguments),
 }
 

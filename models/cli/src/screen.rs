@@ -1,10 +1,10 @@
-//! A progress bar on standard error, where that is a terminal; and numbers for people.
+//! A progress bar on standard error, if that is a terminal; and numbers for people.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use skiff_models::pack::Progress;
 use std::time::Duration;
 
-/// A spinner that becomes a bar where bytes are counted.
+/// A spinner that becomes a bar when bytes are counted.
 pub(crate) struct Screen {
     bar: ProgressBar,
     counts: bool,
@@ -35,7 +35,7 @@ impl Screen {
         }
     }
 
-    /// Says what is being done, where nothing is counted.
+    /// Shows the work in progress, if nothing is counted.
     pub(crate) fn say(&self, doing: &str) {
         self.bar.set_message(doing.to_owned());
     }

@@ -4,10 +4,11 @@ use anyhow::{anyhow, ensure};
 use std::path::Path;
 use tokenizers::Tokenizer;
 
-/// A `tokenizer.json` may be this large; the largest known ones have 35 MB.
+/// Largest accepted size of a `tokenizer.json`, in bytes; the largest known ones have 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Loads `path` as the agent does and compares its ids with the rows of the model's table of words; gives the number of tokens.
+/// Loads `path` like the agent, compares its ids with the rows of the model's table of words, and returns the number of
+/// tokens.
 pub(crate) fn check(path: &Path, vocabulary: Option<usize>) -> anyhow::Result<usize> {
     let found =
         std::fs::metadata(path).map_err(|error| anyhow!(error).context(format!("reading {}", path.display())))?;

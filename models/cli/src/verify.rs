@@ -30,7 +30,8 @@ pub(crate) struct Arguments {
 struct Findings {
     files: usize,
     digest: String,
-    /// Whether the graphs' bytes were compared with those of the design, or only their ports: another version made the pack.
+    /// Whether the graphs' bytes were compared with those of the design. If another version made the pack, only their ports
+    /// were.
     design_to_the_byte: bool,
     tokens: usize,
     graphs: usize,
@@ -38,15 +39,16 @@ struct Findings {
     open_seconds: f64,
     loss: f32,
     gradients: usize,
-    /// Largest difference of a score between the plain and the fused graphs, relative to the largest score; none where there
-    /// are no fused ones that this ONNX Runtime takes.
+    /// Largest difference of a score between the plain and the fused graphs, relative to the largest score; `None` if the
+    /// pack has no fused graphs that this ONNX Runtime takes.
     fused_difference: Option<f32>,
 }
 
-/// Rounding in another order gives differences of 1e-6 and less; other operators or weights give more than this.
+/// Largest relative difference of two scores that should be equal. Rounding in another order gives 1e-6 and less; other
+/// operators or weights give more than this.
 const FUSED_TOLERANCE: f32 = 1e-3;
 
-/// Checks digests, makes the graphs again, loads the tokenizer, and runs every graph.
+/// Checks digests, builds the graphs again, loads the tokenizer, and runs every graph.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let screen = Screen::new();
     let found = examine(arguments, &screen);

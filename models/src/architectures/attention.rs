@@ -20,7 +20,7 @@ impl Heads {
         Self { count, size, to_heads: (BatchPart::ToHeads, "to_heads"), to_tokens: (BatchPart::ToTokens, "to_tokens") }
     }
 
-    /// Key heads, `of_queries` where there are as many.
+    /// Describes key heads; the same as `of_queries` if there are as many.
     pub(super) const fn of_keys(count: usize, size: usize, queries: usize) -> Self {
         if count == queries {
             return Self::of_queries(count, size);
@@ -33,7 +33,7 @@ impl Heads {
         }
     }
 
-    /// `[T, h*d]` (or `[T, h, d]`) to `[B, h, S, d]`.
+    /// Returns `[T, h*d]` (or `[T, h, d]`) to `[B, h, S, d]`.
     pub(super) fn split(&self, stage: &mut Stage<'_>, rows: Id, name: &str) -> Result<Id, GraphError> {
         let (to_heads, to_tokens) = self.indices(stage);
         let g = &mut stage.graph;
@@ -43,7 +43,7 @@ impl Heads {
         Ok(g.rename(heads, name))
     }
 
-    /// `[B, h, S, d]` to `[T, h*d]`.
+    /// Returns `[B, h, S, d]` to `[T, h*d]`.
     pub(super) fn join(&self, stage: &mut Stage<'_>, heads: Id) -> Result<Id, GraphError> {
         let (to_heads, to_tokens) = self.indices(stage);
         let g = &mut stage.graph;
@@ -84,8 +84,8 @@ pub(super) enum Sees {
 }
 
 impl Attending {
-    /// `softmax(Q K^T / sqrt(d)) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of rows `[Q, h*d]`, `[T, k*d]`, `[T, k*d]`, as rows
-    /// `[Q, h*d]`. `places`, in fused graphs only: the rows of the queries, one of each example.
+    /// Returns `softmax(Q K^T / sqrt(d)) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of rows `[Q, h*d]`, `[T, k*d]`, `[T,
+    /// k*d]`, as rows `[Q, h*d]`. `places`, in fused graphs only: the rows of the queries, one of each example.
     pub(super) fn apply(
         &self,
         stage: &mut Stage<'_>,
@@ -142,13 +142,14 @@ impl Attending {
     }
 }
 
-/// `[B, 1, 1, S]`: padding is not seen.
+/// Returns `[B, 1, 1, S]`: padding is not seen.
 pub(super) fn key_bias(stage: &mut Stage<'_>) -> Id {
     stage.batch(BatchPart::KeyBias, "key_bias", shape([&"B", &1, &1, &"S"]))
 }
 
-/// `softmax(scores + bias) V` (Vaswani et al., arXiv 1706.03762, eq. 1): `scores` `[B, h, S, S]`, `values` `[B, k, S, d]`;
-/// returns `[B, h, S, d]`. Where `k < h`, head `i` takes the values of head `i / (h / k)` (Ainslie et al., arXiv 2305.13245).
+/// Returns `softmax(scores + bias) V` (Vaswani et al., arXiv 1706.03762, eq. 1): `scores` `[B, h, S, S]`, `values` `[B, k, S,
+/// d]`; returns `[B, h, S, d]`. If `k < h`, head `i` takes the values of head `i / (h / k)` (Ainslie et al., arXiv
+/// 2305.13245).
 pub(super) fn weighted_sum(
     stage: &mut Stage<'_>,
     scores: Id,
@@ -180,7 +181,7 @@ pub(super) fn products(
     g.reshape(products, shape([&"B", &queries, &"S", &"S"]))
 }
 
-/// `[B, k, g*S, last]`.
+/// Returns `[B, k, g*S, last]`.
 fn grouped(keys: usize, group: usize, last: &Dim) -> Vec<Dim> {
     vec!["B".into(), keys.into(), Dim::from("S").times(&group.into()), last.clone()]
 }

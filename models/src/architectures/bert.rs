@@ -81,7 +81,7 @@ impl Family {
         }
     }
 
-    /// The linear layers of the head for sequences, where it is more than one, which PEFT then takes for targets.
+    /// Returns the linear layers of the head for sequences, if it has more than one: PEFT then takes them for targets.
     pub(super) const fn head_linears(self) -> &'static [&'static str] {
         match self {
             Self::Bert => &[],
@@ -261,7 +261,7 @@ impl Bert {
 }
 
 impl Keys {
-    /// The first position of RoBERTa and XLM-R, which comes after that of the padding token.
+    /// Returns the first position of RoBERTa and XLM-R, which comes after that of the padding token.
     fn position_after_padding(&self) -> Result<usize, ConfigError> {
         let id = self.pad_token_id.unwrap_or(Some(1));
         let position = id.and_then(|id| usize::try_from(id.checked_add(1)?).ok());

@@ -15,7 +15,7 @@ pub enum ConfigError {
     /// The value of a key has another type than it should have.
     #[error("reading {key}")]
     Key {
-        /// The key; with those around it and dots between them where it is not one of the outermost.
+        /// Dotted path of the key, for example `rope.theta`.
         key: String,
         /// The value that was found, and the expected one.
         source: serde_json::Error,
@@ -44,7 +44,7 @@ pub enum ConfigError {
     },
 }
 
-/// The keys of a `config.json` that `T` names. An error says at which key it was.
+/// Returns the keys of a `config.json` that `T` names. An error says at which key it was.
 pub(super) fn keys<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError> {
     let Some(object) = config.as_object() else { return Ok(T::deserialize(config)?) };
     let mut entries = object.iter();
@@ -61,7 +61,7 @@ pub(super) fn keys<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError
     })
 }
 
-/// As [`keys`], those of the object that `config` has at `outer`; `None` where there is none, or nothing in it.
+/// Reads keys like [`keys`], from the object that `config` has at `outer`; `None` if there is none, or nothing in it.
 pub(super) fn keys_within<T: DeserializeOwned>(config: &Value, outer: &str) -> Result<Option<T>, ConfigError> {
     let Some(inner) = config.get(outer).filter(|inner| !inner.is_null() && inner.as_object() != Some(&Map::new()))
     else {
@@ -110,7 +110,7 @@ pub(super) fn refuse_unsupported(config: &Value) -> Result<(), ConfigError> {
 
 const KNOWN_PROBLEMS: [&str; 2] = ["single_label_classification", "regression"];
 
-/// The first size that is out of its bounds, 1 to the number beside it, named.
+/// Returns the first size that is out of its bounds, 1 to the number beside it, named.
 pub(super) fn out_of_bounds(sizes: &[(&str, usize, usize)]) -> Option<String> {
     let (name, size, most) = sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size))?;
     Some(format!("{name} is {size}, expected 1 to {most}"))
@@ -151,7 +151,7 @@ mod tests {
         Model::read(&small(model_type, more)).unwrap()
     }
 
-    /// What is wrong with a small model's settings with these among them.
+    /// Returns the error for a small model's settings with these among them.
     fn refusal(model_type: &str, more: &Value) -> String {
         let error = Model::read(&small(model_type, more)).unwrap_err();
         error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))

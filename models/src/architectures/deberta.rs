@@ -30,7 +30,7 @@ pub struct Deberta {
     pub intermediate: usize,
     /// Rows of the word embedding.
     pub vocabulary: usize,
-    /// Features of the embeddings, projected to `D` where they are others.
+    /// Features of the embeddings, projected to `D` if they are others.
     pub embedding: usize,
     /// Longest sequence.
     pub positions: usize,
@@ -42,7 +42,7 @@ pub struct Deberta {
     pub norm_epsilon: f32,
     /// Inside the feed-forward part.
     pub activation: Activation,
-    /// Of the pooler.
+    /// The pooler's activation.
     pub pooler_activation: Activation,
     /// Attention by distance.
     pub relative: Option<Relative>,
@@ -269,7 +269,7 @@ impl Deberta {
         Layout { segments: self.segments, max_tokens: self.positions, relative, ..plain }
     }
 
-    /// `h = LayerNorm(P W[id])`, with position and segment added where the model has them; and the rows of the table of
+    /// `h = LayerNorm(P W[id])`, with position and segment added if the model has them; and the rows of the table of
     /// distances for every distance in the batch.
     pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let row = |stage: &mut Stage<'_>, part, index: &str, table: &str, size| {
@@ -318,8 +318,8 @@ impl Deberta {
         Ok(())
     }
 
-    /// A post-norm block whose scores are `(Q K^T + Q P_k[i - j] + K P_q[i - j]) / sqrt(d (1 + terms))` (arXiv 2006.03654,
-    /// eq. 4); beside the first one, `LayerNorm(y + f(convolution(x)))`.
+    /// Returns a post-norm block whose scores are `(Q K^T + Q P_k[i - j] + K P_q[i - j]) / sqrt(d (1 + terms))` (arXiv
+    /// 2006.03654, eq. 4); beside the first one, `LayerNorm(y + f(convolution(x)))`.
     pub(super) fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Id, GraphError> {
         let x = stage.hidden(self.rows());
         let heads = Heads::of_queries(self.heads, self.hidden / self.heads);
@@ -416,7 +416,7 @@ impl Deberta {
 }
 
 impl Relative {
-    /// The number of terms that it adds to the scores.
+    /// Returns the number of terms that it adds to the scores.
     fn terms(&self) -> usize {
         usize::from(self.content_to_position) + usize::from(self.position_to_content)
     }
@@ -452,7 +452,7 @@ pub(super) const PROJECTION: &str = "deberta.embeddings.embed_proj";
 const RELATIVE_KEYS: &str = "relative_keys";
 const RELATIVE_QUERIES: &str = "relative_queries";
 
-/// One row for each distance between two of `S` tokens, and one to spare.
+/// Returns one row for each distance between two of `S` tokens, and one to spare.
 fn twice_s() -> Dim {
     Dim::from("S").times(&2.into())
 }

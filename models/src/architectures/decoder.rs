@@ -38,7 +38,7 @@ pub struct Decoder {
     pub positions: usize,
     /// Added to the mean square in norms.
     pub norm_epsilon: f32,
-    /// Of the gate.
+    /// The gate's activation.
     pub activation: Activation,
     /// Whether query, key and value layers have biases.
     pub attention_bias: bool,
@@ -298,8 +298,8 @@ impl Decoder {
         stage.linear(&format!("self_attn.{role}_proj"), x, sizes, bias(self.attention_bias))
     }
 
-    /// `z cos + rotate(z) sin` for every head of `rows`, normed before where the model does that.
-    /// `places`: of which tokens the rows are, where not of all.
+    /// `z cos + rotate(z) sin` for every head of `rows`, normed before if the model does that.
+    /// `places`: the tokens that the rows belong to, if they are not all.
     fn turned(
         &self,
         stage: &mut Stage<'_>,
@@ -326,8 +326,8 @@ impl Decoder {
         g.add(along, across)
     }
 
-    /// The next token's scores with the word embedding or `lm_head`, classes of the last token or of each token with `score`;
-    /// all after a norm.
+    /// Returns the next token's scores with the word embedding or `lm_head`, classes of the last token or of each token with
+    /// `score`; all after a norm.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(self.rows());
         let rows = match head.task {
@@ -377,7 +377,7 @@ impl Keys {
         }
     }
 
-    /// The layers that have a sliding window of that size.
+    /// Returns the layers that have a sliding window of that size.
     fn windowed(&self, family: Family, window: Option<usize>) -> Result<Vec<usize>, ConfigError> {
         const KINDS: [&str; 2] = ["sliding_attention", "full_attention"];
         let by_types = matches!(family, Family::Qwen2 | Family::Qwen3);

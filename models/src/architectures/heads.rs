@@ -5,13 +5,13 @@ use crate::graph::{GraphError, Id, Op, Shape};
 use crate::stage::{BatchPart, Bias, Ending, Stage};
 use crate::task::Task;
 
-/// The first row of each example of `hidden`, `[T, D]` to `[B, D]`.
+/// Returns the first row of each example of `hidden`, `[T, D]` to `[B, D]`.
 pub(super) fn first_rows(stage: &mut Stage<'_>, hidden: Id) -> Result<Id, GraphError> {
     let first = stage.batch(BatchPart::FirstTokens, "first_tokens", shape([&"B"]));
     stage.graph.op(Op::Gather, &[hidden, first])
 }
 
-/// The last row of each example.
+/// Returns the last row of each example.
 pub(super) fn last_rows(stage: &mut Stage<'_>, hidden: Id) -> Result<Id, GraphError> {
     let last = stage.batch(BatchPart::LastTokens, "last_tokens", shape([&"B"]));
     stage.graph.op(Op::Gather, &[hidden, last])
@@ -35,7 +35,8 @@ pub(super) fn pool(
     Ok(stage.graph.rename(pooled, "pooled"))
 }
 
-/// The loss of `head`'s task, which is not a language model's, on `logits`: `[B, C]`, or `[T, C]` for one that is per token.
+/// Returns the loss of `head`'s task, which is not a language model's, on `logits`: `[B, C]`, or `[T, C]` for one that is per
+/// token.
 pub(super) fn loss(stage: &mut Stage<'_>, logits: Id, head: Head) -> Result<Ending, GraphError> {
     let loss = if head.task == Task::Regression {
         squared_error(stage, logits, head.labels)?
@@ -92,7 +93,7 @@ pub(super) fn next_token(
     Ok(Ending::Loss { loss, logits })
 }
 
-/// The sum of all elements of a matrix, as a scalar.
+/// Returns the sum of all elements of a matrix, as a scalar.
 fn sum(stage: &mut Stage<'_>, matrix: Id) -> Result<Id, GraphError> {
     let total = stage.graph.op(Op::ReduceSum { axes: vec![0, 1] }, &[matrix])?;
     stage.graph.reshape(total, Shape::new())

@@ -6,7 +6,7 @@
 //! - [`rotary`]: the angles of rotary positions and their scalings
 //! - [`attention`], [`heads`]: what several of them share
 //!
-//! What a checkpoint's `config.json` says of training is not used: no part of a model drops features at random
+//! The settings of training in a checkpoint's `config.json` are not used: no part of a model drops features at random
 //! (`hidden_dropout_prob`, `attention_probs_dropout_prob`, `attention_dropout`, `classifier_dropout`, `pooler_dropout`), and
 //! first values are those of [`crate::peft::draw`], not of `initializer_range`.
 //!
@@ -98,7 +98,7 @@ impl Model {
         }
     }
 
-    /// The model's `model_type`.
+    /// Returns the model's `model_type`.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -108,7 +108,7 @@ impl Model {
         }
     }
 
-    /// Its sizes.
+    /// Returns its sizes.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
         match self {
@@ -118,7 +118,7 @@ impl Model {
         }
     }
 
-    /// The first part of its tensors' names, `bert.`; a checkpoint of the bare model lacks it.
+    /// Returns the first part of its tensors' names, `bert.`; a checkpoint of the bare model lacks it.
     #[must_use]
     pub fn base(&self) -> &'static str {
         match self {
@@ -128,7 +128,7 @@ impl Model {
         }
     }
 
-    /// The tasks it can be tuned for.
+    /// Returns the tasks it can be tuned for.
     #[must_use]
     pub fn tasks(&self) -> &'static [Task] {
         match self {
@@ -137,7 +137,7 @@ impl Model {
         }
     }
 
-    /// The names of a block's linear layers, which LoRA may sit on; it may on the [`Model::pooler`] too.
+    /// Returns the names of a block's linear layers, which LoRA may sit on; it may on the [`Model::pooler`] too.
     #[must_use]
     pub fn linears(&self) -> Vec<&'static str> {
         match self {
@@ -147,7 +147,7 @@ impl Model {
         }
     }
 
-    /// The linear layers that LoRA sits on unless told otherwise: those of query and value.
+    /// Returns the linear layers that LoRA sits on unless told otherwise: those of query and value.
     #[must_use]
     pub fn usual_targets(&self) -> [&'static str; 2] {
         match self {
@@ -157,7 +157,7 @@ impl Model {
         }
     }
 
-    /// The linear layer between the first token and the classifier, for tasks that have one and architectures whose
+    /// Returns the linear layer between the first token and the classifier, for tasks that have one and architectures whose
     /// checkpoints may lack it: a pack freezes it where the checkpoint has it and trains it where not.
     #[must_use]
     pub fn pooler(&self, task: Task) -> Option<&'static str> {
@@ -169,7 +169,7 @@ impl Model {
         }
     }
 
-    /// Which row of each example the head reads, where it is one and the blocks can do without the others.
+    /// Returns the row of each example that the head reads, if it reads one and the blocks can leave the others out.
     #[must_use]
     pub fn read_row(&self, task: Task) -> Option<BatchPart> {
         match self {
@@ -218,7 +218,7 @@ impl Model {
         hidden.map(Ending::Hidden)
     }
 
-    /// The prefix of the tensors of a block, with `{layer}` in it.
+    /// Returns the prefix of the tensors of a block, with `{layer}` in it.
     #[must_use]
     pub fn block_prefix(&self) -> String {
         let rest = match self {
@@ -228,7 +228,7 @@ impl Model {
         format!("{}{rest}", self.base())
     }
 
-    /// Block `layer`.
+    /// Builds block `layer`.
     ///
     /// # Errors
     /// Sizes that do not fit together.
@@ -253,7 +253,7 @@ impl Model {
         }
     }
 
-    /// Whether BitFit finds anything to train in the blocks.
+    /// Returns true if BitFit finds anything to train in the blocks.
     #[must_use]
     pub fn has_biases(&self) -> bool {
         match self {

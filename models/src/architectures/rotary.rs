@@ -113,7 +113,7 @@ impl Rotary {
         }
     }
 
-    /// Reads what is at `key`, `None` where nothing is.
+    /// Reads the value of `key`; `None` if there is none.
     fn read_from(config: &serde_json::Value, key: &'static str, positions: usize) -> Result<Option<Self>, ConfigError> {
         let inner = config.get(key).and_then(serde_json::Value::as_object);
         if let Some((name, _)) = inner.and_then(|inner| inner.iter().find(|(_, value)| value.is_object())) {
@@ -184,7 +184,7 @@ impl Rotary {
         None
     }
 
-    /// The longest text whose angles are those of the model, of the `positions` that it takes.
+    /// Returns the longest text whose angles are those of the model, of the `positions` that it takes.
     #[must_use]
     pub fn max_tokens(&self, positions: usize) -> usize {
         if let Scaling::LongRope { original_max_position_embeddings, .. } = &self.scaling {
@@ -194,7 +194,7 @@ impl Rotary {
         }
     }
 
-    /// The factor of cosine and sine.
+    /// Returns the factor of cosine and sine.
     #[must_use]
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
@@ -203,7 +203,7 @@ impl Rotary {
         }
     }
 
-    /// The frequencies for heads of `size` features: `[size / 2]`, radians a position, computed in f64.
+    /// Returns the frequencies for heads of `size` features: `[size / 2]`, radians a position, computed in f64.
     #[must_use]
     pub fn frequencies(&self, size: usize) -> Vec<f64> {
         let plain = |i: usize| self.theta.powf(-((2 * i) as f64) / size as f64);

@@ -207,7 +207,7 @@ fn permute(g: &mut Graph, order: &[usize], dy: Id) -> Result<Id, GraphError> {
     g.permute(dy, &back)
 }
 
-/// The rows in their old order: the two indices of a relayout are each other's inverse.
+/// Returns the rows in their old order: the two indices of a relayout are each other's inverse.
 fn relayout(g: &mut Graph, node: &Node, dy: Id) -> Result<Id, GraphError> {
     let [a, to, back] = [node.inputs[0], node.inputs[1], node.inputs[2]];
     let (source, index) = (g.shape(a).clone(), g.shape(to).clone());

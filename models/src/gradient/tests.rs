@@ -84,12 +84,12 @@ fn check_wanted(mut case: Case, wanted: &[Id]) {
     }
 }
 
-/// One to four dimensions.
+/// Returns one to four dimensions.
 fn shapes() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(1..4usize, 1..5)
 }
 
-/// The order that brings `axis` to the end, which is also the order back: the two are swapped.
+/// Returns the order that brings `axis` to the end, which is also the order back: the two are swapped.
 fn last_and(axis: usize, rank: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rank).collect();
     order.swap(axis, rank - 1);

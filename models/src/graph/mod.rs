@@ -174,7 +174,7 @@ impl Graph {
         self.push(Value { name: name.to_owned(), shape, dtype, source: Source::Input })
     }
 
-    /// A scalar.
+    /// Adds a scalar.
     pub fn constant(&mut self, value: f32) -> Id {
         let name = constant_name(self.values.len());
         self.push(Value { name, shape: Vec::new(), dtype: DType::F32, source: Source::Constant(value) })
@@ -220,7 +220,7 @@ impl Graph {
         Ok(outputs)
     }
 
-    /// `apply` for operators with one result.
+    /// Applies an operator with one result, like [`Graph::apply`].
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -228,7 +228,7 @@ impl Graph {
         Ok(self.apply(op, inputs)?[0])
     }
 
-    /// `a + b`, broadcast as NumPy does.
+    /// Appends `a + b`, broadcast as NumPy does.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -236,7 +236,7 @@ impl Graph {
         self.op(Op::Add, &[a, b])
     }
 
-    /// `a * b`, element by element.
+    /// Appends `a * b`, element by element.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -244,7 +244,7 @@ impl Graph {
         self.op(Op::Mul, &[a, b])
     }
 
-    /// `factor * a`.
+    /// Appends `factor * a`.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -253,7 +253,7 @@ impl Graph {
         self.mul(a, factor)
     }
 
-    /// `a` with its dimensions in the order `perm`; two in a row are one, and an order that changes nothing is none.
+    /// Appends `a` with its dimensions in the order `perm`; two in a row are one, and an order that changes nothing is none.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -268,7 +268,7 @@ impl Graph {
         if stays { Ok(source) } else { self.op(Op::Permute(perm), &[source]) }
     }
 
-    /// `a` with its last two dimensions exchanged; twice is nothing.
+    /// Appends `a` with its last two dimensions exchanged; twice is nothing.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -279,7 +279,7 @@ impl Graph {
         self.permute(a, &perm)
     }
 
-    /// `a` in another shape of as many elements; of two in a row only the last is kept.
+    /// Appends `a` in another shape of as many elements; of two in a row only the last is kept.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -401,7 +401,7 @@ impl Graph {
 }
 
 impl Node {
-    /// The operands the computation reads. A [`Op::Relayout`] keeps its inverse index for the derivative only.
+    /// Returns the operands the computation reads. A [`Op::Relayout`] keeps its inverse index for the derivative only.
     #[must_use]
     pub fn operands(&self) -> &[Id] {
         if self.op == Op::Relayout { &self.inputs[..2] } else { &self.inputs }

@@ -6,7 +6,7 @@ use std::ops::Range;
 /// An operator. `A`, `B`, `C` are its operands in order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Op {
-    /// `alpha * op(A) op(B) + C`, all matrices; `C` may be absent or broadcast; `op` transposes where asked.
+    /// `alpha * op(A) op(B) + C`, all matrices; `C` may be absent or broadcast; `op` transposes if asked.
     Gemm {
         /// Factor of the product.
         alpha: f32,
@@ -67,9 +67,9 @@ pub enum Op {
     Gather,
     /// Zeros in the shape of `A`, with the rows of `C` added at the integers `B`: the adjoint of `Gather`.
     ScatterRows,
-    /// Rows of `A` in the order `B`; `C` is the order back. Its derivative is the same movement backwards, which is
-    /// exact where every row of `A` that `C` does not name, or names once of several, has a gradient of zero:
-    /// the batch layout sees to that.
+    /// Rows of `A` in the order `B`; `C` is the order back. Its derivative is the same movement backwards. That is exact if
+    /// every row of `A` that `C` does not name, or names only once of several, has a gradient of zero; the batch layout
+    /// guarantees it.
     Relayout,
     /// The sum over `axes`, which stay as ones.
     ReduceSum {

@@ -21,7 +21,7 @@ pub(crate) fn evaluate(graph: &Graph, given: &BTreeMap<Id, ArrayD<f64>>, wanted:
     wanted.iter().map(|id| known[id].clone()).collect()
 }
 
-/// The results of `op` on `x`; `first` are the dimensions of the first operand as the graph knows them.
+/// Returns the results of `op` on `x`; `first` are the dimensions of the first operand as the graph knows them.
 fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     let result = match op {
         Op::Gemm { alpha, trans_a, trans_b } => gemm(x, *alpha, [*trans_a, *trans_b]),

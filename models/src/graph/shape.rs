@@ -14,19 +14,19 @@ pub struct Dim {
 }
 
 impl Dim {
-    /// A dimension known when the graph is built.
+    /// Returns a dimension known when the graph is built.
     #[must_use]
     pub fn fixed(size: usize) -> Self {
         Self { factor: size, symbols: Vec::new() }
     }
 
-    /// A dimension known when the graph runs.
+    /// Returns a dimension known when the graph runs.
     #[must_use]
     pub fn symbol(name: &str) -> Self {
         Self { factor: 1, symbols: vec![name.into()] }
     }
 
-    /// The product of two dimensions.
+    /// Returns the product of two dimensions.
     #[must_use]
     pub fn times(&self, other: &Self) -> Self {
         let mut symbols = [self.symbols.as_slice(), other.symbols.as_slice()].concat();
@@ -34,19 +34,19 @@ impl Dim {
         Self { factor: self.factor * other.factor, symbols }
     }
 
-    /// Half of it, where its number is even.
+    /// Returns half of it, if its number is even.
     #[must_use]
     pub fn half(&self) -> Option<Self> {
         self.factor.is_multiple_of(2).then(|| Self { factor: self.factor / 2, symbols: self.symbols.clone() })
     }
 
-    /// Its size where each symbol has the size that `of` gives it.
+    /// Returns its size, if each symbol has the size that `of` gives it.
     #[must_use]
     pub fn size(&self, of: &dyn Fn(&str) -> usize) -> usize {
         self.symbols.iter().fold(self.factor, |product, symbol| product.saturating_mul(of(symbol)))
     }
 
-    /// Its size, where that is known.
+    /// Returns its size, if that is known.
     #[must_use]
     pub fn known(&self) -> Option<usize> {
         self.symbols.is_empty().then_some(self.factor)
@@ -75,14 +75,14 @@ impl fmt::Display for Dim {
     }
 }
 
-/// The number of elements of a shape, as a product of its dimensions.
+/// Returns the number of elements of a shape, as a product of its dimensions.
 #[must_use]
 pub fn elements(shape: &Shape) -> Dim {
     shape.iter().fold(Dim::fixed(1), |product, dim| product.times(dim))
 }
 
-/// How the dimensions of `target` are found when `source` is reshaped, as ONNX writes it: a size, 0 for the size that
-/// `source` has at the same position, -1 for what is left over; `None` where that would be more than one.
+/// Returns the dimensions of `target` for a reshape of `source`, as ONNX writes them: a size, 0 for the size that `source`
+/// has at the same position, -1 for the rest. Returns `None` if that would be more than one.
 #[must_use]
 pub fn reshape_target(source: &[Dim], target: &[Dim]) -> Option<Vec<i64>> {
     let written = |(axis, dim): (usize, &Dim)| match dim.known() {
@@ -94,7 +94,7 @@ pub fn reshape_target(source: &[Dim], target: &[Dim]) -> Option<Vec<i64>> {
     (sizes.iter().filter(|&&size| size < 0).count() <= 1).then_some(sizes)
 }
 
-/// The shape that two shapes broadcast to, as in NumPy; `None` where they do not.
+/// Returns the shape that two shapes broadcast to, as in NumPy; `None` if they do not.
 #[must_use]
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
     let rank = a.len().max(b.len());
@@ -111,7 +111,7 @@ pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
         .collect()
 }
 
-/// A shape for people: `[T, 384]`.
+/// Returns a shape for people: `[T, 384]`.
 #[must_use]
 pub fn show_shape(shape: &[Dim]) -> String {
     format!("[{}]", shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))

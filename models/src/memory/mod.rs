@@ -29,7 +29,7 @@ impl Policy {
     /// All policies, the fastest first.
     pub const ALL: [Self; 3] = [Self::Keep, Self::Half, Self::Recompute];
 
-    /// Its name in settings.
+    /// Returns its name in settings.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -39,8 +39,8 @@ impl Policy {
         }
     }
 
-    /// How long a step takes, where it would take 1 with all kept: of `BERT` with few trainable parameters, forward and
-    /// backward are as long.
+    /// Returns the estimated time of a step, relative to one that keeps everything. For `BERT` with few trainable parameters,
+    /// forward and backward take the same time.
     const fn relative_time(self) -> f64 {
         match self {
             Self::Keep => 1.0,

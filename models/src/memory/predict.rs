@@ -113,7 +113,7 @@ impl Running<'_> {
             + active.min(1) * (self.hidden + self.last.residuals())
     }
 
-    /// The most bytes that one graph needs beside what is kept.
+    /// Returns the most bytes that one graph needs beside what is kept.
     ///
     /// Gradients flow while a layer's residuals are still there; in the forward pass, the last layer's already count as kept.
     /// The residuals of a layer that is computed again are there beside what all layers keep.

@@ -27,7 +27,7 @@ const INT8: i32 = 3;
 const INT64: i32 = 7;
 const FLOAT16: i32 = 10;
 
-/// The bytes of an ONNX model called `name` that computes `part` of `graph`; the same graph gives the same bytes.
+/// Returns the bytes of an ONNX model called `name` that computes `part` of `graph`; the same graph gives the same bytes.
 ///
 /// # Errors
 /// A reshape that ONNX cannot express; two values of one name.
@@ -269,7 +269,7 @@ impl Writer<'_> {
         });
     }
 
-    /// The name of an operand; a scalar constant becomes an initializer the first time it is named.
+    /// Returns the name of an operand; a scalar constant becomes an initializer the first time it is named.
     fn operand(&mut self, id: Id) -> String {
         let value = self.graph.value(id);
         if let Source::Constant(scalar) = value.source
@@ -295,7 +295,7 @@ impl Writer<'_> {
     }
 }
 
-/// The dimensions of the node's operand before the last two.
+/// Returns the dimensions of the node's operand before the last two.
 fn lead(graph: &Graph, node: &Node) -> usize {
     graph.shape(node.inputs[0]).len() - 2
 }

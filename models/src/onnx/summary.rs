@@ -18,7 +18,7 @@ pub struct NodeSummary {
     pub outputs: Vec<String>,
 }
 
-/// The nodes of the model in `bytes`, in their order there; those of inner graphs (branches, loops) are left out.
+/// Returns the nodes of the model in `bytes`, in their order there; those of inner graphs (branches, loops) are left out.
 ///
 /// Memory is at most a constant times the length of `bytes`, and inner messages are followed to a fixed depth.
 ///
@@ -35,7 +35,7 @@ pub fn nodes(bytes: &[u8]) -> Result<Vec<NodeSummary>, DecodeError> {
     Ok(graph(bytes)?.node.into_iter().map(summary).collect())
 }
 
-/// The names of the model's inputs, in their order there; bounded like [`nodes`].
+/// Returns the names of the model's inputs, in their order there; bounded like [`nodes`].
 ///
 /// # Errors
 /// Bytes that are not an ONNX model.
@@ -43,7 +43,7 @@ pub fn input_names(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
     Ok(graph(bytes)?.input.into_iter().map(|input| input.name).collect())
 }
 
-/// The graph of the model; a model without one has no nodes.
+/// Returns the graph of the model; a model without one has no nodes.
 fn graph(bytes: &[u8]) -> Result<GraphProto, DecodeError> {
     Ok(ModelProto::decode(bytes)?.graph.unwrap_or_default())
 }

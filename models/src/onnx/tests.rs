@@ -10,7 +10,7 @@ fn written(graph: &Graph, output: Id) -> Vec<u8> {
     write("test", graph, &graph.extract(&[output], &BTreeSet::new())).unwrap()
 }
 
-/// The integers of the initializer called `name`.
+/// Returns the integers of the initializer called `name`.
 fn integers(model: &[u8], name: &str) -> Vec<i64> {
     let graph = ModelProto::decode(model).unwrap().graph.unwrap();
     let tensor = graph.initializer.iter().find(|tensor| tensor.name == name).unwrap();

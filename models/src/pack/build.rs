@@ -20,15 +20,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A `tokenizer.json` may be this large; the largest known ones have 35 MB.
+/// Largest accepted `tokenizer.json`, in bytes; the largest known ones have 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// The kind of export.
+/// Settings of a build.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
     /// A folder with `config.json`, `model.safetensors` (or shards and their index) and `tokenizer.json`.
     pub checkpoint: PathBuf,
-    /// Where the pack goes; an existing pack there is replaced, anything else is not.
+    /// The pack's folder. An existing pack there is replaced, anything else is not.
     pub out: PathBuf,
     /// The task.
     pub task: Task,
@@ -173,12 +173,12 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
     Ok(manifest)
 }
 
-/// This version of Skiff, as manifests name it.
+/// Returns this version of Skiff, as manifests name it.
 pub(super) fn maker() -> String {
     format!("skiff-pack {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Whether a folder is a pack and nothing else, of whatever format: only that is ever replaced.
+/// Returns true if a folder is a pack and nothing else, of whatever format: only that is ever replaced.
 fn is_a_pack(folder: &Path) -> bool {
     const NAMES: [&str; 6] =
         ["manifest.json", "config.json", "tokenizer.json", "peft.safetensors", "frozen.safetensors", "graphs"];
@@ -292,7 +292,7 @@ impl Source {
         Ok(manifest)
     }
 
-    /// Before memory is taken by the sizes in `config.json`: the checkpoint has the tensors that they say.
+    /// Checks, before memory is taken by the sizes in `config.json`, that the checkpoint has the tensors that they say.
     fn check_shapes(&self, stages: &Stages) -> Result<(), BuildError> {
         let base = self.design.model.base();
         for tensor in stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint) {
@@ -413,7 +413,7 @@ fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Pef
     peft
 }
 
-/// The options' labels, or those that the checkpoint was tuned for.
+/// Returns the options' labels, or those that the checkpoint was tuned for.
 fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildError> {
     let fail = |what: String| Err(BuildError::Labels { what });
     let labels = match (&options.labels, options.task) {

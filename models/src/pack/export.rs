@@ -21,7 +21,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-/// What an export consists of; a file among them, `skiff-export.json`, says the same.
+/// The contents of an export, also written to its file `skiff-export.json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exported {
@@ -87,7 +87,7 @@ const RECORD: &str = "skiff-export.json";
 /// Prefix of the record's `made_by`.
 const MAKER: &str = "skiff-pack ";
 const TENSORS: &str = "model.safetensors";
-/// Numbers computed at a time, where a row is shorter.
+/// Numbers computed at a time, unless a row is longer.
 const PIECE: usize = 1 << 20;
 /// Prefix of the names of the rotary tables, which are computed and in no checkpoint.
 const ROTARY: &str = "rotary.";
@@ -146,7 +146,7 @@ pub fn export_adapter(
 /// Writes the model with `weights` merged as a plain checkpoint in the folder `out`, as [`export_adapter`] does its own:
 /// `config.json`, `model.safetensors`, `tokenizer.json`. A merged matrix is `W + s B A`, summed in f32. Frozen matrices come
 /// from the pack as it stores them, or in full from the checkpoint in `original`, which also gives the tokenizer's other
-/// files where it has them. Memory is bounded by the largest tensor.
+/// files if it has them. Memory is bounded by the largest tensor.
 ///
 /// # Errors
 /// A target that is something else, a pack with Houlsby adapters, a checkpoint that is not the pack's, a disk that is full.
@@ -181,7 +181,7 @@ pub fn export_merged(
     })
 }
 
-/// Whether `weights` are the pack's trainable tensors, no more and no fewer.
+/// Checks that `weights` are the pack's trainable tensors, no more and no fewer.
 fn check(pack: &Pack, weights: &NamedTensors) -> Result<(), ExportError> {
     let schema = pack.schema();
     let unknown = weights.keys().find(|name| schema.find(name).is_none());
@@ -216,7 +216,7 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Whether the folder has the record, the files that it lists in the sizes that it says, and nothing else.
+/// Returns true if the folder has the record, the files that it lists in the sizes that it says, and nothing else.
 fn is_an_export(folder: &Path) -> bool {
     let record = folder.join(RECORD);
     if !is_a_file(&record) {
@@ -233,7 +233,7 @@ fn is_a_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
-/// The files of a folder that has nothing but files.
+/// Returns the files of a folder that has nothing but files.
 fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
     let size = |entry: std::io::Result<fs::DirEntry>| {
         let entry = entry?;
@@ -244,7 +244,7 @@ fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
     fs::read_dir(folder)?.map(size).collect()
 }
 
-/// Has `fill` make the folder beside `out`, and gives it that name once all of it is on the disk.
+/// Lets `fill` write a folder beside `out`, and renames it to `out` once all of it is on the disk.
 fn put_in_place(
     pack: &Pack,
     out: &Path,
@@ -292,7 +292,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
     }
 }
 
-/// The header from the shapes alone, then one tensor after the other, in the order of their names.
+/// Writes the header from the shapes alone, then one tensor after the other, in the order of their names.
 fn write_tensors(
     tensors: &BTreeMap<String, Merged<'_>>,
     path: &Path,
@@ -381,7 +381,7 @@ impl Merged<'_> {
     }
 }
 
-/// A frozen tensor's values as the pack stores them.
+/// Returns a frozen tensor's values as the pack stores them.
 fn stored(pack: &Pack, name: &str) -> Result<Vec<f32>, PackError> {
     pack.frozen().values(name).ok_or_else(|| absent(pack, name))
 }
@@ -397,7 +397,7 @@ struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    /// Every tensor of the plain model, by its name there.
+    /// Returns every tensor of the plain model, by its name there.
     fn tensors(&self) -> Result<BTreeMap<String, Merged<'a>>, ExportError> {
         let mut tensors = BTreeMap::new();
         for name in self.of_checkpoint() {
@@ -416,7 +416,7 @@ impl<'a> Merge<'a> {
         Ok(tensors)
     }
 
-    /// The frozen tensors that the model itself has: those that graphs read, but for scales and what LoRA brought.
+    /// Returns the frozen tensors that the model itself has: those that graphs read, but for scales and what LoRA brought.
     fn of_checkpoint(&self) -> BTreeSet<String> {
         let stages = &self.pack.manifest().stages;
         let blocks = stages.kinds.iter().enumerate().map(|(layer, &kind)| (&stages.blocks[kind], layer));
@@ -429,8 +429,8 @@ impl<'a> Merge<'a> {
         names.filter(|name| own(&name.replace(self.pack.manifest().design.model.base(), ""))).collect()
     }
 
-    /// Where a frozen tensor's values are: in the original checkpoint, or in the pack. A checkpoint that lacks it, or has another
-    /// shape of it, is found out before anything is written.
+    /// Finds a frozen tensor's values: in the original checkpoint, or in the pack. A checkpoint that lacks the tensor, or has
+    /// it in another shape, is refused before anything is written.
     fn base(&self, name: &str, shape: &[usize]) -> Result<Base<'a>, ExportError> {
         let Some(checkpoint) = self.original else { return Ok(Base::Pack(self.pack, name.to_owned())) };
         let (file, found) = checkpoint.require(name, self.pack.manifest().design.model.base())?;
@@ -438,7 +438,7 @@ impl<'a> Merge<'a> {
         Ok(Base::Checkpoint(file, found.to_owned()))
     }
 
-    /// LoRA's part of a linear layer, if it has one.
+    /// Returns LoRA's part of a linear layer, if it has one.
     fn update(&self, module: &str) -> Result<Option<Update<'a>>, ExportError> {
         let Peft::Lora(lora) = &self.pack.manifest().design.peft else { return Ok(None) };
         let up = self.weights.get(&format!("{PREFIX}{module}.lora_B.weight"));
@@ -456,7 +456,7 @@ impl<'a> Merge<'a> {
         Ok(Some(Update { scale: settings.scale, up, down }))
     }
 
-    /// The checkpoint's settings with the task's head written in.
+    /// Returns the checkpoint's settings with the task's head written in.
     fn config(&self) -> Result<Value, ExportError> {
         let path = self.pack.file("config.json");
         let text = read_bounded(&path).map_err(|source| ExportError::Read { path, source })?;

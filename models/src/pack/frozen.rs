@@ -1,4 +1,4 @@
-//! The frozen tensors, where the file is the memory: pages come in as they are used and go when the system wants them.
+//! The frozen tensors in their mapped file: pages come in as they are used and go when the system needs memory.
 
 use super::storage::FILLER;
 use crate::graph::DType;
@@ -54,7 +54,7 @@ impl Frozen {
         Ok(Self { map, file, index })
     }
 
-    /// The file that is mapped.
+    /// Returns the file that is mapped.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
@@ -66,19 +66,19 @@ impl Frozen {
         self.index.get(name).map(|entry| self.view(entry))
     }
 
-    /// Every tensor with its name, ordered by name.
+    /// Returns every tensor with its name, ordered by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, FrozenTensor<'_>)> {
         self.index.iter().map(|(name, entry)| (name.as_str(), self.view(entry)))
     }
 
-    /// The bytes of all tensors together.
+    /// Returns the bytes of all tensors together.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.index.values().map(|entry| entry.range.len()).sum()
     }
 
-    /// The values of the tensor called `name`, widened to f32; int8 ones with their scales. `None` where it, or its scales, are
-    /// not there.
+    /// Returns the values of the tensor called `name`, widened to f32; int8 ones with their scales. Returns `None` if
+    /// it, or its scales, are missing.
     #[must_use]
     pub fn values(&self, name: &str) -> Option<Vec<f32>> {
         let tensor = self.tensor(name)?;
@@ -110,7 +110,7 @@ impl Frozen {
     }
 }
 
-/// The place of each tensor in `bytes`, which are a whole file.
+/// Returns the place of each tensor in `bytes`, which are a whole file.
 fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
     let start = bytes.as_ptr().addr();
     let tensors = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;

@@ -1,12 +1,12 @@
-//! The pack: the directory that a device holds of a model.
+//! The pack: the folder that a device holds of a model.
 //!
 //! ```text
-//! manifest.json          what it is: sizes, labels, trainable tensors, ports of every graph, blake3 of every file
+//! manifest.json          sizes, labels, trainable tensors, ports of every graph, blake3 of every file
 //! graphs/*.onnx          forward, backward, backward_lowest, evaluate of each stage; no weights inside
-//! frozen.safetensors     what does not train, memory-mapped
-//! peft.safetensors       first values of what trains
-//! tokenizer.json         as the checkpoint brought it
-//! config.json            likewise
+//! frozen.safetensors     frozen tensors, memory-mapped
+//! peft.safetensors       initial values of the trainable tensors
+//! tokenizer.json         the checkpoint's own
+//! config.json            the checkpoint's own
 //! ```
 //! A pack is opened whole or not at all: every file is read once and compared with its digest.
 
@@ -36,7 +36,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// The pack format this build reads and writes.
 pub const FORMAT: u32 = 3;
-/// A manifest may be this large.
+/// Largest accepted manifest, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
 /// `manifest.json`.
@@ -53,7 +53,7 @@ pub struct Manifest {
     pub design: Design,
     /// Class names, in the order of the scores; names of the numbers; none for a language model.
     pub labels: Vec<String>,
-    /// Returns the facts that a batch needs about the model.
+    /// Facts that a batch needs about the model.
     pub layout: Layout,
     /// Layers that can be skipped.
     pub layers: usize,
@@ -209,37 +209,37 @@ impl Pack {
         check_digest(&self.directory, FROZEN, entry)
     }
 
-    /// Path of the frozen weights.
+    /// Returns the path of the frozen weights.
     #[must_use]
     pub fn weights_path(&self) -> PathBuf {
         self.directory.join(FROZEN)
     }
 
-    /// The pack's manifest.
+    /// Returns the pack's manifest.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// blake3 of the manifest, which vouches for every other file: two packs with one digest are the same.
+    /// Returns blake3 of the manifest, which vouches for every other file: two packs with one digest are the same.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }
 
-    /// The trainable tensors.
+    /// Returns the trainable tensors.
     #[must_use]
     pub fn schema(&self) -> &Schema {
         &self.manifest.schema
     }
 
-    /// The frozen tensors.
+    /// Returns the frozen tensors.
     #[must_use]
     pub fn frozen(&self) -> &Frozen {
         &self.frozen
     }
 
-    /// The first values of the trainable tensors.
+    /// Returns the first values of the trainable tensors.
     ///
     /// # Errors
     /// A file that cannot be read or does not follow the schema.
@@ -290,7 +290,7 @@ impl Pack {
         Ok(same_maker)
     }
 
-    /// Path of the tokenizer.
+    /// Returns the path of the tokenizer.
     #[must_use]
     pub fn tokenizer_path(&self) -> PathBuf {
         self.directory.join("tokenizer.json")
@@ -302,7 +302,7 @@ impl Pack {
         self.directory.join(name)
     }
 
-    /// Every tensor that a graph reads is there, in the type and shape that the graph takes.
+    /// Checks that every tensor that a graph reads exists, in the type and shape that the graph takes.
     fn check_ports(&self) -> Result<(), PackError> {
         for (stage, layer) in [&self.manifest.stages, &self.manifest.fused].into_iter().flat_map(of_layers) {
             for graph in stage.graphs() {
@@ -349,7 +349,7 @@ impl Pack {
     }
 }
 
-/// The format is looked at before anything else, so that a newer pack is called newer and not malformed.
+/// Parses the format before anything else, so that a newer pack is called newer and not malformed.
 fn parse_manifest(path: &Path, text: &[u8]) -> Result<Manifest, PackError> {
     let malformed = |source| PackError::Manifest { path: path.to_owned(), source };
     let value: serde_json::Value = serde_json::from_slice(text).map_err(malformed)?;
@@ -385,7 +385,7 @@ fn digest_of_file(path: &Path) -> std::io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Every stage with each layer that it serves.
+/// Returns every stage with each layer that it serves.
 fn of_layers(stages: &StageSpecs) -> impl Iterator<Item = (&StageSpec, usize)> {
     let kinds = stages.kinds.iter().enumerate();
     let blocks = kinds.flat_map(|(layer, &kind)| {

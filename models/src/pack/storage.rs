@@ -31,7 +31,7 @@ pub struct Rounding {
     pub worst_relative_rms: f64,
 }
 
-/// A tensor to be written, and where its values come from.
+/// A tensor to be written, and the source of its values.
 pub(super) struct Piece<'a> {
     pub(super) tensor: &'a FrozenTensor,
     pub(super) values: Values<'a>,

@@ -16,23 +16,23 @@ pub struct Patterns<T>(Vec<(String, T)>);
 const MAX_PATTERNS: usize = 4096;
 
 impl<T> Patterns<T> {
-    /// The value of the first pattern that `name` is or ends in after a dot.
+    /// Returns the value of the first pattern that `name` is or ends in after a dot.
     pub fn first(&self, name: &str) -> Option<&T> {
         self.0.iter().find(|(end, _)| super::ends_with_parts(name, end)).map(|(_, value)| value)
     }
 
-    /// Whether there are none.
+    /// Returns true if there are none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The ends, in their order.
+    /// Returns the ends, in their order.
     pub fn ends(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(end, _)| end.as_str())
     }
 
-    /// The values, in that order.
+    /// Returns the values, in that order.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|(_, value)| value)
     }
@@ -47,14 +47,14 @@ impl<T> Patterns<T> {
 }
 
 impl<T> Default for Patterns<T> {
-    /// None.
+    /// Returns no patterns.
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
 impl<T> FromIterator<(String, T)> for Patterns<T> {
-    /// Longest first; of two values for one end the last.
+    /// Sorts the longest first; of two values for one end the last.
     fn from_iter<I: IntoIterator<Item = (String, T)>>(pairs: I) -> Self {
         let mut patterns = Self::default();
         pairs.into_iter().for_each(|(end, value)| patterns.put(end, value));
@@ -64,7 +64,7 @@ impl<T> FromIterator<(String, T)> for Patterns<T> {
 }
 
 impl<T, const N: usize> From<[(String, T); N]> for Patterns<T> {
-    /// As collected.
+    /// Collects the pairs in their order.
     fn from(pairs: [(String, T); N]) -> Self {
         pairs.into_iter().collect()
     }

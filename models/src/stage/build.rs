@@ -33,7 +33,7 @@ pub struct Stage<'a> {
     pub(super) fused: bool,
     peft: &'a Peft,
     storage: Storage,
-    /// In front of every tensor's name, with `{layer}` in it for a block.
+    /// Prefix of every tensor's name, with `{layer}` in it for a block.
     prefix: String,
     pub(super) layer: Option<usize>,
     pub(super) bindings: BTreeMap<Id, Binding>,
@@ -131,7 +131,7 @@ impl<'a> Stage<'a> {
         built
     }
 
-    /// `x W^T + b` with the model's own `W` (`[outputs, inputs]`) and `b`, and what PEFT adds to it there: for LoRA
+    /// Applies `x W^T + b` with the model's own `W` (`[outputs, inputs]`) and `b`, and what PEFT adds to it there: for LoRA
     /// (Hu et al., arXiv 2106.09685) `s B A x`, for an adapter (Houlsby et al., arXiv 1902.00751) `y + U gelu(D y + d) + u`
     /// with `y` the layer's result. The scale `s` is an input of the graph and the rank a free dimension, so one graph serves
     /// layers, and devices, of different ranks.
@@ -170,18 +170,18 @@ impl<'a> Stage<'a> {
         let y = self.linear(name, x, [inputs, outputs], bias)?;
         let Peft::Houlsby { width } = self.peft else { return Ok(y) };
         let bound = 1.0 / (outputs as f32).sqrt();
-        let of = |part: &str| format!("{name}.{part}");
-        let down = self.train(&of("adapter_down.weight"), &[*width, outputs], Initial::Uniform(bound));
-        let down_bias = self.train(&of("adapter_down.bias"), &[*width], Initial::Zeros);
-        let up = self.train(&of("adapter_up.weight"), &[outputs, *width], Initial::Zeros);
-        let up_bias = self.train(&of("adapter_up.bias"), &[outputs], Initial::Zeros);
+        let part_name = |part: &str| format!("{name}.{part}");
+        let down = self.train(&part_name("adapter_down.weight"), &[*width, outputs], Initial::Uniform(bound));
+        let down_bias = self.train(&part_name("adapter_down.bias"), &[*width], Initial::Zeros);
+        let up = self.train(&part_name("adapter_up.weight"), &[outputs, *width], Initial::Zeros);
+        let up_bias = self.train(&part_name("adapter_up.bias"), &[outputs], Initial::Zeros);
         let narrow = self.graph.op(TIMES_TRANSPOSED, &[y, down, down_bias])?;
         let activated = self.graph.op(Op::Gelu, &[narrow])?;
         let wide = self.graph.op(TIMES_TRANSPOSED, &[activated, up, up_bias])?;
         self.graph.add(y, wide)
     }
 
-    /// `x W^T + b` with `W` and `b` both in training: a layer of the task's head. They begin as the checkpoint has them if it
+    /// Applies `x W^T + b` with trainable `W` and `b`: a layer of the task's head. They begin as the checkpoint has them if it
     /// has them in that shape.
     ///
     /// # Errors
@@ -224,7 +224,7 @@ impl<'a> Stage<'a> {
         self.graph.op(Op::RmsNorm { epsilon }, &[x, weight])
     }
 
-    /// Rows of the table `name` (`[rows, size]`) at the integers `index`; only those rows are widened.
+    /// Declares a table `name` (`[rows, size]`) and returns its rows at the integers `index`. Only those rows are widened.
     ///
     /// # Errors
     /// An index that is not of integers.
@@ -265,8 +265,8 @@ impl<'a> Stage<'a> {
         self.stored(name, &[size], Storage::F32).0
     }
 
-    /// A vector of the model that BitFit (Ben Zaken et al., arXiv 2106.10199) trains where it stands in a block; frozen
-    /// otherwise.
+    /// Declares a vector of the model. BitFit (Ben Zaken et al., arXiv 2106.10199) trains it if it belongs to a block;
+    /// otherwise it is frozen.
     pub fn bias(&mut self, name: &str, size: usize) -> Id {
         match (self.peft, self.layer) {
             (Peft::BitFit, Some(_)) => {
@@ -297,20 +297,20 @@ impl<'a> Stage<'a> {
         settings: LoraSettings,
         freeze_a: bool,
     ) -> Result<Id, GraphError> {
-        let of = |part: &str| format!("{name}.{part}");
+        let part_name = |part: &str| format!("{name}.{part}");
         let rank = Dim::from(format!("R.{name}").as_str());
         let drawn = Initial::Uniform(1.0 / (inputs as f32).sqrt());
         let a_shape = (vec![rank.clone(), inputs.into()], [settings.rank, inputs]);
         let down = if freeze_a {
             let tensor =
-                self.frozen_tensor(&of("lora_A.weight"), &a_shape.1, Storage::F32, FrozenSource::Initial(drawn));
-            self.bind_frozen(&of("lora_A.weight"), DType::F32, a_shape.0, tensor)
+                self.frozen_tensor(&part_name("lora_A.weight"), &a_shape.1, Storage::F32, FrozenSource::Initial(drawn));
+            self.bind_frozen(&part_name("lora_A.weight"), DType::F32, a_shape.0, tensor)
         } else {
-            self.train_shaped(&of("lora_A.weight"), a_shape.0, &a_shape.1, drawn)
+            self.train_shaped(&part_name("lora_A.weight"), a_shape.0, &a_shape.1, drawn)
         };
         let up = vec![outputs.into(), rank];
-        let up = self.train_shaped(&of("lora_B.weight"), up, &[outputs, settings.rank], Initial::Zeros);
-        let scale = self.given(&of("lora_scale"), &[1], vec![settings.scale]);
+        let up = self.train_shaped(&part_name("lora_B.weight"), up, &[outputs, settings.rank], Initial::Zeros);
+        let scale = self.given(&part_name("lora_scale"), &[1], vec![settings.scale]);
         let narrow = self.graph.op(TIMES_TRANSPOSED, &[x, down])?;
         let scaled = self.graph.mul(narrow, scale)?;
         self.graph.op(TIMES_TRANSPOSED, &[scaled, up, base])

@@ -185,8 +185,8 @@ impl Stage<'_> {
         Passes { forward, backward, lowest }
     }
 
-    /// Adds to a block of fused operators each of its activations in half precision, and widened again. Not its statistics of
-    /// rows: they would save little, and their rounding would move whole rows.
+    /// Adds to a block of fused operators each of its activations in half precision, and widened again. Statistics of rows
+    /// stay whole: they would save little, and their rounding would move whole rows.
     fn halves(&mut self, ending: Ending, computed: &BTreeSet<Id>) -> Result<BTreeMap<Id, Halved>, GraphError> {
         const NARROWEST: usize = 16;
         let block = self.layer.is_some() && self.only.is_none() && matches!(ending, Ending::Hidden(_));

@@ -3,7 +3,7 @@
 use crate::graph::DType;
 use serde::{Deserialize, Serialize};
 
-/// What an input or output of a graph file is tied to when it runs. `{layer}` in a tensor's name stands for the layer.
+/// The meaning of a graph file's input or output when it runs. `{layer}` in a tensor's name stands for the layer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Binding {
@@ -63,7 +63,7 @@ pub enum BatchPart {
     ToHeads,
     /// `[T, h]` i64: the way back, from `[B*h*S, d]`.
     ToTokens,
-    /// `[B, k, S]` i64: the same as `ToHeads` for key heads, where there are fewer.
+    /// `[B, k, S]` i64: the same as `ToHeads` for key heads, if there are fewer.
     ToKeyHeads,
     /// `[T, k]` i64: the way back.
     ToKeyTokens,
@@ -75,7 +75,7 @@ pub enum BatchPart {
     SlotMask,
     /// `[B, 1, 1, S]` f32: 0 for a token, a large negative number for padding.
     KeyBias,
-    /// `[S, S]` f32: 0 where the key (column) is not after the query (row), a large negative number where it is.
+    /// `[S, S]` f32: 0 where the key (column) is not after the query (row), a large negative number if it is.
     CausalBias,
     /// `[S, S]` f32: the same, and the large negative number too where the key is before the layout's window.
     WindowBias,
@@ -91,7 +91,7 @@ pub enum BatchPart {
     Targets,
     /// `[B, 1]` f32: the weight of each squared error, `1 / (B C)`.
     ExampleWeights,
-    /// `[T]` i64: the vocabulary index of the token to be foretold; 0 where none counts.
+    /// `[T]` i64: the vocabulary index of the next token, which the model predicts; 0 if none counts.
     NextTokens,
     /// `[T, 1]` f32: its weight in the loss; all weights of a batch sum to 1.
     TokenWeights,
@@ -201,14 +201,14 @@ pub struct StageSpecs {
     pub kinds: Vec<usize>,
     /// Activations to scores and loss.
     pub head: StageSpec,
-    /// As `blocks`, for the highest layer that runs, where the head reads one row of each example and no other has to be
-    /// computed there: its activations are `[B, D]`. Empty where there is no such thing.
+    /// Like `blocks`, for the highest layer that runs, if the head reads one row of each example: no other row is computed,
+    /// and the activations are `[B, D]`. Empty if the head reads more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_blocks: Vec<StageSpec>,
 }
 
 impl StageSpecs {
-    /// All stages.
+    /// Returns all stages.
     pub fn all(&self) -> impl Iterator<Item = &StageSpec> {
         [&self.embed, &self.head].into_iter().chain(&self.blocks).chain(&self.last_blocks)
     }

@@ -23,7 +23,7 @@ pub struct FrozenTensor {
 /// The part of a frozen tensor that a batch reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
-    /// Returns the sum.
+    /// The whole tensor.
     Whole,
     /// A table: the rows that the batch names.
     Rows,

@@ -67,7 +67,7 @@ impl Blocks {
         })
     }
 
-    /// Number of layers.
+    /// Returns the number of layers.
     pub(super) fn layers(&self) -> usize {
         self.kinds.len()
     }
@@ -83,7 +83,7 @@ impl Blocks {
         !self.last.is_empty() && !mask.active().is_empty()
     }
 
-    /// The stage of the `at`-th active layer.
+    /// Returns the stage of the `at`-th active layer.
     fn stage(&mut self, mask: &LayerMask, at: usize, needed: Needed) -> &mut Stage {
         let highest = at + 1 == mask.active().len();
         let picks = needed == Needed::Read && highest && self.picks(mask);

@@ -1,4 +1,4 @@
-//! The frozen tensors, as ONNX Runtime reads them: where they are in the mapped file; and the one that is read by rows.
+//! The frozen tensors as ONNX Runtime reads them: views into the mapped file, and the one table that is read by rows.
 
 use crate::error::TrainerError;
 use half::f16;
@@ -40,12 +40,12 @@ impl Views {
         Ok(Self { places, views, table: None })
     }
 
-    /// The place of the tensor called `name`.
+    /// Returns the place of the tensor called `name`.
     pub(super) fn place(&self, name: &str) -> Option<usize> {
         self.places.get(name).copied()
     }
 
-    /// The tensor at a place that [`Views::place`] gave.
+    /// Returns the tensor at a place that [`Views::place`] gave.
     pub(super) fn at(&self, place: usize) -> &DynValue {
         &self.views[place]
     }
@@ -91,7 +91,7 @@ impl Views {
     }
 }
 
-/// The width of an element tells its type: f32, f16 or i8 are all that a pack holds.
+/// Returns a view. The width of an element tells its type: f32, f16 or i8 are all that a pack holds.
 fn view(tensor: &FrozenTensor<'_>) -> ort::Result<DynValueRefMut<'static>> {
     let elements: usize = tensor.shape.iter().product();
     match tensor.bytes.len() / elements.max(1) {

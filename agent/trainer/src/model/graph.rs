@@ -31,7 +31,7 @@ pub(super) struct Graph {
     pub(super) tables: BTreeMap<usize, Table>,
 }
 
-/// An output, and how large it will be, where the inputs tell.
+/// An output, and its size if the inputs determine it.
 struct Output {
     name: String,
     dtype: TensorElementType,
@@ -359,7 +359,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// The value tied to an input; nothing is copied.
+    /// Returns the value tied to an input; nothing is copied.
     fn find(&self, feed: &Feed) -> ort::Result<Option<SessionInputValue<'a>>> {
         match feed {
             Feed::Hidden => self.hidden.map(Rows::input).transpose(),
@@ -388,7 +388,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Some of the first dimension's indices.
+/// Returns some of the first dimension's indices.
 fn rows_of<T: PrimitiveTensorElementType + Clone + Debug + 'static>(
     array: &ArrayD<T>,
     rows: Range<usize>,
@@ -411,7 +411,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The shape and the values of a tensor, where they are.
+/// Returns the shape of a tensor and its values, in place.
 pub(super) fn contents(value: &DynValue) -> Result<(Vec<usize>, &[f32]), TrainerError> {
     let failed = |source| TrainerError::Run { graph: "an output that is not f32".to_owned(), source };
     let (shape, values) = value.try_extract_tensor::<f32>().map_err(failed)?;

@@ -8,7 +8,7 @@ use ort::value::DynValue;
 use skiff_models::tensors::NamedTensors;
 
 /// Results of the head: the loss, and the gradient of the activations if it was asked for.
-pub(super) struct Headed {
+pub(super) struct HeadResult {
     pub(super) loss: f32,
     pub(super) flowing: Option<Flow>,
 }
@@ -28,22 +28,22 @@ impl Stage {
         hidden: &DynValue,
         flows: bool,
         gradients: &mut NamedTensors,
-    ) -> Result<Headed, TrainerError> {
+    ) -> Result<HeadResult, TrainerError> {
         let given = Given { hidden: Some(Rows::Value(hidden)), ..*given };
         let scored = self.passes.forward.run(WHOLE, &given)?;
         let loss = first(&self.passes.forward.required(scored.loss, "the loss")?)?;
         if !(flows || self.trains) {
-            return Ok(Headed { loss, flowing: None });
+            return Ok(HeadResult { loss, flowing: None });
         }
         let graph = self.passes.backward(!flows)?;
         let mut results =
             graph.run(WHOLE, &Given { residuals: &scored.residuals.iter().collect::<Vec<_>>(), ..given })?;
         add_gradients(gradients, results.gradients.drain(..))?;
-        Ok(Headed { loss, flowing: results.hidden_gradient.map(Flow::Value) })
+        Ok(HeadResult { loss, flowing: results.hidden_gradient.map(Flow::Value) })
     }
 
-    /// The head over `rows` rows at a time: losses and gradients add up, for the weights of the tokens are those of the whole
-    /// batch. Rows that do not count are left out, and their gradient is zero.
+    /// Runs the head over `rows` rows at a time: losses and gradients add up, for the weights of the tokens are those of the
+    /// whole batch. Rows that do not count are left out, and their gradient is zero.
     pub(super) fn step_in_chunks(
         &mut self,
         given: &Given<'_>,
@@ -51,7 +51,7 @@ impl Stage {
         rows: usize,
         flows: bool,
         gradients: &mut NamedTensors,
-    ) -> Result<Headed, TrainerError> {
+    ) -> Result<HeadResult, TrainerError> {
         let (shape, values) = contents(hidden)?;
         let width = shape.get(1).copied().unwrap_or(0);
         let mut buffer = if flows { vec![0.0; values.len()] } else { Vec::new() };
@@ -80,7 +80,7 @@ impl Stage {
                 buffer[span].copy_from_slice(contents(&gradient)?.1);
             }
         }
-        Ok(Headed { loss: loss as f32, flowing: flows.then_some(Flow::Buffer(width, buffer)) })
+        Ok(HeadResult { loss: loss as f32, flowing: flows.then_some(Flow::Buffer(width, buffer)) })
     }
 }
 

@@ -1,11 +1,14 @@
 //! Runs a pack's graphs: the one place that knows ONNX Runtime's values.
 //!
-//! A step keeps, for each active layer that is differentiated, its input and the residuals of its forward graph, and drops
-//! them as the backward pass has used them. Layers below the lowest one that trains are not differentiated. Nothing of a
-//! skipped layer is bound or run.
+//! A step keeps the input and the residuals of each active layer that is differentiated, and drops them once the backward
+//! pass has used them. Layers below the lowest one that trains are not differentiated. Skipped layers are not run, and none
+//! of their tensors is bound.
 //!
-//! A language model's scores are the largest tensor of all, `[T, V]`. Its head is therefore run over a few rows at a time;
-//! that number depends on the vocabulary alone, so a step gives the same bits everywhere.
+//! A language model's scores are the largest tensor, `[T, V]`. Its head therefore runs over a few rows at a time; that number
+//! depends only on the vocabulary, so a step gives the same bits everywhere.
+//!
+//! Rooms: `blocks` (a step's way up and down), `head`, `stage` (the sessions of one stage), `graph` (one session and its
+//! ports), `frozen` and `stack` (memory).
 
 mod blocks;
 mod frozen;
@@ -45,10 +48,10 @@ const WHOLE: usize = 0;
 /// A choice between a pack's sets of graphs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Operators {
-    /// Those with fused operators, where the pack has them and the provider is the processor.
+    /// Graphs with fused operators, if the pack has them and the provider is the processor.
     #[default]
     Fused,
-    /// Those of plain ONNX operators.
+    /// Graphs of plain ONNX operators.
     Plain,
 }
 
@@ -182,19 +185,19 @@ impl Model {
         let Ascent { hidden, kept } = self.blocks.forward(&mut self.stack, &given, mask, hidden)?;
         let mut gradients = NamedTensors::new();
         let flows = !kept.is_empty();
-        let headed = if self.form.layout.task == Task::CausalLm {
+        let result = if self.form.layout.task == Task::CausalLm {
             self.head.step_in_chunks(&given, &hidden, self.chunk_rows, flows, &mut gradients)?
         } else {
             let given = Given { picked: self.blocks.picks(mask), ..given };
             self.head.step(&given, &hidden, flows, &mut gradients)?
         };
         drop(hidden);
-        self.blocks.backward(&mut self.stack, &given, mask, kept, headed.flowing, &mut gradients)?;
-        Ok(StepOutcome { loss: headed.loss, gradients })
+        self.blocks.backward(&mut self.stack, &given, mask, kept, result.flowing, &mut gradients)?;
+        Ok(StepOutcome { loss: result.loss, gradients })
     }
 
-    /// The scores with the layers of `mask`, nothing kept: each row of text (of examples, where the task scores those) is
-    /// shown to `visit` with its number. Where `counted` is set, rows that have no truth may be left out.
+    /// Computes the scores with the layers of `mask` and keeps nothing. Each row of text (or each example, if the task scores
+    /// those) is shown to `visit` with its number. If `counted` is true, rows without a truth may be left out.
     pub(super) fn scores(
         &mut self,
         weights: &NamedTensors,
@@ -230,7 +233,7 @@ impl Model {
         Ok(())
     }
 
-    /// The activations after the layers of `mask`: `[T, D]`, without the extra token.
+    /// Returns the activations after the layers of `mask`: `[T, D]`, without the extra token.
     pub(super) fn hidden(
         &mut self,
         weights: &NamedTensors,
@@ -282,22 +285,22 @@ fn check(stages: &StageSpecs, layout: &Layout) -> Result<(), TrainerError> {
         return fail("the embedding cannot train".to_owned());
     }
     let by_rows = |part| matches!(part, BatchPart::NextTokens | BatchPart::TokenWeights);
-    let whole = |port: &&Port| matches!(port.binding, Binding::Batch(part) if !by_rows(part));
+    let is_whole = |port: &&Port| matches!(port.binding, Binding::Batch(part) if !by_rows(part));
     let mut head = stages.head.graphs().flat_map(|graph| &graph.inputs);
-    match head.find(whole).filter(|_| layout.task == Task::CausalLm) {
+    match head.find(is_whole).filter(|_| layout.task == Task::CausalLm) {
         Some(port) => fail(format!("a language model's head cannot read {:?} row by row", port.name)),
         None => Ok(()),
     }
 }
 
-/// The one frozen tensor of the embedding that has a row for each entry of the vocabulary.
+/// Returns the one frozen tensor of the embedding that has a row for each entry of the vocabulary.
 fn vocabulary_table<'a>(embed: &'a GraphSpec, layout: &Layout) -> Option<&'a String> {
     let rows = layout.vocabulary.to_string();
-    let fits = |port: &&Port| port.shape.len() == 2 && port.shape[0] == rows;
+    let is_table = |port: &&Port| port.shape.len() == 2 && port.shape[0] == rows;
     let mut tables = embed
         .inputs
         .iter()
-        .filter(fits)
+        .filter(is_table)
         .filter_map(|port| if let Binding::Frozen(name) = &port.binding { Some(name) } else { None });
     tables.next().filter(|_| tables.next().is_none())
 }

@@ -9,9 +9,9 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::value::{DynValue, TensorElementType};
 use std::ptr::NonNull;
 
-/// Every tensor begins at a multiple of so many bytes: what a vector instruction likes, and a line of the cache.
+/// Alignment of every tensor, in bytes: that of vector instructions and cache lines.
 const ALIGNMENT: usize = 64;
-/// Memory is asked of the system so much at a time; pages that nothing was written to take none.
+/// Bytes that are requested from the system at a time. Pages that nothing was written to take no memory.
 const BLOCK: usize = 64 << 20;
 
 /// The memory of one step; the next one finds it as large as that needed. It is the system's own and not the C library's heap,
@@ -55,8 +55,8 @@ impl Stack {
         self.used = mark.used;
     }
 
-    /// A tensor in this memory, for ONNX Runtime to write to. It must go before [`Stack::clear`], or [`Stack::release`] of an
-    /// earlier mark.
+    /// Takes a tensor in this memory, for ONNX Runtime to write to. It must go before [`Stack::clear`], or [`Stack::release`]
+    /// of an earlier mark.
     pub(super) fn tensor(&mut self, dtype: TensorElementType, shape: &[i64]) -> ort::Result<DynValue> {
         let elements = shape.iter().map(|&size| size.max(0) as usize).product::<usize>();
         let bytes = dtype.byte_size(elements).ok_or_else(|| ort::Error::new("a tensor of text has no size"))?;

@@ -77,7 +77,7 @@ fn block(trains: bool) -> CompiledStage {
     stage.compile(if trains { "trained" } else { "plain" }, Ending::Hidden(y)).unwrap()
 }
 
-/// `x W^T`, with a bias and in training where `trains`; the loss of the next token.
+/// `x W^T`, with a bias and in training if `trains`; the loss of the next token.
 fn head(trains: bool) -> CompiledStage {
     let peft = Peft::BitFit;
     let mut stage = Draft::new(&peft, Storage::F32, "", None);
@@ -134,7 +134,7 @@ fn stages(head_trains: bool) -> (StageSpecs, Vec<(String, Vec<u8>)>) {
     )
 }
 
-/// The model with the stages that `change` leaves, and its weights.
+/// Returns the model with the stages that `change` leaves, and its weights.
 fn open(head_trains: bool, change: impl FnOnce(&mut StageSpecs)) -> Result<(Model, NamedTensors), TrainerError> {
     let folder = tempfile::tempdir().unwrap();
     let (mut specs, files) = stages(head_trains);

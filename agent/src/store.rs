@@ -14,7 +14,7 @@ use crate::participant::{Memory, MemoryOfFormat1};
 use serde::de::DeserializeOwned;
 use skiff_base::files::{Access, make_private_folder, replace};
 use skiff_base::lock::{Lock, LockError};
-use skiff_blobs::{BlobError, Blobs};
+use skiff_blobs::{BlobError, Blobs as _, DiskBlobs};
 use skiff_protocol::Digest;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -35,7 +35,7 @@ const BODY_AT: usize = DIGEST_AT + 32;
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
-    blobs: Blobs,
+    blobs: DiskBlobs,
     _lock: Lock,
 }
 
@@ -96,7 +96,7 @@ impl Store {
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
         let lock = lock(folder)?;
         let memory = read_memory(&folder.join("memory"))?;
-        let blobs = Blobs::open(folder, QUOTA_BYTES)?;
+        let blobs = DiskBlobs::open(folder, QUOTA_BYTES)?;
         let store = Self { folder: folder.to_owned(), blobs, _lock: lock };
         let named = memory.as_ref().map(Memory::blobs).unwrap_or_default();
         store.keep_only(&named)?;
@@ -134,7 +134,7 @@ impl Store {
 
     /// Returns the blobs. Threads may share them.
     #[must_use]
-    pub fn blobs(&self) -> &Blobs {
+    pub fn blobs(&self) -> &DiskBlobs {
         &self.blobs
     }
 

@@ -106,14 +106,14 @@ impl Arrivals {
 #[derive(Debug)]
 pub struct Checker {
     model: Arc<Model>,
-    blobs: Arc<Blobs>,
+    blobs: Arc<dyn Blobs>,
     base: Option<(Digest, NamedTensors)>,
 }
 
 impl Checker {
     /// Makes a checker of updates for `model` among `blobs`.
     #[must_use]
-    pub fn new(model: Arc<Model>, blobs: Arc<Blobs>) -> Self {
+    pub fn new(model: Arc<Model>, blobs: Arc<dyn Blobs>) -> Self {
         Self { model, blobs, base: None }
     }
 
@@ -133,7 +133,7 @@ impl Checker {
     fn measure(&mut self, arrival: &Arrival) -> Result<f64, String> {
         let base = match self.base.take() {
             Some((digest, base)) if digest == arrival.base => base,
-            _ => self.model.weights(&self.blobs, arrival.base).map_err(|error| chain(&error))?,
+            _ => self.model.weights(&*self.blobs, arrival.base).map_err(|error| chain(&error))?,
         };
         let (_, base) = self.base.insert((arrival.base, base));
         let bytes = self.blobs.read(arrival.digest).map_err(|error| chain(&error))?;

@@ -54,7 +54,7 @@ pub enum HubError {
 pub struct Hub {
     fleet_id: FleetId,
     model: Arc<Model>,
-    blobs: Arc<Blobs>,
+    blobs: Arc<dyn Blobs>,
     store: Box<dyn Store>,
     /// Blobs that no journal named when the hub was opened: they are never removed.
     unknown: BTreeSet<Digest>,
@@ -87,7 +87,7 @@ pub struct Parts {
     /// The model.
     pub model: Arc<Model>,
     /// Weights and updates.
-    pub blobs: Arc<Blobs>,
+    pub blobs: Arc<dyn Blobs>,
     /// The journal.
     pub store: Box<dyn Store>,
     /// Signs what is said.
@@ -259,7 +259,7 @@ impl Hub {
             return Ok(Err(bad.to_string()));
         }
         let needed_bytes = room::needed_bytes(&settings, self.model.initial.len() as u64, self.most_bytes());
-        if let Some(reason) = room::lacking(&self.blobs, needed_bytes)? {
+        if let Some(reason) = room::lacking(&*self.blobs, needed_bytes)? {
             return Ok(Err(reason));
         }
         let weights = self.blobs.put(&self.model.initial)?;
@@ -640,7 +640,7 @@ impl Hub {
     fn remove_blobs(&self) -> Result<Collected, HubError> {
         let needed = self.in_use();
         let in_use = |blob: Digest| needed.contains(&blob) || self.arrivals.contains(blob);
-        let collected = collector::collect(&*self.store, &self.blobs, &in_use, true)?;
+        let collected = collector::collect(&*self.store, &*self.blobs, &in_use, true)?;
         if !collected.removed.is_empty() {
             let (blobs, bytes) = (collected.removed.len(), collected.removed_bytes);
             tracing::info!(blobs, bytes, "removed superseded weights and updates");

@@ -26,7 +26,7 @@ use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
 use rustix::fs::FlockOperation;
 use skiff_base::files::{self, Access};
-use skiff_blobs::Blobs;
+use skiff_blobs::{Blobs, DiskBlobs};
 use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
 use skiff_protocol::topics::coordinator_filters;
 use skiff_protocol::transfer::WINDOW;
@@ -87,7 +87,7 @@ impl Coordinator {
         tracing::info!(public_key, "devices check the coordinator's messages with this key");
 
         let model = Arc::new(model);
-        let blobs = Arc::new(Blobs::open(state.join("blobs"), config.limits.blob_bytes)?);
+        let blobs: Arc<dyn Blobs> = Arc::new(DiskBlobs::open(state.join("blobs"), config.limits.blob_bytes)?);
         let writer = Writer::new(config.fleet.clone(), signer, BootId(random()?));
         let will = writer.presence(false);
         let parts = Parts {
@@ -96,7 +96,7 @@ impl Coordinator {
             slots: (config.limits.granted_chunks / WINDOW) as usize,
             model: Arc::clone(&model),
             blobs: Arc::clone(&blobs),
-            store: Box::new(SqliteStore::open(state, &blobs)?),
+            store: Box::new(SqliteStore::open(state, &*blobs)?),
             writer,
         };
         let start = Clock::new(0);
@@ -204,7 +204,7 @@ struct Shell {
     defaults: RunSettings,
     state: PathBuf,
     model: Arc<Model>,
-    blobs: Arc<Blobs>,
+    blobs: Arc<dyn Blobs>,
     /// One check runs at a time, so nobody waits for this lock.
     checker: Arc<Mutex<Checker>>,
     clock: Clock,
@@ -368,7 +368,7 @@ impl Shell {
                     let (model, blobs, merged) =
                         (Arc::clone(&self.model), Arc::clone(&self.blobs), self.merged.clone());
                     tokio::task::spawn_blocking(move || {
-                        let weights = model.merge(&job, &blobs).map_err(|error| chain(&error));
+                        let weights = model.merge(&job, &*blobs).map_err(|error| chain(&error));
                         if let Err(reason) = &weights {
                             tracing::error!(reason, "merging failed");
                         }

@@ -32,7 +32,7 @@ pub enum Step {
 /// All transfers.
 #[derive(Debug)]
 pub struct Transfers {
-    blobs: Arc<Blobs>,
+    blobs: Arc<dyn Blobs>,
     uploads: Turns<Receiver>,
     downloads: Turns<Sender>,
 }
@@ -40,7 +40,7 @@ pub struct Transfers {
 impl Transfers {
     /// At most `slots` transfers each way, from and to the disk of `blobs`.
     #[must_use]
-    pub fn new(blobs: Arc<Blobs>, slots: usize) -> Self {
+    pub fn new(blobs: Arc<dyn Blobs>, slots: usize) -> Self {
         Self { blobs, uploads: Turns::new(slots), downloads: Turns::new(slots) }
     }
 
@@ -384,6 +384,7 @@ impl<E> Turns<E> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
+    use skiff_blobs::DiskBlobs;
     use skiff_protocol::samples;
     use skiff_protocol::transfer::CHUNK_BYTES;
     use tempfile::TempDir;
@@ -396,7 +397,7 @@ mod tests {
 
     fn transfers(slots: usize) -> (Transfers, TempDir) {
         let folder = TempDir::new().unwrap();
-        let blobs = Blobs::open(folder.path(), 1 << 24).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 24).unwrap();
         (Transfers::new(Arc::new(blobs), slots), folder)
     }
 

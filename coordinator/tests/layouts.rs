@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use serde_json::Value;
-use skiff_blobs::Blobs;
+use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_coordinator::run::explain::explain;
 use skiff_coordinator::run::{Ledger, Phase};
 use skiff_coordinator::store::{FILE, SqliteStore, Store as _};
@@ -45,7 +45,7 @@ fn assert_holds(expected: &Value, found: &Value, place: &str) {
 
 fn check(name: &str, is_so: impl Fn(&[Ledger])) {
     let folder = copy(name);
-    let blobs = Blobs::open(folder.path().join("blobs"), 1 << 24).unwrap();
+    let blobs = DiskBlobs::open(folder.path().join("blobs"), 1 << 24).unwrap();
     let before = blobs.list().unwrap();
     let store = SqliteStore::open(folder.path(), &blobs).unwrap();
     assert_eq!(store.findings(), []);

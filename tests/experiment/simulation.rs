@@ -16,7 +16,7 @@ use crate::fleets::{Availability, Battery, Class, Fleet, RADIO_WATTS, device_id}
 use crate::methods::Method;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use skiff_blobs::Blobs;
+use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_coordinator::merge::model::Model;
 use skiff_coordinator::run::configurator::Pace;
 use skiff_coordinator::run::sharing::Sharing;
@@ -191,7 +191,7 @@ struct World<'a> {
     method: &'a Method,
     opened: &'a Opened,
     trainer: Trainer,
-    blobs: Blobs,
+    blobs: DiskBlobs,
     run: Run,
     now_ms: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -271,7 +271,7 @@ impl<'a> World<'a> {
         }
         let whole = skiff_models::memory::costed(&pack.manifest().design, &stages_of(pack)?, longest);
         let bytes = |costed: &skiff_models::memory::Costed| leanest.process_bytes + costed.bytes.total();
-        let blobs = Blobs::open(scratch, 8 << 30)?;
+        let blobs = DiskBlobs::open(scratch, 8 << 30)?;
         let weights = blobs.put(&model.initial)?;
         let depth = method.depths(layers)[0];
         let (run, _) = Run::start(start(cell, method, model, weights, 0, depth, deadline_ms), Timestamp(0))?;

@@ -12,7 +12,7 @@ use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
 use anyhow::Context;
-use skiff_blobs::{Assembly, BlobError};
+use skiff_blobs::{Assembly, BlobError, Blobs as _};
 use skiff_link::{Link, LinkEvent};
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::Gone;

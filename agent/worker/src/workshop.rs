@@ -8,7 +8,7 @@ use crate::memory;
 use crate::order::{OrderedTraining, millis, only_layers};
 use anyhow::Context;
 use bytesize::ByteSize;
-use skiff_blobs::Blobs;
+use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_contract::memory::{machine_bytes, own_memory};
 use skiff_contract::work::{Job, Personal, Product, Trained, Watch, Work, Workshop};
 use skiff_contract::{Setup, Training};
@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
-    blobs: Blobs,
+    blobs: DiskBlobs,
     agent_bytes: u64,
     open: Option<Open>,
     train: Texts,
@@ -49,7 +49,7 @@ impl PackWorkshop {
     pub fn new(setup: Setup) -> Self {
         let Setup { training, device, state, agent_bytes } = setup;
         let (train, test) = (Texts::new(training.train.clone()), Texts::new(training.test.clone()));
-        Self { training, device, blobs: Blobs::of_another(state), agent_bytes, open: None, train, test }
+        Self { training, device, blobs: DiskBlobs::of_another(state), agent_bytes, open: None, train, test }
     }
 
     fn train(&mut self, work: &Work, order: &TrainOrder, step: &mut Watch<'_>) -> anyhow::Result<Trained> {
@@ -171,7 +171,7 @@ fn plan_steps(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> any
 }
 
 /// Reads the global weights, and puts the device's personal layers in their places.
-fn starting_weights(blobs: &Blobs, schema: &Schema, work: &Work) -> anyhow::Result<NamedTensors> {
+fn starting_weights(blobs: &DiskBlobs, schema: &Schema, work: &Work) -> anyhow::Result<NamedTensors> {
     let global = blobs.read(work.job.weights())?;
     let mut weights = schema.read(&global).context("reading the global weights")?;
     if let Some(Personal { layers, blob, .. }) = &work.personal {
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn personal_layers_are_put_back_over_the_global_ones() {
         let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
         let global = blobs.put(&write(&all_of(&schema(), 1.0)).unwrap()).unwrap();
         let own = blobs.put(&write(&all_of(&only_layers(&schema(), &[0, 2]), 2.0)).unwrap()).unwrap();
         let mut work = Work {

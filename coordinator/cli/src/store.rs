@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use skiff_base::lock::Lock;
-use skiff_blobs::Blobs;
+use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_coordinator::store::check::{self, Report};
 use skiff_coordinator::store::collector::{self, Collected};
 use skiff_coordinator::store::{Migrated, SqliteStore};
@@ -71,7 +71,7 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
         Action::Gc(arguments) => {
             let (state, _lock) = locked(&arguments.door)?;
             let store = SqliteStore::open_existing(&state)?;
-            let blobs = Blobs::of_another(state.join("blobs"));
+            let blobs = DiskBlobs::of_another(state.join("blobs"));
             if blobs.owner()?.is_none_or(|owner| owner != store.identity()) {
                 bail!("the blobs in {} do not belong to the journal there; nothing was removed", state.display());
             }

@@ -8,6 +8,7 @@ use crate::arrivals::Checker;
 use crate::merge::model::tests::{blob, tiny};
 use crate::run::sharing::Sharing;
 use crate::store::SqliteStore;
+use skiff_blobs::DiskBlobs;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
@@ -41,13 +42,13 @@ fn device(name: &str) -> DeviceId {
 }
 
 fn open(folder: &TempDir, now: u64) -> Result<Hub, HubError> {
-    let blobs = Arc::new(Blobs::open(folder.path().join("blobs"), 1 << 24).unwrap());
+    let blobs: Arc<dyn Blobs> = Arc::new(DiskBlobs::open(folder.path().join("blobs"), 1 << 24).unwrap());
     let parts = Parts {
         fleet: fleet(),
         devices: 10,
         slots: 2,
         model: Arc::new(tiny()),
-        store: Box::new(SqliteStore::open(folder.path(), &blobs)?),
+        store: Box::new(SqliteStore::open(folder.path(), &*blobs)?),
         blobs,
         writer: Writer::new(fleet(), Signer::new([1; 32]), BootId(1)),
     };
@@ -224,7 +225,7 @@ impl World {
 
     fn merge(&mut self) -> Digest {
         let job = self.merges.pop().unwrap();
-        let merged = self.hub.model.merge(&job, &self.hub.blobs).unwrap();
+        let merged = self.hub.model.merge(&job, &*self.hub.blobs).unwrap();
         let effects = self.hub.merge_ended((job.run, job.epoch), Ok(merged), Timestamp(self.now)).unwrap();
         self.carry_out(effects);
         merged.weights

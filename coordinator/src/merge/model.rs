@@ -95,7 +95,7 @@ impl Model {
     ///
     /// # Errors
     /// A blob that is missing or damaged.
-    pub fn weights(&self, blobs: &Blobs, weights: Digest) -> Result<NamedTensors, MergeError> {
+    pub fn weights(&self, blobs: &dyn Blobs, weights: Digest) -> Result<NamedTensors, MergeError> {
         read::weights(&self.schema, weights, &|digest| blobs.read(digest))
     }
 
@@ -103,7 +103,7 @@ impl Model {
     ///
     /// # Errors
     /// A blob that is missing or damaged, or cannot be stored; a disk that fails.
-    pub fn merge(&self, job: &MergeJob, blobs: &Blobs) -> Result<Merged, MergeError> {
+    pub fn merge(&self, job: &MergeJob, blobs: &dyn Blobs) -> Result<Merged, MergeError> {
         let read_blob: ReadBlob<'_> = &|digest| blobs.read(digest);
         let base = self.weights(blobs, job.base)?;
         let merged = self.combine(job, &base, read_blob, PRODUCT_BYTES)?;
@@ -190,7 +190,7 @@ fn update_error(input: &MergeInput, source: AggregateError) -> MergeError {
     MergeError::Update { device: input.device.clone(), source }
 }
 
-fn store(blobs: &Blobs, tensors: &NamedTensors, whose: &str) -> Result<Digest, MergeError> {
+fn store(blobs: &dyn Blobs, tensors: &NamedTensors, whose: &str) -> Result<Digest, MergeError> {
     let written = tensors::write(tensors);
     let bytes = written.map_err(|source| MergeError::Tensors { whose: whose.to_owned(), source })?;
     blobs.put(&bytes).map_err(|source| MergeError::Blob { whose: whose.to_owned(), source })
@@ -212,6 +212,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::merge::Merging;
     use ndarray::arr1;
+    use skiff_blobs::DiskBlobs;
     use skiff_models::tensors::TensorSpec;
     use skiff_protocol::RunId;
     use tempfile::TempDir;
@@ -236,7 +237,7 @@ pub(crate) mod tests {
     #[test]
     fn a_merge_is_the_mean_of_those_who_shared() {
         let (model, folder) = (tiny(), TempDir::new().unwrap());
-        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
         let input = |name: &str, examples, shared_layers: &[u32], bytes: &[u8]| MergeInput {
             device: name.parse().unwrap(),
             update: blobs.put(bytes).unwrap(),
@@ -258,7 +259,7 @@ pub(crate) mod tests {
     #[test]
     fn a_stale_update_moves_by_a_part_of_its_way() {
         let (model, folder) = (tiny(), TempDir::new().unwrap());
-        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
         let started = blobs.put(&model.initial).unwrap();
         let base = blobs.put(&blob(&[("head", 10.0), ("layer.0", 1.0), ("layer.1", 2.0)])).unwrap();
         let input = |name: &str, value, stale| MergeInput {
@@ -295,7 +296,7 @@ pub(crate) mod tests {
     #[test]
     fn every_rule_and_server_merges_and_moments_are_taken_up_again() {
         let (model, folder) = (tiny(), TempDir::new().unwrap());
-        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
         let base = blobs.put(&model.initial).unwrap();
         let updates: Vec<MergeInput> = (0..3)
             .zip([1.0, 2.0, 30.0])
@@ -326,7 +327,7 @@ pub(crate) mod tests {
     #[test]
     fn a_missing_update_names_its_device() {
         let (model, folder) = (tiny(), TempDir::new().unwrap());
-        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
         let base = blobs.put(&model.initial).unwrap();
         let device = "lost".parse().unwrap();
         let updates = vec![MergeInput {

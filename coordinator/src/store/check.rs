@@ -3,7 +3,7 @@
 use super::tail::Tail;
 use super::{SqliteStore, Store as _, StoreError, Summary, tail};
 use serde::Serialize;
-use skiff_blobs::{BlobError, Blobs};
+use skiff_blobs::{BlobError, Blobs, DiskBlobs};
 use std::path::Path;
 
 /// What a check found.
@@ -66,7 +66,7 @@ impl Report {
 /// A journal that cannot be opened at all; failures of the disk.
 pub fn check(state: &Path) -> Result<Report, StoreError> {
     let store = SqliteStore::open_existing(state)?;
-    let blobs = Blobs::of_another(state.join("blobs"));
+    let blobs = DiskBlobs::of_another(state.join("blobs"));
     let (mut faults, mut notes) = (Vec::new(), Vec::new());
     let runs = check_runs(&store, &mut faults)?;
     check_place(&store, state, &mut faults)?;
@@ -132,14 +132,14 @@ fn check_place(store: &SqliteStore, state: &Path, faults: &mut Vec<String>) -> R
     Ok(())
 }
 
-fn check_owner(store: &SqliteStore, blobs: &Blobs, faults: &mut Vec<String>) -> Result<(), StoreError> {
+fn check_owner(store: &SqliteStore, blobs: &dyn Blobs, faults: &mut Vec<String>) -> Result<(), StoreError> {
     if let Some(owner) = blobs.owner()?.filter(|owner| *owner != store.identity()) {
         faults.push(format!("the blobs belong to another journal, {owner}"));
     }
     Ok(())
 }
 
-fn check_blobs(store: &SqliteStore, blobs: &Blobs, faults: &mut Vec<String>) -> Result<Vec<BlobCheck>, StoreError> {
+fn check_blobs(store: &SqliteStore, blobs: &dyn Blobs, faults: &mut Vec<String>) -> Result<Vec<BlobCheck>, StoreError> {
     let kept = store.kept()?;
     let present = blobs.list()?;
     let mut checked = Vec::new();

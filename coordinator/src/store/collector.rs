@@ -31,7 +31,7 @@ pub struct Collected {
 /// Failures of the disk.
 pub fn collect(
     store: &dyn Store,
-    blobs: &Blobs,
+    blobs: &dyn Blobs,
     in_use: &dyn Fn(Digest) -> bool,
     remove: bool,
 ) -> Result<Collected, StoreError> {

@@ -23,7 +23,7 @@ pub fn needed_bytes(settings: &RunSettings, weights_bytes: u64, update_bytes: u6
 ///
 /// # Errors
 /// Failures of the disk.
-pub fn lacking(blobs: &Blobs, needed_bytes: u64) -> Result<Option<String>, StoreError> {
+pub fn lacking(blobs: &dyn Blobs, needed_bytes: u64) -> Result<Option<String>, StoreError> {
     let (quota, disk) = (blobs.room_bytes(), blobs.disk_free_bytes()?);
     if needed_bytes <= quota.min(disk) {
         return Ok(None);
@@ -40,7 +40,7 @@ pub fn lacking(blobs: &Blobs, needed_bytes: u64) -> Result<Option<String>, Store
             "no room for the run's weights: it needs up to {needed}, and {} are free on the disk of {}; free some, or delete \
              runs (`skiff run delete`)",
             ByteSize(disk),
-            blobs.root().display()
+            blobs.place().display()
         )
     }))
 }

@@ -38,7 +38,7 @@ impl SqliteStore {
     /// # Errors
     /// A file that is damaged as a whole, not ours, or of a newer layout; blobs that the journal does not know; failures of
     /// the disk. Then nothing was changed.
-    pub fn open(state: &Path, blobs: &Blobs) -> Result<Self, StoreError> {
+    pub fn open(state: &Path, blobs: &dyn Blobs) -> Result<Self, StoreError> {
         let path = state.join(FILE);
         let found = Layout::of_file(&path)?;
         let owner = blobs.owner()?;
@@ -185,7 +185,7 @@ impl SqliteStore {
     }
 
     /// Refuses blobs of another journal; takes over blobs without a marker if one of them is known.
-    fn check_owner(&self, blobs: &Blobs, owner: Option<&str>, present: &[(Digest, u64)]) -> Result<(), StoreError> {
+    fn check_owner(&self, blobs: &dyn Blobs, owner: Option<&str>, present: &[(Digest, u64)]) -> Result<(), StoreError> {
         let identity = self.identity();
         match owner {
             Some(owner) if owner == identity => return Ok(()),

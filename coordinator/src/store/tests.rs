@@ -5,7 +5,7 @@ use crate::run::sharing::{Group, Policy, Share, Sharing};
 use crate::run::{Assignment, Evaluation, Merged, Record, RunSettings, Start};
 use proptest::prelude::*;
 use rusqlite::Connection;
-use skiff_blobs::Blobs;
+use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_protocol::messages::{Probe, SharingPlan, TrainReport};
 use std::path::Path;
 use tempfile::TempDir;
@@ -61,8 +61,8 @@ fn append(store: &mut dyn Store, run: RunId, entries: &[Entry]) {
     store.append(run, entries, 1, Traffic { up: 3, down: 5 }).unwrap();
 }
 
-fn blobs(folder: &TempDir) -> Blobs {
-    Blobs::open(folder.path().join("blobs"), 1 << 24).unwrap()
+fn blobs(folder: &TempDir) -> DiskBlobs {
+    DiskBlobs::open(folder.path().join("blobs"), 1 << 24).unwrap()
 }
 
 fn open(folder: &TempDir) -> Result<SqliteStore, StoreError> {
@@ -157,7 +157,7 @@ fn trained() -> (TempDir, Digest) {
     let folder = TempDir::new().unwrap();
     let weights = blobs(&folder).put(b"trained").unwrap();
     let mut store =
-        SqliteStore::open(folder.path(), &Blobs::open(folder.path().join("other"), 1 << 20).unwrap()).unwrap();
+        SqliteStore::open(folder.path(), &DiskBlobs::open(folder.path().join("other"), 1 << 20).unwrap()).unwrap();
     let orders =
         Record::TrainingStarted { epoch: 2, assignments: BTreeMap::from([("hall".parse().unwrap(), order())]) };
     let merge = entry(8, Record::Merged(Merged { weights, moments: None }));

@@ -6,6 +6,7 @@ use crate::merge::Merging;
 use crate::merge::ranks::Products;
 use crate::run::draw::draw;
 use ndarray::ArrayD;
+use skiff_blobs::DiskBlobs;
 use skiff_models::tensors::TensorSpec;
 use skiff_protocol::RunId;
 use std::cell::RefCell;
@@ -46,7 +47,7 @@ fn random(schema: &Schema, seed: u64) -> NamedTensors {
 }
 
 /// A model, and a merge of seven updates: of ranks 1 to 4, of some or all layers, up to date or of two older versions.
-fn mixed(blobs: &Blobs) -> (Model, MergeJob) {
+fn mixed(blobs: &dyn Blobs) -> (Model, MergeJob) {
     let schema = lora();
     let put = |schema: &Schema, seed| blobs.put(&tensors::write(&random(schema, seed)).unwrap()).unwrap();
     let (base, older, oldest) = (put(&schema, 100), put(&schema, 101), put(&schema, 102));
@@ -73,7 +74,7 @@ fn mixed(blobs: &Blobs) -> (Model, MergeJob) {
 #[test]
 fn merged_weights_are_those_that_were_recorded() {
     let folder = TempDir::new().unwrap();
-    let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+    let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
     let (model, job) = mixed(&blobs);
     for (merging, expected) in [
         ("", "b9738694 83e14c77"),
@@ -88,7 +89,7 @@ fn merged_weights_are_those_that_were_recorded() {
 }
 
 /// Digests of the weights after a merge, and after a second one that takes up the weights and moments of the first.
-fn merged_twice(model: &Model, job: &MergeJob, blobs: &Blobs, merging: &str) -> String {
+fn merged_twice(model: &Model, job: &MergeJob, blobs: &dyn Blobs, merging: &str) -> String {
     let merging: Merging = toml::from_str(merging).unwrap();
     let first = model.merge(&MergeJob { merging: merging.clone(), ..job.clone() }, blobs).unwrap();
     let again = MergeJob { merging, base: first.weights, moments: first.moments, ..job.clone() };
@@ -99,7 +100,7 @@ fn merged_twice(model: &Model, job: &MergeJob, blobs: &Blobs, merging: &str) -> 
 /// Merges by projection, with memory for `product_bytes`; counts how often each blob is read.
 fn projected(merging: &str, product_bytes: usize) -> (NamedTensors, Vec<usize>) {
     let folder = TempDir::new().unwrap();
-    let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+    let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
     let (model, job) = mixed(&blobs);
     let base = model.weights(&blobs, job.base).unwrap();
     let reads: RefCell<BTreeMap<Digest, usize>> = RefCell::default();
@@ -131,7 +132,7 @@ fn a_projection_with_memory_for_one_pair_gives_the_same_weights_in_more_passes()
 #[test]
 fn a_projected_pair_is_the_projection_of_the_mean_product() {
     let folder = TempDir::new().unwrap();
-    let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+    let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
     let (model, job) = mixed(&blobs);
     let job = MergeJob { merging: toml::from_str("ranks = 'project'").unwrap(), ..job };
     let base = model.weights(&blobs, job.base).unwrap();

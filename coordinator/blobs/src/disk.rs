@@ -22,7 +22,7 @@ pub struct DiskBlobs {
 }
 
 impl DiskBlobs {
-    /// Opens the store in the folder `root`, made where it is missing, for at most `quota_bytes`.
+    /// Opens the store in the folder `root`, made if it is missing, for at most `quota_bytes`.
     ///
     /// # Errors
     /// [`BlobError::Io`].

@@ -25,7 +25,7 @@ use skiff_protocol::transfer::Held;
 use std::io;
 use std::path::PathBuf;
 
-/// What became of the chunks of a payload.
+/// Fate of a payload's chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Assembly {
     /// The blob is there now, flushed to the disk.
@@ -36,13 +36,13 @@ pub enum Assembly {
     Incomplete,
 }
 
-/// What went wrong with a blob.
+/// Failure of an operation on a blob.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The file system did not do it.
     #[error("{doing} {}", path.display())]
     Io {
-        /// What was attempted.
+        /// Attempted operation.
         doing: &'static str,
         /// On which file or folder.
         path: PathBuf,
@@ -110,7 +110,7 @@ pub trait Blobs: Send + Sync + std::fmt::Debug {
     /// [`BlobError::Io`].
     fn owner(&self) -> Result<Option<String>, BlobError>;
 
-    /// Marks the blobs as those of a journal, durably.
+    /// Writes durably which journal owns the blobs.
     ///
     /// # Errors
     /// [`BlobError::Io`].

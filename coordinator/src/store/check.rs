@@ -6,7 +6,7 @@ use serde::Serialize;
 use skiff_blobs::{BlobError, Blobs, DiskBlobs};
 use std::path::Path;
 
-/// What a check found.
+/// Result of a check.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Report {
     /// Identity of the journal, 32 hexadecimal digits.
@@ -19,7 +19,7 @@ pub struct Report {
     pub blobs: Vec<BlobCheck>,
     /// Every fault, in words; empty if all is well.
     pub faults: Vec<String>,
-    /// What is worth knowing and no fault.
+    /// Findings that are no faults.
     pub notes: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ pub struct BlobCheck {
     pub bytes: u64,
     /// True if its content is what its name says.
     pub is_whole: bool,
-    /// What it is to the first run that names it, for instance `weights of run 00000000000000a1`; `None`: no journal ever
+    /// Its role in the first run that names it, for instance `weights of run 00000000000000a1`; `None`: no journal ever
     /// named it, so it stays.
     pub name: Option<String>,
     /// True if it stays until its run is deleted.

@@ -9,7 +9,7 @@ use skiff_blobs::Blobs;
 use skiff_protocol::Digest;
 use std::collections::BTreeSet;
 
-/// What a collection removed, or would remove.
+/// Result of a collection: blobs that were removed, or would be.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Collected {
     /// Superseded blobs, 64 hexadecimal digits each.

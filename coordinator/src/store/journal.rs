@@ -149,7 +149,7 @@ pub struct Group {
     pub rank: u32,
 }
 
-/// What a blob is to the run that names it.
+/// Role of a blob in the run that names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
     /// The weights that a run starts from.

@@ -17,7 +17,7 @@ pub enum KeyError {
     /// The file cannot be read or written.
     #[error("{attempt} {}", path.display())]
     Io {
-        /// What was attempted.
+        /// Attempted operation.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum KeyError {
     },
 }
 
-/// The signer of the folder `state`; drawn and stored where there is none. Its public key is written beside it.
+/// Reads the signer of the folder `state`, or draws and stores one if there is none. Writes its public key beside it.
 ///
 /// # Errors
 /// A key that cannot be read or stored, is none, or is exposed.

@@ -40,7 +40,7 @@ use std::path::PathBuf;
 /// Keeps the journal of every run.
 ///
 /// Laws, for every implementation: what `append` returned `Ok` for is there after a crash; `entries` returns what was
-/// appended, in order; a run's summary is that of its entries; a blob that a record named is named for ever, also after
+/// appended, in order; a run's summary is computed from its entries; a blob that a record named is named for ever, also after
 /// the run was deleted.
 pub trait Store: Send {
     /// Adds records to a run, and what travelled in `round`, durably and in one piece. The first records make the run.
@@ -97,7 +97,7 @@ pub trait Store: Send {
     /// Resumes a run where its journal ends.
     ///
     /// # Errors
-    /// As [`Store::entries`]; records that do not follow from one another.
+    /// The same as for [`Store::entries`]; records that do not follow from one another.
     fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), StoreError> {
         Run::resume(&self.entries(run)?, now).map_err(|source| StoreError::OutOfPlace { run, source })
     }
@@ -155,7 +155,7 @@ pub enum StoreError {
     /// SQLite failed.
     #[error("{attempt} in the journal {}", path.display())]
     Sqlite {
-        /// What was attempted.
+        /// Attempted operation.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
@@ -165,7 +165,7 @@ pub enum StoreError {
     /// A file beside the database cannot be read or written.
     #[error("{attempt} {}", path.display())]
     Io {
-        /// What was attempted.
+        /// Attempted operation.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
@@ -183,7 +183,7 @@ pub enum StoreError {
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// Finding, in words.
         finding: String,
     },
     /// A newer version wrote it.
@@ -250,7 +250,7 @@ pub enum StoreError {
         run: RunId,
         /// The record's position in the run, from 0.
         at: u64,
-        /// What is wrong with it.
+        /// Defect of the record.
         source: RecordFault,
     },
     /// Records do not follow from one another.

@@ -7,8 +7,8 @@ use skiff_blobs::Blobs;
 
 /// Returns the most bytes that a run's blobs may take at a time.
 ///
-/// With `W` the bytes of the weights and `n = devices + over_selection` updates in flight, each of at most `update_bytes`:
-/// `W` for the initial, the last, the best and the next weights each; two sets of moments of `2·W` if the server optimizer
+/// Let `W` be the bytes of the weights and `n = devices + over_selection` the updates in flight, each of at most
+/// `update_bytes`. The sum is: `W` for the initial, the last, the best and the next weights each; two sets of moments of `2·W` if the server optimizer
 /// has any; `n` updates; in asynchronous rounds, the weights that orders started from: at most `min(n, max_staleness + 1)·W`.
 #[must_use]
 pub fn needed_bytes(settings: &RunSettings, weights_bytes: u64, update_bytes: u64) -> u64 {

@@ -100,7 +100,7 @@ impl SqliteStore {
     /// Migrates the journal in the folder `state` to the newest layout; with `keep` false, only tries it.
     ///
     /// # Errors
-    /// As [`SqliteStore::open`]; no journal there.
+    /// The same as for [`SqliteStore::open`]; no journal there.
     pub fn migrate_folder(state: &Path, keep: bool) -> Result<Migrated, StoreError> {
         let path = state.join(FILE);
         if !path.is_file() || Layout::of_file(&path)? == Layout::Empty {
@@ -460,7 +460,7 @@ fn known(transaction: &Transaction<'_>, run: RunId) -> Result<(u64, Summary), ru
     })
 }
 
-/// Adds the blobs that a record names; `summary` is that of the records before it.
+/// Adds the blobs that a record names; `summary` covers the records before it.
 pub(super) fn name_blobs(
     transaction: &Transaction<'_>,
     sql_run: i64,

@@ -4,13 +4,13 @@
 //! computes it, live and in a migration, and `skiff store check` compares it with a fold over the whole journal. It is kept
 //! as JSON; a new field needs a default and no migration.
 //!
-//! The metric for the best round is the accuracy. Of equal rounds, the first one is the best.
+//! The metric for the best round is the accuracy. The first of several equal rounds is the best.
 
 use super::journal::{Entry, Record};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::Digest;
 
-/// What a run is doing, or how it ended.
+/// Present activity of a run, or its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -33,7 +33,7 @@ pub enum Stage {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Summary {
-    /// What the run is doing, or how it ended.
+    /// Present activity of the run, or its end.
     pub stage: Stage,
     /// Number of rounds that were asked for.
     pub rounds: u32,

@@ -97,7 +97,7 @@ fn laws(store: &mut dyn Store) {
     assert_eq!(store.traffic(RUN).unwrap(), BTreeMap::from([(1, Traffic { up: 9, down: 15 })]));
     assert_eq!(rows[0].traffic, Traffic { up: 9, down: 15 });
 
-    // A run's summary is that of its records; the first of two equal rounds is the best.
+    // A run's summary is computed from its records; the first of two equal rounds is the best.
     assert_eq!(rows[0].summary, Summary::of_entries(&entries.iter().map(journal::Entry::from).collect::<Vec<_>>()));
     let best = rows[0].summary.best.clone().unwrap();
     assert_eq!((best.round, best.weights, best.accuracy), (1, digest(20).to_string(), Some(0.7)));
@@ -109,7 +109,7 @@ fn laws(store: &mut dyn Store) {
     }
     assert!(!store.is_named(digest(77)).unwrap());
 
-    // All blobs of a damaged run stay; those of a deleted run remain named.
+    // All blobs of a damaged run stay; the blobs of a deleted run remain named.
     store.stop_damaged(RUN, "a bit flipped").unwrap();
     let row = store.runs().unwrap().remove(0);
     assert_eq!((row.damage.as_deref(), row.summary.is_ended()), (Some("a bit flipped"), true));
@@ -344,7 +344,7 @@ fn a_run_that_the_database_lost_as_a_whole_is_listed_as_stopped() {
     std::fs::write(folder.path().join(FILE), older).unwrap();
     // The run before it was not ended by what is left of the journal: it lost its end.
     assert_eq!(findings(&folder).iter().map(|(run, _)| *run).collect::<Vec<_>>(), [2, 3]);
-    // Records go on to be added and found.
+    // More records can be added and are found.
     append(&mut open(&folder).unwrap(), RunId(4), &[started(RunId(4))]);
     assert_eq!(open(&folder).unwrap().findings(), []);
 }

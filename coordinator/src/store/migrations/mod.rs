@@ -18,7 +18,7 @@ pub(super) const OLDEST: i64 = 4;
 /// The tables of layout 5.
 pub(super) const LAYOUT_5: &str = include_str!("layout_5.sql");
 
-/// What a migration did, or would do.
+/// Result of a migration, done or only tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Migrated {
     /// Layout before.

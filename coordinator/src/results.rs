@@ -134,7 +134,12 @@ pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
 ///
 /// # Errors
 /// Nothing merged, no such round, or weights that are gone, damaged or missing.
-pub fn read_weights(store: &dyn Store, blobs: &Blobs, row: &RunRow, choice: Choice) -> Result<Weights, ResultError> {
+pub fn read_weights(
+    store: &dyn Store,
+    blobs: &dyn Blobs,
+    row: &RunRow,
+    choice: Choice,
+) -> Result<Weights, ResultError> {
     let run = row.run;
     let last = row.summary.last.as_ref().ok_or(ResultError::NothingMerged { run })?;
     let best = row.summary.best.as_ref();
@@ -203,20 +208,21 @@ mod tests {
     use super::*;
     use crate::run::{Evaluation, Merged, RunSettings, Start};
     use crate::store::{MemoryStore, Traffic};
+    use skiff_blobs::DiskBlobs;
     use tempfile::TempDir;
 
     const RUN: RunId = RunId(0xa1);
 
     struct World {
         store: MemoryStore,
-        blobs: Blobs,
+        blobs: DiskBlobs,
         _folder: TempDir,
     }
 
     /// A run of four rounds: round 2 has the best accuracy, round 3 was skipped, round 4 was not evaluated.
     fn world() -> World {
         let folder = TempDir::new().unwrap();
-        let blobs = Blobs::open(folder.path(), 1 << 20).unwrap();
+        let blobs = DiskBlobs::open(folder.path(), 1 << 20).unwrap();
         let mut world = World { store: MemoryStore::default(), blobs, _folder: folder };
         let digest = Digest([1; 32]);
         let settings = Box::new(RunSettings { rounds: 5, ..RunSettings::default() });
@@ -281,7 +287,7 @@ mod tests {
     #[test]
     fn damaged_weights_are_named() {
         let world = world();
-        let path = world.blobs.root().join("blobs").join(Digest::of(b"four").to_string());
+        let path = world.blobs.place().join("blobs").join(Digest::of(b"four").to_string());
         std::fs::write(path, "other").unwrap();
         assert!(matches!(world.read(Choice::Last), Err(ResultError::Blob { round: 4, .. })));
     }

@@ -5,7 +5,7 @@ use crate::table::bytes;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde_json::json;
-use skiff_blobs::Blobs;
+use skiff_blobs::DiskBlobs;
 use skiff_coordinator::results::{self, Choice, Weights};
 use skiff_coordinator::serve::PACK_FILE;
 use skiff_coordinator::store::SqliteStore;
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let state = arguments.door.state()?;
     let store = SqliteStore::open_existing(&state)?;
     let row = results::find_run(&store, &arguments.run)?;
-    let blobs = Blobs::of_another(state.join("blobs"));
+    let blobs = DiskBlobs::of_another(state.join("blobs"));
     let weights = results::read_weights(&store, &blobs, &row, arguments.choice())?;
     let pack = open_pack(arguments, &state, &weights)?;
     let tensors = pack.schema().read(&weights.bytes).context("reading the weights")?;

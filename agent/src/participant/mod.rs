@@ -27,8 +27,10 @@
 //! Another run's `Stop` is only answered: it has nothing to stop here.
 //!
 //! **Delivery.** Nothing is sent while the link is down. When it comes up, or a new coordinator appears, the agent sends its
-//! birth and its last answer again, and repeats its offer. An offer of weights that arrives before its command waits in one
-//! slot; offers of other weights than the command's are not answered.
+//! birth, says what it works on, and repeats its offer. It sends its last answer again only if the link to a known coordinator
+//! comes back. A new coordinator repeats its open command when it sees the birth, and the agent answers then: by that time it
+//! knows which version to write in, and the oldest version has no room for everything that an answer holds. An offer of weights
+//! that arrives before its command waits in one slot; offers of other weights than the command's are not answered.
 //!
 //! **Versions.** [`Participant::version`] is the version of the protocol to write in: the newest that the coordinator
 //! announced and the agent speaks too. An announcement counts only for its own life of the coordinator. Without one, the
@@ -108,7 +110,8 @@ impl Participant {
         let mut actions = match event {
             Event::LinkUp => {
                 self.online = true;
-                self.introduce(now)
+                let is_known = self.coordinator.is_some();
+                self.introduce(is_known, now)
             }
             Event::LinkDown => {
                 self.online = false;
@@ -309,7 +312,7 @@ impl Participant {
         if !presence.online || self.coordinator.replace(presence.boot) == Some(presence.boot) {
             return Vec::new();
         }
-        self.introduce(now)
+        self.introduce(false, now)
     }
 
     /// Learns what the coordinator speaks. Says the birth again if it can now be said in a newer version.
@@ -330,11 +333,11 @@ impl Participant {
         Action::Say(Message::Birth(self.profile.birth.clone()))
     }
 
-    fn introduce(&mut self, now: Timestamp) -> Vec<Action> {
+    /// Says the birth and what the device works on; to a known coordinator also the last answer.
+    fn introduce(&mut self, is_known: bool, now: Timestamp) -> Vec<Action> {
         let mut actions = vec![self.birth()];
-        if !matches!(self.phase, Phase::Resting)
-            || matches!(&self.memory, Some(Memory { settled: Settled::Answered(_), .. }))
-        {
+        let has_answered = matches!(&self.memory, Some(Memory { settled: Settled::Answered(_), .. }));
+        if !matches!(self.phase, Phase::Resting) || (is_known && has_answered) {
             actions.extend(self.stand(now));
         }
         actions

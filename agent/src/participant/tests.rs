@@ -567,6 +567,40 @@ fn an_announcement_of_another_life_of_the_coordinator_counts_for_nothing() {
     assert_eq!(births_in(&mut device), [Version::V3]);
 }
 
+/// The oldest version has no room for the metrics of an evaluation, and the coordinator keeps the first answer.
+#[test]
+fn a_stored_answer_waits_until_the_version_of_a_new_coordinator_is_known() {
+    for announcement_first in [false, true] {
+        let mut device = Device::holding(1);
+        device.command(evaluate(1, 2, 1));
+        device.finish_work();
+        device.restart();
+        device.outcomes();
+        let mut meeting = [Event::LinkUp, present(1), announced(1, 3)];
+        if announcement_first {
+            meeting.swap(1, 2);
+        }
+        meeting.into_iter().for_each(|event| device.tell(event));
+        assert_eq!((device.outcomes(), device.engine.version()), (vec![], Version::V3));
+        device.command(evaluate(1, 2, 1));
+        assert_eq!(device.outcomes(), [Outcome::Evaluated(evaluation())]);
+        device.tell(present(2));
+        assert_eq!((device.outcomes(), device.engine.version()), (vec![], Version::V2));
+    }
+}
+
+#[test]
+fn an_answer_that_was_made_offline_is_said_when_the_link_to_the_same_coordinator_is_back() {
+    let mut device = Device::holding(1);
+    device.tell(present(1));
+    device.command(evaluate(1, 2, 1));
+    device.tell(Event::LinkDown);
+    device.finish_work();
+    device.outcomes();
+    device.tell(Event::LinkUp);
+    assert_eq!(device.outcomes(), [Outcome::Evaluated(evaluation())]);
+}
+
 #[test]
 fn nothing_is_said_offline_and_all_of_it_when_the_link_is_back() {
     let mut device = Device::holding(1);

@@ -4,7 +4,8 @@
 //!
 //! Rooms, in the order a checkpoint travels:
 //! - [`checkpoint`], [`adapter`]: what Hugging Face's libraries write, read and written; [`files`]: how any of it is opened
-//! - [`architectures`]: BERT, DeBERTa, Llama and their kin as formulas; [`task`], [`peft`]: what they are tuned for, and how
+//! - [`architectures`]: BERT, DeBERTa, Llama and their kin as formulas; [`task`], [`peft`]: what they are tuned for, and how;
+//!   [`spans`]: labels of tokens that form spans
 //! - [`stage`]: a formula becomes graphs, forward, backward and evaluate; [`design`]: the stages of a whole model;
 //!   [`storage`]: formats of frozen tensors; [`layout`]: the facts that a batch needs about the model
 //! - [`graph`] (nodes, shapes), [`gradient`] (one rule for each operator), [`lower`] (adjoint operators become plain ones),
@@ -25,6 +26,7 @@ pub mod memory;
 pub mod onnx;
 pub mod pack;
 pub mod peft;
+pub mod spans;
 pub mod stage;
 pub mod storage;
 pub mod task;

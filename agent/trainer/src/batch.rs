@@ -36,6 +36,8 @@ pub struct Batch {
     pub examples: usize,
     /// The expected result for each row of the scores: `B` rows, or one for each token of text.
     pub truths: Vec<Truth>,
+    /// The last token of text of each example, ascending.
+    pub ends: Vec<usize>,
     /// The inputs of the graphs, no more than the form asks for.
     pub parts: BTreeMap<BatchPart, Part>,
     /// `[B]`: 0, 1, 2, ...: where the rows that a head reads are, once the others are gone.
@@ -199,7 +201,9 @@ impl Batch {
         let drawing = Drawing { sequences, layout: &form.layout, rows: &rows, truths: &truths, counted };
         let parts = form.parts.iter().map(|&part| (part, drawing.part(part))).collect();
         let order = Part::Integers(Array1::from_iter(0..sequences.len() as i64).into_dyn());
-        Self { tokens: rows.tokens, rows: rows.all, examples: sequences.len(), truths, parts, order }
+        let ends =
+            rows.firsts.iter().zip(&rows.lengths).map(|(first, length)| first + length.saturating_sub(1)).collect();
+        Self { tokens: rows.tokens, rows: rows.all, examples: sequences.len(), truths, ends, parts, order }
     }
 }
 

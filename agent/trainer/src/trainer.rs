@@ -5,7 +5,7 @@ use crate::batch::{Batch, Form, Truth};
 use crate::clock::monotonic;
 use crate::dropout::LayerMask;
 use crate::error::TrainerError;
-use crate::evaluation::{EvaluatePlan, EvaluateSummary};
+use crate::evaluation::{EvaluatePlan, EvaluateSummary, Tagged, span_labels};
 use crate::examples::{Examples, Sequence};
 use crate::model::{Model, Operators, StepOutcome};
 use crate::runtime::Runtime;
@@ -185,12 +185,23 @@ impl Trainer {
         upcoming: &mut Upcoming<'_>,
         watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<EvaluateSummary, TrainerError> {
-        let mask = LayerMask::all(self.pack.manifest().layers);
-        let mut summary = EvaluateSummary::default();
+        let manifest = self.pack.manifest();
+        let mask = LayerMask::all(manifest.layers);
+        let mut summary = EvaluateSummary::new(manifest.layout.task, manifest.layout.classes);
+        let labels = span_labels(manifest.layout.task, &manifest.labels);
+        let mut tagged = Tagged::default();
         for first in (0..total).step_by(batch) {
             let batch = self.batch(upcoming, batch.min(total - first))?;
+            let mut ends = batch.ends.iter().copied().peekable();
             self.model.scores(&self.weights, &batch, &mask, true, &mut |row, scores| {
-                summary.add(batch.truths.get(row).unwrap_or(&Truth::None), scores);
+                let truth = batch.truths.get(row).unwrap_or(&Truth::None);
+                summary.add(truth, scores);
+                if let Some(labels) = &labels {
+                    tagged.add(truth, scores);
+                    if ends.next_if_eq(&row).is_some() {
+                        tagged.count(labels, &mut summary.metrics);
+                    }
+                }
             })?;
             summary.examples += batch.examples as u64;
             if watch(summary.examples as usize).is_break() {

@@ -101,7 +101,7 @@ impl PackWorkshop {
             loss_sum: summary.loss_sum,
             evaluate_ms: millis(summary.elapsed),
             peak_rss_bytes: own_memory(Path::new("/")).peak_bytes,
-            metrics: skiff_protocol::metrics::TaskMetrics::Unknown,
+            metrics: summary.metrics,
         })
     }
 }

@@ -11,10 +11,12 @@ use skiff_contract::memory::own_memory;
 use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
+use skiff_protocol::metrics::{ClassCounts, TaskMetrics};
 use skiff_trainer::{
     AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Policy, Provider, Runtime, Schedule, StepReport,
     TrainPlan, TrainSummary, Trainer, Training, Way, Ways,
 };
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -153,14 +155,24 @@ struct Outcome {
     peak_rss_bytes: u64,
 }
 
-/// The result of the evaluation, in the task's own measure.
+/// Figures of the evaluation; those of other tasks are absent.
 #[derive(Serialize, Default)]
 struct Found {
-    /// Share of correct examples, or of correct tokens if the task labels tokens.
+    /// Share of examples or, if the task is one of tokens, of tokens.
     accuracy: Option<f64>,
+    macro_f1: Option<f64>,
+    /// F1 of each class by its label; a class that is neither in the examples nor predicted has none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    class_f1: BTreeMap<String, Option<f64>>,
+    /// Micro-averaged F1 over spans.
+    span_f1: Option<f64>,
+    /// F1 of each type of span.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    span_type_f1: BTreeMap<String, Option<f64>>,
     perplexity: Option<f64>,
+    mse: Option<f64>,
     rmse: Option<f64>,
-    /// Pearson's correlation.
+    /// Pearson's r.
     correlation: Option<f64>,
 }
 
@@ -176,7 +188,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = arguments.threads.map_or_else(cores, usize::from);
     let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?.on(arguments.provider)?;
-    let (layers, task) = (pack.manifest().layers, pack.manifest().layout.task);
+    let (layers, task, labels) = (pack.manifest().layers, pack.manifest().layout.task, pack.manifest().labels.clone());
     let mut trainer = Trainer::open(&runtime, pack)?;
 
     let memory = arguments.memory.map(|limit| arguments.within(limit, &trainer, layers)).transpose()?;
@@ -213,7 +225,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     progress.clear();
     let outcome = Outcome {
-        found: evaluated.as_ref().map(|summary| Found::of(task, summary)).unwrap_or_default(),
+        found: evaluated.as_ref().map(|summary| Found::of(task, &labels, summary)).unwrap_or_default(),
         evaluate_examples_per_second: evaluated
             .as_ref()
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
@@ -314,25 +326,41 @@ fn save(training: &Training<'_>, path: &Path) -> anyhow::Result<()> {
 }
 
 impl Found {
-    fn of(task: Task, summary: &EvaluateSummary) -> Self {
-        let accuracy = Some(summary.accuracy());
-        match task {
-            Task::SequenceClassification | Task::TokenClassification => Self { accuracy, ..Self::default() },
-            Task::CausalLm => Self { accuracy, perplexity: Some(summary.perplexity()), ..Self::default() },
-            Task::Regression => {
-                Self { rmse: Some(summary.rmse()), correlation: summary.agreement.correlation(), ..Self::default() }
+    /// Returns the figures of an evaluation of a model with these labels.
+    fn of(task: Task, labels: &[String], summary: &EvaluateSummary) -> Self {
+        let accuracy = (task != Task::Regression).then(|| summary.accuracy());
+        let found = Self { accuracy, ..Self::default() };
+        match &summary.metrics {
+            TaskMetrics::Unknown => found,
+            TaskMetrics::Classification(counts) => {
+                let by_class = labels.iter().cloned().zip(counts.classes().iter().map(ClassCounts::f1));
+                Self { macro_f1: counts.macro_f1(), class_f1: by_class.collect(), ..found }
             }
+            TaskMetrics::Tokens(tokens) => {
+                let by_type = tokens.spans().iter().map(|span| (span.name.clone(), span.f1()));
+                Self { span_f1: tokens.span_f1(), span_type_f1: by_type.collect(), ..found }
+            }
+            TaskMetrics::Regression(sums) => {
+                let mse = sums.mse();
+                Self { mse, rmse: mse.map(f64::sqrt), correlation: sums.pearson_r(), ..found }
+            }
+            TaskMetrics::Language(sums) => Self { perplexity: sums.perplexity(), ..found },
         }
     }
 
-    fn lines(&self) -> impl Iterator<Item = (&'static str, f64)> {
+    /// Returns a line for each figure, with its name.
+    fn lines(&self) -> impl Iterator<Item = (String, f64)> {
         let named = [
             ("accuracy", self.accuracy),
+            ("macro-F1", self.macro_f1),
+            ("span F1", self.span_f1),
             ("perplexity", self.perplexity),
             ("RMSE", self.rmse),
             ("correlation", self.correlation),
         ];
-        named.into_iter().filter_map(|(name, value)| Some((name, value?)))
+        let of_whole = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let parts = self.class_f1.iter().chain(&self.span_type_f1);
+        of_whole.chain(parts.filter_map(|(name, f1)| Some((format!("F1 of {name}"), (*f1)?))))
     }
 }
 
@@ -388,7 +416,7 @@ impl Outcome {
         }
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
         for (name, value) in self.found.lines() {
-            writeln!(out, "{name:<17}{value:.4}")?;
+            writeln!(out, "{name:<16} {value:.4}")?;
         }
         if let Some(speed) = self.evaluate_examples_per_second {
             writeln!(out, "evaluation       {speed:.0} examples/s")?;

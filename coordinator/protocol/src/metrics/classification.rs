@@ -69,6 +69,14 @@ impl Classification {
         fits.then(|| Self { classes: vec![ClassCounts::default(); classes], confusion: Some(Cells::default()) })
     }
 
+    /// Returns counts that were taken apart; `None` if they do not agree with each other. Counts may be as large as merged ones.
+    #[must_use]
+    pub fn of_counts(classes: Vec<ClassCounts>, confusion: Option<Vec<Cell>>) -> Option<Self> {
+        let counts = Self { classes, confusion: confusion.map(Cells) };
+        let agrees = counts.confusion.as_ref().is_none_or(|Cells(cells)| counts.agrees_with(cells, u64::MAX));
+        ((1..=MAX_CLASSES).contains(&counts.classes.len()) && agrees).then_some(counts)
+    }
+
     /// Counts one example of class `truth` that the model assigned to `predicted`. Unknown classes are not counted.
     pub fn count(&mut self, truth: usize, predicted: usize) {
         if truth.max(predicted) >= self.classes.len() {
@@ -149,23 +157,24 @@ impl Classification {
             return Err("metrics.classes");
         }
         match &self.confusion {
-            Some(Cells(cells)) if !self.agrees_with(cells) => Err("metrics.confusion"),
+            Some(Cells(cells)) if !self.agrees_with(cells, MAX_REPORTED_COUNT) => Err("metrics.confusion"),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Returns true if the cells are in order and add up to the counts by class.
-    fn agrees_with(&self, cells: &[Cell]) -> bool {
+    /// Returns true if the cells are in order, hold at most `most` each, and add up to the counts by class.
+    fn agrees_with(&self, cells: &[Cell], most: u64) -> bool {
         let in_order = cells.len() <= MAX_CELLS && cells.is_sorted_by(|a, b| a.key() < b.key());
         let mut sums = vec![ClassCounts::default(); self.classes.len()];
         let all_known = cells.iter().all(|cell| {
             let (truth, predicted) = (usize::from(cell.truth), usize::from(cell.predicted));
-            if truth.max(predicted) >= sums.len() || !(1..=MAX_REPORTED_COUNT).contains(&cell.count) {
+            if truth.max(predicted) >= sums.len() || !(1..=most).contains(&cell.count) {
                 return false;
             }
-            sums[truth].truth += cell.count;
-            sums[predicted].predicted += cell.count;
-            sums[truth].correct += if truth == predicted { cell.count } else { 0 };
+            let grow = |sum: &mut u64, count: u64| *sum = sum.saturating_add(count);
+            grow(&mut sums[truth].truth, cell.count);
+            grow(&mut sums[predicted].predicted, cell.count);
+            grow(&mut sums[truth].correct, if truth == predicted { cell.count } else { 0 });
             true
         });
         in_order && all_known && sums == self.classes

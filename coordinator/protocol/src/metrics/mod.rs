@@ -109,7 +109,7 @@ impl TaskMetrics {
             Self::Unknown => Ok(()),
             Self::Classification(counts) => counts.check(examples),
             Self::Tokens(counts) => counts.check(),
-            Self::Regression(sums) => sums.check(examples),
+            Self::Regression(sums) => sums.check(),
             Self::Language(sums) => sums.check(),
         }
     }

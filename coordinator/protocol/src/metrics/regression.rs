@@ -1,13 +1,14 @@
-//! Sums of a regression: a number for each text.
+//! Sums of a regression: one or more numbers for each text.
 
 use super::{MAX_REPORTED_COUNT, Mismatch, add};
 use serde::{Deserialize, Serialize};
 
-/// Sums over examples, x being the model's number and y the example's. They may be anything if the model diverged.
+/// Sums over pairs of numbers, x being the model's number and y the example's; a model of `C` numbers gives `C` pairs for each
+/// example. The sums may be anything if the model diverged.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Regression {
-    /// Number of examples.
-    pub examples: u64,
+    /// Number of pairs.
+    pub pairs: u64,
     /// Σ x.
     pub sum_x: f64,
     /// Σ y.
@@ -23,9 +24,9 @@ pub struct Regression {
 }
 
 impl Regression {
-    /// Counts one example: the model said `predicted`, the example says `truth`.
+    /// Counts one pair: the model said `predicted`, the example says `truth`.
     pub fn count(&mut self, predicted: f64, truth: f64) {
-        self.examples += 1;
+        self.pairs += 1;
         self.sum_x += predicted;
         self.sum_y += truth;
         self.sum_xx += predicted * predicted;
@@ -34,9 +35,9 @@ impl Regression {
         self.squared_error += (predicted - truth) * (predicted - truth);
     }
 
-    /// Returns the mean squared error = Σ (x − y)² / n, in the square of the examples' unit.
+    /// Returns the mean squared error = Σ (x − y)² / n, in the square of the examples' unit, n being the number of pairs.
     ///
-    /// `None` without examples, or if the sum is not finite.
+    /// `None` without pairs, or if the sum is not finite.
     #[must_use]
     pub fn mse(&self) -> Option<f64> {
         self.n().map(|n| self.squared_error / n).filter(|mse| mse.is_finite())
@@ -53,7 +54,7 @@ impl Regression {
     /// leave behind (10⁻¹² of the sum of squares) counts as none.
     #[must_use]
     pub fn pearson_r(&self) -> Option<f64> {
-        let n = self.n().filter(|_| self.examples >= 2)?;
+        let n = self.n().filter(|_| self.pairs >= 2)?;
         let variance_x = variance(n, self.sum_x, self.sum_xx)?;
         let variance_y = variance(n, self.sum_y, self.sum_yy)?;
         let covariance = n * self.sum_xy - self.sum_x * self.sum_y;
@@ -64,11 +65,11 @@ impl Regression {
 
     #[expect(clippy::cast_precision_loss, reason = "counts of examples are far below 2^53")]
     fn n(&self) -> Option<f64> {
-        (self.examples > 0).then_some(self.examples as f64)
+        (self.pairs > 0).then_some(self.pairs as f64)
     }
 
     pub(super) fn merge(&mut self, other: &Self) -> Result<(), Mismatch> {
-        self.examples = add(self.examples, other.examples)?;
+        self.pairs = add(self.pairs, other.pairs)?;
         self.sum_x += other.sum_x;
         self.sum_y += other.sum_y;
         self.sum_xx += other.sum_xx;
@@ -78,9 +79,8 @@ impl Regression {
         Ok(())
     }
 
-    pub(super) fn check(&self, examples: u64) -> Result<(), &'static str> {
-        let fits = self.examples <= MAX_REPORTED_COUNT.min(examples);
-        if fits { Ok(()) } else { Err("metrics.examples") }
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        if self.pairs <= MAX_REPORTED_COUNT { Ok(()) } else { Err("metrics.pairs") }
     }
 }
 

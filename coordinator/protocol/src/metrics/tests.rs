@@ -93,7 +93,7 @@ proptest! {
         ours.merge(&theirs).unwrap();
         theirs.merge(&before).unwrap();
         prop_assert_eq!(ours, theirs);
-        prop_assert_eq!(ours.examples, whole.examples);
+        prop_assert_eq!(ours.pairs, whole.pairs);
         prop_assert!(close(ours.mse(), whole.mse()));
         prop_assert!(close(ours.pearson_r(), whole.pearson_r()), "{ours:?} {whole:?}");
     }
@@ -229,8 +229,8 @@ fn counts_that_contradict_each_other_are_refused() {
     assert_eq!(changed(&[3, 2, 1, 1], &[3, 1, 1, 1]), Err("metrics.classes"), "fewer examples than predictions");
     assert_eq!(changed(&[3, 2, 1, 1, 1, 2, 1], &[3, 2, 1, 0, 1, 2, 1]), Err("metrics.confusion"));
     assert_eq!(TaskMetrics::Classification(good).check(2), Err("metrics.classes"), "more than were evaluated");
-    let regression = TaskMetrics::Regression(Regression { examples: 4, ..Regression::default() });
-    assert_eq!(regression.check(3), Err("metrics.examples"));
+    let regression = TaskMetrics::Regression(Regression { pairs: MAX_REPORTED_COUNT + 1, ..Regression::default() });
+    assert_eq!(regression.check(3), Err("metrics.pairs"));
     let mut tokens = spans(&[]);
     tokens.correct_tokens = 2;
     let tokens = TaskMetrics::Tokens(tokens);

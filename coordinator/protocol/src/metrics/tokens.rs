@@ -41,6 +41,12 @@ impl SpanCounts {
 }
 
 impl Tokens {
+    /// Returns true if spans of these types can be counted: they are few enough, and their names short enough.
+    #[must_use]
+    pub fn can_count(types: &[String]) -> bool {
+        types.len() <= MAX_SPAN_TYPES && types.iter().all(|name| (1..=NAME_BYTES).contains(&name.len()))
+    }
+
     /// Counts one token.
     pub fn count_token(&mut self, is_correct: bool) {
         self.tokens += 1;

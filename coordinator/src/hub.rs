@@ -265,7 +265,15 @@ impl Hub {
         let weights = self.blobs.put(&self.model.initial)?;
         let schema = Digest(self.model.schema.hash());
         let settings = Box::new(settings);
-        let start = Start { run, settings, layers: self.model.layers, pack: self.model.pack, schema, weights };
+        let start = Start {
+            run,
+            settings,
+            layers: self.model.layers,
+            pack: self.model.pack,
+            schema,
+            weights,
+            task: Some(self.model.task.clone()),
+        };
         let (started, actions) = match Run::start(start, now) {
             Ok(started) => started,
             Err(bad) => return Ok(Err(bad.to_string())),
@@ -686,6 +694,9 @@ fn log(run: RunId, record: &Record) {
         Record::EvaluationStarted { examples, .. } => tracing::info!(%run, devices = examples.len(), "evaluating"),
         Record::Evaluated(evaluation) => {
             tracing::info!(%run, accuracy = evaluation.accuracy(), examples = evaluation.examples, "evaluated");
+            for (device, reason) in &evaluation.left_out {
+                tracing::warn!(%run, %device, reason, "left out of the evaluation");
+            }
         }
         Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),
         Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),
@@ -725,6 +736,10 @@ fn progress_of(row: &RunRow, now: Timestamp) -> RunProgress {
         accuracy_before: summary.accuracy_before,
         accuracy: summary.accuracy,
         accuracy_after: summary.accuracy_after,
+        measure: summary.measure,
+        metrics_before: summary.metrics_before,
+        metrics: summary.metrics,
+        metrics_after: summary.metrics_after,
         elapsed_ms: if is_ended { summary.last_ms } else { now.0 }.saturating_sub(summary.started_ms),
         bytes_up: row.traffic.up,
         bytes_down: row.traffic.down,

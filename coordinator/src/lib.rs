@@ -7,7 +7,7 @@
 //! alternatives), [`fleet`] (who is there). With a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
 //! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (where all of them meet).
 //! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
-//! everybody: [`config`] and [`progress`] (views for a watcher). [`release`] is a room for later.
+//! everybody: [`config`], [`progress`] (views for a watcher) and [`measures`] (figures of evaluations). [`release`] is a room for later.
 //!
 //! The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 
@@ -16,6 +16,7 @@ pub mod config;
 pub mod doors;
 pub mod fleet;
 pub mod hub;
+pub mod measures;
 pub mod merge;
 pub mod progress;
 pub mod release;

@@ -5,6 +5,7 @@
 //! run) stays in the value. `skiff run watch`, `skiff fleet` and `skiff-demo` draw their tables from it; as JSON it is
 //! the line that the control socket sends.
 
+use crate::measures::{Figures, Measure};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
@@ -99,6 +100,18 @@ pub struct RunProgress {
     pub accuracy: Option<f64>,
     /// Accuracy found by the evaluation that ended the run.
     pub accuracy_after: Option<f64>,
+    /// Main measure of the task.
+    #[serde(default)]
+    pub measure: Measure,
+    /// Figures of the initial weights.
+    #[serde(default)]
+    pub metrics_before: Option<Figures>,
+    /// Last figures found.
+    #[serde(default)]
+    pub metrics: Option<Figures>,
+    /// Figures found by the evaluation that ended the run.
+    #[serde(default)]
+    pub metrics_after: Option<Figures>,
     /// Since the run started (frozen at its end), in milliseconds; the time in which no coordinator ran counts.
     pub elapsed_ms: u64,
     /// Bytes that devices sent, topics and headers included.
@@ -150,6 +163,12 @@ pub struct RoundProgress {
     pub updates: u32,
     /// Accuracy after the round, where it was evaluated.
     pub accuracy: Option<f64>,
+    /// Figures after the round, if it was evaluated.
+    #[serde(default)]
+    pub metrics: Option<Figures>,
+    /// Devices that were left out of the evaluation, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<String, String>,
     /// Mean loss per example in nats after the round, where it was evaluated.
     pub loss: Option<f64>,
     /// Examples that the accuracy rests on.

@@ -226,11 +226,17 @@ mod tests {
         let mut world = World { store: MemoryStore::default(), blobs, _folder: folder };
         let digest = Digest([1; 32]);
         let settings = Box::new(RunSettings { rounds: 5, ..RunSettings::default() });
-        let start = Start { run: RUN, settings, layers: 2, pack: digest, schema: digest, weights: digest };
+        let start = Start { run: RUN, settings, layers: 2, pack: digest, schema: digest, weights: digest, task: None };
         world.append(Record::RunStarted(start));
         for (bytes, correct) in [(b"one", 5), (b"two", 9)] {
             world.merged(bytes);
-            world.append(Record::Evaluated(Evaluation { devices: 1, examples: 10, correct, loss_sum: 1.0 }));
+            world.append(Record::Evaluated(Evaluation {
+                devices: 1,
+                examples: 10,
+                correct,
+                loss_sum: 1.0,
+                ..Evaluation::default()
+            }));
         }
         world.append(Record::Skipped { reason: "nobody".to_owned() });
         world.merged(b"four");

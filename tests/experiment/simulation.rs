@@ -684,7 +684,15 @@ fn start(
     };
     let schema = Digest(model.schema.hash());
     let run = RunId(cell.seed * 10 + stage as u64 + 1);
-    Start { run, settings: Box::new(settings), layers, pack: model.pack, schema, weights }
+    Start {
+        run,
+        settings: Box::new(settings),
+        layers,
+        pack: model.pack,
+        schema,
+        weights,
+        task: Some(model.task.clone()),
+    }
 }
 
 fn stages_of(pack: &Pack) -> anyhow::Result<skiff_models::design::Stages> {

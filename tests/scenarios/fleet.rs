@@ -1,6 +1,7 @@
 //! Real processes over real brokers: agents and coordinators are killed, brokers restarted, bytes forged; the run goes on.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+use skiff_coordinator::measures::Measure;
 use skiff_coordinator::progress::{Phase, Presence, Progress};
 use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_tests::brokers::{Broker, COORDINATOR, password};
@@ -213,4 +214,25 @@ fn publish(broker: &Broker, user: &str, messages: &[Publication]) {
         link.close().await;
     };
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), all).await }).expect("the broker takes it");
+}
+
+#[test]
+fn a_fleet_that_marks_spans_is_judged_by_span_f1() {
+    let devices = &DEVICES[..2];
+    let broker = Broker::embedded(devices);
+    let mut fleet = Fleet::prepare_spans(&broker, devices);
+    fleet.start_coordinator();
+    devices.iter().for_each(|device| fleet.start_agent(device));
+    fleet.start_run(
+        &"--rounds 2 --devices 2 --quorum 2 --steps 30 --batch 4 --learning-rate 0.003 --set evaluate_examples=20"
+            .split_whitespace()
+            .collect::<Vec<_>>(),
+    );
+    let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
+    assert_eq!((run.phase, run.measure), (Phase::Completed, Measure::SpanF1), "{:?}", run.reason);
+    let (before, after) = (run.metrics_before.unwrap(), run.metrics_after.unwrap());
+    assert!(run.closed.iter().all(|closed| closed.left_out.is_empty() && closed.metrics.is_some()), "{:?}", run.closed);
+    // 20 texts of six words on each device; a word's later pieces do not count.
+    assert_eq!((after.examples, after.measured), (240, 240));
+    assert!(after.span_f1.unwrap() > before.span_f1.unwrap_or(0.0), "{before:?} {after:?}");
 }

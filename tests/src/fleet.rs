@@ -4,6 +4,8 @@ use crate::brokers::{Broker, COORDINATOR, password};
 use crate::{packs, places};
 use skiff_coordinator::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
+use skiff_models::pack::BuildOptions;
+use skiff_models::task::Task;
 use skiff_trainer::clock::monotonic;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,6 +48,34 @@ impl Fleet {
             let place = folder.path().join(device);
             std::fs::create_dir(&place).expect("a writable folder");
             share.write(&place).expect("a writable folder");
+        }
+        Self { folder, url: broker.url(), coordinator: None, agents: BTreeMap::new() }
+    }
+
+    /// Prepares a MiniLM pack that marks names of people and places, and texts for each of `devices`; starts nothing yet.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[must_use]
+    pub fn prepare_spans(broker: &Broker, devices: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let labels = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"].map(str::to_owned).to_vec();
+        let options = BuildOptions::new(&places::minilm(), &folder.path().join("minilm"), labels);
+        drop(packs::made(&BuildOptions { task: Task::TokenClassification, ..options }));
+        let names = [["Ada Lovelace", "New York"], ["Grace Hopper", "Sankt Gallen"], ["Alan Turing", "Rio Grande"]];
+        let row = |at: usize| {
+            let [person, place] = names[at % names.len()].map(|name| name.split(' ').collect::<Vec<_>>());
+            let tokens = [&person[..], &["moved", "to"], &place[..]].concat();
+            format!(
+                "{{\"tokens\": {tokens:?}, \"labels\": [\"B-PER\", \"I-PER\", \"O\", \"O\", \"B-LOC\", \"I-LOC\"]}}\n"
+            )
+        };
+        for device in devices {
+            let place = folder.path().join(device);
+            std::fs::create_dir(&place).expect("a writable folder");
+            for (file, rows) in [("train.jsonl", 60), ("test.jsonl", 20)] {
+                std::fs::write(place.join(file), (0..rows).map(row).collect::<String>()).expect("a writable folder");
+            }
         }
         Self { folder, url: broker.url(), coordinator: None, agents: BTreeMap::new() }
     }

@@ -10,11 +10,12 @@ use ndarray::Array1;
 use skiff_coordinator::config::Config;
 use skiff_coordinator::merge::model::Model;
 use skiff_coordinator::progress::RunProgress;
-use skiff_coordinator::run::RunSettings;
+use skiff_coordinator::run::{ModelTask, RunSettings};
 use skiff_coordinator::serve::Coordinator;
 use skiff_coordinator::store::{SqliteStore, Store as _};
 use skiff_demo::broker::{Access, EmbeddedBroker};
 use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
+use skiff_models::task::Task;
 use skiff_models::tensors::{self, Schema, TensorSpec};
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
@@ -41,7 +42,8 @@ fn fleet() -> FleetId {
 fn model() -> Model {
     let spec = TensorSpec { name: "layer.0".to_owned(), shape: vec![PARAMETERS], layer: Some(0) };
     let initial = tensors::write(&[("layer.0".to_owned(), Array1::zeros(PARAMETERS).into_dyn())].into()).unwrap();
-    Model { pack: PACK, schema: Schema { tensors: vec![spec] }, layers: 1, initial }
+    let task = ModelTask { task: Task::SequenceClassification, labels: vec!["no".to_owned(), "yes".to_owned()] };
+    Model { pack: PACK, schema: Schema { tensors: vec![spec] }, layers: 1, initial, task }
 }
 
 /// A device that adds one to every weight and calls it training.

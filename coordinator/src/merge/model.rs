@@ -5,7 +5,7 @@ use super::ranks::{Projection, pairs_per_pass};
 use super::read::{self, ReadBlob, Updates};
 use super::server::moments_of;
 use super::{Aggregate, AggregateError, Merging, Ranks, Rule};
-use crate::run::{MergeInput, MergeJob, Merged};
+use crate::run::{MergeInput, MergeJob, Merged, ModelTask};
 use skiff_blobs::{BlobError, Blobs};
 use skiff_models::pack::{Pack, PackError};
 use skiff_models::tensors::{self, NamedTensors, Schema, TensorError};
@@ -27,6 +27,8 @@ pub struct Model {
     pub layers: u32,
     /// Initial weights as a safetensors blob.
     pub initial: Vec<u8>,
+    /// Task, with the names of its classes.
+    pub task: ModelTask,
 }
 
 /// Why updates were not merged.
@@ -70,7 +72,8 @@ impl Model {
         let pack = Pack::open(pack)?;
         let initial = tensors::write(&pack.initial_weights()?).expect("f32 tensors can be written");
         let layers = pack.manifest().layers as u32;
-        Ok(Self { pack: Digest(pack.digest()), schema: pack.schema().clone(), layers, initial })
+        let task = ModelTask { task: pack.manifest().design.head.task, labels: pack.manifest().labels.clone() };
+        Ok(Self { pack: Digest(pack.digest()), schema: pack.schema().clone(), layers, initial, task })
     }
 
     /// Checks an update and returns its distance from `base`, the weights it started from.
@@ -213,6 +216,7 @@ pub(crate) mod tests {
     use crate::merge::Merging;
     use ndarray::arr1;
     use skiff_blobs::DiskBlobs;
+    use skiff_models::task::Task;
     use skiff_models::tensors::TensorSpec;
     use skiff_protocol::RunId;
     use tempfile::TempDir;
@@ -222,7 +226,12 @@ pub(crate) mod tests {
         let spec = |name: &str, layer| TensorSpec { name: name.to_owned(), shape: vec![2], layer };
         let schema = Schema { tensors: vec![spec("head", None), spec("layer.0", Some(0)), spec("layer.1", Some(1))] };
         let initial = blob(&[("head", 0.0), ("layer.0", 0.0), ("layer.1", 0.5)]);
-        Model { pack: Digest([9; 32]), schema, layers: 2, initial }
+        Model { pack: Digest([9; 32]), schema, layers: 2, initial, task: two_classes() }
+    }
+
+    /// The task of telling two classes apart.
+    pub(crate) fn two_classes() -> ModelTask {
+        ModelTask { task: Task::SequenceClassification, labels: vec!["no".to_owned(), "yes".to_owned()] }
     }
 
     pub(crate) fn blob(values: &[(&str, f32)]) -> Vec<u8> {

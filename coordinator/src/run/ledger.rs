@@ -1,6 +1,8 @@
 //! State of a run, built from the facts of its journal. Live decisions and a replay change it only through [`Ledger::apply`].
 
-use super::record::{Assignment, Entry, Evaluation, Merged, Record, Start};
+use super::evaluation::Evaluation;
+use super::record::{Assignment, Entry, Merged, Record, Start};
+use crate::measures::{Figures, Measure};
 use crate::progress::RoundProgress;
 use crate::run::configurator::{Configurator, Pace};
 use crate::run::sharing::Policy;
@@ -52,6 +54,14 @@ pub struct Ledger {
     pub accuracy: Option<f64>,
     /// Accuracy at the end of the run.
     pub accuracy_after: Option<f64>,
+    /// Figures of the initial weights.
+    pub figures_before: Option<Figures>,
+    /// Last figures found.
+    pub figures: Option<Figures>,
+    /// Figures at the end of the run.
+    pub figures_after: Option<Figures>,
+    /// Last evaluation that counted anything.
+    pub last_evaluation: Option<Evaluation>,
     /// Distances of the last stored updates from the weights they started from, oldest first.
     distances: VecDeque<f64>,
 }
@@ -187,6 +197,10 @@ impl Ledger {
             accuracy_before: None,
             accuracy: None,
             accuracy_after: None,
+            figures_before: None,
+            figures: None,
+            figures_after: None,
+            last_evaluation: None,
             distances: VecDeque::new(),
             start,
         };
@@ -295,6 +309,13 @@ impl Ledger {
             Phase::Evaluate(_) => Some(self.phase_ms + settings.evaluate_ms),
             Phase::Merge(_) | Phase::Done | Phase::Ended(_) => None,
         }
+    }
+
+    /// Returns the main measure of the run's task. Until a run from before tasks were recorded is evaluated, it is the accuracy.
+    #[must_use]
+    pub fn measure(&self) -> Measure {
+        let found = self.last_evaluation.as_ref().map(|evaluation| Measure::of_metrics(&evaluation.metrics));
+        self.start.task.as_ref().map_or(found.unwrap_or_default(), Measure::of_task)
     }
 
     /// Returns true if nothing more will happen.
@@ -472,19 +493,28 @@ impl Ledger {
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
-        let accuracy = evaluation.accuracy();
+        let (accuracy, figures) = (evaluation.accuracy(), Figures::of(evaluation));
+        if figures.is_some() {
+            self.last_evaluation = Some(evaluation.clone());
+        }
         self.configurator.evaluated(evaluation.loss());
         self.accuracy = accuracy.or(self.accuracy);
+        self.figures = figures.or(self.figures);
         if self.round == 0 {
             self.accuracy_before = accuracy;
+            self.figures_before = figures;
         } else if let Some(closed) = self.closed.last_mut() {
             closed.accuracy = accuracy;
+            closed.metrics = figures;
+            closed.left_out =
+                evaluation.left_out.iter().map(|(device, why)| (device.to_string(), why.clone())).collect();
             closed.loss = evaluation.loss();
             closed.evaluated_examples = evaluation.examples;
             closed.evaluate_ms = self.last_ms - self.phase_ms;
         }
         if self.round == self.start.settings.rounds {
             self.accuracy_after = accuracy;
+            self.figures_after = figures;
         }
         self.next_round();
     }
@@ -525,6 +555,8 @@ impl Training {
             selected: self.assignments.len() as u32,
             updates: self.updates.len() as u32,
             accuracy: None,
+            metrics: None,
+            left_out: BTreeMap::new(),
             loss: None,
             evaluated_examples: 0,
             train_loss: mean(reports().map(|report| report.mean_loss.into())),

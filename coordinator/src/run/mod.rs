@@ -40,14 +40,16 @@
 
 pub mod configurator;
 pub mod draw;
+pub(crate) mod evaluation;
 pub mod explain;
 mod ledger;
 mod record;
 mod settings;
 pub mod sharing;
 
+pub use evaluation::{Evaluation, ModelTask};
 pub use ledger::{Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
-pub use record::{Assignment, Entry, Evaluation, Merged, Record, Start};
+pub use record::{Assignment, Entry, Merged, Record, Start};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
 use crate::merge::Merging;
@@ -220,7 +222,8 @@ pub struct Run {
     /// Online devices, and devices of the last order that went offline.
     seen: BTreeMap<DeviceId, Seen>,
     deliveries: BTreeMap<DeviceId, Delivery>,
-    reports: BTreeMap<DeviceId, Option<EvaluationReport>>,
+    /// Reports on the evaluation, or the reason why there is none that counts.
+    reports: BTreeMap<DeviceId, Result<EvaluationReport, String>>,
     stops: BTreeMap<DeviceId, Stop>,
     /// Time of the last event, in milliseconds.
     now_ms: u64,
@@ -388,6 +391,10 @@ impl Run {
             accuracy_before: ledger.accuracy_before,
             accuracy: ledger.accuracy,
             accuracy_after: ledger.accuracy_after,
+            measure: ledger.measure(),
+            metrics_before: ledger.figures_before,
+            metrics: ledger.figures,
+            metrics_after: ledger.figures_after,
             elapsed_ms: until - ledger.started_ms,
             bytes_up: 0,
             bytes_down: 0,
@@ -512,9 +519,9 @@ impl Run {
                 if let Phase::Evaluate(examples) = &self.ledger.phase
                     && let Some(&most) = examples.get(&device)
                 {
-                    let is_fit =
-                        report.examples <= most && report.correct <= report.examples && report.loss_sum.is_finite();
-                    self.reports.insert(device, is_fit.then_some(report));
+                    let Start { settings, task, .. } = &self.ledger.start;
+                    let checked = evaluation::check(&report, most, settings.max_tokens, task.as_ref());
+                    self.reports.insert(device, checked.map(|()| report));
                 }
             }
         }
@@ -524,11 +531,11 @@ impl Run {
         if epoch != self.epoch_of(&device) || !self.is_pending(&device) {
             return;
         }
+        let reason: String = reason.chars().take(MAX_REASON).collect();
         if self.ordered(&device).is_some() {
-            let reason = reason.chars().take(MAX_REASON).collect();
             self.journal(Record::DeviceOut { device, reason }, now_ms, actions);
         } else {
-            self.reports.insert(device, None);
+            self.reports.insert(device, Err(reason));
         }
     }
 
@@ -586,7 +593,7 @@ impl Run {
                 }
                 let evaluating = examples.keys().filter(|device| !self.reports.contains_key(*device)).cloned();
                 self.stop(&evaluating.collect());
-                Some(Record::Evaluated(sum(self.reports.values().flatten())))
+                Some(Record::Evaluated(Evaluation::sum(&self.reports)))
             }
             Phase::Done => {
                 self.stop(&self.pending());
@@ -891,15 +898,6 @@ fn share(total: u64, held: &BTreeMap<DeviceId, u64>) -> BTreeMap<DeviceId, u64> 
     }
     shares.retain(|_, share| *share > 0);
     shares
-}
-
-fn sum<'a>(reports: impl Iterator<Item = &'a EvaluationReport>) -> Evaluation {
-    reports.fold(Evaluation::default(), |sum, report| Evaluation {
-        devices: sum.devices + 1,
-        examples: sum.examples + report.examples,
-        correct: sum.correct + report.correct,
-        loss_sum: sum.loss_sum + report.loss_sum,
-    })
 }
 
 #[cfg(test)]

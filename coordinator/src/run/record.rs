@@ -1,5 +1,6 @@
 //! Records of the journal: the facts from which a run is replayed.
 
+use super::evaluation::{Evaluation, ModelTask};
 use super::settings::RunSettings;
 use crate::run::configurator::Choice;
 use crate::run::sharing::{Policy, Share};
@@ -109,31 +110,6 @@ pub struct Start {
     pub schema: Digest,
     /// Digest of the weights it starts from.
     pub weights: Digest,
-}
-
-/// Results of an evaluation, summed over devices.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Number of devices that reported.
-    pub devices: u32,
-    /// Number of examples evaluated.
-    pub examples: u64,
-    /// Number of examples whose label was right.
-    pub correct: u64,
-    /// Sum of the cross-entropy loss in nats.
-    pub loss_sum: f64,
-}
-
-impl Evaluation {
-    /// Returns the share of right labels; `None` if nothing was evaluated.
-    #[must_use]
-    pub fn accuracy(&self) -> Option<f64> {
-        (self.examples > 0).then(|| self.correct as f64 / self.examples as f64)
-    }
-
-    /// Returns the mean loss per example; `None` if nothing was evaluated.
-    #[must_use]
-    pub fn loss(&self) -> Option<f64> {
-        (self.examples > 0).then(|| self.loss_sum / self.examples as f64)
-    }
+    /// Task of the model; `None` in runs of before it was recorded.
+    pub task: Option<ModelTask>,
 }

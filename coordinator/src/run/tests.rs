@@ -39,6 +39,7 @@ fn begin(settings: RunSettings) -> Start {
         pack: digest(1),
         schema: digest(2),
         weights: digest(3),
+        task: None,
     }
 }
 
@@ -954,7 +955,7 @@ proptest! {
 
     #[test]
     fn prop_records_read_back_as_they_were_written(seed in any::<u64>(), accuracy in any::<f64>().prop_filter("a number", |x| !x.is_nan())) {
-        let evaluated = Record::Evaluated(Evaluation { devices: 1, examples: seed, correct: 2, loss_sum: accuracy });
+        let evaluated = Record::Evaluated(Evaluation { devices: 1, examples: seed, correct: 2, loss_sum: accuracy, ..Evaluation::default() });
         let sharing = crate::run::sharing::Sharing::LeastImportant(2);
         let started = Record::RunStarted(begin(RunSettings { seed, sharing, ..settings() }));
         for record in [evaluated, started] {

@@ -3,8 +3,14 @@
 use super::journal::{self, RecordFault};
 use crate::run::configurator::Choice;
 use crate::run::sharing::{Group, Policy, Share, Sharing};
-use crate::run::{Assignment, Entry, Evaluation, Merged, Record, Start};
+use crate::run::{Assignment, Entry, Evaluation, Merged, ModelTask, Record, Start};
+use skiff_models::task::Task;
+use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{Probe, SharingPlan, TrainReport};
+use skiff_protocol::metrics::{
+    Cell, ClassCounts, Classification, Language, Regression, SpanCounts, TaskMetrics, Tokens,
+};
+use std::collections::BTreeMap;
 
 impl From<&Entry> for journal::Entry {
     fn from(entry: &Entry) -> Self {
@@ -23,9 +29,11 @@ impl TryFrom<journal::Entry> for Entry {
 impl From<&Record> for journal::Record {
     fn from(record: &Record) -> Self {
         match record.clone() {
-            Record::RunStarted(Start { run, settings, layers, pack, schema, weights }) => {
+            Record::RunStarted(Start { run, settings, layers, pack, schema, weights, task }) => {
+                let task =
+                    task.map(|ModelTask { task, labels }| journal::ModelTask { task: task.name().to_owned(), labels });
                 let settings = serde_json::to_string(&*settings).expect("settings are plain values with text keys");
-                Self::RunStarted(journal::Start { run, settings, layers, pack, schema, weights })
+                Self::RunStarted(journal::Start { run, settings, layers, pack, schema, weights, task })
             }
             Record::Resumed => Self::Resumed,
             Record::TrainingStarted { epoch, assignments } => {
@@ -40,8 +48,12 @@ impl From<&Record> for journal::Record {
             Record::Merged(Merged { weights, moments }) => Self::Merged { weights, moments },
             Record::Skipped { reason } => Self::Skipped { reason },
             Record::EvaluationStarted { epoch, examples } => Self::EvaluationStarted { epoch, examples },
-            Record::Evaluated(Evaluation { devices, examples, correct, loss_sum }) => {
-                Self::Evaluated { devices, examples, correct, loss_sum }
+            Record::Evaluated(Evaluation { devices, examples, correct, loss_sum, metrics, left_out }) => {
+                if metrics == TaskMetrics::Unknown && left_out.is_empty() {
+                    return Self::Evaluated { devices, examples, correct, loss_sum };
+                }
+                let evaluation = journal::Evaluation { devices, examples, correct, loss_sum };
+                Self::Measured { evaluation, metrics: (&metrics).into(), left_out }
             }
             Record::RunEnded { stopped } => Self::RunEnded { stopped },
             Record::PolicySet(policy) => Self::PolicySet(policy.into()),
@@ -54,10 +66,11 @@ impl TryFrom<journal::Record> for Record {
 
     fn try_from(record: journal::Record) -> Result<Self, RecordFault> {
         Ok(match record {
-            journal::Record::RunStarted(journal::Start { run, settings, layers, pack, schema, weights }) => {
+            journal::Record::RunStarted(journal::Start { run, settings, layers, pack, schema, weights, task }) => {
+                let task = task.map(ModelTask::try_from).transpose()?;
                 let settings = serde_json::from_str(&settings);
                 let settings = settings.map_err(|error| RecordFault::Unreadable(error.to_string()))?;
-                Self::RunStarted(Start { run, settings, layers, pack, schema, weights })
+                Self::RunStarted(Start { run, settings, layers, pack, schema, weights, task })
             }
             journal::Record::Resumed => Self::Resumed,
             journal::Record::TrainingStarted { epoch, assignments } => {
@@ -73,10 +86,101 @@ impl TryFrom<journal::Record> for Record {
             journal::Record::Skipped { reason } => Self::Skipped { reason },
             journal::Record::EvaluationStarted { epoch, examples } => Self::EvaluationStarted { epoch, examples },
             journal::Record::Evaluated { devices, examples, correct, loss_sum } => {
-                Self::Evaluated(Evaluation { devices, examples, correct, loss_sum })
+                Self::Evaluated(Evaluation { devices, examples, correct, loss_sum, ..Evaluation::default() })
+            }
+            journal::Record::Measured { evaluation, metrics, left_out } => {
+                Self::Evaluated(measured(&evaluation, &metrics, left_out)?)
             }
             journal::Record::RunEnded { stopped } => Self::RunEnded { stopped },
             journal::Record::PolicySet(policy) => Self::PolicySet(policy.into()),
+        })
+    }
+}
+
+impl TryFrom<journal::ModelTask> for ModelTask {
+    type Error = RecordFault;
+
+    fn try_from(journal::ModelTask { task, labels }: journal::ModelTask) -> Result<Self, RecordFault> {
+        let known = Task::ALL.into_iter().find(|known| known.name() == task);
+        let task = known.ok_or_else(|| RecordFault::Unreadable(format!("the task {task:?} is unknown")))?;
+        Ok(Self { task, labels })
+    }
+}
+
+/// Puts an evaluation together from its parts in the journal.
+pub(super) fn measured(
+    evaluation: &journal::Evaluation,
+    metrics: &journal::Metrics,
+    left_out: BTreeMap<DeviceId, String>,
+) -> Result<Evaluation, RecordFault> {
+    let journal::Evaluation { devices, examples, correct, loss_sum } = *evaluation;
+    Ok(Evaluation { devices, examples, correct, loss_sum, metrics: metrics.try_into()?, left_out })
+}
+
+impl From<&TaskMetrics> for journal::Metrics {
+    fn from(metrics: &TaskMetrics) -> Self {
+        match metrics {
+            TaskMetrics::Unknown => Self::Unknown,
+            TaskMetrics::Classification(counts) => {
+                let class = |class: &ClassCounts| [class.truth, class.predicted, class.correct];
+                let cells =
+                    |cells: &[Cell]| cells.iter().map(|cell| (cell.truth, cell.predicted, cell.count)).collect();
+                let classes = counts.classes().iter().map(class).collect();
+                Self::Classification { classes, confusion: counts.confusion().map(cells) }
+            }
+            TaskMetrics::Tokens(counts) => {
+                let span = |span: &SpanCounts| (span.name.clone(), [span.truth, span.predicted, span.correct]);
+                let Tokens { tokens, correct_tokens, .. } = *counts;
+                Self::Tokens { tokens, correct_tokens, spans: counts.spans().iter().map(span).collect() }
+            }
+            TaskMetrics::Regression(Regression { pairs, sum_x, sum_y, sum_xx, sum_yy, sum_xy, squared_error }) => {
+                Self::Regression { pairs: *pairs, sums: [*sum_x, *sum_y, *sum_xx, *sum_yy, *sum_xy, *squared_error] }
+            }
+            TaskMetrics::Language(Language { tokens, loss_sum }) => {
+                Self::Language { tokens: *tokens, loss_sum: *loss_sum }
+            }
+        }
+    }
+}
+
+impl TryFrom<&journal::Metrics> for TaskMetrics {
+    type Error = RecordFault;
+
+    fn try_from(metrics: &journal::Metrics) -> Result<Self, RecordFault> {
+        let unreadable =
+            || RecordFault::Unreadable("the counts of an evaluation do not agree with each other".to_owned());
+        Ok(match metrics {
+            journal::Metrics::Unknown => Self::Unknown,
+            journal::Metrics::Classification { classes, confusion } => {
+                let class = |&[truth, predicted, correct]: &[u64; 3]| ClassCounts { truth, predicted, correct };
+                let cell = |&(truth, predicted, count): &(u16, u16, u64)| Cell { truth, predicted, count };
+                let classes = classes.iter().map(class).collect();
+                let confusion = confusion.as_ref().map(|cells| cells.iter().map(cell).collect());
+                Self::Classification(Classification::of_counts(classes, confusion).ok_or_else(unreadable)?)
+            }
+            journal::Metrics::Tokens { tokens, correct_tokens, spans } => {
+                let mut counts = Tokens::default();
+                (counts.tokens, counts.correct_tokens) = (*tokens, *correct_tokens);
+                for (name, [truth, predicted, correct]) in spans {
+                    let (name, truth, predicted, correct) = (name.clone(), *truth, *predicted, *correct);
+                    counts.add_spans(&SpanCounts { name, truth, predicted, correct }).map_err(|_| unreadable())?;
+                }
+                Self::Tokens(counts)
+            }
+            journal::Metrics::Regression { pairs, sums: [sum_x, sum_y, sum_xx, sum_yy, sum_xy, squared_error] } => {
+                Self::Regression(Regression {
+                    pairs: *pairs,
+                    sum_x: *sum_x,
+                    sum_y: *sum_y,
+                    sum_xx: *sum_xx,
+                    sum_yy: *sum_yy,
+                    sum_xy: *sum_xy,
+                    squared_error: *squared_error,
+                })
+            }
+            journal::Metrics::Language { tokens, loss_sum } => {
+                Self::Language(Language { tokens: *tokens, loss_sum: *loss_sum })
+            }
         })
     }
 }

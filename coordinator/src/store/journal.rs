@@ -37,6 +37,7 @@ pub enum Record {
     Evaluated { devices: u32, examples: u64, correct: u64, loss_sum: f64 },
     RunEnded { stopped: Option<String> },
     PolicySet(Policy),
+    Measured { evaluation: Evaluation, metrics: Metrics, left_out: BTreeMap<DeviceId, String> },
 }
 
 /// A run's first record. `settings` is JSON with the keys of table `[run]` of `coordinator.toml`.
@@ -49,6 +50,36 @@ pub struct Start {
     pub pack: Digest,
     pub schema: Digest,
     pub weights: Digest,
+    pub task: Option<ModelTask>,
+}
+
+/// A model's task, by its name in files, and its labels.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the engine's types of the same names say what each value is")]
+pub struct ModelTask {
+    pub task: String,
+    pub labels: Vec<String>,
+}
+
+/// Sums of an evaluation.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the engine's types of the same names say what each value is")]
+pub struct Evaluation {
+    pub devices: u32,
+    pub examples: u64,
+    pub correct: u64,
+    pub loss_sum: f64,
+}
+
+/// Counts and sums for a task's measures, in the order of the fields of [`skiff_protocol::metrics`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the protocol's types of the same names say what each value is")]
+pub enum Metrics {
+    Unknown,
+    Classification { classes: Vec<[u64; 3]>, confusion: Option<Vec<(u16, u16, u64)>> },
+    Tokens { tokens: u64, correct_tokens: u64, spans: Vec<(String, [u64; 3])> },
+    Regression { pairs: u64, sums: [f64; 6] },
+    Language { tokens: u64, loss_sum: f64 },
 }
 
 /// A device's order in a round.
@@ -233,7 +264,8 @@ impl Entry {
             | Record::EvaluationStarted { .. }
             | Record::Evaluated { .. }
             | Record::RunEnded { .. }
-            | Record::PolicySet(_) => Vec::new(),
+            | Record::PolicySet(_)
+            | Record::Measured { .. } => Vec::new(),
         }
     }
 }

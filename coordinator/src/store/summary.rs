@@ -4,11 +4,16 @@
 //! computes it, live and in a migration, and `skiff store check` compares it with a fold over the whole journal. It is kept
 //! as JSON; a new field needs a default and no migration.
 //!
-//! The metric for the best round is the accuracy. The first of several equal rounds is the best.
+//! The metric for the best round is the main measure of the model's task, such as accuracy or perplexity. The first of several
+//! equal rounds is the best.
 
+use super::convert::measured;
 use super::journal::{Entry, Record};
+use crate::measures::{Figures, Measure};
+use crate::run::{Evaluation, ModelTask};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::Digest;
+use std::collections::BTreeMap;
 
 /// Present activity of a run, or its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -53,11 +58,19 @@ pub struct Summary {
     pub accuracy: Option<f64>,
     /// Accuracy found by the evaluation after the last round.
     pub accuracy_after: Option<f64>,
+    /// Main measure of the task.
+    pub measure: Measure,
+    /// Figures of the initial weights.
+    pub metrics_before: Option<Figures>,
+    /// Last figures found.
+    pub metrics: Option<Figures>,
+    /// Figures found by the evaluation after the last round.
+    pub metrics_after: Option<Figures>,
     /// Weights that the run started from, 64 hexadecimal digits.
     pub initial: Option<String>,
     /// Weights of the last merged round.
     pub last: Option<Kept>,
-    /// Evaluated weights with the highest accuracy.
+    /// Evaluated weights with the best value of the main measure.
     pub best: Option<Kept>,
     /// Reason for which the run stopped early.
     pub reason: Option<String>,
@@ -72,6 +85,9 @@ pub struct Kept {
     pub weights: String,
     /// Accuracy of these weights, if they were evaluated.
     pub accuracy: Option<f64>,
+    /// Figures of these weights, if they were evaluated.
+    #[serde(default)]
+    pub metrics: Option<Figures>,
 }
 
 impl Summary {
@@ -91,6 +107,8 @@ impl Summary {
                 self.started_ms = entry.at_ms;
                 self.rounds = rounds(&start.settings);
                 self.initial = Some(start.weights.to_string());
+                let task = start.task.clone().and_then(|task| ModelTask::try_from(task).ok());
+                self.measure = task.as_ref().map(Measure::of_task).unwrap_or_default();
                 self.stage = Stage::Gathering;
             }
             Record::TrainingStarted { .. } => {
@@ -101,7 +119,8 @@ impl Summary {
             Record::Merged { weights, .. } => {
                 self.closed += 1;
                 self.merged += 1;
-                self.last = Some(Kept { round: self.closed, weights: weights.to_string(), accuracy: None });
+                self.last =
+                    Some(Kept { round: self.closed, weights: weights.to_string(), accuracy: None, metrics: None });
                 self.stage = Stage::Gathering;
             }
             Record::Skipped { .. } => {
@@ -109,8 +128,14 @@ impl Summary {
                 self.gather_again();
             }
             Record::EvaluationStarted { .. } => self.stage = Stage::Evaluating,
-            Record::Evaluated { examples, correct, .. } => {
-                self.evaluated((*examples > 0).then(|| *correct as f64 / *examples as f64));
+            Record::Evaluated { devices, examples, correct, loss_sum } => {
+                let (devices, examples, correct, loss_sum) = (*devices, *examples, *correct, *loss_sum);
+                self.evaluated(&Evaluation { devices, examples, correct, loss_sum, ..Evaluation::default() });
+                self.gather_again();
+            }
+            Record::Measured { evaluation, metrics, .. } => {
+                // A record that cannot be read stops the run when it is opened; its counts are not used here.
+                self.evaluated(&measured(evaluation, metrics, BTreeMap::new()).unwrap_or_default());
                 self.gather_again();
             }
             Record::RunEnded { stopped } => {
@@ -156,18 +181,24 @@ impl Summary {
         self.stage = Stage::Gathering;
     }
 
-    fn evaluated(&mut self, accuracy: Option<f64>) {
+    fn evaluated(&mut self, evaluation: &Evaluation) {
+        let (accuracy, metrics) = (evaluation.accuracy(), Figures::of(evaluation));
         self.accuracy = accuracy.or(self.accuracy);
+        self.metrics = metrics.or(self.metrics);
         if self.closed == 0 {
-            self.accuracy_before = accuracy;
+            (self.accuracy_before, self.metrics_before) = (accuracy, metrics);
         }
         if self.closed == self.rounds {
-            self.accuracy_after = accuracy;
+            (self.accuracy_after, self.metrics_after) = (accuracy, metrics);
         }
+        let measure = self.measure;
         let Some(last) = self.last.as_mut() else { return };
         last.accuracy = accuracy.or(last.accuracy);
-        let best = self.best.as_ref().and_then(|best| best.accuracy);
-        if accuracy.is_some_and(|found| best.is_none_or(|best| found > best)) {
+        last.metrics = metrics.or(last.metrics);
+        let figure = |metrics: Option<&Figures>| metrics.and_then(|metrics| measure.figure(metrics));
+        let best = figure(self.best.as_ref().and_then(|best| best.metrics.as_ref()));
+        let is_best = |found| best.is_none_or(|best| measure.is_better(found, best));
+        if figure(metrics.as_ref()).is_some_and(is_best) {
             self.best = Some(last.clone());
         }
     }

@@ -1,12 +1,16 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
+use crate::measures::Measure;
 use crate::run::configurator::Choice;
+use crate::run::evaluation::tests::of_each_task;
 use crate::run::sharing::{Group, Policy, Share, Sharing};
-use crate::run::{Assignment, Evaluation, Merged, Record, RunSettings, Start};
+use crate::run::{Assignment, Evaluation, Merged, ModelTask, Record, RunSettings, Start};
 use proptest::prelude::*;
 use rusqlite::Connection;
 use skiff_blobs::{Blobs as _, DiskBlobs};
+use skiff_models::task::Task;
 use skiff_protocol::messages::{Probe, SharingPlan, TrainReport};
+use skiff_protocol::metrics::{Language, TaskMetrics};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -23,7 +27,7 @@ fn digest(byte: u8) -> Digest {
 fn started(run: RunId) -> Entry {
     let settings = Box::new(RunSettings { rounds: 3, final_examples: 0, ..RunSettings::default() });
     let (pack, schema, weights) = (digest(1), digest(1), digest(1));
-    entry(5, Record::RunStarted(Start { run, settings, layers: 4, pack, schema, weights }))
+    entry(5, Record::RunStarted(Start { run, settings, layers: 4, pack, schema, weights, task: None }))
 }
 
 fn merged(at_ms: u64, byte: u8) -> Entry {
@@ -31,7 +35,10 @@ fn merged(at_ms: u64, byte: u8) -> Entry {
 }
 
 fn evaluated(at_ms: u64, correct: u64) -> Entry {
-    entry(at_ms, Record::Evaluated(Evaluation { devices: 1, examples: 10, correct, loss_sum: 3.0 }))
+    entry(
+        at_ms,
+        Record::Evaluated(Evaluation { devices: 1, examples: 10, correct, loss_sum: 3.0, ..Evaluation::default() }),
+    )
 }
 
 fn order() -> Assignment {
@@ -76,6 +83,27 @@ fn message(folder: &TempDir) -> String {
 /// Another program's hand in the database.
 fn sql(folder: &TempDir, statement: &str) {
     Connection::open(folder.path().join(FILE)).unwrap().execute_batch(statement).unwrap();
+}
+
+#[test]
+fn the_best_weights_are_the_best_by_the_measure_of_the_task() {
+    let mut start = started(RUN);
+    if let Record::RunStarted(start) = &mut start.record {
+        start.task = Some(ModelTask { task: Task::CausalLm, labels: Vec::new() });
+    }
+    let evaluated = |at_ms, loss_sum| {
+        let metrics = TaskMetrics::Language(Language { tokens: 10, loss_sum });
+        let evaluation =
+            Evaluation { devices: 1, examples: 10, correct: 5, loss_sum, metrics, ..Evaluation::default() };
+        entry(at_ms, Record::Evaluated(evaluation))
+    };
+    let entries = [start, merged(6, 20), evaluated(7, 30.0), merged(8, 21), evaluated(9, 20.0), merged(10, 22)];
+    let entries = entries.into_iter().chain([evaluated(11, 25.0)]);
+    let summary = Summary::of_entries(&entries.map(|entry| journal::Entry::from(&entry)).collect::<Vec<_>>());
+    assert_eq!(summary.measure, Measure::Perplexity);
+    let best = summary.best.unwrap();
+    assert_eq!((best.round, best.metrics.and_then(|metrics| metrics.perplexity)), (2, Some(2_f64.exp())));
+    assert_eq!(summary.metrics_after.and_then(|metrics| metrics.perplexity), Some(2.5_f64.exp()));
 }
 
 // The laws of `Store`, for each implementation.
@@ -490,6 +518,7 @@ fn records() -> impl Strategy<Value = Record> {
         pack: digest(byte),
         schema: digest(byte),
         weights: digest(byte),
+        task: (byte > 9).then(|| ModelTask { task: Task::TokenClassification, labels: vec!["O".to_owned()] }),
     });
     prop_oneof![
         start.prop_map(Record::RunStarted),
@@ -505,7 +534,11 @@ fn records() -> impl Strategy<Value = Record> {
         (any::<u64>(), prop::collection::btree_map(device, any::<u64>(), 0..3))
             .prop_map(|(epoch, examples)| Record::EvaluationStarted { epoch, examples }),
         (any::<(u32, u64, u64)>(), 0f64..1e9).prop_map(|((devices, examples, correct), loss_sum)| {
-            Record::Evaluated(Evaluation { devices, examples, correct, loss_sum })
+            let all = of_each_task();
+            let metrics = all[devices as usize % all.len()].clone();
+            let left_out = [("hall".parse().unwrap(), "it diverged".to_owned())].into_iter().take(correct as usize % 2);
+            let left_out = left_out.collect();
+            Record::Evaluated(Evaluation { devices, examples, correct, loss_sum, metrics, left_out })
         }),
         prop::option::of(text).prop_map(|stopped| Record::RunEnded { stopped }),
         policy.prop_map(Record::PolicySet),

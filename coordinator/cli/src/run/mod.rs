@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use skiff_coordinator::doors::socket::{Client, Deleted, Request, ask_once};
+use skiff_coordinator::measures::{Figures, Measure};
 use skiff_coordinator::progress::{Phase, Progress, RoundProgress, RunProgress};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -217,7 +218,7 @@ fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
     let after = match shown.take() {
         Some((name, round)) if name == run.run => round,
         Some(_) | None => {
-            text = format!("run {}, {} rounds\n{}", run.run, run.rounds, line(&HEAD.map(str::to_owned)));
+            text = format!("run {}, {} rounds\n{}", run.run, run.rounds, line(&head(run.measure)));
             0
         }
     };
@@ -225,18 +226,26 @@ fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
     let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
     let fresh: Vec<&RoundProgress> =
         run.closed.iter().filter(is_complete).filter(|closed| closed.round > after).collect();
-    text.extend(fresh.iter().map(|closed| line(&closed_cells(closed))));
+    text.extend(fresh.iter().map(|closed| line(&closed_cells(closed, run.measure))));
     *shown = Some((run.run.clone(), fresh.last().map_or(after, |closed| closed.round)));
     text
 }
 
-const HEAD: [&str; 10] = ["round", "updates", "accuracy", "loss", "rate", "layers", "ms/step", "seconds", "up", "down"];
+fn head(measure: Measure) -> [String; 10] {
+    ["round", "updates", measure.name(), "loss", "rate", "layers", "ms/step", "seconds", "up", "down"]
+        .map(str::to_owned)
+}
 
-fn closed_cells(closed: &RoundProgress) -> [String; 10] {
+/// Returns the figure of the run's measure as text.
+fn figure(metrics: Option<&Figures>, measure: Measure) -> String {
+    number(metrics.and_then(|metrics| measure.figure(metrics)), 4)
+}
+
+fn closed_cells(closed: &RoundProgress, measure: Measure) -> [String; 10] {
     [
         closed.round.to_string(),
         closed.skipped.as_ref().map_or_else(|| format!("{}/{}", closed.updates, closed.selected), |_| "skipped".into()),
-        number(closed.accuracy, 4),
+        figure(closed.metrics.as_ref(), measure),
         number(closed.train_loss, 3),
         format!("{:.2}", closed.mean_rate),
         format!("{:.1}", closed.mean_active_layers),
@@ -248,7 +257,7 @@ fn closed_cells(closed: &RoundProgress) -> [String; 10] {
 }
 
 fn line(cells: &[String; 10]) -> String {
-    let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>9}")).collect();
+    let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>10}")).collect();
     format!("{}\n", cells.join(" "))
 }
 
@@ -271,10 +280,11 @@ fn status(progress: &Progress, run: &RunProgress) {
 fn ending(run: &RunProgress) -> String {
     let reason = run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
     format!(
-        "{}{reason}; accuracy {} -> {} in {}, {} up, {} down\n",
+        "{}{reason}; {} {} -> {} in {}, {} up, {} down\n",
         phase(run.phase),
-        number(run.accuracy_before, 4),
-        number(run.accuracy_after.or(run.accuracy), 4),
+        run.measure.name(),
+        figure(run.metrics_before.as_ref(), run.measure),
+        figure(run.metrics_after.as_ref().or(run.metrics.as_ref()), run.measure),
         seconds(run.elapsed_ms),
         bytes(run.bytes_up),
         bytes(run.bytes_down),
@@ -282,14 +292,15 @@ fn ending(run: &RunProgress) -> String {
 }
 
 fn list(runs: &[RunProgress]) -> String {
-    let mut rows = vec![row(["run", "phase", "round", "before", "accuracy", "seconds", "up", "down"])];
+    let mut rows = vec![row(["run", "phase", "round", "measure", "before", "last", "seconds", "up", "down"])];
     rows.extend(runs.iter().map(|run| {
         vec![
             run.run.clone(),
             phase(run.phase).to_owned(),
             format!("{}/{}", run.round, run.rounds),
-            number(run.accuracy_before, 4),
-            number(run.accuracy, 4),
+            run.measure.name().to_owned(),
+            figure(run.metrics_before.as_ref(), run.measure),
+            figure(run.metrics.as_ref(), run.measure),
             seconds(run.elapsed_ms),
             bytes(run.bytes_up),
             bytes(run.bytes_down),
@@ -362,6 +373,19 @@ mod tests {
         assert_eq!((lines("a", 1, 1), lines("a", 2, 1), lines("a", 2, 1)), (0, 1, 0), "closed, complete, shown");
         assert_eq!(lines("a", 4, 3), 2);
         assert_eq!((lines("b", 2, 1), lines("b", 2, 1)), (3, 0));
+    }
+
+    #[test]
+    fn a_table_shows_the_measure_of_the_task() {
+        let mut run = in_round("a", 2, 1);
+        run.measure = Measure::Perplexity;
+        run.closed[0].metrics = Some(Figures { perplexity: Some(7.25), accuracy: Some(0.5), ..Figures::default() });
+        let text = news(&run, &mut None);
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!((rows[1][2], rows[2][2]), ("perplexity", "7.2500"));
+        run.metrics_before = Some(Figures { perplexity: Some(9.5), ..Figures::default() });
+        run.metrics = run.closed[0].metrics;
+        assert!(ending(&run).contains("perplexity 9.5000 -> 7.2500"), "{}", ending(&run));
     }
 
     #[test]

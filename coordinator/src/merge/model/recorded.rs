@@ -68,7 +68,7 @@ fn mixed(blobs: &dyn Blobs) -> (Model, MergeJob) {
     let updates = (0..7).map(input).collect();
     let job = MergeJob { run: RunId(1), epoch: 2, base, moments: None, merging: Merging::default(), updates };
     let initial = tensors::write(&random(&schema, 100)).unwrap();
-    (Model { pack: Digest([9; 32]), schema, layers: 2, initial }, job)
+    (Model { pack: Digest([9; 32]), schema, layers: 2, initial, task: super::tests::two_classes() }, job)
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn first(bytes: &[u8]) -> Option<Entry> {
     };
     let layout_4::Start { run, settings, layers, pack, schema, weights } = start;
     let settings = serde_json::to_string(&settings).ok()?;
-    let start = journal::Start { run, settings, layers, pack, schema, weights };
+    let start = journal::Start { run, settings, layers, pack, schema, weights, task: None };
     Some(Entry { at_ms, record: journal::Record::RunStarted(start) })
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{doctor, run};
+use skiff_agent::commands::{doctor, export, run};
 use skiff_agent::config::{Config, Settings};
 use skiff_agent::executor::Program;
 use std::ffi::OsString;
@@ -52,6 +52,18 @@ enum Verb {
     /// Checks what a fleet needs of this device, a line each: ok, warn or FAIL with what to do
     #[command(after_help = "Example:\n  skiff-agent doctor --config agent.toml")]
     Doctor(FleetArguments),
+    /// Writes this device's model: the newest weights of the fleet, with the layers that the device keeps for itself
+    #[command(after_help = "Example:\n  skiff-agent export --config agent.toml --out adapter\n\n\
+        The adapter loads with peft.PeftModel.from_pretrained(model, \"adapter\"). The agent may run meanwhile.")]
+    Export(ExportArguments),
+}
+
+#[derive(Args)]
+struct ExportArguments {
+    #[command(flatten)]
+    output: export::Output,
+    #[command(flatten)]
+    fleet: FleetArguments,
 }
 
 /// Arguments that `skiff-worker` reads: everything that trains is in that program.
@@ -79,7 +91,10 @@ fn main() -> ExitCode {
     let done = match &cli.verb {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
         Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, &mut std::io::stdout().lock())?)),
-        Verb::Train(_) | Verb::Bench(_) | Verb::Step(_) => Err(hand_over()),
+        Verb::Export(arguments) => {
+            fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))
+        }
+        Verb::Train(_) | Verb::Bench(_) | Verb::Step(_) => Err(become_worker(std::env::args_os().skip(1))),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -92,10 +107,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Turns this process into the worker's program, with the same arguments.
-fn hand_over() -> anyhow::Error {
+/// Turns this process into the worker's program.
+fn become_worker(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Error {
     match Program::beside_this().context("finding this program's folder") {
-        Ok(program) => program.become_it(std::env::args_os().skip(1)),
+        Ok(program) => program.become_it(arguments.into_iter()),
         Err(error) => error,
     }
 }

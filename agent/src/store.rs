@@ -115,6 +115,22 @@ impl Store {
         Ok((store, recovered))
     }
 
+    /// Reads what the folder remembers without changing anything; an agent may be running with it.
+    ///
+    /// # Errors
+    /// No memory there ([`StoreError::Io`]), or one that cannot be read.
+    pub fn peek(folder: &Path) -> Result<Memory, StoreError> {
+        let path = folder.join("memory");
+        let io = |source| StoreError::Io { doing: "reading", path: path.clone(), source };
+        let mut bytes = Vec::new();
+        File::open(&path).and_then(|file| file.take(MAX_MEMORY_BYTES + 1).read_to_end(&mut bytes)).map_err(io)?;
+        decode(&bytes).map_err(|flaw| match flaw {
+            Flaw::Foreign => StoreError::Foreign { path: path.clone() },
+            Flaw::Version(found) => StoreError::Version { path: path.clone(), found },
+            Flaw::Torn => io(io::Error::new(ErrorKind::InvalidData, "its digest does not match")),
+        })
+    }
+
     /// Replaces the memory, so that a restart finds it, and removes blobs that it does not name.
     ///
     /// # Errors
@@ -258,6 +274,7 @@ mod tests {
             round: 2,
             epoch,
             weights: None,
+            received: None,
             settled: Settled::Open,
             personal: personal.map(|blob| Personal { run: RunId(1), layers: vec![1], blob }),
         }
@@ -334,6 +351,7 @@ mod tests {
             round: 3,
             epoch: 70_000,
             weights: None,
+            received: None,
             settled: Settled::Answered(Outcome::Evaluated(report)),
             personal: None,
         };

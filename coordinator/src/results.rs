@@ -101,14 +101,17 @@ pub enum ResultError {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeptRounds {
     best: Option<u32>,
-    last: u32,
+    last: Option<u32>,
 }
 
 impl std::fmt::Display for KeptRounds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.best.filter(|best| *best != self.last) {
-            Some(best) => write!(f, "the weights of round {best} (best) and round {} (last) are kept", self.last),
-            None => write!(f, "the weights of round {} are kept", self.last),
+        match (self.best.filter(|_| self.best != self.last), self.last) {
+            (Some(best), Some(last)) => {
+                write!(f, "the weights of round {best} (best) and round {last} (last) are kept")
+            }
+            (Some(round), None) | (None, Some(round)) => write!(f, "the weights of round {round} are kept"),
+            (None, None) => f.write_str("no weights of this run are in the state folder"),
         }
     }
 }
@@ -158,13 +161,18 @@ pub fn read_weights(
         Some(Entry { record: Record::RunStarted(start), .. }) => Some(start.pack),
         Some(_) | None => None,
     };
-    let kept = [Some(last), best].into_iter().flatten().find(|kept| kept.round == round);
+    let is_there = |kept: &&Kept| Digest::parse(&kept.weights).is_some_and(|digest| blobs.contains(digest));
+    let kept = [Some(last), best].into_iter().flatten().find(|kept| kept.round == round).filter(is_there);
     if let Some(Kept { weights, accuracy, .. }) = kept
         && let Some(digest) = Digest::parse(weights)
     {
         return Ok(Weights { run, round, pack, digest, accuracy: *accuracy, bytes: read(digest)? });
     }
-    let kept = KeptRounds { best: best.map(|kept| kept.round), last: last.round };
+    // Versions before the present layout of the journal kept the last weights alone.
+    let kept = KeptRounds {
+        best: best.filter(is_there).map(|kept| kept.round),
+        last: Some(last).filter(is_there).map(|kept| kept.round),
+    };
     let merged = merged_rounds(&entries);
     let Some(&(_, digest)) = merged.iter().find(|(merged, _)| *merged == round) else {
         return Err(ResultError::NoRound { run, round, kept });

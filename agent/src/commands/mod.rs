@@ -1,4 +1,5 @@
 //! The verbs of `skiff-agent` that are its own.
 
 pub mod doctor;
+pub mod export;
 pub mod run;

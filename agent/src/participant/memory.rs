@@ -19,6 +19,8 @@ pub struct Memory {
     pub epoch: u64,
     /// The global weights that the command needs.
     pub weights: Option<Digest>,
+    /// The newest global weights that arrived whole before the command's. With the personal layers they are this device's model.
+    pub received: Option<Digest>,
     /// The command's outcome.
     pub settled: Settled,
     /// The layers that were not in the device's last update.
@@ -56,7 +58,7 @@ impl Memory {
             Settled::Open | Settled::Answered(_) => None,
         };
         let personal = self.personal.as_ref().map(|personal| personal.blob);
-        [self.weights, update, personal].into_iter().flatten().collect()
+        [self.weights, self.received, update, personal].into_iter().flatten().collect()
     }
 }
 
@@ -90,6 +92,6 @@ impl From<MemoryOfFormat1> for Memory {
             SettledOfFormat1::Answered(outcome) => Settled::Answered(outcome.into()),
             SettledOfFormat1::Trained(update) => Settled::Trained(update),
         };
-        Self { run, started_ms, round, epoch, weights, settled, personal }
+        Self { run, started_ms, round, epoch, weights, received: None, settled, personal }
     }
 }

@@ -221,14 +221,17 @@ impl Participant {
             Phase::Fetching { receiver, .. } => (Vec::new(), receiver),
             Phase::Resting | Phase::Offering(_) => (Vec::new(), None),
         };
+        let before = self.memory.as_ref();
+        let whole = before.and_then(|memory| memory.weights).filter(|weights| self.held.contains(weights));
         let mut memory = Memory {
             run: command.run,
             started_ms: command.started_ms,
             round: command.round,
             epoch: command.epoch,
             weights: None,
+            received: whole.or(before.and_then(|memory| memory.received)),
             settled: Settled::Open,
-            personal: self.memory.as_ref().and_then(|memory| memory.personal.clone()),
+            personal: before.and_then(|memory| memory.personal.clone()),
         };
         let outcome = match self.plan(command) {
             Ok(Some(work)) => {

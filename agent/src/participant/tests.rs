@@ -843,3 +843,21 @@ proptest! {
         fleet.settle(&mut device);
     }
 }
+
+#[test]
+fn the_newest_weights_that_arrived_stay_for_the_devices_own_use() {
+    let mut device = Device::holding(1);
+    let first = Digest::of(&weights(1));
+    device.command(stop(1, 3));
+    let memory = |device: &Device| device.memory.clone().unwrap();
+    assert_eq!((memory(&device).weights, memory(&device).received), (None, Some(first)));
+    assert!(device.blobs.contains_key(&first), "a stopped run leaves the device its model");
+    device.command(train(1, 4, 2));
+    assert_eq!(memory(&device).received, Some(first), "the second weights have not arrived yet");
+    device.bring(1, 2);
+    device.restart();
+    device.command(stop(1, 6));
+    let second = Digest::of(&weights(2));
+    assert_eq!(memory(&device).received, Some(second));
+    assert!(device.blobs.contains_key(&second) && !device.blobs.contains_key(&first));
+}

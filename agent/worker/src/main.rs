@@ -1,7 +1,7 @@
 //! `skiff-worker`: the verbs of `skiff-agent` that train, which it hands over to this program.
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use skiff_worker::commands::{bench, step, train, work};
+use skiff_worker::commands::{bench, export, step, train, work};
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,6 +20,8 @@ enum Verb {
     Bench(bench::Arguments),
     Step(step::Arguments),
     #[command(hide = true)]
+    Export(export::Arguments),
+    #[command(hide = true)]
     Work(work::Arguments),
 }
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Train(arguments) => train::run(arguments),
         Verb::Bench(arguments) => bench::run(arguments),
         Verb::Step(arguments) => step::run(arguments),
+        Verb::Export(arguments) => export::run(arguments),
         Verb::Work(arguments) => work::run(arguments),
     };
     match done {

@@ -15,8 +15,8 @@ use skiff_contract::{Setup, Training};
 use skiff_models::memory::Step;
 use skiff_models::pack::{Manifest, Pack};
 use skiff_models::tensors::{NamedTensors, Schema};
-use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{EvaluateOrder, EvaluationReport, TrainOrder, WorkSample};
+use skiff_protocol::{DeviceId, Digest};
 use skiff_trainer::{EvaluatePlan, Runtime, StepReport, Trainer, Ways};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -170,12 +170,25 @@ fn plan_steps(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> any
     Ok(open.planned.insert((step, plan.ways())).1.clone())
 }
 
-/// Reads the global weights, and puts the device's personal layers in their places.
 fn starting_weights(blobs: &DiskBlobs, schema: &Schema, work: &Work) -> anyhow::Result<NamedTensors> {
-    let global = blobs.read(work.job.weights())?;
+    let personal = work.personal.as_ref().map(|Personal { layers, blob, .. }| (layers.as_slice(), *blob));
+    with_personal_layers(blobs, schema, work.job.weights(), personal)
+}
+
+/// Reads the global weights, and puts the device's personal layers (numbers and blob) in their places.
+///
+/// # Errors
+/// A blob that is missing or damaged, or holds other tensors.
+pub(crate) fn with_personal_layers(
+    blobs: &DiskBlobs,
+    schema: &Schema,
+    weights: Digest,
+    personal: Option<(&[u32], Digest)>,
+) -> anyhow::Result<NamedTensors> {
+    let global = blobs.read(weights)?;
     let mut weights = schema.read(&global).context("reading the global weights")?;
-    if let Some(Personal { layers, blob, .. }) = &work.personal {
-        let own = blobs.read(*blob)?;
+    if let Some((layers, blob)) = personal {
+        let own = blobs.read(blob)?;
         weights.extend(only_layers(schema, layers).read(&own).context("reading the layers kept on this device")?);
     }
     Ok(weights)

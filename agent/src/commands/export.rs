@@ -1,0 +1,52 @@
+//! `skiff-agent export`: this device's model, for other tools.
+//!
+//! The model is the newest global weights that arrived, with the device's personal layers in their places. `skiff-worker` writes
+//! it; here is only decided which blobs it is made of.
+
+use crate::config::Config;
+use crate::participant::Memory;
+use crate::store::Store;
+use anyhow::Context as _;
+use skiff_blobs::{Blobs as _, DiskBlobs};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What to write, and where to.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Output {
+    /// Folder to write: an adapter in Hugging Face PEFT's format
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Merge the weights into the model and write a plain checkpoint
+    #[arg(long)]
+    pub merged: bool,
+    /// Print what was written as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Returns the arguments with which `skiff-worker` writes the model of the device.
+///
+/// # Errors
+/// A state folder without a memory, or in which no weights have arrived yet.
+pub fn worker_arguments(config: &Config, output: &Output) -> anyhow::Result<Vec<OsString>> {
+    let state = &config.state;
+    let memory = Store::peek(state).with_context(|| {
+        format!("looking for this device's weights in {}: has `skiff-agent run` worked with it?", state.display())
+    })?;
+    let blobs = DiskBlobs::of_another(state.clone());
+    let whole =
+        |memory: &Memory| [memory.weights, memory.received].into_iter().flatten().find(|&blob| blobs.contains(blob));
+    let weights = whole(&memory).context("no weights have arrived from the coordinator yet")?;
+    let mut arguments: Vec<OsString> = vec!["export".into(), "--pack".into(), config.training.pack.clone().into()];
+    arguments.extend(["--state".into(), state.clone().into(), "--weights".into(), weights.to_string().into()]);
+    if let Some(personal) = &memory.personal {
+        let layers: Vec<String> = personal.layers.iter().map(ToString::to_string).collect();
+        arguments.extend(["--personal".into(), personal.blob.to_string().into()]);
+        arguments.extend(["--layers".into(), layers.join(",").into()]);
+    }
+    arguments.extend(["--out".into(), output.out.clone().into()]);
+    arguments.extend(output.merged.then(|| "--merged".into()));
+    arguments.extend(output.json.then(|| "--json".into()));
+    Ok(arguments)
+}

@@ -30,8 +30,15 @@ fn finished_run(pack: &Pack, weights: &[u8], state: &Path) {
     let (digest, merged) = (Digest(pack.digest()), blobs.put(weights).unwrap());
     let settings = Box::new(RunSettings { rounds: 1, ..RunSettings::default() });
     let layers = pack.manifest().layers as u32;
-    let start =
-        Start { run: RUN, settings, layers, pack: digest, schema: Digest(pack.schema().hash()), weights: digest };
+    let start = Start {
+        run: RUN,
+        settings,
+        layers,
+        pack: digest,
+        schema: Digest(pack.schema().hash()),
+        weights: digest,
+        task: None,
+    };
     let records = [
         Record::RunStarted(start),
         Record::Merged(Merged { weights: merged, moments: None }),

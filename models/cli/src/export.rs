@@ -72,6 +72,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let written = write();
     screen.clear();
     let (exported, rounded) = written?;
+    if arguments.weights.is_none() {
+        eprintln!("skiff-pack: no --weights: this holds the pack's initial, untrained values");
+    }
     if rounded {
         eprintln!(
             "skiff-pack: the pack holds rounded weights, and so does the checkpoint; give --checkpoint for the original ones"

@@ -1,4 +1,4 @@
-//! What deciding costs: the limits and choices of 10,000 virtual devices for 100 rounds, with their rewards, and no training. A table
+//! Cost of deciding: the limits and choices of 10,000 virtual devices for 100 rounds, with their rewards, and no training. A table
 //! on standard output; with `--json FILE` the same for programs.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 

@@ -1,4 +1,4 @@
-//! What a round costs beyond the training itself: real agents over Mosquitto, the MiniLM pack (0.3 MB each way), one short
+//! Cost of a round beyond the training itself: real agents over Mosquitto, the MiniLM pack (0.3 MB each way), one short
 //! training step. A table on standard output; with `--json FILE` the same for programs.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 

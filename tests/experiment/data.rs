@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 /// The data sets, by their folders.
 pub(crate) const SETS: [&str; 4] = ["hwu64", "agnews", "sst2", "mrpc"];
-/// Texts are cut to this many tokens.
+/// Number of tokens to which texts are cut.
 pub(crate) const MAX_TOKENS: u32 = 64;
-/// Training examples in all, drawn from the file.
+/// Number of training examples of all devices, drawn from the file.
 const MOST_TRAINING: usize = 12_000;
-/// Test examples of a device, drawn by the mix of its classes.
+/// Number of test examples of a device, drawn by the mix of its classes.
 const TESTED_BY_DEVICE: usize = 24;
-/// Test examples for the accuracy of the global model.
+/// Number of test examples for the accuracy of the global model.
 const TESTED_GLOBALLY: usize = 400;
 
 /// A data set, as tokens.
@@ -30,7 +30,7 @@ pub(crate) struct Data {
     test_classes: Vec<usize>,
 }
 
-/// The labels of the data set in `folder`.
+/// Reads the labels of the data set in `folder`.
 pub(crate) fn labels_of(folder: &Path) -> anyhow::Result<Vec<String>> {
     let set =
         dataset(folder).with_context(|| format!("{}: --data takes the folder of the data sets", folder.display()))?;
@@ -58,14 +58,14 @@ impl Data {
         Ok(Self { train: Arc::new(train), test: Arc::new(test), train_classes, test_classes })
     }
 
-    /// Tokens of a step's longest text, a mean over batches of `batch`: what every text of it is charged for.
+    /// Returns the number of tokens of a step's longest text, a mean over batches of `batch`. Every text of a batch is charged for it.
     pub(crate) fn step_tokens(&self, batch: usize) -> usize {
         let lengths: Vec<usize> =
             self.train.chunks(batch).map(|texts| texts.iter().map(|text| text.ids.len()).max().unwrap_or(1)).collect();
         lengths.iter().sum::<usize>().div_ceil(lengths.len().max(1))
     }
 
-    /// What each of `devices` trains on, and is tested on: a test text's class is drawn as the device's training texts have it.
+    /// Draws training and test texts for each of `devices`. The classes of its test texts have the mix of its training texts.
     pub(crate) fn deal(&self, devices: usize, alpha: f64, seed: u64) -> Vec<(Part, Part)> {
         let mut random = Random::new(seed);
         let shares = split::dirichlet(&self.train_classes, devices, alpha, seed);
@@ -85,7 +85,7 @@ impl Data {
         shares.into_iter().map(deal).collect()
     }
 
-    /// Test texts as the data set has them.
+    /// Returns test texts in the data set's own mix.
     pub(crate) fn sample(&self) -> Part {
         let mut order = split::permutation(self.test.len(), 1);
         order.truncate(TESTED_GLOBALLY);

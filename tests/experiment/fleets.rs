@@ -1,4 +1,4 @@
-//! Virtual fleets: what devices are, and when they are there. Their numbers are assumptions, told in the report.
+//! Virtual fleets: devices and the times at which they are online. The numbers are assumptions that the report names.
 
 use skiff_base::random::Random;
 use skiff_protocol::DeviceId;
@@ -11,15 +11,15 @@ pub(crate) struct Class {
     pub(crate) name: &'static str,
     /// Sustained speed of a training step, in GFLOP/s by [`skiff_models::work::flops`].
     pub(crate) gflops: f64,
-    /// Of its link, each way, in Mbit/s.
+    /// Speed of its link, each way, in Mbit/s.
     pub(crate) mbits: f64,
-    /// While it trains.
+    /// Power in watts while it trains.
     pub(crate) watts: f64,
-    /// LoRA's rank, for methods that choose it by class; 0: the pack's.
+    /// LoRA's rank, for methods that choose it by class; 0: the rank of the pack.
     pub(crate) rank: u32,
 }
 
-/// What the radio takes while it sends or receives.
+/// Power in watts of the radio while it sends or receives.
 pub(crate) const RADIO_WATTS: f64 = 2.0;
 
 pub(crate) const CLASSES: [Class; 3] = [
@@ -65,7 +65,7 @@ impl Fleet {
         }
     }
 
-    /// The class of the device `index`.
+    /// Returns the class of the device `index`.
     pub(crate) fn class(self, index: usize) -> &'static Class {
         match self {
             Self::Roomy | Self::MemoryBound | Self::Field => &CLASSES[index % 3],
@@ -73,7 +73,7 @@ impl Fleet {
         }
     }
 
-    /// What the device `index` says of its memory, for a model whose leanest steps take `leanest`.
+    /// Returns the memory that the device `index` reports, for a model whose leanest steps take `leanest`.
     pub(crate) fn memory(self, index: usize, leanest: StepMemory, layers: u32) -> StepMemory {
         let is_small = matches!(self, Self::MemoryBound | Self::Field) && index % 2 == 1;
         let half = u64::from(layers.div_ceil(2));
@@ -81,7 +81,7 @@ impl Fleet {
         StepMemory { limit_bytes: if is_small { holds } else { 0 }, ..leanest }
     }
 
-    /// The round's deadline in milliseconds, where a tx2 takes `whole_ms` for its training with every layer.
+    /// Returns the round's deadline in milliseconds if a tx2 takes `whole_ms` for its training with every layer.
     pub(crate) fn deadline_ms(self, whole_ms: f64) -> u64 {
         match self {
             // Plans leave a fifth of the deadline for transfers.
@@ -95,7 +95,7 @@ pub(crate) fn device_id(index: usize) -> DeviceId {
     format!("device-{index:03}").parse().expect("a valid name")
 }
 
-/// When a device is there: whole stretches of time, drawn one after the other.
+/// Times at which a device is online, drawn one after the other.
 #[derive(Debug)]
 pub(crate) struct Availability(Random);
 
@@ -104,7 +104,7 @@ impl Availability {
         Self(Random::new(seed.wrapping_mul(1_000_003).wrapping_add(index as u64)))
     }
 
-    /// Milliseconds until the device, which is there, leaves; or until one that is away comes.
+    /// Returns the milliseconds until an online device leaves, or until an offline device comes.
     pub(crate) fn next_ms(&mut self, is_there: bool) -> u64 {
         let (least, most) = if is_there { (60_000.0, 180_000.0) } else { (20_000.0, 60_000.0) };
         (least + (most - least) * self.0.unit()) as u64
@@ -129,7 +129,7 @@ impl Battery {
         (100.0 * self.left / Self::WHOLE) as f32
     }
 
-    /// Takes what a round took; `Some`: it is empty, and half full again after so many milliseconds.
+    /// Subtracts the energy of a round. `Some`: the battery is empty, and half full again after this many milliseconds.
     pub(crate) fn spend(&mut self, joules: f64) -> Option<u64> {
         self.left = (self.left - joules).max(0.0);
         if self.percent() >= 10.0 {

@@ -1,10 +1,10 @@
 //! `skiff-experiment`: compares federated fine-tuning methods on virtual fleets. Training is real, time is virtual.
 //!
-//! - [`methods`]: what is compared
-//! - [`fleets`], [`data`]: on what
-//! - [`plan`]: which combinations
+//! - [`methods`]: the compared methods
+//! - [`fleets`], [`data`]: devices and texts
+//! - [`plan`]: the combinations to run
 //! - [`simulation`]: one run
-//! - [`report`], [`plot`]: what the runs add up to
+//! - [`report`], [`plot`]: results over all runs
 
 mod data;
 mod fleets;
@@ -38,15 +38,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Compares federated fine-tuning methods on virtual fleets: training is real, time is virtual.
 ///
-/// Every finished run is kept in the output folder, so that an interrupted experiment goes on where it was: give the same command
-/// again. From all runs there come report.md, results.csv, points.csv and plots.
+/// Every finished run is kept in the output folder, so that an interrupted experiment resumes: give the same command
+/// again. All runs give report.md, results.csv, points.csv and plots.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 110)]
 struct Options {
     /// A few minutes: few rounds, three methods, the memory-bound fleet
     #[arg(long)]
     quick: bool,
-    /// Where results go
+    /// Folder for the results
     #[arg(long, value_name = "FOLDER", default_value = "target/experiment")]
     out: PathBuf,
     /// The folder of the data sets: hwu64, agnews, sst2, mrpc
@@ -70,25 +70,25 @@ struct Options {
     /// Every combination of what is named above, also those that the table leaves out
     #[arg(long)]
     every: bool,
-    /// Seeds of each combination, from 1
+    /// Number of seeds of each combination, from 1
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// How long a run is: the time that so many rounds of a tx2 with every layer take
+    /// Length of a run, in rounds of a tx2 that trains every layer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=10_000))]
     rounds: Option<u32>,
-    /// Steps of a device in a round
+    /// Number of steps of a device in a round
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     steps: Option<u32>,
     /// AdamW's learning rate
     #[arg(long, value_name = "NUMBER")]
     learning_rate: Option<f32>,
-    /// Runs at a time; all cores if not given
+    /// Number of runs at a time; all cores if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
-    /// Say what would be run, and stop
+    /// Print the runs that would be done, and stop
     #[arg(long)]
     list: bool,
-    /// Write the report from the runs that are there, and stop
+    /// Write the report from the finished runs, and stop
     #[arg(long)]
     report: bool,
 }
@@ -139,7 +139,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     say(&format!("\n{}", files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join("\n")))
 }
 
-/// A run's result, where it was carried out before and as it is planned now.
+/// Returns a run's result if it was carried out before with the same plan.
 fn kept(runs: &Path, planned: &Planned) -> anyhow::Result<Option<Outcome>> {
     let path = runs.join(planned.file());
     let text = match std::fs::read(&path) {
@@ -163,7 +163,7 @@ fn keep(runs: &Path, planned: &Planned, outcome: &Outcome) -> anyhow::Result<()>
     written().with_context(|| format!("writing {}", path.display()))
 }
 
-/// What runs of a data set have in common.
+/// Values that all runs of a data set share.
 struct Prepared {
     data: BTreeMap<String, Data>,
     packs: BTreeMap<(String, Tuning), Opened>,
@@ -194,7 +194,7 @@ fn opened(out: &Path, set: &Path, method: &Method) -> anyhow::Result<Opened> {
     Ok(Opened { pack: Pack::open(out)?.into(), model: Model::open(out)? })
 }
 
-/// A folder for the blobs of runs, without those that a killed experiment left, and what keeps a second one out of it.
+/// Folder for the blobs of runs, emptied of a killed experiment's, and the lock that keeps a second experiment out.
 fn room(out: &Path) -> anyhow::Result<(File, PathBuf)> {
     let lock = File::create(out.join("lock")).with_context(|| format!("making a lock in {}", out.display()))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
@@ -211,7 +211,7 @@ fn room(out: &Path) -> anyhow::Result<(File, PathBuf)> {
     Ok((lock, scratch))
 }
 
-/// Carries runs out, some at a time; each is kept as soon as it is done.
+/// Carries out runs, several at a time, and keeps each as soon as it is done.
 fn carry_out(options: &Options, runs: &Path, open: VecDeque<Planned>, done: usize) -> anyhow::Result<Vec<Outcome>> {
     let (_lock, scratch) = room(&options.out)?;
     let prepared = prepare(options, &open)?;
@@ -264,7 +264,7 @@ fn bar(measurements: u64) -> ProgressBar {
     ProgressBar::with_draw_target(Some(measurements), target).with_style(style)
 }
 
-/// A line that stays, above the bar or without one.
+/// Prints a line that stays, above the bar or without one.
 fn tell(bar: &ProgressBar, line: &str) -> anyhow::Result<()> {
     if bar.is_hidden() {
         return say(line);

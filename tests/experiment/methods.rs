@@ -1,4 +1,4 @@
-//! What is compared: federated fine-tuning methods, each as settings of the coordinator's own engine.
+//! Compared methods of federated fine-tuning, each as settings of the coordinator's own engine.
 
 use crate::fleets::{CLASSES, Class};
 use skiff_coordinator::run::configurator::{Bandit, Policy, Rates, Schedule, Shape};
@@ -8,27 +8,27 @@ use skiff_models::peft::{Lora, Peft};
 /// A method.
 #[derive(Clone, Debug)]
 pub(crate) struct Method {
-    /// On the command line and in results.
+    /// Name on the command line and in results.
     pub(crate) name: &'static str,
-    /// What it is, and what is simplified about it here.
+    /// Description, with what is simplified here.
     pub(crate) what: &'static str,
-    /// What trains.
+    /// Trainable part.
     pub(crate) tuning: Tuning,
-    /// Where dropout rates come from.
+    /// Source of the dropout rates.
     pub(crate) rates: Rates,
-    /// Which half of the layers is shared.
+    /// Half of the layers that is shared.
     pub(crate) shared: Shared,
-    /// LoRA's rank goes by the device's class.
+    /// True if LoRA's rank depends on the device's class.
     pub(crate) ranks: bool,
-    /// Every device trains every layer, and those that cannot are left out.
+    /// True if every device trains every layer and devices that cannot are left out.
     pub(crate) whole: bool,
-    /// Only the upper layers' adapters are tuned, more of them as the run goes on.
+    /// True if only the upper layers' adapters are tuned, more of them in each stage of the run.
     pub(crate) progressive: bool,
-    /// Rounds wait for nobody (FedBuff).
+    /// True if rounds wait for nobody (FedBuff).
     pub(crate) asynchronous: bool,
 }
 
-/// What trains beside the frozen model.
+/// Trainable part beside the frozen model.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Tuning {
     Lora,
@@ -56,7 +56,7 @@ impl Tuning {
     }
 }
 
-/// Which layers devices share.
+/// Layers that devices share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shared {
     All,
@@ -93,7 +93,7 @@ impl Method {
         Self { rates, shared, whole: false, ..Self::whole(name, what) }
     }
 
-    /// The groups of devices that have a rank of their own.
+    /// Returns the groups of devices that have a rank of their own.
     pub(crate) fn groups(&self) -> Vec<Group> {
         let group = |class: &Class| Group {
             name: class.name.to_owned(),
@@ -104,7 +104,7 @@ impl Method {
         if self.ranks { CLASSES.iter().map(group).collect() } else { Vec::new() }
     }
 
-    /// How many upper layers are tuned in each stage of a run over a model of `layers`; one stage with all but for a
+    /// Returns how many upper layers are tuned in each stage of a run over a model of `layers`; one stage with all but for a
     /// progressive method.
     pub(crate) fn depths(&self, layers: u32) -> Vec<u32> {
         if !self.progressive {
@@ -114,15 +114,15 @@ impl Method {
     }
 }
 
-/// The names of those that `--quick` compares.
+/// Names of the methods that `--quick` compares.
 pub(crate) const QUICK: [&str; 3] = ["fedlora", "droppeft", "droppeft-share-all"];
 
-/// Every method, in the order of the tables.
+/// Returns every method, in the order of the tables.
 pub(crate) fn all() -> Vec<Method> {
     let least = Shared::LeastImportantHalf;
     let bandit = |bandit: Bandit| Rates::Bandit(Bandit { probe_examples: 16, ..bandit });
     let fixed = |mean, shape| Rates::Fixed { mean, shape, schedule: Schedule::Constant };
-    let by = |policy| bandit(Bandit { policy, ..Bandit::default() });
+    let bandit_with = |policy| bandit(Bandit { policy, ..Bandit::default() });
     let mut methods = vec![
         Method::whole("fedlora", "LoRA of rank 8 on every device, FedAvg by examples"),
         Method {
@@ -160,19 +160,19 @@ pub(crate) fn all() -> Vec<Method> {
         Method::dropping(
             "droppeft",
             "rates by the bandit (epsilon-greedy; means 0 to 0.5, lower layers more), the least important half of the layers shared",
-            by(Policy::EpsilonGreedy),
+            bandit_with(Policy::EpsilonGreedy),
             least,
         ),
         Method::dropping(
             "droppeft-share-all",
             "as droppeft, every layer shared",
-            by(Policy::EpsilonGreedy),
+            bandit_with(Policy::EpsilonGreedy),
             Shared::All,
         ),
         Method::dropping(
             "droppeft-share-most",
             "as droppeft, the most important half shared",
-            by(Policy::EpsilonGreedy),
+            bandit_with(Policy::EpsilonGreedy),
             Shared::MostImportantHalf,
         ),
         Method {
@@ -180,15 +180,15 @@ pub(crate) fn all() -> Vec<Method> {
             ..Method::dropping(
                 "droppeft-fedbuff",
                 "as droppeft-share-all in buffered asynchronous rounds",
-                by(Policy::EpsilonGreedy),
+                bandit_with(Policy::EpsilonGreedy),
                 Shared::All,
             )
         },
-        Method::dropping("droppeft-ucb", "as droppeft-share-all, rates by UCB", by(Policy::Ucb), Shared::All),
+        Method::dropping("droppeft-ucb", "as droppeft-share-all, rates by UCB", bandit_with(Policy::Ucb), Shared::All),
         Method::dropping(
             "droppeft-thompson",
             "as droppeft-share-all, rates by Thompson sampling",
-            by(Policy::Thompson),
+            bandit_with(Policy::Thompson),
             Shared::All,
         ),
     ];

@@ -1,4 +1,4 @@
-//! Which runs there are.
+//! Runs of an experiment.
 
 use crate::data::SETS;
 use crate::fleets::Fleet;
@@ -7,14 +7,14 @@ use crate::simulation::{Cell, Scale};
 use anyhow::{bail, ensure};
 use std::collections::BTreeMap;
 
-/// A run that is to be carried out.
+/// A planned run.
 pub(crate) struct Planned {
     pub(crate) cell: Cell,
     pub(crate) method: Method,
     pub(crate) fleet: Fleet,
 }
 
-/// What was asked for.
+/// The requested part of all combinations.
 pub(crate) struct Narrowed<'a> {
     pub(crate) quick: bool,
     pub(crate) every: bool,
@@ -28,21 +28,21 @@ pub(crate) struct Narrowed<'a> {
     pub(crate) learning_rate: Option<f32>,
 }
 
-/// How alike devices' data are: very different, as usual, alike.
+/// Concentrations of Dirichlet's distribution: very different data, usual data, alike data.
 const ALPHAS: [f64; 3] = [0.1, 1.0, 10.0];
 
 const FULL: Scale =
     Scale { devices: 20, trained: 6, rounds: 45, steps: 10, batch: 8, learning_rate: 3e-3, measured: 24 };
 
 impl Planned {
-    /// Its result's name.
+    /// Returns the name of its result.
     pub(crate) fn file(&self) -> String {
         let Cell { method, fleet, data, alpha, seed, .. } = &self.cell;
         format!("{data}-{alpha}-{fleet}-{method}-{seed}.json")
     }
 }
 
-/// True where the table's part on that fleet, with that data, has the method.
+/// Returns true if the table's part on that fleet, with that data, has the method.
 fn is_of_part(fleet: Fleet, data: &str, alpha: f64, method: &str) -> bool {
     let alike = alpha > 5.0;
     let different = alpha < 0.5;
@@ -62,7 +62,7 @@ fn is_of_part(fleet: Fleet, data: &str, alpha: f64, method: &str) -> bool {
     }
 }
 
-/// The runs, those of the first seed before others.
+/// Returns the runs, the first seed's before others.
 ///
 /// # Errors
 /// A name that is not known; nothing left.
@@ -124,7 +124,7 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
     Ok(cells)
 }
 
-/// What there is to choose from, and what would be run.
+/// Describes all choices, and the runs that would be done.
 pub(crate) fn told(planned: &[Planned]) -> String {
     let mut text = String::from("Methods\n");
     for method in methods::all() {

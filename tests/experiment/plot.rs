@@ -11,7 +11,7 @@ pub(crate) struct Curve {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Colours that people who see fewer of them can tell apart (Wong, Nature Methods 8, 441, 2011), then shades.
+/// Colours that colour-blind people can tell apart (Wong, Nature Methods 8, 441, 2011), then shades.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -26,7 +26,7 @@ const COLOURS: [RGBColor; 8] = [
 /// Draws the curves, and the target as a line.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// If a file cannot be written.
 pub(crate) fn curves(path: &Path, title: &str, curves: &[Curve], target: Option<f64>) -> anyhow::Result<()> {
     draw(path, title, curves, target).map_err(|error| anyhow!("drawing {}: {error}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! What the runs add up to: a report for people with plots, CSV for their tools, JSON for programs.
+//! Results over all runs: a report with plots for people, CSV for their tools, JSON for programs.
 //!
 //! | number | how |
 //! |---|---|
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 const LAST: usize = 3;
 const SMOOTHED: usize = 3;
 const TARGET: f64 = 0.98;
-/// What others are compared with.
+/// Method that the others are compared with.
 const BASELINE: &str = "fedlora";
 
 /// Runs of one fleet with data of one kind, by method in the order of the tables, each by seed.
@@ -59,7 +59,7 @@ impl Over {
     }
 }
 
-/// The 97.5 % point of Student's t with so many degrees of freedom.
+/// Returns the 97.5 % point of Student's t for a number of degrees of freedom.
 fn student(freedom: usize) -> f64 {
     const POINTS: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
     // Beyond the table a little wide, never narrow.
@@ -71,7 +71,7 @@ fn last(outcome: &Outcome, of: impl Fn(&Point) -> f64) -> f64 {
     points.iter().map(of).sum::<f64>() / points.len().max(1) as f64
 }
 
-/// When the smoothed personal accuracy is first at `target`.
+/// Returns the first time at which the smoothed personal accuracy is at `target`.
 fn seconds_to(outcome: &Outcome, target: f64) -> Option<f64> {
     let smooth: Vec<(f64, f64)> = outcome
         .points
@@ -97,7 +97,7 @@ impl<'a> Part<'a> {
                 alphas.sort_by(f64::total_cmp);
                 alphas.dedup_by(|a, b| (*a - *b).abs() < 1e-9);
                 for alpha in alphas {
-                    let of = |name: &str| {
+                    let runs_of = |name: &str| {
                         let mut runs: Vec<&Outcome> = outcomes
                             .iter()
                             .filter(here)
@@ -106,7 +106,7 @@ impl<'a> Part<'a> {
                         runs.sort_by_key(|outcome| outcome.cell.seed);
                         runs
                     };
-                    let methods = methods::all().into_iter().map(|method| (method.name, of(method.name)));
+                    let methods = methods::all().into_iter().map(|method| (method.name, runs_of(method.name)));
                     let methods = methods.filter(|(_, runs)| !runs.is_empty()).collect();
                     parts.push(Self { fleet, data, alpha, methods });
                 }
@@ -125,12 +125,12 @@ impl<'a> Part<'a> {
         Over::of(&finals).map(|over| TARGET * over.mean)
     }
 
-    /// FedLoRA's run of the same seed.
+    /// Returns FedLoRA's run of the same seed.
     fn same(&self, run: &Outcome) -> Option<&'a Outcome> {
         self.runs(BASELINE).iter().find(|other| other.cell.seed == run.cell.seed).copied()
     }
 
-    /// When the run reached its target.
+    /// Time at which the run reached its target.
     fn reached(&self, run: &Outcome) -> Option<f64> {
         seconds_to(run, TARGET * last(self.same(run)?, |point| point.personal))
     }
@@ -143,7 +143,7 @@ impl<'a> Part<'a> {
         format!("{}-{}-{}.svg", self.data, self.alpha, self.fleet)
     }
 
-    /// FedLoRA's seconds by each method's, of the same seeds: above 1 the method is faster.
+    /// Returns FedLoRA's seconds divided by each method's, for the same seeds; above 1 the method is faster.
     fn speedup(&self, runs: &[&Outcome]) -> Option<Over> {
         let ratio = |run: &&Outcome| Some(self.reached(self.same(run)?)? / self.reached(run)?);
         Over::of(&runs.iter().filter_map(ratio).collect::<Vec<_>>())
@@ -208,7 +208,7 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// The time to the target; where not every seed reached it, how many did.
+    /// Describes the time to the target; if not every seed reached it, how many did.
     fn time(&self) -> String {
         match self.seconds {
             _ if self.reached == 0 => "not reached".to_owned(),
@@ -246,7 +246,7 @@ impl Row<'_> {
     }
 }
 
-/// A finished run in a line.
+/// Describes a finished run in a line.
 pub(crate) fn line(outcome: &Outcome) -> String {
     let cell = &outcome.cell;
     let seconds = outcome.points.last().map_or(0.0, |point| point.seconds);
@@ -263,7 +263,7 @@ pub(crate) fn line(outcome: &Outcome) -> String {
     )
 }
 
-/// The tables for a terminal.
+/// Returns the tables for a terminal.
 pub(crate) fn short(outcomes: &[Outcome]) -> String {
     let mut text = String::new();
     for part in Part::all(outcomes) {
@@ -287,7 +287,7 @@ pub(crate) fn short(outcomes: &[Outcome]) -> String {
 /// Writes everything into `out`; returns the files.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// If a file cannot be written.
 pub(crate) fn write(out: &Path, outcomes: &[Outcome], json: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
     let parts = Part::all(outcomes);
     let mut files = Vec::new();
@@ -324,7 +324,7 @@ fn markdown(parts: &[Part<'_>]) -> String {
          times in that, outside of the virtual time. The figures are means over seeds, with 95 % intervals of Student's t.\n\n\
          The target is {:.0} % of FedLoRA's final personal accuracy with the same fleet, data and seed; *s to target* is the first time that {SMOOTHED} \
          measurements in a row are there on average; *x* is FedLoRA's time by the method's, of the same seeds. *Personal* is a mean \
-         over all devices, those left out too, each with its own layers on {} texts of its own mix of classes; *global* that of the \
+         over all devices, those left out too, each with its own layers on {} texts of its own mix of classes; *global* is the accuracy of the \
          global model on 400 texts as the data set has them. *Peak* is the predicted memory of the largest step with its process, and \
          *of small* the same over devices that hold only some of the layers.",
         scale.devices,

@@ -1,15 +1,15 @@
 //! One run on a virtual fleet. Training, merging and every decision are real: the agent's trainer and the coordinator's engine, in one
-//! process. Time is virtual: what a step, a transfer or an absence takes follows from the device's class, so that a run does not
+//! process. Time is virtual: the device's class decides how long a step, a transfer or an absence takes, so that a run does not
 //! depend on the machine, and can be repeated bit for bit.
 //!
 //! | what | takes |
 //! |---|---|
-//! | a step | `flops(active layers) · way / speed`, with [`work::flops`], and `way` what the agent's memory plan estimates for steps that are done in parts or recompute |
+//! | a step | `flops(active layers) · way / speed`, with [`work::flops`], and `way` the agent's memory plan's estimate for steps that are done in parts or recompute |
 //! | measuring a gain | `evaluation_flops(all layers) / speed`, before and after the training |
 //! | a transfer | `bytes · 8 / link`: the trainable tensors, down and up |
 //! | energy | the class's watts while it computes, [`RADIO_WATTS`] while it transfers |
 //!
-//! Merging takes no time, and accuracies are measured outside of it. A device that leaves goes on where it was when it comes back.
+//! Merging takes no time, and accuracies are measured outside of it. A device that leaves resumes its work when it comes back.
 
 use crate::data::{Data, MAX_TOKENS, Part};
 use crate::fleets::{Availability, Battery, Class, Fleet, RADIO_WATTS, device_id};
@@ -35,18 +35,18 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How large runs are.
+/// Size of a run.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Scale {
     pub(crate) devices: usize,
-    /// Of which train in a round.
+    /// Number of devices that train in a round.
     pub(crate) trained: u32,
-    /// A run takes the time of so many rounds of the slowest class with every layer; faster rounds are more.
+    /// Length of a run, in rounds of the slowest class that trains every layer. A method with faster rounds has more of them.
     pub(crate) rounds: u32,
     pub(crate) steps: u32,
     pub(crate) batch: u32,
     pub(crate) learning_rate: f32,
-    /// How often accuracies are measured in that time, evenly.
+    /// Number of measurements of the accuracies in that time, evenly spread.
     pub(crate) measured: u32,
 }
 
@@ -56,11 +56,11 @@ pub(crate) struct Cell {
     pub(crate) method: String,
     pub(crate) fleet: String,
     pub(crate) data: String,
-    /// Dirichlet's concentration: how alike the devices' data are.
+    /// Dirichlet's concentration: similarity of the devices' data.
     pub(crate) alpha: f64,
     pub(crate) seed: u64,
     pub(crate) scale: Scale,
-    /// All that the method is, so that results of another one are not taken for its.
+    /// The method's whole description, so that another method's results are not taken for it.
     pub(crate) settings: String,
 }
 
@@ -69,13 +69,13 @@ pub(crate) struct Cell {
 pub(crate) struct Point {
     pub(crate) round: u32,
     pub(crate) seconds: f64,
-    /// Of the global model, on texts as the data set has them.
+    /// Accuracy of the global model, on texts in the data set's own mix.
     pub(crate) global: f64,
-    /// A mean over all devices: each with its own layers, on texts of its own mix.
+    /// Mean accuracy over all devices: each with its own layers, on texts of its own mix.
     pub(crate) personal: f64,
 }
 
-/// What a run came to.
+/// Result of a run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) cell: Cell,
@@ -84,15 +84,15 @@ pub(crate) struct Outcome {
     pub(crate) peak_memory_bytes: u64,
     /// The same over devices whose memory holds only some of the layers.
     pub(crate) small_peak_memory_bytes: Option<u64>,
-    /// What a step with every layer takes: in the fastest way, and in the leanest.
+    /// Memory of a step with every layer: in the fastest way, and in the leanest.
     pub(crate) whole_memory_bytes: [u64; 2],
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
     pub(crate) joules: f64,
-    /// A mean over all steps.
+    /// Mean number of active layers over all steps.
     pub(crate) active_layers: f64,
     pub(crate) skipped_rounds: u32,
-    /// Devices that cannot take part.
+    /// Number of devices that cannot take part.
     pub(crate) left_out: usize,
     /// A digest of the last global weights: the same cell gives the same.
     pub(crate) weights: String,
@@ -104,7 +104,7 @@ pub(crate) struct Opened {
     pub(crate) model: Model,
 }
 
-/// A cell with what it is carried out with.
+/// A cell with the tools that carry it out.
 #[derive(Clone, Copy)]
 pub(crate) struct Task<'a> {
     pub(crate) cell: &'a Cell,
@@ -114,10 +114,10 @@ pub(crate) struct Task<'a> {
     pub(crate) opened: &'a Opened,
 }
 
-/// Carries a cell out, with blobs in the folder `scratch`; `watch` is told of every measurement, and may stop it.
+/// Carries out a cell, with blobs in the folder `scratch`. `watch` gets every measurement, and may stop it.
 ///
 /// # Errors
-/// A training that fails, or a disk.
+/// If a training or the disk fails.
 pub(crate) fn simulate(
     task: Task<'_>,
     runtime: &Runtime,
@@ -135,7 +135,7 @@ pub(crate) fn simulate(
     Ok(world.outcome())
 }
 
-/// What happens at a time of its own.
+/// An event at its own time.
 #[derive(Clone, PartialEq, Debug)]
 enum Happening {
     /// An update arrives, if the device was not interrupted.
@@ -146,12 +146,12 @@ enum Happening {
     Charged { device: usize },
 }
 
-/// What a device is training.
+/// Training of a device.
 struct Work {
     epoch: u64,
     round: u32,
     order: TrainOrder,
-    /// Steps' mean.
+    /// Mean time of its steps.
     step_ms: f64,
     train_ms: f64,
     joules: f64,
@@ -167,21 +167,21 @@ struct Device {
     test: Part,
     personal: Option<NamedTensors>,
     work: Option<Work>,
-    /// By its plan.
+    /// True if it is online by its plan.
     is_there: bool,
     away_since: u64,
     availability: Option<Availability>,
     battery: Option<Battery>,
     is_charging: bool,
-    /// It cannot carry the method.
+    /// True if its memory cannot carry the method.
     is_left_out: bool,
 }
 
 /// A model's costs.
 struct Costs {
-    /// Of a step, by active layers.
+    /// Cost of a step, by active layers.
     step: Vec<f64>,
-    /// Of evaluating one example.
+    /// Cost of evaluating one example.
     example: f64,
     forward: f64,
 }
@@ -199,16 +199,16 @@ struct World<'a> {
     devices: Vec<Device>,
     index: BTreeMap<DeviceId, usize>,
     costs: Costs,
-    /// What the slowest class takes for a round's training with every layer.
+    /// Time that the slowest class takes for a round's training with every layer.
     whole_ms: f64,
     deadline_ms: u64,
     depth: u32,
-    /// Rounds merged, and when accuracies are measured next.
+    /// Number of merged rounds, and time of the next measurement.
     rounds: u32,
     measured_at_ms: u64,
     sample: Part,
     weights: Digest,
-    /// Updates, and weights that were merged into others.
+    /// Updates, and weights that were merged into newer ones.
     kept: BTreeSet<Digest>,
     steps: u64,
     active: u64,
@@ -339,7 +339,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Until the time is over.
+    /// Runs until the time is over.
     fn run_on(&mut self, ends_ms: u64, watch: &mut dyn FnMut() -> ControlFlow<()>) -> anyhow::Result<()> {
         loop {
             let queued = self.queue.keys().next().map(|&(at, _)| at);
@@ -407,7 +407,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A device came or left, or neither; its work stands still while it is away.
+    /// Handles a device that came or left; its work stands still while it is away.
     fn turned(&mut self, at: usize, was_here: bool) -> anyhow::Result<()> {
         match (was_here, self.is_here(at)) {
             (true, false) => {
@@ -440,7 +440,7 @@ impl<'a> World<'a> {
         self.run.set_condition(id, Condition { celsius: None, battery_percent, pace });
     }
 
-    /// Tells the engine, and does what it says.
+    /// Sends an event to the engine and carries out its actions.
     fn tell(&mut self, event: Event) -> anyhow::Result<()> {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
@@ -491,7 +491,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// A device got a command: it answers, and if it is a new order, begins.
+    /// Handles a command to a device: it answers, and begins if the order is new.
     fn ordered(&mut self, at: usize, command: Command) -> Option<Event> {
         let device = self.devices[at].id.clone();
         let answer = |outcome| {
@@ -515,7 +515,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// When the update will arrive, and what it takes: the masks of the steps are known beforehand.
+    /// Begins a training: computes the update's arrival time and energy from the masks of the steps, which are known beforehand.
     fn begins(&mut self, at: usize, epoch: u64, round: u32, order: TrainOrder) {
         let Device { id, class, plan, here, .. } = &self.devices[at];
         let most = (order.most_active as usize).min(plan.chosen.len());
@@ -555,19 +555,21 @@ impl<'a> World<'a> {
         self.set_condition(at, Some(Pace { step_ms, active_layers: mean_active, other_ms: 0.0 }));
     }
 
-    /// What a transfer of weights takes: all of them, or the adapters that are tuned at this depth.
+    /// Returns the bytes of a transfer of weights: all of them, or the adapters that are tuned at this depth.
     fn bytes(&self, schema: &Schema, order: &TrainOrder) -> u64 {
-        let of =
+        let bytes_of =
             |schema: &Schema| schema.tensors.iter().map(|spec| 4 * spec.shape.iter().product::<usize>() as u64).sum();
         match &order.sharing {
             SharingPlan::Fixed { layers } => {
-                of(&schema.of_layers(&layers.iter().map(|&layer| layer as usize).collect::<Vec<_>>()))
+                bytes_of(&schema.of_layers(&layers.iter().map(|&layer| layer as usize).collect::<Vec<_>>()))
             }
-            SharingPlan::All | SharingPlan::LeastImportant { .. } | SharingPlan::MostImportant { .. } => of(schema),
+            SharingPlan::All | SharingPlan::LeastImportant { .. } | SharingPlan::MostImportant { .. } => {
+                bytes_of(schema)
+            }
         }
     }
 
-    /// Trains, now that the update is due, and hands it in.
+    /// Trains when the update is due, and delivers it.
     fn arrives(&mut self, at: usize) -> anyhow::Result<()> {
         let Some(work) = self.devices[at].work.take() else { return Ok(()) };
         let is_wanted = self.run.is_awaited(&self.devices[at].id, work.epoch);
@@ -616,7 +618,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Accuracies with the present weights.
+    /// Measures accuracies with the present weights.
     fn measure(&mut self) -> anyhow::Result<()> {
         let weights = self.opened.model.weights(&self.blobs, self.weights)?;
         self.trainer.set_weights(weights.clone())?;

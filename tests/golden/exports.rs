@@ -1,4 +1,4 @@
-//! What goes out comes in again: adapters in Hugging Face PEFT's format, and merged checkpoints. `make golden` loads the same
+//! Exports can be imported again: adapters in Hugging Face PEFT's format, and merged checkpoints. `make golden` loads the same
 //! folders with PEFT and transformers.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 

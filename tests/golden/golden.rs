@@ -173,13 +173,13 @@ fn gradients_agree_with_differences_of_the_loss_that_the_device_computes() {
     for (name, gradient) in &gradients {
         // Along the gradient itself the difference is largest against the loss's rounding.
         let norm = gradient.iter().map(|value| value * value).sum::<f32>().sqrt();
-        let mut at = |distance: f32| {
+        let mut loss_at = |distance: f32| {
             let mut moved = weights.clone();
             moved.get_mut(name).unwrap().scaled_add(distance / norm, gradient);
             trainer.set_weights(moved).unwrap();
             f64::from(trainer.step(&batch, &mask).unwrap().loss)
         };
-        let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+        let slope = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2;
         assert!(
             (slope - f64::from(norm)).abs() <= DIFFERENCES * f64::from(norm) + 1e-4,
             "{name}: {norm}, difference {slope}"

@@ -1,4 +1,4 @@
-//! What ONNX Runtime makes of the graphs: no transposed copy of a weight, nothing computed from weights alone but their widening.
+//! Graphs as ONNX Runtime optimises them: no transposed copy of a weight, nothing computed from weights alone but their widening.
 //!
 //! Weights are inputs of every graph, and stay inputs: their values are not known when a graph is optimised, so nothing that
 //! is made of them can hide among its constants, and all that is done to them is a node that runs. Every value is of one of
@@ -18,12 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// What may be done to a stored weight before it meets an activation.
+/// Operators that a stored weight may pass before it meets an activation.
 const WIDENING: [&str; 2] = ["Cast", "DequantizeLinear"];
 /// Operators with graphs inside, which the list of nodes leaves out.
 const WITH_GRAPHS: [&str; 4] = ["If", "Loop", "Scan", "SequenceMap"];
 
-/// What a value comes from; the later of two where it comes from both.
+/// Origin of a value; the later of two if it comes from both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
     Constant,
@@ -31,7 +31,7 @@ enum Kind {
     Batch,
 }
 
-/// What is wrong with an optimised model, whose inputs are of these kinds.
+/// Returns the problems of an optimised model with inputs of these kinds.
 fn problems(optimised: &[u8], inputs: &BTreeMap<String, Kind>, outputs: &[String]) -> Vec<String> {
     let (nodes, kept) = (nodes(optimised).unwrap(), input_names(optimised).unwrap());
     let mut problems = Vec::new();
@@ -64,7 +64,7 @@ fn problems(optimised: &[u8], inputs: &BTreeMap<String, Kind>, outputs: &[String
     problems
 }
 
-/// What ONNX Runtime makes of a model, with the agent's settings.
+/// Optimises a model with ONNX Runtime under the agent's settings.
 fn optimised(model: &Path, folder: &Path) -> Vec<u8> {
     // Two threads that open sessions with operators of ours at once would both enter their domain in a list, an error.
     static OPENING: Mutex<()> = Mutex::new(());
@@ -83,7 +83,7 @@ fn optimised(model: &Path, folder: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// The problems of every graph of a pack, plain and fused, and how many graphs there are.
+/// Returns the problems of every graph of a pack, plain and fused, and how many graphs there are.
 fn check(name: &str, pack: &Pack, folder: &Path, found: &mut Vec<String>) -> usize {
     let sets = [&pack.manifest().stages, &pack.manifest().fused].into_iter();
     let graphs: Vec<&GraphSpec> = sets.flat_map(|stages| stages.all().flat_map(StageSpec::graphs)).collect();
@@ -123,7 +123,7 @@ fn after_optimisation_no_weight_is_transposed_and_nothing_is_computed_from_weigh
     assert!(checked > 160, "only {checked} graphs");
 }
 
-/// The problems of `x` `[T, 4]` and what `formula` makes of it, `w` `[4, 4]` and `v` `[4]`, the weights.
+/// Returns the problems of `x` `[T, 4]` and the result of `formula` on it, `w` `[4, 4]` and `v` `[4]`, the weights.
 fn problems_of(dtype: DType, formula: impl FnOnce(&mut Graph, [Id; 3]) -> Vec<Id>) -> Vec<String> {
     let mut graph = Graph::default();
     let x = graph.input("x", DType::F32, vec![Dim::from("T"), 4.into()]);

@@ -1,4 +1,4 @@
-//! Which pages of the mapped weights a step touches: those of the active layers, and no others.
+//! Which pages of the mapped weights a step touches: only pages of the active layers.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_tests::{packs, places};

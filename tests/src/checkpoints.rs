@@ -15,10 +15,10 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// The standard deviation of BERT's own first values.
+/// Standard deviation of BERT's initial weights.
 const DEVIATION: f32 = 0.02;
 
-/// The `config.json` of a BERT of these sizes whose other numbers are those of the first release.
+/// Returns the `config.json` of a BERT of these sizes; its other numbers equal the first release's.
 #[must_use]
 pub fn bert(layers: usize, hidden: usize, heads: usize, intermediate: usize) -> Value {
     json!({
@@ -28,7 +28,7 @@ pub fn bert(layers: usize, hidden: usize, heads: usize, intermediate: usize) -> 
     })
 }
 
-/// The `config.json` of DeBERTaV2-xxlarge: 1.5 billion parameters.
+/// Returns the `config.json` of DeBERTaV2-xxlarge: 1.5 billion parameters.
 #[must_use]
 pub fn deberta_xxlarge() -> Value {
     json!({
@@ -47,7 +47,7 @@ pub fn deberta_xxlarge() -> Value {
 /// The folder cannot be written.
 ///
 /// # Panics
-/// Where no model has this `config`.
+/// If `config` describes no known model.
 pub fn write(config: &Value, folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), config.to_string())?;
@@ -80,7 +80,7 @@ pub fn write(config: &Value, folder: &Path) -> std::io::Result<()> {
     file.flush()
 }
 
-/// What a pack takes from the checkpoint, a pooler included, by name, in the order of the file.
+/// Returns name and shape of each tensor that a pack takes from the checkpoint, with a pooler, in the order of the file.
 fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
     let model = Model::read(config).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let head = Head { task: Task::SequenceClassification, labels: 2, train_pooler: false };
@@ -90,7 +90,7 @@ fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
     read.map(|tensor| (tensor.name, tensor.shape)).collect()
 }
 
-/// Nearly normal, of variance 1: the sum of four uniform numbers.
+/// Draws a nearly normal number with variance 1: the sum of four uniform numbers.
 fn bell(random: &mut Random) -> f32 {
     let bits = random.next_u64();
     let uniform = [0, 16, 32, 48].map(|shift| ((bits >> shift) & 0xffff) as f32 / 65_535.0 - 0.5);

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 pub const CLOSE: f64 = 1e-4;
 /// The same with residuals rounded to half precision, 4.9e-4 of each number; gradients are sums of products with them.
 pub const HALVED: f64 = 2e-2;
-/// What is left in f32 of a number that is zero in exact arithmetic: the gradient of a key's bias, which softmax cancels, is a sum
+/// Largest f32 value of a number that is zero in exact arithmetic: the gradient of a key's bias, which softmax cancels, is a sum
 /// of terms of order 0.1, each rounded.
 pub const ZERO: f64 = 1e-6;
-/// The same where residuals are rounded to half precision: each term errs by 5e-4 of itself.
+/// The same if residuals are rounded to half precision: each term errs by 5e-4 of itself.
 pub const ZERO_HALVED: f64 = 1e-3;
 /// The loss along 50 AdamW steps in f32 against float64: rounding is fed back through the optimizer's square root.
 pub const FED_BACK: f64 = 2e-3;
@@ -29,7 +29,7 @@ pub type Tensors = BTreeMap<String, ArrayD<f64>>;
 /// Reads f32 and f64 tensors.
 ///
 /// # Panics
-/// On anything that is not such a file: it is committed beside the test.
+/// If the bytes are not such a file; it is committed beside the test.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Tensors {
     let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
@@ -46,7 +46,7 @@ pub fn read(bytes: &[u8]) -> Tensors {
     file.tensors().into_iter().map(tensor).collect()
 }
 
-/// Panics unless both hold the same names, shapes, and values within `tolerance` of the largest expected one.
+/// Checks that both hold the same names and shapes, and values that differ by at most `tolerance` of the largest expected one.
 ///
 /// # Panics
 /// At the first difference, naming it.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub struct Case {
     /// Its folder.
     pub folder: PathBuf,
-    /// What it is.
+    /// Its description.
     pub settings: Settings,
 }
 
@@ -24,21 +24,21 @@ pub struct Case {
 pub struct Settings {
     /// The task.
     pub task: Task,
-    /// Classes, or numbers; 0 for a language model.
+    /// Number of classes, or of numbers to predict; 0 for a language model.
     pub labels: usize,
-    /// What trains.
+    /// Trainable part.
     pub peft: Peft,
-    /// How the frozen matrices of the expected numbers were rounded.
+    /// Storage to which the frozen matrices of the expected numbers were rounded.
     pub frozen: Storage,
     /// The layers that run, by the name of the mask.
     pub masks: BTreeMap<String, Vec<usize>>,
 }
 
 impl Case {
-    /// The case in `tests/golden/{name}`, for instance `bert/sequence-lora`.
+    /// Opens the case in `tests/golden/{name}`, for instance `bert/sequence-lora`.
     ///
     /// # Panics
-    /// Where it is not there.
+    /// If it does not exist.
     #[must_use]
     pub fn open(name: &str) -> Self {
         let folder = golden(name);
@@ -47,10 +47,10 @@ impl Case {
         Self { folder, settings }
     }
 
-    /// Every case of a variant, by name.
+    /// Opens every case of a variant, by name.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there is none.
     #[must_use]
     pub fn all_of(variant: &str) -> BTreeMap<String, Self> {
         let entries = std::fs::read_dir(golden(variant)).unwrap_or_else(|error| panic!("{variant}: {error}"));
@@ -64,7 +64,7 @@ impl Case {
         cases
     }
 
-    /// What makes its pack at `out`. A case with a frozen `A` has its values in an adapter.
+    /// Returns the options that make its pack at `out`. A case with a frozen `A` has its values in an adapter.
     #[must_use]
     pub fn options(&self, out: &Path) -> BuildOptions {
         let Settings { task, labels, peft, frozen, .. } = &self.settings;
@@ -86,16 +86,16 @@ impl Case {
     /// Makes its pack in `folder`.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     #[must_use]
     pub fn pack(&self, folder: &Path) -> Pack {
         made(&self.options(&folder.join("pack")))
     }
 
-    /// A file of it.
+    /// Reads one of its files.
     ///
     /// # Panics
-    /// Where it is not there.
+    /// If it does not exist.
     #[must_use]
     pub fn read(&self, name: &str) -> Vec<u8> {
         let path = self.folder.join(name);
@@ -103,7 +103,7 @@ impl Case {
     }
 }
 
-/// A path below the golden numbers.
+/// Returns a path below the golden numbers.
 #[must_use]
 pub fn golden(name: &str) -> PathBuf {
     places::tree().join("tests/golden").join(name)
@@ -112,7 +112,7 @@ pub fn golden(name: &str) -> PathBuf {
 /// Makes the MiniLM pack with `labels` in `folder`.
 ///
 /// # Panics
-/// Where that fails.
+/// If that fails.
 #[must_use]
 pub fn minilm(labels: &[&str], folder: &Path) -> Pack {
     let labels = labels.iter().map(|&label| label.to_owned()).collect();
@@ -122,14 +122,14 @@ pub fn minilm(labels: &[&str], folder: &Path) -> Pack {
 /// Makes a pack and opens it.
 ///
 /// # Panics
-/// Where that fails.
+/// If that fails.
 #[must_use]
 pub fn made(options: &BuildOptions) -> Pack {
     build(options, &mut |_| {}).unwrap_or_else(|error| panic!("{}: {}", options.checkpoint.display(), chain(&error)));
     Pack::open(&options.out).unwrap_or_else(|error| panic!("{}: {}", options.out.display(), chain(&error)))
 }
 
-/// An error and its causes.
+/// Returns the messages of an error and its causes.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());

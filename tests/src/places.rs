@@ -1,18 +1,18 @@
-//! Where things are.
+//! Folders and files that tests need: the source tree, the cache, the built programs.
 
 use skiff_trainer::{Provider, Runtime};
 use std::path::{Path, PathBuf};
 
-/// The source tree.
+/// Returns the folder of the source tree.
 #[must_use]
 pub fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is inside the source tree")
 }
 
-/// The MiniLM checkpoint in the cache.
+/// Returns the folder of the MiniLM checkpoint in the cache.
 ///
 /// # Panics
-/// Where it was not fetched, saying how to.
+/// If it was not fetched; the message says how to.
 #[must_use]
 pub fn minilm() -> PathBuf {
     let folder = tree().join(".cache/minilm");
@@ -20,11 +20,11 @@ pub fn minilm() -> PathBuf {
     folder
 }
 
-/// ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread. It computes on `SKIFF_PROVIDER`, where that is set: so the
-/// golden numbers can be asked of a device's other processor.
+/// Loads ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread. If `SKIFF_PROVIDER` is set, it computes there, so
+/// that another processor of a device can be held to the golden numbers.
 ///
 /// # Panics
-/// Where there is none, saying how to get it.
+/// If there is none; the message says how to get it.
 #[must_use]
 pub fn runtime() -> Runtime {
     let cached = tree().join(".cache/onnxruntime/libonnxruntime.so");
@@ -34,10 +34,10 @@ pub fn runtime() -> Runtime {
     runtime.on(provider).expect("SKIFF_PROVIDER starts")
 }
 
-/// A binary of this build, beside the test's own folder.
+/// Returns the path of a program of this build, beside the test's own folder.
 ///
 /// # Panics
-/// Where it was not built.
+/// If it was not built.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");

@@ -1,12 +1,12 @@
-//! What benchmarks found, for programs: one file of JSON that several of them fill.
+//! Results of benchmarks for programs: one JSON file that several benchmarks fill.
 
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// What follows `name` among the arguments of this process.
+/// Returns the argument of this process that follows `name`.
 ///
 /// # Panics
-/// Where nothing follows it.
+/// If nothing follows it.
 #[must_use]
 pub fn argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
@@ -16,7 +16,7 @@ pub fn argument(name: &str) -> Option<String> {
 /// Sets `key` of the object in the file that `--json` names, if it names one; the file's other keys stay.
 ///
 /// # Panics
-/// Where the file holds something else than an object, or cannot be written.
+/// If the file holds something else than an object, or cannot be written.
 pub fn store(key: &str, value: Value) {
     let Some(path) = argument("--json").map(PathBuf::from) else { return };
     let mut all = read(&path);

@@ -14,7 +14,7 @@ use std::process::Command;
 const LIMIT_BYTES: u64 = 2 << 30;
 const LAYERS: &str = "24";
 
-/// What `skiff-agent bench --json` says, as far as the table shows it.
+/// The part of `skiff-agent bench --json`'s output that the table shows.
 #[derive(Deserialize)]
 struct Found {
     step_seconds: f64,
@@ -24,7 +24,7 @@ struct Found {
     file_bytes: f64,
 }
 
-/// Prints the table and gives it.
+/// Prints the table and returns it.
 pub(crate) fn measure() -> Vec<Value> {
     let limit = limit();
     match &limit {
@@ -59,7 +59,7 @@ pub(crate) fn measure() -> Vec<Value> {
     measured
 }
 
-/// What a command stands behind so that it has [`LIMIT_BYTES`]; or why there is nothing.
+/// Returns the words before a command that limit it to [`LIMIT_BYTES`], or the reason why there are none.
 fn limit() -> Result<Vec<String>, String> {
     if let Some(folder) = results::argument("--cgroup") {
         return joined(&folder);
@@ -83,7 +83,7 @@ fn limit() -> Result<Vec<String>, String> {
     ))
 }
 
-/// A cgroup that is there, of either version.
+/// An existing cgroup, of either version.
 fn joined(folder: &str) -> Result<Vec<String>, String> {
     let read = |name: &str| std::fs::read_to_string(Path::new(folder).join(name)).ok();
     let limit = read("memory.max").or_else(|| read("memory.limit_in_bytes"));
@@ -97,7 +97,7 @@ fn joined(folder: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// Takes a file out of the page cache. What is there was charged to whoever read it first, and would not count.
+/// Takes a file out of the page cache. Cached pages were charged to the first reader and would not count.
 fn forget(path: &Path) -> std::io::Result<()> {
     let file = File::open(path)?;
     file.sync_all()?;

@@ -1,5 +1,5 @@
-//! What training costs, each line a process of its own on two threads: steps on three sizes of BERT, real text, and with `--xxl` a
-//! large DeBERTa in little memory. With `--peers PYTHON`, PyTorch and PEFT take their turn between Skiff's lines. Tables on standard
+//! Cost of training, each line a process of its own on two threads: steps on three sizes of BERT, real text, and with `--xxl` a
+//! large DeBERTa in little memory. If `--peers PYTHON` is given, PyTorch and PEFT take their turn between Skiff's lines. Tables on standard
 //! output; with `--json FILE` the same for programs; `--quick` leaves all but `MiniLM` out, and most of the text.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
@@ -14,18 +14,18 @@ use skiff_models::pack::{BuildOptions, Storage};
 use skiff_tests::{packs, results};
 use std::path::{Path, PathBuf};
 
-/// All programs have this many.
+/// Number of threads of each program.
 const THREADS: &str = "2";
-/// How Skiff stores the frozen matrices.
+/// Storage of Skiff's frozen matrices.
 const STORED: [(&str, Storage); 2] = [("int8", Storage::Int8), ("f16", Storage::F16)];
 
 fn main() {
-    let has = |name: &str| std::env::args().any(|argument| argument == name);
-    let quick = has("--quick");
+    let flag = |name: &str| std::env::args().any(|argument| argument == name);
+    let quick = flag("--quick");
     let peers = Peers::find();
     results::store("steps", sizes::measure(quick, peers.as_ref()).into());
     results::store("text", texts::measure(quick, peers.as_ref()).into());
-    if has("--xxl") {
+    if flag("--xxl") {
         results::store("limited", limited::measure().into());
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// As `--peers` says. Where it says nothing, or something is missing, a sentence does.
+    /// Finds what `--peers` names. If it names nothing, or something is missing, prints a sentence.
     pub(crate) fn find() -> Option<Self> {
         let Some(python) = results::argument("--peers") else {
             println!(
@@ -49,7 +49,7 @@ impl Peers {
         }
     }
 
-    /// What `script` finds with these arguments. A failure is a sentence, and no more: the benchmark is Skiff's.
+    /// Returns the result of `script` with these arguments. A failure prints a sentence only, because the benchmark is Skiff's.
     pub(crate) fn run(&self, script: &str, arguments: &[&str]) -> Option<Value> {
         let mut command = Command::new(&self.python);
         command.arg(self.scripts.join(script)).args(arguments).args(["--threads", crate::THREADS]);

@@ -4,7 +4,7 @@ use serde_json::Value;
 use skiff_tests::places;
 use std::process::Command;
 
-/// The agent of this build.
+/// Returns the agent of this build.
 pub(crate) fn agent() -> Command {
     Command::new(places::binary("skiff-agent"))
 }
@@ -22,7 +22,7 @@ pub(crate) fn last_line(command: &mut Command) -> Result<Value, String> {
         .map_err(|error| format!("{program} printed no JSON: {error}"))
 }
 
-/// `found` with these fields added.
+/// Returns `found` with these fields added.
 pub(crate) fn labelled(mut found: Value, labels: Value) -> Value {
     if let (Value::Object(found), Value::Object(labels)) = (&mut found, labels) {
         found.extend(labels);

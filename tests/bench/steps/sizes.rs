@@ -14,9 +14,9 @@ const EVALUATE: &str = "evaluate";
 
 struct Model {
     name: &'static str,
-    /// As the peers' script calls it.
+    /// Name in the peers' script.
     shape: &'static str,
-    /// `None` where the checkpoint is fetched rather than made.
+    /// `None` if the checkpoint is fetched rather than made.
     config: Option<Value>,
     layers: usize,
     steps: &'static str,
@@ -26,11 +26,11 @@ struct Model {
 struct Way {
     policy: &'static str,
     active: usize,
-    /// What the peers' script calls the same.
+    /// Name of the same in the peers' script.
     peer: Option<&'static str>,
 }
 
-/// What `skiff-agent bench --json` says, as far as the table shows it.
+/// The part of `skiff-agent bench --json`'s output that the table shows.
 #[derive(Deserialize)]
 struct Found {
     step_seconds: f64,
@@ -44,7 +44,7 @@ struct Found {
     predicted_bytes: f64,
 }
 
-/// What the peers' script says, as far as the table shows it.
+/// The part of the peers' output that the table shows.
 #[derive(Deserialize)]
 struct Peer {
     median_s: f64,
@@ -97,7 +97,7 @@ impl Model {
     }
 }
 
-/// Prints the table and gives it.
+/// Prints the table and returns it.
 pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
     println!(
         "{:<10} {:<11} {:<9} {:>8} {:>8} {:>8} {:>8} {:>7} {:>8} {:>8} {:>8} {:>8}",
@@ -165,7 +165,7 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
     );
     if !ratios.is_empty() {
         println!(
-            "PyTorch's lines count the GFLOP and the roof of Skiff's line above them; their peak is that of the whole process,\n\
+            "PyTorch's lines count the GFLOP and the roof of Skiff's line above them; their peak is the whole process's,\n\
              their recompute is gradient checkpointing, and steps in which other processes took processor time do not count.\n\n\
              time of a step, Skiff / PyTorch\n{}",
             ratios.join("\n")
@@ -215,7 +215,7 @@ impl Found {
         );
     }
 
-    /// GFLOP/s of a step that takes `seconds`, and the share of the roof in percent.
+    /// Returns the GFLOP/s of a step that takes `seconds`, and the share of the roof in percent.
     fn speed(&self, seconds: f64) -> [f64; 2] {
         let speed = self.gflop / seconds;
         [speed, 100.0 * speed / self.roof_gflops_per_second]

@@ -12,7 +12,7 @@ const BATCH: &str = "8";
 const LEARNING_RATE: &str = "1e-3";
 const TEST_ROWS: &str = "1000";
 
-/// What `skiff-agent train --json` says, as far as the table shows it.
+/// The part of `skiff-agent train --json`'s output that the table shows.
 #[derive(Deserialize)]
 struct Found {
     examples_per_second: f64,
@@ -21,7 +21,7 @@ struct Found {
     peak_rss_bytes: f64,
 }
 
-/// What the peers' script says, as far as the table shows it.
+/// The part of the peers' output that the table shows.
 #[derive(Deserialize)]
 struct Peer {
     examples_per_s: f64,
@@ -31,7 +31,7 @@ struct Peer {
     peak_rss_mb: f64,
 }
 
-/// Prints the table and gives it; where the texts are missing, a sentence and nothing.
+/// Prints the table and returns it. If the texts are missing, prints a sentence and returns nothing.
 pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
     // Where the project keeps what several repositories use.
     let data = places::tree().join("../shared/data/agnews");
@@ -79,7 +79,7 @@ fn torch(peers: &Peers, [train, test]: [&Path; 2], steps: &str) -> Option<Value>
     peers.run("torch_peft_text.py", &arguments)
 }
 
-/// Options that both programs call the same.
+/// Options with the same name in both programs.
 const fn training(steps: &str) -> [&str; 6] {
     ["--steps", steps, "--batch", BATCH, "--lr", LEARNING_RATE]
 }

@@ -3,6 +3,7 @@
 
 use safetensors::SafeTensors;
 use skiff_models::tensors::NamedTensors;
+use skiff_tests::fleet::eventually;
 use skiff_tests::packs::Case;
 use skiff_tests::places;
 use skiff_trainer::inputs::read_batch;
@@ -243,7 +244,7 @@ fn train(folder: &Path, out: &str, more: &[&str]) -> Command {
 }
 
 #[test]
-fn a_killed_train_command_goes_on_where_it_was() {
+fn a_killed_train_command_resumes_at_its_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     drop(Case::open("bert/sequence-lora").pack(folder));
@@ -255,15 +256,12 @@ fn a_killed_train_command_goes_on_where_it_was() {
     let straight = train(folder, "straight", &[]).output().unwrap();
     assert!(straight.status.success(), "{}", String::from_utf8_lossy(&straight.stderr));
 
-    let mut killed = train(folder, "killed", &options).spawn().unwrap();
-    let mut seen = Vec::new();
-    while killed.try_wait().unwrap().is_none() && seen.len() < 4 {
-        let bytes = fs::read(&checkpoint).unwrap_or_default();
-        if !bytes.is_empty() && seen.last() != Some(&bytes) {
-            seen.push(bytes);
-        }
-        std::thread::yield_now();
-    }
+    let barrier = folder.join("barrier");
+    fs::create_dir(&barrier).unwrap();
+    fs::write(barrier.join("local-0.hold"), "").unwrap();
+    let mut killed = train(folder, "killed", &options).env("SKIFF_WORKER_BARRIER", &barrier).spawn().unwrap();
+    assert!(eventually(|| barrier.join("local-0.reached").exists()), "the training does not start");
+    assert!(killed.try_wait().unwrap().is_none(), "the barrier holds it");
     killed.kill().unwrap();
     killed.wait().unwrap();
 
@@ -271,8 +269,10 @@ fn a_killed_train_command_goes_on_where_it_was() {
     let said = String::from_utf8_lossy(&resumed.stderr);
     assert!(resumed.status.success() && said.contains("resuming from run.ckpt, after step"), "{said}");
     let outcome: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
-    assert!(outcome["resumed_steps"].as_u64().unwrap() > 0, "{outcome}");
-    assert_eq!((&outcome["steps"], &outcome["skipped_steps"]), (&60.into(), &0.into()));
+    assert_eq!(
+        (&outcome["resumed_steps"], &outcome["steps"], &outcome["skipped_steps"]),
+        (&1.into(), &60.into(), &0.into())
+    );
     assert_eq!(fs::read(folder.join("resumed")).unwrap(), fs::read(folder.join("straight")).unwrap());
 
     let shorter = train(folder, "refused", &[&options[..], &["--max-tokens", "4"]].concat()).output().unwrap();

@@ -1,11 +1,13 @@
 //! Real brokers for tests, each on a port of its own.
 
+use crate::fleet::eventually;
 use skiff_demo::broker::{Access, EmbeddedBroker};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::TcpListener;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use tokio::net::TcpSocket;
 
 /// The coordinator's account.
 pub const COORDINATOR: &str = "coordinator";
@@ -23,11 +25,29 @@ pub enum Broker {
 #[derive(Debug)]
 pub struct Mosquitto {
     folder: tempfile::TempDir,
-    port: u16,
+    port: Port,
     process: Child,
 }
 
-/// The password of an account.
+/// A port of 127.0.0.1 that no other process gets while this value lives. Its socket is bound but does not listen, so a broker
+/// may listen there, and nobody answers before and after it.
+#[derive(Debug)]
+struct Port {
+    number: u16,
+    _bound: TcpSocket,
+}
+
+impl Port {
+    fn reserve() -> std::io::Result<Self> {
+        let bound = TcpSocket::new_v4()?;
+        // Both sockets must say so if a second one is to bind the port.
+        bound.set_reuseaddr(true)?;
+        bound.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        Ok(Self { number: bound.local_addr()?.port(), _bound: bound })
+    }
+}
+
+/// Returns the password of an account.
 #[must_use]
 pub fn password(name: &str) -> String {
     format!("secret-of-{name}")
@@ -37,7 +57,7 @@ impl Broker {
     /// Starts Mosquitto for `devices` of the fleet `fleet`.
     ///
     /// # Panics
-    /// Where Mosquitto is not installed or does not start, saying what to do.
+    /// If Mosquitto is not installed or does not start; the message says what to do.
     #[must_use]
     pub fn mosquitto(fleet: &str, devices: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -55,22 +75,22 @@ impl Broker {
              pattern read skiff/v1/{fleet}/all/#\nuser {COORDINATOR}\ntopic readwrite skiff/v1/{fleet}/#\n"
         );
         std::fs::write(path("rules"), rules).expect("a writable folder");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
-        let mut text = format!("listener {port} 127.0.0.1\nallow_anonymous false\nset_tcp_nodelay true\n");
+        let port = Port::reserve().expect("a free port");
+        let mut text = format!("listener {} 127.0.0.1\nallow_anonymous false\nset_tcp_nodelay true\n", port.number);
         let _ = writeln!(text, "password_file {}\nacl_file {}", path("passwords").display(), path("rules").display());
         if is_root() {
             // Mosquitto would give up root for a user who may not read the folder.
             text.push_str("user root\n");
         }
         std::fs::write(path("mosquitto.conf"), text).expect("a writable folder");
-        let process = start_mosquitto(path("mosquitto.conf"));
+        let process = start_mosquitto(&path("mosquitto.conf"), &port);
         Self::Mosquitto(Mosquitto { folder, port, process })
     }
 
     /// Starts the embedded broker for `devices`.
     ///
     /// # Panics
-    /// Where it does not start.
+    /// If it does not start.
     #[must_use]
     pub fn embedded(devices: &[&str]) -> Self {
         let names = devices.iter().chain([&COORDINATOR]);
@@ -78,24 +98,24 @@ impl Broker {
         Self::Embedded(EmbeddedBroker::start_anywhere(Access::Accounts(accounts)).expect("the embedded broker starts"))
     }
 
-    /// Where it listens.
+    /// Returns the URL at which it listens.
     #[must_use]
     pub fn url(&self) -> String {
         match self {
-            Self::Mosquitto(mosquitto) => format!("mqtt://127.0.0.1:{}", mosquitto.port),
+            Self::Mosquitto(mosquitto) => format!("mqtt://127.0.0.1:{}", mosquitto.port.number),
             Self::Embedded(embedded) => embedded.url(),
         }
     }
 
-    /// Kills Mosquitto and starts it again on the same port: everything it held is gone.
+    /// Kills Mosquitto and starts it again on the same port; its retained messages and sessions are lost.
     ///
     /// # Panics
-    /// For the embedded broker, which lives as long as this process.
+    /// If it is the embedded broker, which lives as long as this process.
     pub fn kill_and_restart(&mut self) {
         let Self::Mosquitto(mosquitto) = self else { panic!("the embedded broker cannot be restarted") };
         let _ = mosquitto.process.kill();
         let _ = mosquitto.process.wait();
-        mosquitto.process = start_mosquitto(mosquitto.folder.path().join("mosquitto.conf"));
+        mosquitto.process = start_mosquitto(&mosquitto.folder.path().join("mosquitto.conf"), &mosquitto.port);
     }
 }
 
@@ -106,14 +126,22 @@ impl Drop for Mosquitto {
     }
 }
 
-fn start_mosquitto(configuration: PathBuf) -> Child {
-    Command::new("mosquitto")
+/// Starts Mosquitto and waits until it listens.
+fn start_mosquitto(configuration: &Path, port: &Port) -> Child {
+    let mut process = Command::new("mosquitto")
         .arg("-c")
         .arg(configuration)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap_or_else(|error| panic!("starting mosquitto: {error}; install it (`cross/mosquitto`)"))
+        .unwrap_or_else(|error| panic!("starting mosquitto: {error}; install it (`cross/mosquitto`)"));
+    let listens = eventually(|| {
+        let ended = process.try_wait().expect("a child can be asked");
+        assert!(ended.is_none(), "mosquitto refused {}: {ended:?}", configuration.display());
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port.number)).is_ok()
+    });
+    assert!(listens, "mosquitto does not listen");
+    process
 }
 
 fn is_root() -> bool {

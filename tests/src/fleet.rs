@@ -1,7 +1,7 @@
 //! A coordinator and agents as processes of their own, as an operator would start them.
 
 use crate::brokers::{Broker, COORDINATOR, password};
-use crate::{packs, places};
+use crate::{PATIENCE, packs, places};
 use skiff_coordinator::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
 use skiff_models::pack::BuildOptions;
@@ -17,10 +17,12 @@ use std::time::Duration;
 
 /// The name of the fleet.
 pub const FLEET: &str = "test";
-/// Nothing a test waits for takes this long on two busy cores; whoever waits longer has found a fault.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Name of the folder in which workers announce that they train, and tests hold them.
+const BARRIER: &str = "barrier";
+/// Pause between two looks at something that a test waits for.
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// What a pack for the demo's corpus and each device's share of it look like on disk.
+/// A folder with a pack for the demo's corpus and each device's share of it, and the processes that use them.
 #[derive(Debug)]
 pub struct Fleet {
     folder: tempfile::TempDir,
@@ -33,7 +35,7 @@ impl Fleet {
     /// Prepares a MiniLM pack and `examples` training examples for each of `devices`; starts nothing yet.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     #[must_use]
     pub fn prepare(broker: &Broker, devices: &[&str], examples: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -49,6 +51,7 @@ impl Fleet {
             std::fs::create_dir(&place).expect("a writable folder");
             share.write(&place).expect("a writable folder");
         }
+        std::fs::create_dir(folder.path().join(BARRIER)).expect("a writable folder");
         Self { folder, url: broker.url(), coordinator: None, agents: BTreeMap::new() }
     }
 
@@ -83,7 +86,7 @@ impl Fleet {
     /// Starts `skiff serve`, and waits until it takes requests.
     ///
     /// # Panics
-    /// Where it does not.
+    /// If it does not start.
     pub fn start_coordinator(&mut self) {
         let mut command = self.skiff(&["serve", "--fleet", FLEET]);
         command.arg("--pack").arg(self.path("minilm")).args(["--broker", &self.url, "--user", COORDINATOR]);
@@ -98,7 +101,7 @@ impl Fleet {
     /// Starts the agent of `device`.
     ///
     /// # Panics
-    /// Where there is no coordinator's key yet.
+    /// If there is no coordinator's key yet.
     pub fn start_agent(&mut self, device: &str) {
         let share = self.path(device);
         let key =
@@ -113,24 +116,57 @@ impl Fleet {
         if std::env::var_os("SKIFF_ONNXRUNTIME").is_none() {
             command.env("SKIFF_ONNXRUNTIME", cached);
         }
+        // The agent's worker inherits it.
+        command.env("SKIFF_WORKER_BARRIER", self.path(BARRIER));
         let child = self.spawn(command, device);
         self.agents.insert(device.to_owned(), child);
     }
 
-    /// SIGKILL for an agent.
+    /// Makes the worker of `device` stand still after its first step in `round`, until [`Fleet::release`].
     ///
     /// # Panics
-    /// Where it had ended by itself.
+    /// If the folder is not writable.
+    pub fn hold(&self, device: &str, round: u32) {
+        let reached = self.barrier(device, round, "reached");
+        assert!(!reached.exists(), "{device} already trained in round {round}");
+        std::fs::write(self.barrier(device, round, "hold"), "").expect("a writable folder");
+    }
+
+    /// Waits until one of `devices` has done its first step in `round`.
+    ///
+    /// # Panics
+    /// If that takes too long, with the logs.
+    pub fn reached(&self, devices: &[&str], round: u32) {
+        let is_there = || devices.iter().any(|device| self.barrier(device, round, "reached").exists());
+        assert!(eventually(is_there), "none of {devices:?} trains in round {round}\n{}", self.logs());
+    }
+
+    /// Lets the worker of `device` train on in `round`.
+    ///
+    /// # Panics
+    /// If it is not held.
+    pub fn release(&self, device: &str, round: u32) {
+        std::fs::remove_file(self.barrier(device, round, "hold")).expect("the worker is held");
+    }
+
+    fn barrier(&self, device: &str, round: u32, suffix: &str) -> PathBuf {
+        self.path(BARRIER).join(format!("{device}-{round}.{suffix}"))
+    }
+
+    /// Sends SIGKILL to an agent.
+    ///
+    /// # Panics
+    /// If it had ended by itself.
     pub fn kill_agent(&mut self, device: &str) {
         let mut agent = self.agents.remove(device).expect("the agent was started");
         assert!(agent.try_wait().is_ok_and(|ended| ended.is_none()), "{device} had ended: {}", self.log(device));
         agent.kill().and_then(|()| agent.wait().map(drop)).expect("a child can be killed");
     }
 
-    /// SIGKILL for the process in which an agent works, as the system does when memory runs out.
+    /// Sends SIGKILL to an agent's worker, as the system does when memory runs out.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there is none.
     pub fn kill_worker(&self, device: &str) {
         let agent = self.agents.get(device).expect("the agent was started").id().to_string();
         let works = |process: &PathBuf| {
@@ -146,20 +182,20 @@ impl Fleet {
         assert!(killed.is_ok_and(|status| status.success()), "SIGKILL could not be sent");
     }
 
-    /// SIGKILL for the coordinator.
+    /// Sends SIGKILL to the coordinator.
     ///
     /// # Panics
-    /// Where it had ended by itself.
+    /// If it had ended by itself.
     pub fn kill_coordinator(&mut self) {
         let mut coordinator = self.coordinator.take().expect("the coordinator was started");
         assert!(coordinator.try_wait().is_ok_and(|ended| ended.is_none()), "it had ended: {}", self.log("coordinator"));
         coordinator.kill().and_then(|()| coordinator.wait().map(drop)).expect("a child can be killed");
     }
 
-    /// `skiff run start` with `settings` (flags and values).
+    /// Runs `skiff run start` with `settings` (flags and values).
     ///
     /// # Panics
-    /// Where it is refused.
+    /// If it is refused.
     pub fn start_run(&self, settings: &[&str]) {
         let done = self.skiff(&["run", "start"]).args(settings).output().expect("skiff runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -168,7 +204,7 @@ impl Fleet {
     /// Watches the run until `wanted` holds and returns what it saw then.
     ///
     /// # Panics
-    /// Where that takes too long or the coordinator goes away, with the logs.
+    /// If that takes too long or the coordinator ends; the message has the logs.
     pub fn watch(&self, what: &str, wanted: impl Fn(&Progress, &RunProgress) -> bool) -> (Progress, RunProgress) {
         let mut watcher = self.skiff(&["run", "watch", "--json"]).stdout(Stdio::piped()).spawn().expect("skiff runs");
         let lines = lines(watcher.stdout.take().expect("its output is piped"));
@@ -191,17 +227,17 @@ impl Fleet {
         seen.unwrap_or_else(|| panic!("never saw {what}\n{}", self.logs()))
     }
 
-    /// What a process has written so far, the end of it.
+    /// Returns the last 4,000 bytes that a process has written.
     #[must_use]
     pub fn log(&self, process: &str) -> String {
         let text = std::fs::read(self.path(&format!("{process}.log"))).unwrap_or_default();
         String::from_utf8_lossy(&text[text.len().saturating_sub(4000)..]).into_owned()
     }
 
-    /// Sends SIGTERM to every agent; `true` where all of them ended with status 0.
+    /// Sends SIGTERM to every agent. Returns true if all of them ended with status 0.
     ///
     /// # Panics
-    /// Where one does not end.
+    /// If one does not end.
     pub fn stop_agents(&mut self) -> bool {
         let agents = std::mem::take(&mut self.agents);
         for agent in agents.values() {
@@ -214,13 +250,13 @@ impl Fleet {
         })
     }
 
-    /// The folder of everything.
+    /// Returns the path of `name` in the folder of this fleet.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A command of `skiff` with this coordinator's state folder.
+    /// Returns a command of `skiff` with this coordinator's state folder.
     #[must_use]
     pub fn skiff(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(places::binary("skiff"));
@@ -262,14 +298,16 @@ fn lines(from: std::process::ChildStdout) -> Receiver<String> {
     receiver
 }
 
-/// Asks again and again, for a minute at the most.
+/// Asks again and again until `holds` does, for [`PATIENCE`] at most; returns true if it held.
 pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
-    let pause = Duration::from_millis(50);
-    (0..1200).any(|_| {
-        let held = holds();
-        if !held {
-            std::thread::sleep(pause);
+    let begun = monotonic();
+    loop {
+        if holds() {
+            return true;
         }
-        held
-    })
+        if monotonic().saturating_sub(begun) > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
 }

@@ -1,4 +1,4 @@
-//! What the tests of the whole have in common: where things are, and how packs are made for them.
+//! Common parts of the tests of the whole: places, packs, brokers, processes.
 //!
 //! - [`places`]: the source tree, its cache, the built binaries
 //! - [`packs`]: packs of the golden cases and of MiniLM, in folders of their own
@@ -6,7 +6,7 @@
 //! - [`fleet`]: a coordinator and agents as processes, and a watch on their run
 //! - [`compare`]: named tolerances, and a comparison that names the first element that differs
 //! - [`checkpoints`]: checkpoints with random weights, of any size
-//! - [`results`]: what benchmarks found, for programs
+//! - [`results`]: results of benchmarks, for programs
 
 pub mod brokers;
 pub mod checkpoints;
@@ -15,3 +15,8 @@ pub mod fleet;
 pub mod packs;
 pub mod places;
 pub mod results;
+
+use std::time::Duration;
+
+/// Longest wait of a test. Nothing takes this long, not even with all cores busy; a test that waits longer has found a fault.
+pub const PATIENCE: Duration = Duration::from_secs(300);

@@ -1,11 +1,10 @@
 //! A barrier at which a test holds a training, so that no test has to catch a moment that passes. Release builds have none.
 //!
-//! The environment variable `SKIFF_WORKER_BARRIER` names a folder. After the first finished step of each training the worker
-//! creates `{folder}/{device}-{round}.reached`. If `{folder}/{device}-{round}.hold` exists, it waits until a test removes that
+//! The environment variable `SKIFF_WORKER_BARRIER` names a folder. After the first finished step of each training, and after its
+//! checkpoint, the worker creates `{folder}/{device}-{round}.reached`. If `{folder}/{device}-{round}.hold` exists, it waits until a test removes that
 //! file. Meanwhile it keeps asking the agent whether to go on, so the agent can still stop it. After ten minutes it gives up
 //! and trains on.
 
-use skiff_protocol::DeviceId;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -28,11 +27,11 @@ pub(crate) struct Barrier {
 
 impl Barrier {
     /// Returns the barrier for `device` in `round`, or `None` if the environment names no folder.
-    pub(crate) fn from_environment(device: &DeviceId, round: u32) -> Option<Self> {
+    pub(crate) fn from_environment(device: &str, round: u32) -> Option<Self> {
         std::env::var_os(VARIABLE).map(|folder| Self::new(Path::new(&folder), device, round))
     }
 
-    fn new(folder: &Path, device: &DeviceId, round: u32) -> Self {
+    fn new(folder: &Path, device: &str, round: u32) -> Self {
         let path = |suffix: &str| folder.join(format!("{device}-{round}.{suffix}"));
         Self { reached: path("reached"), hold: path("hold") }
     }
@@ -61,7 +60,7 @@ mod tests {
     use super::*;
 
     fn barrier(folder: &Path) -> Barrier {
-        Barrier::new(folder, &"oak".parse().unwrap(), 4)
+        Barrier::new(folder, "oak", 4)
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl PackWorkshop {
             ways,
         };
         #[cfg(debug_assertions)]
-        let mut barrier = crate::barrier::Barrier::from_environment(&self.device, work.round);
+        let mut barrier = crate::barrier::Barrier::from_environment(self.device.as_str(), work.round);
         training.run(trainer, weights, &mut |report| {
             step(work_sample(work, report))?;
             #[cfg(debug_assertions)]

@@ -19,7 +19,7 @@ const SEGMENTS: usize = 16;
 const MAX_CONNECTIONS: usize = 1024;
 /// At a free port, another program may be faster.
 const ATTEMPTS: usize = 5;
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Who may connect.

@@ -49,7 +49,7 @@ const STOPPED: u8 = 130;
 /// Data, pack, broker and coordinator, agents.
 const STAGES: u64 = 4;
 /// How long agents may take from their start to the coordinator.
-const ARRIVAL: Duration = Duration::from_secs(60);
+const ARRIVAL: Duration = Duration::from_secs(180);
 /// How often agents are looked after.
 const WATCH: Duration = Duration::from_millis(250);
 /// Where `cross/fetch` puts it.

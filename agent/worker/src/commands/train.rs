@@ -199,12 +199,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         resume(&mut training, path)?;
     }
     let resumed_steps = training.done();
+    #[cfg(debug_assertions)]
+    let mut barrier = crate::barrier::Barrier::from_environment(&plan.device, plan.round);
     training.run::<anyhow::Error, _>(|training, report| {
         progress.step(report);
         if let Some(path) = &arguments.checkpoint
             && (report.step % arguments.checkpoint_every == 0 || report.step == report.steps)
         {
             save(training, path)?;
+        }
+        #[cfg(debug_assertions)]
+        if let Some(barrier) = barrier.take() {
+            return Ok(barrier.wait(&mut || ControlFlow::Continue(())));
         }
         Ok(ControlFlow::Continue(()))
     })?;

@@ -1,4 +1,4 @@
-//! What was tuned comes out, of a coordinator and of a device, as adapters that others read.
+//! Tuned weights come out, from a coordinator and from a device, as adapters that others read.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use serde_json::Value;

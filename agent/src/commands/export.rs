@@ -11,7 +11,7 @@ use skiff_blobs::{Blobs as _, DiskBlobs};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What to write, and where to.
+/// Files to write, and their folder.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Output {
     /// Folder to write: an adapter in Hugging Face PEFT's format

@@ -16,9 +16,9 @@
 
 use serde::Deserialize;
 use skiff_contract::{Provider, Setup, Training};
+use skiff_link::{BrokerSettings, LinkError, Secret};
 use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// The broker: mqtt://HOST:PORT or mqtts://HOST:PORT; :PORT is optional [default: mqtt://localhost]
+    /// The broker: mqtt://HOST:PORT or mqtts://HOST:PORT; :PORT is optional [default: mqtt://localhost:1883]
     #[arg(long, env = "SKIFF_BROKER", value_name = "URL", help_heading = "Broker")]
     pub broker: Option<String>,
     /// User name at the broker [default: the device's name if a password is set]
@@ -111,37 +111,6 @@ pub struct Settings {
     pub telemetry_seconds: Option<u64>,
 }
 
-/// A text that never appears in a log.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Returns the text.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
 /// The checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -150,7 +119,7 @@ pub struct Config {
     /// Name of this device.
     pub device: DeviceId,
     /// Address and credentials of the broker.
-    pub broker: Broker,
+    pub broker: BrokerSettings,
     /// The sender whose commands are obeyed.
     pub trust: Trust,
     /// The pack, the examples and the resources of a training.
@@ -159,30 +128,6 @@ pub struct Config {
     pub state: PathBuf,
     /// Time between telemetry samples.
     pub telemetry_interval: Duration,
-}
-
-/// Address and credentials of the broker; `skiff-link` checks them.
-#[derive(Clone)]
-pub struct Broker {
-    /// Address: `mqtt://` or `mqtts://`.
-    pub url: String,
-    /// User name.
-    pub user: Option<String>,
-    /// Password.
-    pub password: Option<Secret>,
-    /// Certificate authorities for the broker's certificate.
-    pub ca_file: Option<PathBuf>,
-    /// The device's own certificate.
-    pub client_cert_file: Option<PathBuf>,
-    /// Private key of the device's certificate.
-    pub client_key_file: Option<PathBuf>,
-}
-
-impl fmt::Debug for Broker {
-    /// Leaves the URL out, which may contain a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Broker").field("user", &self.user).field("ca_file", &self.ca_file).finish_non_exhaustive()
-    }
 }
 
 /// The sender whose commands are obeyed.
@@ -230,6 +175,9 @@ pub enum ConfigError {
         /// The remedy: what to write.
         remedy: &'static str,
     },
+    /// The settings of the broker do not fit together.
+    #[error(transparent)]
+    Broker(#[from] LinkError),
     /// A value is not allowed.
     #[error("{setting} = {found:?}: {expected}")]
     Invalid {
@@ -242,7 +190,6 @@ pub enum ConfigError {
     },
 }
 
-const DEFAULT_BROKER: &str = "mqtt://localhost";
 const DEFAULT_FLEET: &str = "skiff";
 const DEFAULT_STATE: &str = "/var/lib/skiff-agent";
 const DEFAULT_TELEMETRY_SECONDS: u64 = 5;
@@ -423,29 +370,22 @@ fn place(settings: &Settings) -> Result<Place, ConfigError> {
     Ok(Place { class: named("class", &settings.class)?, region: named("region", &settings.region)?, labels })
 }
 
-fn broker(settings: Settings, device: &DeviceId) -> Result<Broker, ConfigError> {
-    let url = settings.broker.unwrap_or_else(|| DEFAULT_BROKER.to_owned());
-    let password = match (settings.password, settings.password_file) {
-        (Some(_), Some(file)) => {
-            return Err(invalid("password_file", file.display(), "set either password or password_file"));
-        }
-        (Some(password), None) => Some(password),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })?;
-            Some(Secret(text.lines().next().unwrap_or_default().to_owned()))
-        }
-        (None, None) => None,
-    };
+fn broker(settings: Settings, device: &DeviceId) -> Result<BrokerSettings, ConfigError> {
+    let url = settings.broker.unwrap_or_else(|| BrokerSettings::DEFAULT_URL.to_owned());
     // The access list that we ship expects the device's name as user name.
-    let nameless = password.is_some() && !url.contains('@');
-    Ok(Broker {
-        user: settings.user.or_else(|| nameless.then(|| device.to_string())),
+    let has_password = settings.password.is_some() || settings.password_file.is_some();
+    let is_nameless = has_password && !url.contains('@');
+    let broker = BrokerSettings {
+        user: settings.user.or_else(|| is_nameless.then(|| device.to_string())),
         url,
-        password,
+        password: settings.password,
+        password_file: settings.password_file,
         ca_file: settings.ca_file,
         client_cert_file: settings.client_cert_file,
         client_key_file: settings.client_key_file,
-    })
+    };
+    broker.check()?;
+    Ok(broker)
 }
 
 #[cfg(test)]
@@ -476,7 +416,7 @@ mod tests {
     #[test]
     fn defaults_are_what_the_documentation_says() {
         let config = checked(&format!("pack = '/p'\ncoordinator_key = '{}'", key())).unwrap();
-        assert_eq!(config.broker.url, "mqtt://localhost");
+        assert_eq!(config.broker.url, BrokerSettings::DEFAULT_URL);
         assert_eq!(config.fleet.as_str(), "skiff");
         assert_eq!(config.device.as_str(), "host");
         assert_eq!(config.state, Path::new("/var/lib/skiff-agent"));
@@ -552,30 +492,24 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_shows_in_no_log() {
-        assert_eq!(format!("{:?}", Secret("hunter2".into())), "***");
-    }
-
-    #[test]
     fn a_password_is_one_setting_and_a_user_in_the_url_stays() {
         let base = "pack = '/p'\nallow_unsigned = true\npassword = 'x'\n";
-        assert!(complaint(&format!("{base}password_file = 'y'")).contains("either password or password_file"));
+        assert!(complaint(&format!("{base}password_file = 'y'")).contains("keep the file"));
         assert_eq!(checked(&format!("{base}broker = 'mqtt://ann@h'")).unwrap().broker.user, None);
     }
 
     #[test]
-    fn password_file_gives_its_first_line_and_the_device_as_user() {
+    fn a_password_file_stands_beside_the_settings_and_makes_the_device_the_user() {
         let (folder, path) = file("pack = 'p'\nallow_unsigned = true\npassword_file = 'secret'");
-        std::fs::write(folder.path().join("secret"), "hunter2\n").unwrap();
         let config = Settings::read(&path).unwrap().check(Some("host")).unwrap();
-        assert_eq!(config.broker.password.unwrap().reveal(), "hunter2");
+        assert_eq!(config.broker.password_file, Some(folder.path().join("secret")));
         assert_eq!(config.broker.user.as_deref(), Some("host"));
         assert_eq!(config.training.pack, folder.path().join("p"));
     }
 
     #[test]
     fn first_settings_win_and_a_password_replaces_the_files() {
-        let flags = Settings { fleet: Some("a".into()), password: Some(Secret("x".into())), ..Settings::default() };
+        let flags = Settings { fleet: Some("a".into()), password: Some("x".into()), ..Settings::default() };
         let file = Settings {
             fleet: Some("b".into()),
             device: Some("d".into()),

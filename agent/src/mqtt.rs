@@ -23,16 +23,10 @@ const OUTBOX: usize = 256;
 /// Returns the link's settings for this device, with its subscriptions and a last will that announces its end.
 #[must_use]
 pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
-    let broker = config.broker.clone();
     let desk = Desk::new(config);
     LinkConfig {
-        url: broker.url,
+        broker: config.broker.clone(),
         client_id: format!("skiff-{}-{}", config.fleet, config.device),
-        user: broker.user,
-        password: broker.password.map(|password| password.reveal().to_owned()),
-        ca_file: broker.ca_file,
-        client_cert_file: broker.client_cert_file,
-        client_key_file: broker.client_key_file,
         // Whoever is the coordinator by then, it reads the oldest version.
         will: Some(desk.publication(&Message::Gone(Gone { boot, clean: false }), Version::OLDEST)),
         subscriptions: device_filters(&config.fleet, &config.device),

@@ -25,15 +25,15 @@
 //! The command line and the environment (`SKIFF_BROKER_URL`, `SKIFF_BROKER_USER`, `SKIFF_BROKER_PASSWORD`) go before the file.
 
 use crate::run::RunSettings;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use skiff_link::{BrokerSettings, LinkError};
 use skiff_protocol::FleetId;
 use skiff_protocol::transfer::WINDOW;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// Everything a coordinator is given.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The fleet it looks after.
@@ -44,7 +44,7 @@ pub struct Config {
     pub state: PathBuf,
     /// How to reach the broker.
     #[serde(default)]
-    pub broker: Broker,
+    pub broker: BrokerSettings,
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
@@ -53,49 +53,8 @@ pub struct Config {
     pub run: RunSettings,
 }
 
-/// Table `[broker]`.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Broker {
-    /// `mqtt://host:1883` or `mqtts://host:8883` (default `mqtt://localhost:1883`).
-    pub url: String,
-    /// User name.
-    pub user: Option<String>,
-    /// Password; better in a file.
-    pub password: Option<String>,
-    /// A file whose first line is the password.
-    pub password_file: Option<PathBuf>,
-    /// Certificates that sign the broker's (default: the system's).
-    pub ca_file: Option<PathBuf>,
-    /// The coordinator's own certificate.
-    pub client_cert_file: Option<PathBuf>,
-    /// Its key.
-    pub client_key_file: Option<PathBuf>,
-}
-
-impl Default for Broker {
-    fn default() -> Self {
-        Self {
-            url: "mqtt://localhost:1883".to_owned(),
-            user: None,
-            password: None,
-            password_file: None,
-            ca_file: None,
-            client_cert_file: None,
-            client_key_file: None,
-        }
-    }
-}
-
-/// Without the password.
-impl fmt::Debug for Broker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Broker").field("user", &self.user).field("ca_file", &self.ca_file).finish_non_exhaustive()
-    }
-}
-
 /// Table `[limits]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Devices that are known at a time (default 10,000).
@@ -141,16 +100,16 @@ pub enum ConfigError {
         /// What may be.
         expected: String,
     },
-    /// The password is given twice.
-    #[error("broker.password and broker.password_file are both set: keep the file")]
-    TwoPasswords,
+    /// The settings of the broker do not fit together.
+    #[error(transparent)]
+    Broker(#[from] LinkError),
 }
 
 impl Config {
     /// A configuration with nothing but defaults beside what is needed.
     #[must_use]
     pub fn new(fleet: FleetId, pack: PathBuf, state: PathBuf, broker_url: &str) -> Self {
-        let broker = Broker { url: broker_url.to_owned(), ..Broker::default() };
+        let broker = BrokerSettings { url: broker_url.to_owned(), ..BrokerSettings::default() };
         Self { fleet, pack, state, broker, limits: Limits::default(), run: RunSettings::default() }
     }
 
@@ -178,22 +137,7 @@ impl Config {
         if !(WINDOW..=4096).contains(&granted_chunks) {
             return range("limits.granted_chunks", granted_chunks.to_string(), format!("{WINDOW} to 4096"));
         }
-        if self.broker.password.is_some() && self.broker.password_file.is_some() {
-            return Err(ConfigError::TwoPasswords);
-        }
-        Ok(())
-    }
-}
-
-impl Broker {
-    /// The password, read from its file where one is named.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn read_password(&self) -> Result<Option<String>, ConfigError> {
-        let Some(path) = &self.password_file else { return Ok(self.password.clone()) };
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
+        Ok(self.broker.check()?)
     }
 }
 
@@ -257,16 +201,5 @@ mod tests {
         assert!(message("[limits]\ndevices = 0\n").contains("limits.devices is 0, expected 1 to 100000"));
         assert!(message("[limits]\ngranted_chunks = 3\n").contains("expected 4 to"));
         assert!(message("[broker]\npassword = 'a'\npassword_file = 'b'\n").contains("keep the file"));
-    }
-
-    #[test]
-    fn a_password_comes_from_the_first_line_and_is_never_shown() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("password");
-        std::fs::write(&path, "secret\n").unwrap();
-        let broker = Broker { password_file: Some(path), ..Broker::default() };
-        assert_eq!(broker.read_password().unwrap().as_deref(), Some("secret"));
-        let broker = Broker { password: Some("secret".into()), url: "mqtt://u:secret@h".into(), ..Broker::default() };
-        assert!(!format!("{broker:?}").contains("secret"));
     }
 }

@@ -103,7 +103,7 @@ impl Coordinator {
         let hub = Hub::open(parts, start.now())?;
         let clock = Clock::new(hub.last_ms());
 
-        let (link, events) = Link::open(link_config(&config, will)?)?;
+        let (link, events) = Link::open(link_config(&config, will))?;
         let listener =
             socket::listen(state).with_context(|| format!("making the control socket in {}", state.display()))?;
         let (orders, ordered) = mpsc::channel(16);
@@ -420,19 +420,13 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-fn link_config(config: &Config, will: Publication) -> anyhow::Result<LinkConfig> {
-    let broker = &config.broker;
-    Ok(LinkConfig {
-        url: broker.url.clone(),
+fn link_config(config: &Config, will: Publication) -> LinkConfig {
+    LinkConfig {
+        broker: config.broker.clone(),
         client_id: format!("skiff-coordinator-{}", config.fleet),
-        user: broker.user.clone(),
-        password: broker.read_password()?,
-        ca_file: broker.ca_file.clone(),
-        client_cert_file: broker.client_cert_file.clone(),
-        client_key_file: broker.client_key_file.clone(),
         will: Some(will),
         subscriptions: coordinator_filters(&config.fleet),
-    })
+    }
 }
 
 /// Of the owner alone: it holds the key and the control socket. One that is there stays as it is.

@@ -3,7 +3,7 @@
 
 use skiff_coordinator::measures::Measure;
 use skiff_coordinator::progress::{DeviceProgress, Phase, Presence, Progress};
-use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
+use skiff_link::{BrokerSettings, Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_tests::PATIENCE;
 use skiff_tests::brokers::{Broker, COORDINATOR, password};
 use skiff_tests::fleet::{FLEET, Fleet, eventually};
@@ -212,10 +212,13 @@ fn publish(broker: &Broker, user: &str, messages: &[Publication]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let all = async {
         let config = LinkConfig {
-            url: broker.url(),
+            broker: BrokerSettings {
+                url: broker.url(),
+                user: Some(user.to_owned()),
+                password: Some(password(user).into()),
+                ..BrokerSettings::default()
+            },
             client_id: format!("forger-{user}"),
-            user: Some(user.to_owned()),
-            password: Some(password(user)),
             ..LinkConfig::default()
         };
         let (link, mut events) = Link::open(config).unwrap();

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 use skiff_coordinator::config::Config;
 use skiff_coordinator::serve::Coordinator;
+use skiff_link::{BrokerSettings, Secret};
 use skiff_protocol::FleetId;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,12 +55,9 @@ impl Arguments {
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         let mut config = match (&self.config, &self.fleet, &self.pack, &self.state) {
             (Some(path), ..) => Config::read(path).context("reading the configuration")?,
-            (None, Some(fleet), Some(pack), Some(state)) => Config::new(
-                fleet.clone(),
-                pack.clone(),
-                state.clone(),
-                &skiff_coordinator::config::Broker::default().url,
-            ),
+            (None, Some(fleet), Some(pack), Some(state)) => {
+                Config::new(fleet.clone(), pack.clone(), state.clone(), BrokerSettings::DEFAULT_URL)
+            }
             (None, ..) => anyhow::bail!("without --config all of --fleet, --pack and --state are needed"),
         };
         replace(&mut config.fleet, self.fleet.as_ref());
@@ -68,7 +66,8 @@ impl Arguments {
         let broker = &mut config.broker;
         replace(&mut broker.url, self.broker.as_ref());
         if self.password.is_some() || self.password_file.is_some() {
-            (broker.password, broker.password_file) = (self.password.clone(), self.password_file.clone());
+            (broker.password, broker.password_file) =
+                (self.password.clone().map(Secret::from), self.password_file.clone());
         }
         broker.user = self.user.clone().or(broker.user.take());
         broker.ca_file = self.ca.clone().or(broker.ca_file.take());

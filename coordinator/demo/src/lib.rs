@@ -221,7 +221,7 @@ async fn start_coordinator(
     let pack = folder.path().join("pack");
     let mut config = Config::new(fleet, pack.clone(), folder.path().join(COORDINATOR), &broker.url());
     config.broker.user = Some(COORDINATOR.to_owned());
-    config.broker.password = Some(own);
+    config.broker.password = Some(own.into());
     let coordinator = Coordinator::start(config).await?;
     let common = Common {
         program: agents::program()?,

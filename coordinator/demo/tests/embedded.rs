@@ -14,7 +14,7 @@ use skiff_coordinator::run::{ModelTask, RunSettings};
 use skiff_coordinator::serve::Coordinator;
 use skiff_coordinator::store::{SqliteStore, Store as _};
 use skiff_demo::broker::{Access, EmbeddedBroker};
-use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
+use skiff_link::{BrokerSettings, Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_models::task::Task;
 use skiff_models::tensors::{self, Schema, TensorSpec};
 use skiff_protocol::codec::{self, Message};
@@ -63,8 +63,12 @@ impl Device {
     fn open(index: usize, url: &str, coordinator: &Coordinator) -> Self {
         let name: DeviceId = format!("dev{index}").parse().unwrap();
         let subscriptions = device_filters(&fleet(), &name);
-        let config =
-            LinkConfig { url: url.to_owned(), client_id: name.to_string(), subscriptions, ..LinkConfig::default() };
+        let config = LinkConfig {
+            broker: BrokerSettings { url: url.to_owned(), ..BrokerSettings::default() },
+            client_id: name.to_string(),
+            subscriptions,
+            ..LinkConfig::default()
+        };
         let (link, events) = Link::open(config).unwrap();
         let verifier = Verifier::parse(coordinator.public_key()).unwrap();
         let schema = model().schema;

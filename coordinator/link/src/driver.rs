@@ -2,7 +2,8 @@
 
 use crate::LinkEvent;
 use crate::backoff::Backoff;
-use crate::config::{Broker, LinkConfig, LinkError};
+use crate::config::{Broker, LinkConfig};
+use crate::error::LinkError;
 use crate::inbox::Inbox;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Packet, Publish, QoS, StateError, SubAck,

@@ -21,16 +21,21 @@
 //! so a reader that stands still (perhaps in `publish`) can never stop the connection. `Up` and `Down` are not dropped, but
 //! where several wait only the newest is told.
 //!
-//! Rooms: [`config`] what a link is given and how it can be wrong, `driver` the loop above, `inbox` the reader's queue,
-//! `backoff` how long to rest.
+//! Rooms: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
+//! above), `inbox` (the reader's queue), `backoff` (how long to rest).
 
+mod address;
 mod backoff;
-pub mod config;
+mod config;
 mod driver;
+mod error;
 mod inbox;
 mod prompt;
+mod settings;
 
-pub use config::{LinkConfig, LinkError};
+pub use config::LinkConfig;
+pub use error::LinkError;
+pub use settings::{BrokerSettings, Secret};
 
 use driver::Driver;
 use rumqttc::{ClientError, PublishOptions};

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use skiff_link::{Link, LinkConfig, LinkEvent, Publication, Qos};
+use skiff_link::{BrokerSettings, Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_protocol::codec::MAX_MESSAGE_BYTES;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ impl Broker {
 
     fn config(&self, client_id: &str, subscription: &str) -> LinkConfig {
         LinkConfig {
-            url: format!("mqtt://127.0.0.1:{}", self.port),
+            broker: at(format!("mqtt://127.0.0.1:{}", self.port)),
             client_id: client_id.into(),
             subscriptions: vec![subscription.into()],
             ..LinkConfig::default()
@@ -97,6 +97,10 @@ impl Broker {
         let output = output.unwrap_or_else(|error| panic!("{program} does not start ({error}): install it"));
         assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+fn at(url: String) -> BrokerSettings {
+    BrokerSettings { url, ..BrokerSettings::default() }
 }
 
 impl Drop for Broker {
@@ -199,8 +203,11 @@ async fn a_wrong_password_is_said_so_and_the_right_one_works() {
     broker.run("mosquitto_passwd", "-b -c passwords ann right");
     broker.start_with("allow_anonymous false\npassword_file {folder}/passwords");
     let with = |password: &str| LinkConfig {
-        user: Some("ann".into()),
-        password: Some(password.into()),
+        broker: BrokerSettings {
+            user: Some("ann".into()),
+            password: Some(password.into()),
+            ..broker.config(password, "t/#").broker
+        },
         ..broker.config(password, "t/#")
     };
     let (_link, mut events) = Link::open(with("wrong")).unwrap();
@@ -210,7 +217,7 @@ async fn a_wrong_password_is_said_so_and_the_right_one_works() {
     let (_link, mut events) = Link::open(with("right")).unwrap();
     assert_eq!(next(&mut events).await, LinkEvent::Up);
     let url = format!("mqtt://ann:right@127.0.0.1:{}", broker.port);
-    let (_link, mut events) = Link::open(LinkConfig { url, ..broker.config("by-url", "t/#") }).unwrap();
+    let (_link, mut events) = Link::open(LinkConfig { broker: at(url), ..broker.config("by-url", "t/#") }).unwrap();
     assert_eq!(next(&mut events).await, LinkEvent::Up);
 }
 
@@ -256,13 +263,15 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
     make_certificates(&broker);
     broker.start_with(TLS_SETTINGS);
     let with = |client_id: &str, ca: &str| LinkConfig {
-        url: format!("mqtts://127.0.0.1:{}", broker.port),
-        ca_file: Some(broker.file(ca)),
+        broker: BrokerSettings { ca_file: Some(broker.file(ca)), ..at(format!("mqtts://127.0.0.1:{}", broker.port)) },
         ..broker.config(client_id, "t/#")
     };
     let (link, mut events) = Link::open(LinkConfig {
-        client_cert_file: Some(broker.file("client.pem")),
-        client_key_file: Some(broker.file("client.key")),
+        broker: BrokerSettings {
+            client_cert_file: Some(broker.file("client.pem")),
+            client_key_file: Some(broker.file("client.key")),
+            ..with("full", "ca.pem").broker
+        },
         ..with("full", "ca.pem")
     })
     .unwrap();
@@ -278,8 +287,11 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
     assert!(reason.to_lowercase().contains("certificate"), "{reason}");
 
     let broken = Link::open(LinkConfig {
-        client_cert_file: Some(broker.file("client.pem")),
-        client_key_file: Some(broker.file("broker.key")),
+        broker: BrokerSettings {
+            client_cert_file: Some(broker.file("client.pem")),
+            client_key_file: Some(broker.file("broker.key")),
+            ..with("mixed", "ca.pem").broker
+        },
         ..with("mixed", "ca.pem")
     });
     assert!(broken.unwrap_err().to_string().contains("broker.key"));
@@ -327,7 +339,8 @@ async fn garbage_in_place_of_a_broker_is_told_once_and_tried_again() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("mqtt://{}", listener.local_addr().unwrap());
-    let (_link, mut events) = Link::open(LinkConfig { url, client_id: "a".into(), ..LinkConfig::default() }).unwrap();
+    let (_link, mut events) =
+        Link::open(LinkConfig { broker: at(url), client_id: "a".into(), ..LinkConfig::default() }).unwrap();
     for _ in 0..3 {
         let (mut socket, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
         let _ = socket.read(&mut [0; 256]).await.unwrap();

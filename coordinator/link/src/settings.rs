@@ -1,0 +1,282 @@
+//! The settings of a broker, the same for the coordinator and for the agents.
+
+use crate::address::{Address, without_password};
+use crate::error::LinkError;
+use rumqttc::{TlsConfiguration, Transport};
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Address and credentials of a broker. Table `[broker]` of `coordinator.toml`.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrokerSettings {
+    /// Address: `mqtt://host:1883` or `mqtts://host:8883`; the port is optional, and `user:password@` may stand before the
+    /// host. Default: [`BrokerSettings::DEFAULT_URL`].
+    pub url: String,
+    /// User name, instead of the URL's.
+    pub user: Option<String>,
+    /// Password, instead of the URL's.
+    pub password: Option<Secret>,
+    /// File whose first line is the password. It is read when a link is opened.
+    pub password_file: Option<PathBuf>,
+    /// Certificate authorities (PEM) for the broker's certificate. Default: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// This client's own certificate (PEM), with those between it and the broker's root.
+    pub client_cert_file: Option<PathBuf>,
+    /// Private key (PEM) of the client's certificate.
+    pub client_key_file: Option<PathBuf>,
+}
+
+/// A text that never appears in a log.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Returns the text.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Default for BrokerSettings {
+    fn default() -> Self {
+        Self {
+            url: Self::DEFAULT_URL.to_owned(),
+            user: None,
+            password: None,
+            password_file: None,
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+        }
+    }
+}
+
+impl fmt::Debug for BrokerSettings {
+    /// Leaves out every password, also the URL's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerSettings")
+            .field("url", &without_password(&self.url))
+            .field("user", &self.user)
+            .field("ca_file", &self.ca_file)
+            .field("client_cert_file", &self.client_cert_file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// User name and password for the broker.
+pub(crate) struct Credentials {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+}
+
+impl BrokerSettings {
+    /// Address of a broker on the same machine.
+    pub const DEFAULT_URL: &str = "mqtt://localhost:1883";
+
+    /// Checks the settings without reading any file.
+    ///
+    /// # Errors
+    /// [`LinkError`] names the setting and the remedy.
+    pub fn check(&self) -> Result<(), LinkError> {
+        let address = self.address()?;
+        if self.password.is_some() && self.password_file.is_some() {
+            return Err(LinkError::TwoPasswords);
+        }
+        let has_password = self.password.is_some() || self.password_file.is_some() || address.password.is_some();
+        if has_password && self.user.is_none() && address.user.is_none() {
+            return Err(LinkError::Incomplete { setting: "password", missing: "no user to go with it" });
+        }
+        if !address.tls {
+            let files = [
+                ("ca_file", &self.ca_file),
+                ("client_cert_file", &self.client_cert_file),
+                ("client_key_file", &self.client_key_file),
+            ];
+            let missing = "the URL is not mqtts://, so nothing would be encrypted";
+            return match files.iter().find(|(_, file)| file.is_some()) {
+                None => Ok(()),
+                Some((setting, _)) => Err(LinkError::Incomplete { setting, missing }),
+            };
+        }
+        match (&self.client_cert_file, &self.client_key_file) {
+            (Some(_), None) => {
+                Err(LinkError::Incomplete { setting: "client_cert_file", missing: "client_key_file is not" })
+            }
+            (None, Some(_)) => {
+                Err(LinkError::Incomplete { setting: "client_key_file", missing: "client_cert_file is not" })
+            }
+            (None, None) | (Some(_), Some(_)) => Ok(()),
+        }
+    }
+
+    pub(crate) fn address(&self) -> Result<Address, LinkError> {
+        Address::parse(&self.url)
+    }
+
+    /// Returns the user and the password to connect with. Reads the password's file if one is set.
+    pub(crate) fn credentials(&self) -> Result<Credentials, LinkError> {
+        let address = self.address()?;
+        let set = match (&self.password, &self.password_file) {
+            (Some(password), _) => Some(password.reveal().to_owned()),
+            (None, Some(path)) => Some(read_password(path)?),
+            (None, None) => None,
+        };
+        Ok(Credentials { user: self.user.clone().or(address.user), password: set.or(address.password) })
+    }
+
+    /// Returns how bytes reach the broker. Reads the certificates that the settings name.
+    pub(crate) fn transport(&self) -> Result<Transport, LinkError> {
+        if !self.address()?.tls {
+            return Ok(Transport::tcp());
+        }
+        Ok(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(self.tls()?))))
+    }
+
+    fn tls(&self) -> Result<ClientConfig, LinkError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks TLS 1.2 and 1.3")
+            .with_root_certificates(self.roots()?);
+        let (Some(certificate), Some(key)) = (&self.client_cert_file, &self.client_key_file) else {
+            return Ok(config.with_no_client_auth());
+        };
+        let certificates = certificates("client_cert_file", certificate)?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|source| LinkError::BadFile {
+            setting: "client_key_file",
+            path: key.clone(),
+            holding: "an unencrypted private key",
+            source,
+        })?;
+        config.with_client_auth_cert(certificates, private).map_err(|source| LinkError::BadClientCertificate {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            source,
+        })
+    }
+
+    fn roots(&self) -> Result<RootCertStore, LinkError> {
+        let found = match &self.ca_file {
+            Some(path) => certificates("ca_file", path)?,
+            None => rustls_native_certs::load_native_certs().certs,
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found);
+        if !roots.is_empty() {
+            return Ok(roots);
+        }
+        Err(match &self.ca_file {
+            Some(path) => bad_certificates("ca_file", path, PemError::NoItemsFound),
+            None => LinkError::NoRoots { url: without_password(&self.url) },
+        })
+    }
+}
+
+/// Returns the first line of the file at `path`.
+fn read_password(path: &Path) -> Result<String, LinkError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| LinkError::BadPasswordFile { path: path.to_owned(), source })?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, LinkError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match found {
+        Ok(found) if found.is_empty() => Err(bad_certificates(setting, path, PemError::NoItemsFound)),
+        Ok(found) => Ok(found),
+        Err(source) => Err(bad_certificates(setting, path, source)),
+    }
+}
+
+fn bad_certificates(setting: &'static str, path: &Path, source: PemError) -> LinkError {
+    LinkError::BadFile { setting, path: path.to_owned(), holding: "certificates", source }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn at(url: &str) -> BrokerSettings {
+        BrokerSettings { url: url.to_owned(), ..BrokerSettings::default() }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named() {
+        let refused = |settings: BrokerSettings| settings.check().unwrap_err().to_string();
+        let some = || Some(PathBuf::from("x.pem"));
+        let message = refused(BrokerSettings { ca_file: some(), ..at("mqtt://h") });
+        assert!(message.contains("ca_file") && message.contains("mqtts://"), "{message}");
+        let message = refused(BrokerSettings { client_cert_file: some(), ..at("mqtts://h") });
+        assert!(message.contains("client_key_file is not"), "{message}");
+        let message = refused(BrokerSettings { client_key_file: some(), ..at("mqtts://h") });
+        assert!(message.contains("client_cert_file is not"), "{message}");
+        let message = refused(BrokerSettings { password: Some("p".into()), ..at("mqtt://h") });
+        assert!(message.contains("no user"), "{message}");
+        let twice =
+            BrokerSettings { password: Some("p".into()), password_file: Some("f".into()), ..at("mqtt://ann@h") };
+        assert!(refused(twice).contains("keep the file"));
+        assert!(refused(at("http://h")).contains("http://"));
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        let missing = Some(PathBuf::from("/no/such/file"));
+        let tls = BrokerSettings { ca_file: missing.clone(), ..at("mqtts://h") };
+        let message = tls.transport().err().unwrap().to_string();
+        assert!(message.contains("ca_file /no/such/file") && message.contains("PEM"), "{message}");
+        let message = BrokerSettings { password_file: missing, ..at("mqtt://ann@h") };
+        let message = message.credentials().err().unwrap().to_string();
+        assert_eq!(message, "reading password_file /no/such/file");
+    }
+
+    #[test]
+    fn settings_go_before_the_url_and_a_password_is_the_first_line_of_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        std::fs::write(&path, "secret\nrest\n").unwrap();
+        let both = |settings: BrokerSettings| {
+            let Credentials { user, password } = settings.credentials().unwrap();
+            (user.unwrap(), password.unwrap())
+        };
+        let url = "mqtt://ann:old@h";
+        assert_eq!(both(at(url)), ("ann".to_owned(), "old".to_owned()));
+        let from_file = BrokerSettings { password_file: Some(path), ..at(url) };
+        assert_eq!(both(from_file), ("ann".to_owned(), "secret".to_owned()));
+        let set = BrokerSettings { user: Some("bea".into()), password: Some("new".into()), ..at(url) };
+        assert_eq!(both(set), ("bea".to_owned(), "new".to_owned()));
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        assert_eq!(format!("{:?}", Secret("hunter2".into())), "***");
+        let settings = BrokerSettings { password: Some("hunter2".into()), ..at("mqtt://u:hunter2@h") };
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}

@@ -5,18 +5,15 @@
 
 use crate::config::{Config, Trust};
 use crate::participant::Event;
-use skiff_link::{Link, LinkConfig, Publication, Qos};
+use skiff_link::{Link, LinkConfig, Publication, Qos, Refusals, Refused};
 use skiff_protocol::codec::{Message, open, seal};
 use skiff_protocol::messages::Gone;
 use skiff_protocol::topics::device_filters;
 use skiff_protocol::transfer::{TransferId, TransferMessage};
 use skiff_protocol::{BootId, DeviceId, FleetId, Timestamp, Topic, Verifier, Version};
-use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Time between two log lines about refusals with one label, in milliseconds.
-const QUIET_MS: u64 = 60_000;
 /// Number of publications that may wait for the link. More are dropped.
 const OUTBOX: usize = 256;
 
@@ -39,13 +36,7 @@ pub struct Desk {
     fleet: FleetId,
     device: DeviceId,
     verifier: Option<Verifier>,
-    refused: BTreeMap<&'static str, Refused>,
-}
-
-#[derive(Debug, Default)]
-struct Refused {
-    count: u64,
-    logged: Option<Timestamp>,
+    refusals: Refusals,
 }
 
 impl Desk {
@@ -56,47 +47,38 @@ impl Desk {
             Trust::Key(verifier) => Some(verifier.clone()),
             Trust::Anybody => None,
         };
-        Self { fleet: config.fleet.clone(), device: config.device.clone(), verifier, refused: BTreeMap::new() }
+        Self { fleet: config.fleet.clone(), device: config.device.clone(), verifier, refusals: Refusals::default() }
     }
 
     /// Returns the event for the engine, or `None` if the message is refused.
     pub fn read(&mut self, topic: &str, payload: &[u8], now: Timestamp) -> Option<Event> {
-        let Some(place) = Topic::parse(&self.fleet, topic) else {
-            self.refuse("topic", topic, "the topic is not one of Skiff's", now);
-            return None;
-        };
-        match (open(payload, topic, self.verifier.as_ref()), place) {
-            (Ok((Message::Command(command), _)), Topic::Command(device)) if device == self.device => {
-                Some(Event::Command(command))
-            }
-            (Ok((Message::Presence(presence), _)), Topic::Presence) => Some(Event::Presence(presence)),
-            (Ok((Message::Announcement(announcement), _)), Topic::Versions) => Some(Event::Announcement(announcement)),
-            (Ok((Message::Transfer(message), _)), Topic::DownTransfer(device, id)) if device == self.device => {
-                Some(Event::Transfer { id, message })
-            }
-            (Ok(_), _) => {
-                self.refuse("misplaced", topic, "the message does not belong on its topic", now);
-                None
-            }
-            (Err(refusal), _) => {
-                self.refuse(refusal.label(), topic, &refusal.to_string(), now);
+        match self.event(topic, payload) {
+            Ok(event) => Some(event),
+            Err(refused) => {
+                self.refusals.add(&refused, topic, now);
                 None
             }
         }
     }
 
-    /// Returns the labels of all refusals so far.
-    pub fn labels(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.refused.keys().copied()
+    fn event(&self, topic: &str, payload: &[u8]) -> Result<Event, Refused> {
+        let place = Topic::parse(&self.fleet, topic).ok_or_else(Refused::unknown_topic)?;
+        let (message, _) = open(payload, topic, self.verifier.as_ref())?;
+        match (message, place) {
+            (Message::Command(command), Topic::Command(device)) if device == self.device => Ok(Event::Command(command)),
+            (Message::Presence(presence), Topic::Presence) => Ok(Event::Presence(presence)),
+            (Message::Announcement(announcement), Topic::Versions) => Ok(Event::Announcement(announcement)),
+            (Message::Transfer(message), Topic::DownTransfer(device, id)) if device == self.device => {
+                Ok(Event::Transfer { id, message })
+            }
+            _ => Err(Refused::wrong_topic()),
+        }
     }
 
-    fn refuse(&mut self, label: &'static str, topic: &str, reason: &str, now: Timestamp) {
-        let refused = self.refused.entry(label).or_default();
-        refused.count += 1;
-        if refused.logged.is_none_or(|logged| now.millis_since(logged) >= QUIET_MS) {
-            refused.logged = Some(now);
-            tracing::warn!(label, topic, reason, count = refused.count, "message refused");
-        }
+    /// Returns the refused messages so far.
+    #[must_use]
+    pub const fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Returns the publication of a birth, a farewell, telemetry or an answer in `version`, on this device's topic.
@@ -212,13 +194,12 @@ mod tests {
         assert_eq!(desk.read("skiff/v1/other/all/presence", &[], now), None);
         assert_eq!(desk.read(TOPIC, b"hello", now), None);
         assert_eq!(desk.read(TOPIC, &vec![0; 200 * 1024], now), None);
-        for (label, count) in [("unsigned", 1), ("signature", 1), ("topic", 1), ("truncated", 1), ("oversized", 1)] {
-            assert_eq!(desk.refused[label].count, count, "{label}");
-        }
+        let labels = ["unsigned", "signature", "unknown_topic", "truncated", "oversized"];
+        assert_eq!(desk.refusals().by_label(), labels.map(|label| (label.to_owned(), 1)).into());
     }
 
     #[test]
-    fn a_message_on_a_foreign_topic_is_misplaced() {
+    fn a_message_on_a_foreign_topic_is_refused() {
         let mut desk = desk(None);
         let command = "skiff/v1/home/d/kitchen/dn/command";
         assert_eq!(desk.read(command, &seal(&presence(), Version::OLDEST, command, None), Timestamp(0)), None);
@@ -226,20 +207,10 @@ mod tests {
         let theirs = Topic::DownTransfer("attic".parse().unwrap(), id).text(&"home".parse().unwrap());
         let done = Message::Transfer(TransferMessage::Done);
         assert_eq!(desk.read(&theirs, &seal(&done, Version::OLDEST, &theirs, None), Timestamp(0)), None);
-        assert_eq!(desk.refused["misplaced"].count, 2);
+        assert_eq!(desk.refusals().by_label(), [("wrong_topic".to_owned(), 2)].into());
         let ours = theirs.replace("attic", "kitchen");
         let event = desk.read(&ours, &seal(&done, Version::OLDEST, &ours, None), Timestamp(0));
         assert_eq!(event, Some(Event::Transfer { id, message: TransferMessage::Done }));
-    }
-
-    #[test]
-    fn refusals_are_logged_once_a_minute() {
-        let mut desk = desk(None);
-        for second in 0..180 {
-            desk.read(TOPIC, b"x", Timestamp(second * 1000));
-        }
-        assert_eq!(desk.refused["truncated"].count, 180);
-        assert_eq!(desk.refused["truncated"].logged, Some(Timestamp(120_000)));
     }
 
     #[test]

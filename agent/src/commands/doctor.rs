@@ -155,7 +155,7 @@ async fn meet(config: &Config) -> Vec<(&'static str, Finding)> {
         (Some(false), _) => Finding::Doubtful("known to the broker, but offline at the moment".to_owned()),
         (None, true) => Finding::Broken(format!(
             "its messages are refused ({}): compare coordinator_key with the key that `skiff serve` prints, and both versions",
-            desk.labels().collect::<Vec<_>>().join(", ")
+            desk.refusals().by_label().into_keys().collect::<Vec<_>>().join(", ")
         )),
         (None, false) => Finding::Doubtful("none seen in this fleet: start `skiff serve`, or check fleet".to_owned()),
     };

@@ -22,7 +22,8 @@
 //! where several wait only the newest is told.
 //!
 //! Rooms: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
-//! above), `inbox` (the reader's queue), `backoff` (how long to rest).
+//! above), `inbox` (the reader's queue), `backoff` (how long to rest),
+//! `refusals` (messages that are not accepted).
 
 mod address;
 mod backoff;
@@ -31,10 +32,12 @@ mod driver;
 mod error;
 mod inbox;
 mod prompt;
+mod refusals;
 mod settings;
 
 pub use config::LinkConfig;
 pub use error::LinkError;
+pub use refusals::{Refusals, Refused};
 pub use settings::{BrokerSettings, Secret};
 
 use driver::Driver;

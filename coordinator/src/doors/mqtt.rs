@@ -1,14 +1,12 @@
-//! Messages to facts and back: which topic may carry what, and what is refused.
+//! Translates between messages and facts, and refuses messages on the wrong topic.
 //!
-//! The device of a message is the one in its topic, for the broker lets a device write nowhere else; what the payload
-//! says of it does not count. What is refused is counted by label, and logged once a minute for each.
+//! The topic names the device: the broker lets a device write to no other topic, so a name in the payload does not count.
 
-use skiff_link::{Publication, Qos};
+use skiff_link::{Publication, Qos, Refused};
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{Announcement, Answer, Birth, BootId, Command, Gone, Presence, Telemetry};
 use skiff_protocol::transfer::{TransferId, TransferMessage};
-use skiff_protocol::{DeviceId, FleetId, Signer, Timestamp, Topic, Version, VersionRange};
-use std::collections::BTreeMap;
+use skiff_protocol::{DeviceId, FleetId, Signer, Topic, Version, VersionRange};
 
 /// A message of a device.
 #[derive(Clone, PartialEq, Debug)]
@@ -25,33 +23,15 @@ pub enum Said {
     Transfer(TransferId, TransferMessage),
 }
 
-/// A message that was not taken.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Refused {
-    /// One word, for counting.
-    pub label: &'static str,
-    /// What is wrong with the message, for the operator.
-    pub reason: String,
-}
-
-impl Refused {
-    fn new(label: &'static str, reason: &str) -> Self {
-        Self { label, reason: reason.to_owned() }
-    }
-}
-
 /// Reads a message that came from the broker.
 ///
 /// # Errors
 /// [`Refused`] if it cannot be read, or does not belong on its topic.
 pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, Said), Refused> {
-    let wrong_topic = || Refused::new("wrong_topic", "the message does not belong on its topic");
-    let parsed =
-        Topic::parse(fleet, topic).ok_or_else(|| Refused::new("unknown_topic", "the topic is not one of Skiff's"))?;
-    let (message, _) =
-        codec::open(payload, topic, None).map_err(|refusal| Refused::new(refusal.label(), &refusal.to_string()))?;
+    let parsed = Topic::parse(fleet, topic).ok_or_else(Refused::unknown_topic)?;
+    let (message, _) = codec::open(payload, topic, None)?;
     if !message.belongs_on(&parsed) {
-        return Err(wrong_topic());
+        return Err(Refused::wrong_topic());
     }
     match (parsed, message) {
         (Topic::Birth(device), Message::Birth(birth)) => Ok((device, Said::Birth(birth))),
@@ -59,7 +39,7 @@ pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, S
         (Topic::Telemetry(device), Message::Telemetry(telemetry)) => Ok((device, Said::Telemetry(telemetry))),
         (Topic::Answer(device), Message::Answer(answer)) => Ok((device, Said::Answer(answer))),
         (Topic::UpTransfer(device, id), Message::Transfer(message)) => Ok((device, Said::Transfer(id, message))),
-        _ => Err(wrong_topic()),
+        _ => Err(Refused::wrong_topic()),
     }
 }
 
@@ -115,36 +95,6 @@ impl Writer {
         let topic = topic.text(&self.fleet);
         let payload = codec::seal(message, version, &topic, Some(&self.signer));
         Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false }
-    }
-}
-
-/// Counts what was refused.
-#[derive(Debug, Default)]
-pub struct Refusals {
-    counts: BTreeMap<&'static str, (u64, Timestamp)>,
-}
-
-/// A label is logged at most once in this time.
-const LOG_EVERY_MS: u64 = 60_000;
-
-impl Refusals {
-    /// Counts one; true where it is to be logged too.
-    #[must_use]
-    pub fn count(&mut self, label: &'static str, now: Timestamp) -> bool {
-        let is_new = !self.counts.contains_key(label);
-        let (count, logged) = self.counts.entry(label).or_insert((0, now));
-        *count += 1;
-        let is_due = is_new || now.millis_since(*logged) >= LOG_EVERY_MS;
-        if is_due {
-            *logged = now;
-        }
-        is_due
-    }
-
-    /// Refused messages by label.
-    #[must_use]
-    pub fn by_label(&self) -> BTreeMap<String, u64> {
-        self.counts.iter().map(|(label, (count, _))| ((*label).to_owned(), *count)).collect()
     }
 }
 
@@ -225,15 +175,5 @@ mod tests {
             let done = writer.transfer(&device(), version, TransferId(1), TransferMessage::Done);
             assert_eq!(opened(&done).1, version);
         }
-    }
-
-    #[test]
-    fn refusals_are_counted_always_and_logged_once_a_minute() {
-        let mut refusals = Refusals::default();
-        let logged: Vec<bool> =
-            [0, 10, 59_999, 60_000, 60_001].into_iter().map(|at| refusals.count("digest", Timestamp(at))).collect();
-        assert_eq!(logged, [true, false, false, true, false]);
-        assert!(refusals.count("foreign", Timestamp(60_002)));
-        assert_eq!(refusals.by_label(), BTreeMap::from([("digest".to_owned(), 5), ("foreign".to_owned(), 1)]));
     }
 }

@@ -5,7 +5,7 @@
 //! rests on a record leaves before the commit.
 
 use crate::arrivals::{Arrival, Arrivals, Checked};
-use crate::doors::mqtt::{self, Refusals, Said, Writer};
+use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
 use crate::progress::{self, Progress, RunProgress};
@@ -16,7 +16,7 @@ use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError, Traffic, room};
 use crate::transfers::{Step, Transfers, chain};
 use skiff_blobs::{BlobError, Blobs};
-use skiff_link::{LinkEvent, Publication};
+use skiff_link::{LinkEvent, Publication, Refusals, Refused};
 use skiff_protocol::transfer::{Offer, Purpose};
 use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -431,7 +431,10 @@ impl Hub {
     fn take(&mut self, topic: &str, payload: &[u8], now: Timestamp) {
         let (device, said) = match mqtt::read(&self.fleet_id, topic, payload) {
             Ok(read) => read,
-            Err(refused) => return self.refused(refused.label, &refused.reason, topic, now),
+            Err(refused) => {
+                self.refusals.add(&refused, topic, now);
+                return;
+            }
         };
         tracing::trace!(%device, topic, bytes = payload.len());
         let changed = match said {
@@ -474,19 +477,16 @@ impl Hub {
                 self.feed(Event::DeviceGone(device), now);
             }
             Ok(Change::Nothing) => {}
-            Err(unwelcome) => self.refused(unwelcome.label(), &unwelcome.to_string(), topic, now),
+            Err(unwelcome) => {
+                let refused = Refused { label: unwelcome.label(), reason: unwelcome.to_string() };
+                self.refusals.add(&refused, topic, now);
+            }
         }
     }
 
     /// The most that an update may have: it holds no more than all weights.
     fn most_bytes(&self) -> u64 {
         self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
-    }
-
-    fn refused(&mut self, label: &'static str, reason: &str, topic: &str, now: Timestamp) {
-        if self.refusals.count(label, now) {
-            tracing::warn!(label, topic, reason, "a message is refused; of its kind, no other is logged for a minute");
-        }
     }
 
     fn feed(&mut self, event: Event, now: Timestamp) {
@@ -528,7 +528,7 @@ impl Hub {
     }
 
     fn take_checked(&mut self, arrival: Arrival, checked: Checked, now: Timestamp) {
-        let Arrival { device, digest, epoch, report, .. } = arrival;
+        let Arrival { device, digest, total_bytes, epoch, report, .. } = arrival;
         match checked {
             Checked::Fit { distance } => {
                 self.feed(Event::UpdateStored { device, epoch, update: digest, report, distance }, now);
@@ -541,8 +541,12 @@ impl Hub {
                 self.feed(Event::UpdateUnfit { device, epoch, reason }, now);
                 self.follow(steps, now);
             }
-            Checked::WrongDigest | Checked::Incomplete => {
+            Checked::WrongDigest => {
                 let steps = self.transfers.start_over(&device, digest, now);
+                self.follow(steps, now);
+            }
+            Checked::Incomplete => {
+                let steps = self.transfers.ask_for_missing(&device, digest, total_bytes, now);
                 self.follow(steps, now);
             }
             Checked::Failed { reason } => {

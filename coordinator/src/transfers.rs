@@ -24,8 +24,8 @@ pub const IDLE_MS: u64 = 10_000;
 pub enum Step {
     /// Publish this.
     Send(DeviceId, TransferId, TransferMessage),
-    /// All chunks are stored. Assemble and check them, then call [`Transfers::confirm`], [`Transfers::refuse`] or
-    /// [`Transfers::start_over`].
+    /// All chunks are stored. Assemble and check them, then call [`Transfers::confirm`], [`Transfers::refuse`],
+    /// [`Transfers::start_over`] or [`Transfers::ask_for_missing`].
     Arrived(DeviceId, Offer),
 }
 
@@ -105,6 +105,19 @@ impl Transfers {
     /// Asks a device for all chunks again: those that came do not make the payload that was offered.
     pub fn start_over(&mut self, device: &DeviceId, update: Digest, now: Timestamp) -> Vec<Step> {
         self.settle(device, update, ReceiverEvent::WrongDigest, now)
+    }
+
+    /// Asks a device for the chunks that are missing from the disk.
+    pub fn ask_for_missing(
+        &mut self,
+        device: &DeviceId,
+        update: Digest,
+        total_bytes: u64,
+        now: Timestamp,
+    ) -> Vec<Step> {
+        // Chunks that cannot be listed are sent again.
+        let held = self.blobs.held(update, total_bytes).unwrap_or_default();
+        self.settle(device, update, ReceiverEvent::Incomplete { held }, now)
     }
 
     /// Drops the updates that are not wanted any more, and tells their devices.

@@ -17,7 +17,7 @@ use skiff_link::{Link, LinkEvent};
 use skiff_protocol::codec::Message;
 use skiff_protocol::messages::Gone;
 use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
-use skiff_protocol::{BootId, Timestamp, Version};
+use skiff_protocol::{BootId, Digest, Timestamp, Version};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -206,7 +206,8 @@ impl Agent {
             Action::Assemble { digest, total_bytes } => {
                 let event = match self.store.blobs().assemble(digest, total_bytes) {
                     Ok(Assembly::Whole) => ReceiverEvent::Assembled,
-                    Ok(Assembly::WrongDigest | Assembly::Incomplete) => ReceiverEvent::WrongDigest,
+                    Ok(Assembly::WrongDigest) => ReceiverEvent::WrongDigest,
+                    Ok(Assembly::Incomplete) => self.incomplete(digest, total_bytes),
                     Err(error) => ReceiverEvent::StoreFailed { reason: described(error) },
                 };
                 return Ok(Some(Event::Fetched { digest, event }));
@@ -225,6 +226,11 @@ impl Agent {
 
     fn transfer(&self, id: TransferId, message: TransferMessage) {
         self.outbox.put(self.desk.transfer(id, message, self.participant.version()));
+    }
+
+    fn incomplete(&self, digest: Digest, total_bytes: u64) -> ReceiverEvent {
+        // Chunks that cannot be listed are sent again.
+        ReceiverEvent::Incomplete { held: self.store.blobs().held(digest, total_bytes).unwrap_or_default() }
     }
 
     fn look_up(&self, offer: Offer) -> Event {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   new ──► Receiving ──last chunk stored──► Assembling ──Assembled──► Complete
-//!               ▲  │ StoreFailed                 │ WrongDigest
+//!               ▲  │ StoreFailed                 │ WrongDigest, Incomplete
 //!               │  └───────────► Refused ◄───────┤ (no attempt left)
 //!               └────────────────────────────────┘ (attempts left)
 //! ```
@@ -11,6 +11,7 @@
 //! - *last chunk stored*: what was stored is told in a cumulative `Progress` after each chunk, and never before.
 //! - *Assembled*: the digest is right and the blob durable; `Done`.
 //! - *WrongDigest*: the store has thrown the chunks away; a `Grant` of nothing starts over, [`ATTEMPTS`] times in all.
+//! - *Incomplete*: the store lost chunks; a `Grant` of what it still holds asks for the missing ones. This is an attempt too.
 //! - *StoreFailed*, no attempt left: `Refused`, which ends the transfer for both.
 //!
 //! Repeated offers are answered with what is: `Grant`, `Progress` (while assembling), `Done` or `Refused`. An offer under
@@ -48,6 +49,11 @@ pub enum ReceiverEvent {
     Assembled,
     /// [`ReceiverAction::Assemble`] found another digest and threw the chunks away.
     WrongDigest,
+    /// [`ReceiverAction::Assemble`] found that chunks are missing from the store.
+    Incomplete {
+        /// The chunks that the store still holds.
+        held: Held,
+    },
     /// The store could not do what it should.
     StoreFailed {
         /// For the operator.
@@ -68,7 +74,7 @@ pub enum ReceiverAction {
         bytes: Vec<u8>,
     },
     /// Make the whole of its chunks and check the digest, then say [`ReceiverEvent::Assembled`],
-    /// [`ReceiverEvent::WrongDigest`] or [`ReceiverEvent::StoreFailed`].
+    /// [`ReceiverEvent::WrongDigest`], [`ReceiverEvent::Incomplete`] or [`ReceiverEvent::StoreFailed`].
     Assemble,
     /// The payload is there. Said once.
     Completed,
@@ -134,7 +140,8 @@ impl Receiver {
             ReceiverEvent::Received(_) => Vec::new(),
             ReceiverEvent::Stored { index } => self.stored(index),
             ReceiverEvent::Assembled => self.assembled(),
-            ReceiverEvent::WrongDigest => self.start_over(),
+            ReceiverEvent::WrongDigest => self.ask_again(Held::default(), "the payload does not match its digest"),
+            ReceiverEvent::Incomplete { held } => self.ask_again(held, "the receiver lost chunks of the payload"),
             ReceiverEvent::StoreFailed { reason } => self.fail(&reason),
         }
     }
@@ -193,15 +200,16 @@ impl Receiver {
         vec![ReceiverAction::Completed, self.answer()]
     }
 
-    fn start_over(&mut self) -> Vec<ReceiverAction> {
+    /// Asks for every chunk that is not in `held`, unless no attempt is left; then the transfer fails for `problem`.
+    fn ask_again(&mut self, held: Held, problem: &str) -> Vec<ReceiverAction> {
         if !matches!(self.phase, Phase::Assembling) {
             return Vec::new();
         }
         if self.attempts >= ATTEMPTS {
-            return self.fail(&format!("the payload does not match its digest, {ATTEMPTS} times in a row"));
+            return self.fail(&format!("{problem}, {ATTEMPTS} times in a row"));
         }
         self.attempts += 1;
-        self.held = Held::default();
+        self.held = held;
         self.phase = Phase::Receiving;
         vec![self.answer()]
     }

@@ -42,6 +42,8 @@ struct World {
     receiver: Option<Receiver>,
     disk: BTreeMap<u32, Vec<u8>>,
     whole: Option<Vec<u8>>,
+    /// Number of times that the disk loses a chunk before the payload is assembled.
+    chunks_lost_by_disk: u32,
     assembled: u32,
     chunks_sent: u32,
     failed: bool,
@@ -62,6 +64,7 @@ impl World {
             receiver: None,
             disk: BTreeMap::new(),
             whole: None,
+            chunks_lost_by_disk: 0,
             assembled: 0,
             chunks_sent: 0,
             failed: false,
@@ -182,6 +185,13 @@ impl World {
 
     fn assemble(&mut self) -> ReceiverEvent {
         self.assembled += 1;
+        if self.chunks_lost_by_disk > 0 {
+            self.chunks_lost_by_disk -= 1;
+            self.disk.pop_first();
+        }
+        if (self.disk.len() as u32) < chunk_count(self.offer.total_bytes) {
+            return ReceiverEvent::Incomplete { held: self.on_disk() };
+        }
         let bytes: Vec<u8> = self.disk.values().flatten().copied().collect();
         if Digest::of(&bytes) == self.offer.digest {
             self.whole = Some(bytes);
@@ -304,6 +314,26 @@ fn the_loss_of_one_chunk_is_mended_without_waiting() {
     world.air.remove(&lost.expect("chunks are in flight"));
     assert!(world.run(1_000));
     assert!(world.now < Timestamp(2_000), "it took {}", world.now);
+}
+
+#[test]
+fn chunks_that_the_disk_lost_are_asked_for_again_and_no_others() {
+    let payload = payload(1_000_000);
+    let mut world = World::new(payload.clone(), Digest::of(&payload), 1, Faults::default());
+    world.chunks_lost_by_disk = ATTEMPTS - 1;
+    assert!(world.run(1_000));
+    assert_eq!(world.whole, Some(payload));
+    assert_eq!(world.chunks_sent, chunk_count(1_000_000) + ATTEMPTS - 1);
+}
+
+#[test]
+fn a_disk_that_keeps_losing_chunks_ends_the_transfer() {
+    let payload = payload(1_000_000);
+    let mut world = World::new(payload.clone(), Digest::of(&payload), 1, Faults::default());
+    world.chunks_lost_by_disk = u32::MAX;
+    assert!(world.run(1_000));
+    assert!(world.failed && world.whole.is_none());
+    assert_eq!(world.assembled, ATTEMPTS);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Figures of an evaluation: by which measure a task is judged, and what counts and sums amount to.
 
-use crate::run::{Evaluation, ModelTask};
+use crate::run::{Entry, Evaluation, ModelTask, Record};
 use serde::{Deserialize, Serialize};
 use skiff_models::spans::SpanLabels;
 use skiff_models::task::Task;
@@ -142,6 +142,23 @@ impl Figures {
 }
 
 impl Parts {
+    /// Returns the parts of a run's last evaluation from its journal; `None` if nothing was evaluated yet.
+    #[must_use]
+    pub fn of_run(entries: &[Entry]) -> Option<Self> {
+        let labels = entries.iter().find_map(|entry| {
+            if let Record::RunStarted(start) = &entry.record {
+                start.task.as_ref().map(|task| &task.labels)
+            } else {
+                None
+            }
+        });
+        let counted = |entry: &Entry| {
+            if let Record::Evaluated(evaluation) = &entry.record { Some(evaluation.clone()) } else { None }
+        };
+        let last = entries.iter().rev().filter_map(counted).find(|evaluation| evaluation.examples > 0)?;
+        Some(Self::of(&last.metrics, labels.map_or(&[], Vec::as_slice)))
+    }
+
     /// Returns the parts of an evaluation of a model with these labels. A class without a label is named by its number.
     #[must_use]
     pub fn of(metrics: &TaskMetrics, labels: &[String]) -> Self {
@@ -195,6 +212,20 @@ mod tests {
         let figures = serde_json::to_value(Figures::of(&evaluation).unwrap()).unwrap();
         assert_eq!(figures, serde_json::json!({ "examples": 4, "measured": 4, "accuracy": 0.25, "perplexity": 1.0 }));
         assert_eq!(Figures::of(&Evaluation::default()), None);
+    }
+
+    #[test]
+    fn the_parts_of_a_run_are_those_of_its_last_evaluation_that_counted_anything() {
+        let entry = |evaluation| Entry { at_ms: 1, record: Record::Evaluated(evaluation) };
+        let counted = |class| {
+            let mut counts = Classification::new(2).unwrap();
+            counts.count(class, class);
+            let metrics = TaskMetrics::Classification(counts);
+            entry(Evaluation { devices: 1, examples: 1, correct: 1, metrics, ..Evaluation::default() })
+        };
+        let parts = Parts::of_run(&[counted(0), counted(1), entry(Evaluation::default())]).unwrap();
+        assert_eq!(parts.confusion.unwrap(), [("1".to_owned(), "1".to_owned(), 1)], "without labels, by number");
+        assert_eq!(Parts::of_run(&[entry(Evaluation::default())]), None);
     }
 
     #[test]

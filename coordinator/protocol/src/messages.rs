@@ -404,11 +404,11 @@ pub struct Probe {
 /// What a device found on its test examples.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct EvaluationReport {
-    /// Examples evaluated.
+    /// Number of examples evaluated; of tokens, if the task is one of tokens.
     pub examples: u64,
-    /// Of which the label was right; no more than there are.
+    /// Number of those whose label was right; 0 if the task has numbers and no labels.
     pub correct: u64,
-    /// Sum of the cross-entropy loss over the examples, in nats; not finite where the model diverged.
+    /// Sum over them of the cross-entropy in nats, or of squared errors; not finite if the model diverged.
     pub loss_sum: f64,
     /// Wall time in milliseconds.
     pub evaluate_ms: u64,

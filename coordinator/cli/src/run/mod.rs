@@ -226,7 +226,12 @@ fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
     let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
     let fresh: Vec<&RoundProgress> =
         run.closed.iter().filter(is_complete).filter(|closed| closed.round > after).collect();
-    text.extend(fresh.iter().map(|closed| line(&closed_cells(closed, run.measure))));
+    for closed in &fresh {
+        text += &line(&closed_cells(closed, run.measure));
+        text.extend(
+            closed.left_out.iter().map(|(device, why)| format!("{device} was left out of the evaluation: {why}\n")),
+        );
+    }
     *shown = Some((run.run.clone(), fresh.last().map_or(after, |closed| closed.round)));
     text
 }
@@ -383,6 +388,9 @@ mod tests {
         let text = news(&run, &mut None);
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!((rows[1][2], rows[2][2]), ("perplexity", "7.2500"));
+        run.closed[0].left_out.insert("elm".to_owned(), "it diverged".to_owned());
+        let text = news(&run, &mut None);
+        assert_eq!(text.lines().last(), Some("elm was left out of the evaluation: it diverged"));
         run.metrics_before = Some(Figures { perplexity: Some(9.5), ..Figures::default() });
         run.metrics = run.closed[0].metrics;
         assert!(ending(&run).contains("perplexity 9.5000 -> 7.2500"), "{}", ending(&run));

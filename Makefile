@@ -63,6 +63,7 @@ To compare more (docs/experiments has a report), where --list says what there is
   make experiment EXPERIMENT='--seeds 3'      the whole table, in a few hours; interrupted, the next start resumes it
 
 Needed: Linux on x86_64 or aarch64, Rust 1.95 or newer, a C compiler, python3 with pip (it fetches ONNX Runtime and MiniLM).
+`make test` also builds an older commit from git's history: a clone, not an archive, and not a shallow one.
 endef
 
 help:
@@ -73,10 +74,12 @@ demo: tools
 	@cargo build --release --locked $(binaries)
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff-demo' --checkpoint .cache/minilm $(demo_options)
 
+# Without the previous programs, only the tests that start them fail.
 test: tools
 	@cross/fetch
 	@echo "Mosquitto: $$(cross/mosquitto)"
 	@cargo build --locked $(binaries)
+	-@cross/previous
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace --no-fail-fast
 
 check: tools

@@ -1,6 +1,7 @@
 //! A coordinator and agents as processes of their own, as an operator would start them.
 
 use crate::brokers::{Broker, COORDINATOR, password};
+use crate::places::Build;
 use crate::{PATIENCE, packs, places};
 use skiff_coordinator::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
@@ -28,6 +29,7 @@ pub struct Fleet {
     folder: tempfile::TempDir,
     url: String,
     coordinator: Option<Child>,
+    coordinators_build: Build,
     agents: BTreeMap<String, Child>,
 }
 
@@ -52,7 +54,13 @@ impl Fleet {
             share.write(&place).expect("a writable folder");
         }
         std::fs::create_dir(folder.path().join(BARRIER)).expect("a writable folder");
-        Self { folder, url: broker.url(), coordinator: None, agents: BTreeMap::new() }
+        Self {
+            folder,
+            url: broker.url(),
+            coordinator: None,
+            coordinators_build: Build::Present,
+            agents: BTreeMap::new(),
+        }
     }
 
     /// Prepares a MiniLM pack that marks names of people and places, and texts for each of `devices`; starts nothing yet.
@@ -80,7 +88,13 @@ impl Fleet {
                 std::fs::write(place.join(file), (0..rows).map(row).collect::<String>()).expect("a writable folder");
             }
         }
-        Self { folder, url: broker.url(), coordinator: None, agents: BTreeMap::new() }
+        Self {
+            folder,
+            url: broker.url(),
+            coordinator: None,
+            coordinators_build: Build::Present,
+            agents: BTreeMap::new(),
+        }
     }
 
     /// Starts `skiff serve`, and waits until it takes requests.
@@ -88,6 +102,15 @@ impl Fleet {
     /// # Panics
     /// If it does not start.
     pub fn start_coordinator(&mut self) {
+        self.start_coordinator_of(Build::Present);
+    }
+
+    /// Starts `skiff serve` of `build`, and waits until it takes requests.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_coordinator_of(&mut self, build: Build) {
+        self.coordinators_build = build;
         let mut command = self.skiff(&["serve", "--fleet", FLEET]);
         command.arg("--pack").arg(self.path("minilm")).args(["--broker", &self.url, "--user", COORDINATOR]);
         command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
@@ -103,10 +126,18 @@ impl Fleet {
     /// # Panics
     /// If there is no coordinator's key yet.
     pub fn start_agent(&mut self, device: &str) {
+        self.start_agent_of(Build::Present, device);
+    }
+
+    /// Starts the agent of `device` from `build`; it starts the worker beside it.
+    ///
+    /// # Panics
+    /// If there is no coordinator's key yet.
+    pub fn start_agent_of(&mut self, build: Build, device: &str) {
         let share = self.path(device);
         let key =
             std::fs::read_to_string(self.path("coordinator/coordinator.pub")).expect("the coordinator's public key");
-        let mut command = Command::new(places::binary("skiff-agent"));
+        let mut command = Command::new(build.program("skiff-agent"));
         command.args(["run", "--exit-with-parent", "--broker", &self.url, "--fleet", FLEET, "--device", device]);
         command.args(["--password", &password(device), "--coordinator-key", key.trim(), "--threads", "1"]);
         command.args(["--telemetry-seconds", "1"]).arg("--pack").arg(self.path("minilm"));
@@ -259,7 +290,7 @@ impl Fleet {
     /// Returns a command of `skiff` with this coordinator's state folder.
     #[must_use]
     pub fn skiff(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(places::binary("skiff"));
+        let mut command = Command::new(self.coordinators_build.program("skiff"));
         command.args(arguments).arg("--state").arg(self.path("coordinator"));
         command
     }

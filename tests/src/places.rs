@@ -45,3 +45,30 @@ pub fn binary(name: &str) -> PathBuf {
     assert!(path.is_file(), "{} is not built: run `cargo build --workspace` first", path.display());
     path
 }
+
+/// Which build of the programs a test starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Build {
+    /// The programs of this tree.
+    Present,
+    /// The programs of the last commit that spoke only protocol version 2.
+    Protocol2,
+}
+
+impl Build {
+    /// Returns the path of a program of this build.
+    ///
+    /// # Panics
+    /// If it was not built; the message says how to build it.
+    #[must_use]
+    pub fn program(self, name: &str) -> PathBuf {
+        match self {
+            Self::Present => binary(name),
+            Self::Protocol2 => {
+                let path = tree().join(".cache/previous/protocol-2").join(name);
+                assert!(path.is_file(), "{} is not built: run `cross/previous`", path.display());
+                path
+            }
+        }
+    }
+}

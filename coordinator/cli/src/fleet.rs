@@ -3,7 +3,7 @@
 use crate::door::Door;
 use crate::table::{bytes, number, row, table};
 use clap::Args;
-use skiff_coordinator::doors::socket::{Client, ControlError, Request};
+use skiff_coordinator::doors::socket::{Client, Request};
 use skiff_coordinator::progress::{DeviceProgress, Presence, Progress};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -30,11 +30,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut client = Client::<Progress>::ask(&arguments.door.state()?, &request).await?;
     let mut out = std::io::stdout();
     loop {
-        let progress = match client.next().await {
-            Ok(progress) => progress,
-            Err(ControlError::HungUp) if arguments.watch => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+        let progress = client.next().await?;
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&progress)?)?;
         } else {

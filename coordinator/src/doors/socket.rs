@@ -1,8 +1,10 @@
 //! The door for operators on the same machine: a Unix socket in the state folder, one JSON request per connection.
 //!
 //! A request is one line; the answer is one line `{"ok": ...}` or `{"error": "..."}`. `watch` is answered by a line of
-//! [`Progress`] for each change (at most [`WATCH_EVERY`]) until the client hangs up. The socket's mode is 0600: who may
-//! open it may do everything.
+//! [`Progress`] for each change (at most [`WATCH_EVERY`]) until the client closes its side. The socket's mode is 0600: who
+//! may open it may do everything.
+//!
+//! There are more places for connections than for watchers, so that forgotten watchers never keep a request out.
 
 use crate::progress::{Progress, RunProgress};
 use crate::run::sharing::{Change, Policy, Share};
@@ -13,6 +15,7 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,10 +29,14 @@ pub const WATCH_EVERY: Duration = Duration::from_millis(200);
 pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
 /// The longest answer that a client takes.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
-/// Connections at a time.
+/// Maximum number of connections at a time.
 const MAX_CONNECTIONS: usize = 32;
+/// Maximum number of watchers at a time. The other connections are reserved for requests.
+const MAX_WATCHERS: usize = 24;
 /// A client that says nothing is hung up on after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time that a client gives the coordinator for its first answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an operator asks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -119,6 +126,12 @@ pub enum ControlError {
     /// The coordinator hung up.
     #[error("the coordinator hung up")]
     HungUp,
+    /// No answer in time.
+    #[error(
+        "the coordinator did not answer within {} s: it is hung or overloaded (see its log); it may still carry out the request",
+        ANSWER_PATIENCE.as_secs()
+    )]
+    Silent,
     /// Another version's answer.
     #[error("reading the coordinator's answer: is it of another version?")]
     Unreadable(#[source] serde_json::Error),
@@ -147,14 +160,15 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 
 /// Answers every connection; runs until it is dropped.
 pub async fn serve(listener: UnixListener, orders: mpsc::Sender<Order>, progress: watch::Receiver<Progress>) {
-    let connections = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
     loop {
-        let Ok(permit) = std::sync::Arc::clone(&connections).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (orders, progress) = (orders.clone(), progress.clone());
+                let (orders, progress, watchers) = (orders.clone(), progress.clone(), Arc::clone(&watchers));
                 tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &orders, progress).await {
+                    if let Err(error) = answer(stream, &orders, progress, &watchers).await {
                         tracing::debug!(%error, "a control connection broke");
                     }
                     drop(permit);
@@ -172,6 +186,7 @@ async fn answer(
     stream: UnixStream,
     orders: &mpsc::Sender<Order>,
     mut progress: watch::Receiver<Progress>,
+    watchers: &Semaphore,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
@@ -182,7 +197,12 @@ async fn answer(
     };
     let line = match serde_json::from_str(&line) {
         Ok(Request::Progress) => to_line(&Ok(&*progress.borrow())),
-        Ok(Request::Watch) => return watch(&mut write, &mut progress).await,
+        Ok(Request::Watch) => match watchers.try_acquire() {
+            Ok(_place) => return watch(&mut read, &mut write, &mut progress).await,
+            Err(_) => to_line::<()>(&Err(format!(
+                "too many watchers: {MAX_WATCHERS} are connected; end one of them (`skiff run watch`, `skiff fleet --watch`)"
+            ))),
+        },
         Ok(Request::StartRun(settings)) => to_line(&ask(orders, |reply| Order::StartRun(settings, reply)).await),
         Ok(Request::StopRun) => to_line(&ask(orders, Order::StopRun).await),
         Ok(Request::DeleteRun(run)) => to_line(&ask(orders, |reply| Order::DeleteRun(run, reply)).await),
@@ -201,14 +221,26 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &[u8]) -> io::Resu
     in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other side does not read")))
 }
 
-async fn watch(write: &mut (impl AsyncWriteExt + Unpin), progress: &mut watch::Receiver<Progress>) -> io::Result<()> {
-    loop {
-        let line = to_line(&Ok(&*progress.borrow_and_update()));
-        send(write, &line).await?;
-        tokio::time::sleep(WATCH_EVERY).await;
-        if progress.changed().await.is_err() {
-            return Ok(());
+/// Sends each change until the client closes its side. A client that left gives its place up even if nothing changes.
+async fn watch(
+    read: &mut (impl AsyncReadExt + Unpin),
+    write: &mut (impl AsyncWriteExt + Unpin),
+    progress: &mut watch::Receiver<Progress>,
+) -> io::Result<()> {
+    let changes = async {
+        loop {
+            let line = to_line(&Ok(&*progress.borrow_and_update()));
+            send(write, &line).await?;
+            tokio::time::sleep(WATCH_EVERY).await;
+            if progress.changed().await.is_err() {
+                return Ok(());
+            }
         }
+    };
+    let mut rest = tokio::io::sink();
+    tokio::select! {
+        ended = changes => ended,
+        left = tokio::io::copy(read, &mut rest) => left.map(drop),
     }
 }
 
@@ -232,6 +264,8 @@ fn to_line<T: Serialize>(answer: &Result<T, String>) -> Vec<u8> {
 /// A client's connection, with its request sent.
 pub struct Client<T> {
     lines: BufReader<UnixStream>,
+    /// True after the first answer. Later ones come when something changes, so they have no time limit.
+    is_answered: bool,
     answers: std::marker::PhantomData<T>,
 }
 
@@ -246,15 +280,25 @@ impl<T: for<'de> Deserialize<'de>> Client<T> {
         let mut stream = connected.map_err(|source| ControlError::Unreachable { path, source })?;
         let mut line = serde_json::to_vec(request).expect("requests are plain values with text keys");
         line.push(b'\n');
-        stream.write_all(&line).await.map_err(ControlError::Broken)?;
-        Ok(Self { lines: BufReader::new(stream), answers: std::marker::PhantomData })
+        let written = tokio::time::timeout(ANSWER_PATIENCE, stream.write_all(&line)).await;
+        written.map_err(|_| ControlError::Silent)?.map_err(ControlError::Broken)?;
+        Ok(Self { lines: BufReader::new(stream), is_answered: false, answers: std::marker::PhantomData })
     }
 
-    /// The next answer.
+    /// Returns the next answer. The first one has a time limit.
     ///
     /// # Errors
-    /// A broken or closed connection, an answer that cannot be read, a refusal.
+    /// No first answer in time, a broken or closed connection, an answer that cannot be read, a refusal.
     pub async fn next(&mut self) -> Result<T, ControlError> {
+        if self.is_answered {
+            return self.read().await;
+        }
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, self.read()).await.map_err(|_| ControlError::Silent)??;
+        self.is_answered = true;
+        Ok(answer)
+    }
+
+    async fn read(&mut self) -> Result<T, ControlError> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.lines).take(MAX_ANSWER_BYTES);
         let bytes = bounded.read_until(b'\n', &mut line).await.map_err(ControlError::Broken)?;
@@ -300,8 +344,50 @@ mod tests {
     async fn a_watcher_that_does_not_read_gives_its_place_up() {
         let (mut ours, _theirs) = tokio::io::duplex(16);
         let (_published, mut progress) = watch::channel(Progress::default());
-        let error = super::watch(&mut ours, &mut progress).await.unwrap_err();
+        let (mut read, mut write) = tokio::io::split(&mut ours);
+        let error = super::watch(&mut read, &mut write, &mut progress).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn watchers_leave_places_for_requests_and_one_too_many_is_refused() {
+        let Door { folder, mut orders, progress: _published } = open();
+        let mut watchers = Vec::new();
+        for _ in 0..MAX_WATCHERS {
+            let mut watcher = Client::<Progress>::ask(folder.path(), &Request::Watch).await.unwrap();
+            watcher.next().await.unwrap();
+            watchers.push(watcher);
+        }
+        for _ in 0..MAX_CONNECTIONS {
+            let refused = ask_once::<Progress>(folder.path(), &Request::Watch).await.unwrap_err();
+            assert!(refused.to_string().starts_with("too many watchers"), "{refused}");
+        }
+        let answering = tokio::spawn(async move {
+            let Some(Order::StopRun(reply)) = orders.recv().await else { panic!("another order") };
+            reply.send(Ok(())).unwrap();
+        });
+        ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap();
+        answering.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_left_gives_its_place_up_though_nothing_changes() {
+        let (_published, mut progress) = watch::channel(Progress::default());
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (mut read, mut write) = ours.split();
+        let watching = super::watch(&mut read, &mut write, &mut progress);
+        let leaving = async {
+            BufReader::new(theirs).read_line(&mut String::new()).await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(watching, leaving);
+        assert!(ended.is_ok() || ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_that_does_not_answer_is_given_up() {
+        let Door { folder, orders: _never_read, progress: _published } = open();
+        let error = ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap_err();
+        assert!(matches!(error, ControlError::Silent), "{error}");
     }
 
     #[tokio::test]

@@ -1,31 +1,33 @@
-//! Finds the coordinator that a command is for.
+//! Finds the state folder of the coordinator that a command talks to.
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use skiff_coordinator::config::Config;
 use std::path::PathBuf;
 
-/// Where the coordinator to talk to keeps its control socket.
+/// Arguments that name the coordinator's state folder, which holds the control socket.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Door {
-    /// The coordinator's state folder
+    /// State folder of the coordinator
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
-    /// The coordinator's configuration, which names the state folder
+    /// Configuration file of the coordinator, which names the state folder
     #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
 impl Door {
-    /// The state folder.
+    /// Returns the state folder.
     ///
     /// # Errors
-    /// Neither folder nor configuration given, or one that cannot be read.
+    /// Neither a folder nor a configuration is given, or the configuration cannot be read.
     pub(crate) fn state(&self) -> anyhow::Result<PathBuf> {
         match (&self.state, &self.config) {
             (Some(state), _) => Ok(state.clone()),
             (None, Some(path)) => Ok(Config::read(path).context("reading the configuration")?.state),
-            (None, None) => bail!("say which coordinator: --state DIR or --config FILE (or SKIFF_STATE, SKIFF_CONFIG)"),
+            (None, None) => {
+                bail!("name the coordinator with --state DIR or --config FILE (or SKIFF_STATE or SKIFF_CONFIG)")
+            }
         }
     }
 }

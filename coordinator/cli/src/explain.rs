@@ -1,4 +1,4 @@
-//! `skiff explain`: why a device was told what it was told, and what came of it.
+//! `skiff explain`: why each device got its order, and how the order ended.
 
 use crate::door::Door;
 use anyhow::{Context as _, bail};
@@ -8,42 +8,42 @@ use skiff_coordinator::store::{SqliteStore, Store as _};
 use skiff_protocol::DeviceId;
 use std::io::Write as _;
 
-/// What to explain.
+/// Arguments of `skiff explain`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   skiff explain 00000000000000a1 --state fleet-state --device kitchen --round 3
   skiff explain last --state fleet-state --round 1
 
-It reads the journal, so the coordinator need not run, and may.")]
+It reads the journal, so it works whether or not the coordinator is running.")]
 pub(crate) struct Arguments {
-    /// The run, as `skiff run list` names it, or `last`
+    /// Name of the run as in `skiff run list`, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
-    /// Of this device only
+    /// Explain only the orders of this device
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceId>,
-    /// Of this round only
+    /// Explain only the orders of this round
     #[arg(long, value_name = "ROUND")]
     round: Option<u32>,
-    /// As JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     door: Door,
 }
 
-/// Explains.
+/// Prints the explanation of each order that the arguments select.
 ///
 /// # Errors
-/// No such run, device or round; a journal that cannot be read.
+/// There is no such run, device or round, or the journal cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
     let runs: Vec<_> = store.runs()?.iter().map(|row| row.run).collect();
     let named = |text: &str| runs.iter().copied().find(|run| run.to_string() == text);
     let run = match arguments.run.as_str() {
-        "last" => runs.last().copied().context("there is no run yet")?,
-        text => named(text).with_context(|| format!("there is no run {text}; `skiff run list` names them"))?,
+        "last" => runs.last().copied().context("no run has been started yet")?,
+        text => named(text).with_context(|| format!("there is no run {text}; `skiff run list` lists all runs"))?,
     };
     let told = explain::explain(&store.entries(run)?, arguments.device.as_ref(), arguments.round)?;
     if told.is_empty() {

@@ -1,4 +1,4 @@
-//! `skiff fleet`: who is there, and what they report.
+//! `skiff fleet`: which devices are connected, and what they report.
 
 use crate::door::Door;
 use crate::table::{bytes, number, row, table};
@@ -8,23 +8,23 @@ use skiff_coordinator::progress::{DeviceProgress, Presence, Progress};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-/// What to show, and how.
+/// Arguments of `skiff fleet`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     door: Door,
-    /// Show it again whenever it changes, until Ctrl-C
+    /// Refresh the table whenever something changes, until Ctrl-C
     #[arg(long)]
     watch: bool,
-    /// As JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 }
 
-/// Shows the fleet.
+/// Prints the devices of the fleet.
 ///
 /// # Errors
-/// No coordinator to ask.
+/// No coordinator is reachable.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let request = if arguments.watch { Request::Watch } else { Request::Progress };
     let mut client = Client::<Progress>::ask(&arguments.door.state()?, &request).await?;
@@ -56,7 +56,7 @@ fn show(progress: &Progress) -> String {
         }
     }
     if progress.devices.is_empty() {
-        text = "no device has been heard of\n".to_owned();
+        text = "no device has connected yet\n".to_owned();
     }
     if !progress.connected {
         text.push_str("not connected to the broker\n");

@@ -1,5 +1,5 @@
 //! The command line `skiff`: a file for each verb, above the library `skiff-coordinator`. Results go to standard output,
-//! everything else to standard error. It decides nothing.
+//! everything else goes to standard error. The rules of a run are all in the library.
 
 mod door;
 mod explain;
@@ -18,8 +18,8 @@ use std::process::ExitCode;
 /// Fine-tunes a model on a fleet of small devices, without moving their data.
 ///
 /// `skiff serve` is the coordinator: it tells devices (`skiff-agent run`) over an MQTT broker when to train, merges what
-/// they learned, and keeps a journal, so that it can be killed at any moment and go on. `skiff run` and `skiff fleet`
-/// speak to it through a socket in its state folder.
+/// they learned, and keeps a journal. It can be killed at any moment: the next start resumes the run. `skiff run` and
+/// `skiff fleet` talk to it through a socket in its state folder.
 #[derive(Parser, Debug)]
 #[command(name = "skiff", version, after_help = AFTER)]
 struct Line {
@@ -29,32 +29,32 @@ struct Line {
 
 const AFTER: &str = "\
 Start here:
-  skiff serve --config coordinator.toml             the coordinator
-  skiff fleet --config coordinator.toml --watch     who is there, and what they report
+  skiff serve --config coordinator.toml             run the coordinator
+  skiff fleet --config coordinator.toml --watch     show which devices are connected, and their reports
   skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
-  skiff explain last --config coordinator.toml --round 1   why each device was told what
-  skiff policy diff --config coordinator.toml policy.toml  which devices another policy of sharing would touch
+  skiff explain last --config coordinator.toml --round 1   show why each device got its order
+  skiff policy diff --config coordinator.toml policy.toml  show which devices another sharing policy would change
 
 Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
 SKIFF_LOG=debug shows more of what `serve` does.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator to talk to.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator is reachable.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the coordinator, until Ctrl-C or SIGTERM
     Serve(Box<serve::Arguments>),
-    /// Show who is there, and what they report
+    /// Show which devices are connected, and what they report
     Fleet(fleet::Arguments),
-    /// Say why devices were told what they were told, and what came of it
+    /// Explain why each device got its order, and how the order ended
     Explain(explain::Arguments),
-    /// Start, watch, stop, list or delete runs of training
+    /// Start, watch, stop, list, export or delete training runs
     #[command(subcommand)]
     Run(run::Action),
-    /// Show or change which layers devices share; a dry run says which devices a change would touch
+    /// Show, compare or change the sharing policy: which layers each device shares
     #[command(subcommand)]
     Policy(policy::Action),
-    /// Check, migrate or clean up a state folder while no coordinator works with it
+    /// Check, migrate or clean up a state folder while no coordinator uses it
     #[command(subcommand)]
     Store(store::Action),
 }

@@ -1,4 +1,4 @@
-//! `skiff policy`: who shares which layers.
+//! `skiff policy`: which devices share which layers.
 
 use crate::door::Door;
 use crate::table::table;
@@ -8,57 +8,57 @@ use skiff_coordinator::run::sharing::{Change, Policy};
 use std::io::Write as _;
 use std::path::PathBuf;
 
-/// What to do with the policy.
+/// Subcommands of `skiff policy`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
-    /// Show the policy, and what it means for every device that is known
+    /// Show the policy, and what each known device shares under it
     Show(ShowArguments),
-    /// Say which devices another policy would touch, and how; nothing is changed
+    /// Show which devices another policy would change, without setting it
     Diff(FileArguments),
-    /// Set another policy: for the run that is going on, from its next round, and for those to come
+    /// Set another policy, for the current run from its next round and for all later runs
     Set(SetArguments),
 }
 
-/// What to show.
+/// Arguments of `skiff policy show`.
 #[derive(Args, Debug)]
 pub(crate) struct ShowArguments {
     #[command(flatten)]
     door: Door,
-    /// Only the policy, as it stands in a file: `skiff policy show --toml > policy.toml` is where to begin
+    /// Print only the policy, as TOML. To edit it, start with `skiff policy show --toml > policy.toml`
     #[arg(long, conflicts_with = "json")]
     toml: bool,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Another policy.
+/// Arguments of `skiff policy diff`.
 #[derive(Args, Debug)]
 pub(crate) struct FileArguments {
     #[command(flatten)]
     door: Door,
-    /// The other policy: keys `sharing` and `groups`, as in table [run] of the configuration
+    /// File with the other policy: keys `sharing` and `groups`, as in table [run] of the configuration
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// As JSON, an object for every device that is known
+    /// Print JSON, one object for each known device
     #[arg(long)]
     json: bool,
 }
 
-/// How to set it.
+/// Arguments of `skiff policy set`.
 #[derive(Args, Debug)]
 pub(crate) struct SetArguments {
     #[command(flatten)]
     file: FileArguments,
-    /// Only say which devices it would touch
+    /// Only show which devices it would change
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Does it.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// No coordinator to ask, a file that is no policy, or one that the model cannot keep.
+/// No coordinator is reachable, the file is not a policy, or the policy does not fit the model.
 pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match action {
@@ -90,7 +90,7 @@ async fn compare(arguments: FileArguments, sets: bool) -> anyhow::Result<()> {
 fn shown(view: &PolicyView) -> String {
     let mut rows = vec![vec!["device".to_owned(), "shares".to_owned()]];
     rows.extend(view.shares.iter().map(|(device, share)| vec![device.to_string(), share.to_string()]));
-    let devices = if view.shares.is_empty() { "no device has been heard of\n".to_owned() } else { table(&rows) };
+    let devices = if view.shares.is_empty() { "no device has connected yet\n".to_owned() } else { table(&rows) };
     format!("{}\n{devices}", view.policy)
 }
 
@@ -103,7 +103,7 @@ fn told(changes: &[Change], sets: bool) -> String {
     let verb = if sets { "touches" } else { "would touch" };
     text += &format!("the policy {verb} {} of {} known devices\n", touched.len(), changes.len());
     if sets {
-        text += "it is set, from the next round on\n";
+        text += "the policy is set and takes effect in the next round\n";
     }
     text
 }

@@ -9,56 +9,56 @@ use skiff_protocol::FleetId;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What goes before the configuration file.
+/// Arguments of `skiff serve`. They take precedence over the configuration file.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// The configuration file; without it --fleet, --pack and --state are needed
+    /// Configuration file. Without it, --fleet, --pack and --state are required
     #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// The fleet to look after
+    /// Name of the fleet to coordinate
     #[arg(long, env = "SKIFF_FLEET", required_unless_present = "config")]
     pub(crate) fleet: Option<FleetId>,
-    /// The pack that the devices hold
+    /// Folder of the pack that the devices hold
     #[arg(long, env = "SKIFF_PACK", value_name = "DIR", required_unless_present = "config")]
     pub(crate) pack: Option<PathBuf>,
-    /// The folder for everything that survives: journal, weights, key, control socket
+    /// State folder: journal, weights, signing key and control socket
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR", required_unless_present = "config")]
     pub(crate) state: Option<PathBuf>,
-    /// The broker: mqtt://host:1883 or mqtts://host:8883
+    /// URL of the broker: mqtt://host:1883 or mqtts://host:8883
     #[arg(long, env = "SKIFF_BROKER_URL", value_name = "URL")]
     pub(crate) broker: Option<String>,
     /// User name at the broker
     #[arg(long, env = "SKIFF_BROKER_USER", value_name = "NAME")]
     pub(crate) user: Option<String>,
-    /// A file whose first line is the password at the broker
+    /// File whose first line is the password at the broker
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
-    /// The password itself, from the environment only
+    /// Password at the broker, from the environment only
     #[arg(long, env = "SKIFF_BROKER_PASSWORD", hide = true, hide_env_values = true)]
     pub(crate) password: Option<String>,
-    /// Certificates that sign the broker's
+    /// Certificate authorities (PEM) that the broker's certificate is checked against
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
-    /// The coordinator's certificate
+    /// Client certificate (PEM) of the coordinator
     #[arg(long, value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
-    /// The certificate's key
+    /// Private key (PEM) of the client certificate
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
 }
 
 impl Arguments {
-    /// The configuration, with what was said on the command line in place.
+    /// Reads the configuration file, if any, and lets the command line override it.
     ///
     /// # Errors
-    /// A file that cannot be read or says what it should not.
+    /// The file cannot be read, has an unknown key, or a value is out of range.
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         let mut config = match (&self.config, &self.fleet, &self.pack, &self.state) {
             (Some(path), ..) => Config::read(path).context("reading the configuration")?,
             (None, Some(fleet), Some(pack), Some(state)) => {
                 Config::new(fleet.clone(), pack.clone(), state.clone(), BrokerSettings::DEFAULT_URL)
             }
-            (None, ..) => anyhow::bail!("without --config all of --fleet, --pack and --state are needed"),
+            (None, ..) => anyhow::bail!("without --config, --fleet, --pack and --state are all required"),
         };
         replace(&mut config.fleet, self.fleet.as_ref());
         replace(&mut config.pack, self.pack.as_ref());
@@ -84,10 +84,10 @@ fn replace<T: Clone>(value: &mut T, with: Option<&T>) {
     }
 }
 
-/// Serves until it is told to stop (SIGINT, SIGTERM) or cannot go on.
+/// Runs the coordinator until SIGINT, SIGTERM or a fatal error.
 ///
 /// # Errors
-/// What could not be opened, or why it cannot go on.
+/// The coordinator cannot start, or it stopped because of a fatal error.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -97,7 +97,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         _ = interrupted.recv() => {}
         _ = terminated.recv() => {}
     }
-    tracing::info!("stopping; a run that is going on goes on at the next start");
+    tracing::info!("stopping; the current run resumes at the next start");
     coordinator.shutdown().await
 }
 
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_goes_before_the_file() {
+    fn the_command_line_overrides_the_file() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("c.toml");
         let text = "fleet = 'home'\npack = 'p'\nstate = 's'\n[broker]\nuser = 'u'\npassword = 'x'\n[run]\nrounds = 3\n";

@@ -1,4 +1,4 @@
-//! `skiff store`: check, migrate and clean up a state folder while no coordinator works with it.
+//! `skiff store`: check, migrate and clean up a state folder while no coordinator uses it.
 
 use crate::door::Door;
 use anyhow::{Context as _, bail};
@@ -13,18 +13,18 @@ use skiff_coordinator::store::{Migrated, SqliteStore};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// What to do with a state folder. The coordinator must not be running.
+/// Subcommands of `skiff store`. The coordinator must not be running.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
-    /// Verify every journal record and every blob; change nothing. Exit status 1 if there is a fault
+    /// Verify every journal record and every blob without changing anything. Exit status 1 if there is a fault
     Check(CheckArguments),
-    /// Bring the journal to the layout of this version, as `skiff serve` does when it starts
+    /// Convert the journal to the layout of this version, as `skiff serve` does when it starts
     Migrate(ChangeArguments),
     /// Remove weights and updates that a later round superseded, as `skiff serve` does after each round
     Gc(ChangeArguments),
 }
 
-/// Arguments of `check`.
+/// Arguments of `skiff store check`.
 #[derive(Args, Debug)]
 pub(crate) struct CheckArguments {
     #[command(flatten)]
@@ -34,12 +34,12 @@ pub(crate) struct CheckArguments {
     json: bool,
 }
 
-/// Arguments of what changes the folder.
+/// Arguments of `skiff store migrate` and `skiff store gc`.
 #[derive(Args, Debug)]
 pub(crate) struct ChangeArguments {
     #[command(flatten)]
     door: Door,
-    /// Only say what would be done
+    /// Only show what would be done
     #[arg(long)]
     dry_run: bool,
     /// Print one JSON object
@@ -47,10 +47,10 @@ pub(crate) struct ChangeArguments {
     json: bool,
 }
 
-/// Does it.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// A coordinator at work in the folder, a journal that cannot be opened, or a fault that `check` found.
+/// A coordinator is using the folder, the journal cannot be opened, or `check` found a fault.
 pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
     match action {
         Action::Check(arguments) => {
@@ -95,14 +95,14 @@ fn locked(door: &Door) -> anyhow::Result<(PathBuf, Lock)> {
 
 fn lock(state: &Path) -> anyhow::Result<Lock> {
     let lock = Lock::file(&state.join("lock"));
-    lock.with_context(|| format!("a coordinator may be working with {}: stop it first", state.display()))
+    lock.with_context(|| format!("a coordinator may be using {}: stop it first", state.display()))
 }
 
 fn check_text(report: &Report) -> String {
     let mut text = format!("journal {}: {} records in {} runs\n", report.journal, report.records, report.runs.len());
     let unknown = report.blobs.iter().filter(|blob| blob.name.is_none()).count();
     let bytes: u64 = report.blobs.iter().map(|blob| blob.bytes).sum();
-    text += &format!("{} blobs, {}; {unknown} that no journal named\n", report.blobs.len(), ByteSize(bytes));
+    text += &format!("{} blobs, {}; no run's journal names {unknown} of them\n", report.blobs.len(), ByteSize(bytes));
     for fault in &report.faults {
         text += &format!("FAULT  {fault}\n");
     }

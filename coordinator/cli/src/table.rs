@@ -1,6 +1,7 @@
 //! Text tables for terminals.
 
-/// Lines of columns, each as wide as its widest cell; the first is the head. Numbers stand right, the first column left.
+/// Formats a table; the first row is the heading. Each column is as wide as its widest cell. The first column is aligned
+/// left, the others right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -19,12 +20,12 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Cells of text.
+/// Turns texts into the cells of a row.
 pub(crate) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-/// Bytes in a unit that keeps them short.
+/// Formats a number of bytes with a suitable decimal unit.
 pub(crate) fn bytes(bytes: u64) -> String {
     match bytes {
         0 => "-".to_owned(),
@@ -35,12 +36,12 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A number, or a dash.
+/// Formats a number, or a dash if there is none.
 pub(crate) fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-/// Seconds with a tenth.
+/// Formats milliseconds as seconds, to a tenth.
 pub(crate) fn seconds(millis: u64) -> String {
     format!("{:.1} s", millis as f64 / 1000.0)
 }

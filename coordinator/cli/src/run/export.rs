@@ -1,4 +1,4 @@
-//! `skiff run export`: the weights of a run, for everybody else's tools.
+//! `skiff run export`: writes the weights of a run in formats that other tools read.
 
 use crate::door::Door;
 use crate::table::bytes;
@@ -16,7 +16,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// What to export, and where to.
+/// Arguments of `skiff run export`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -26,33 +26,33 @@ Examples:
 
 Load an adapter with peft.PeftModel.from_pretrained(model, \"adapter\") and a merged checkpoint with transformers'
 AutoModelFor...from_pretrained(\"tuned\"). The folder appears whole or not at all. An earlier export there is replaced;
-anything else there is an error and stays as it is. The coordinator may run meanwhile.")]
+anything else there is an error and is left unchanged. The coordinator may be running.")]
 pub(crate) struct Arguments {
-    /// The run: its name, the first digits of it, or `last`
+    /// Name of the run, the first digits of its name, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
-    /// The folder to write
+    /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The weights with the best evaluation, or the last ones if there was none [default]
+    /// Export the weights with the best evaluation, or the last ones if no round was evaluated [default]
     #[arg(long, conflicts_with_all = ["last", "round"])]
     best: bool,
-    /// The weights of the last merged round
+    /// Export the weights of the last merged round
     #[arg(long, conflicts_with = "round")]
     last: bool,
-    /// The weights that round N made; the coordinator keeps those of the best and of the last round
+    /// Export the weights of round N. The coordinator keeps only the weights of the best and the last round
     #[arg(long, value_name = "N")]
     round: Option<u32>,
     /// Merge the tuned weights into the model and write a plain checkpoint
     #[arg(long)]
     merged: bool,
-    /// Take the model's own weights from this checkpoint. Without it they come from the pack, which may hold them rounded
+    /// Take the base model's weights from this checkpoint instead of the pack, which may hold rounded weights
     #[arg(long, value_name = "DIR", requires = "merged")]
     checkpoint: Option<PathBuf>,
-    /// The pack that the run trained [default: the one that `skiff serve` used last]
+    /// Pack that the run trained [default: the pack that `skiff serve` used last]
     #[arg(long, value_name = "DIR")]
     pack: Option<PathBuf>,
-    /// Print what was written as JSON
+    /// Print a summary of the export as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -62,7 +62,7 @@ pub(crate) struct Arguments {
 /// Writes the adapter or the checkpoint.
 ///
 /// # Errors
-/// No such run or weights, another pack, or a folder that cannot be written.
+/// There is no such run, its weights are gone, the pack is another one, or the folder cannot be written.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let state = arguments.door.state()?;
     let store = SqliteStore::open_existing(&state)?;
@@ -97,7 +97,7 @@ fn open_pack(arguments: &Arguments, state: &Path, weights: &Weights) -> anyhow::
     let path = match &arguments.pack {
         Some(path) => path.clone(),
         None => {
-            remembered_pack(state).context("the state folder does not say where the pack is; name it with --pack")?
+            remembered_pack(state).context("the state folder does not record where the pack is; name it with --pack")?
         }
     };
     let pack = Pack::open(&path).with_context(|| format!("opening the pack {}", path.display()))?;
@@ -105,7 +105,7 @@ fn open_pack(arguments: &Arguments, state: &Path, weights: &Weights) -> anyhow::
     if let Some(expected) = weights.pack {
         ensure!(
             found == expected,
-            "{} is pack {found}, and the run trained pack {expected}; name that one with --pack",
+            "{} is pack {found}, but the run trained pack {expected}; name that pack with --pack",
             path.display()
         );
     }

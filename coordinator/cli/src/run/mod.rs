@@ -13,103 +13,103 @@ use skiff_coordinator::progress::{Phase, Progress, RoundProgress, RunProgress};
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
-/// What to do with a run.
+/// Subcommands of `skiff run`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
-    /// Start a run; what is not said is as in table [run] of the configuration
+    /// Start a run. Defaults come from table [run] of the configuration
     Start(Box<StartArguments>),
-    /// Show the rounds of the present run as they close, until it ends
+    /// Show each round of the current run as it closes, until the run ends
     Watch(WatchArguments),
-    /// Stop the run; its weights stay as the last merged round left them
+    /// Stop the current run. The weights of its last merged round are kept
     Stop(Door),
-    /// The last runs, oldest first
+    /// List the last runs, oldest first
     List(ListArguments),
     /// Write the weights of a run as a Hugging Face PEFT adapter or as a plain checkpoint
     Export(Box<export::Arguments>),
-    /// Delete an ended run, and the weights that only it kept
+    /// Delete an ended run and the weights that no other run needs
     Delete(DeleteArguments),
 }
 
-/// Which run to delete.
+/// Arguments of `skiff run delete`.
 #[derive(Args, Debug)]
 pub(crate) struct DeleteArguments {
     #[command(flatten)]
     door: Door,
-    /// The run, as `skiff run list` names it
+    /// Name of the run, as in `skiff run list`
     #[arg(value_name = "RUN")]
     run: String,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
 
-/// How to start a run.
+/// Arguments of `skiff run start`.
 #[derive(Args, Debug)]
 pub(crate) struct StartArguments {
     #[command(flatten)]
     door: Door,
-    /// Rounds of training
+    /// Number of training rounds
     #[arg(long)]
     rounds: Option<u32>,
-    /// Updates wanted in a round
+    /// Number of updates wanted in each round
     #[arg(long)]
     devices: Option<u32>,
-    /// Updates without which a round is skipped
+    /// Minimum number of updates; a round with fewer is skipped
     #[arg(long)]
     quorum: Option<u32>,
-    /// Buffered asynchronous rounds (FedBuff): a round closes with --devices updates, the others train on
+    /// Use buffered asynchronous rounds (FedBuff): a round closes with --devices updates while other devices keep training
     #[arg(long)]
     asynchronous: bool,
-    /// So many devices more than --devices are ordered to train
+    /// Train this many spare devices on top of --devices
     #[arg(long, value_name = "DEVICES")]
     over_selection: Option<u32>,
-    /// Optimizer steps of each device in a round
+    /// Number of optimizer steps of each device in a round
     #[arg(long)]
     steps: Option<u32>,
-    /// Examples in a step
+    /// Number of examples in a step
     #[arg(long)]
     batch: Option<u32>,
-    /// AdamW's learning rate
+    /// Learning rate of AdamW
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f32>,
-    /// Mean dropout rate of the layers, the same for every device
+    /// Mean dropout rate of the layers, equal for all devices
     #[arg(long, value_name = "MEAN", conflicts_with = "bandit")]
     dropout: Option<f32>,
     /// Let a bandit choose each device's dropout rate
     #[arg(long)]
     bandit: bool,
-    /// Any other setting of table [run], as in the file: --set 'sharing={least_important=3}'
+    /// Set any other key of table [run], written as in the file: --set 'sharing={least_important=3}'
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Watch the run when it is started
+    /// Watch the run once it has started
     #[arg(long)]
     watch: bool,
 }
 
-/// How to watch.
+/// Arguments of `skiff run watch`.
 #[derive(Args, Debug)]
 pub(crate) struct WatchArguments {
     #[command(flatten)]
     door: Door,
-    /// Every change as JSON, one object a line
+    /// Print every change as JSON, one object per line
     #[arg(long)]
     json: bool,
 }
 
-/// How to list.
+/// Arguments of `skiff run list`.
 #[derive(Args, Debug)]
 pub(crate) struct ListArguments {
     #[command(flatten)]
     door: Door,
-    /// As JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 }
 
-/// Does it.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// No coordinator to ask, or what it refuses.
+/// No coordinator is reachable, or it refuses the request.
 pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match action {
@@ -132,7 +132,7 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
             }
             let deleted: Deleted = ask_once(&door.state()?, &Request::DeleteRun(run.clone())).await?;
             let (blobs, bytes) = (deleted.removed_blobs, bytes(deleted.removed_bytes));
-            Ok(writeln!(out, "run {run} deleted; {blobs} blobs, {bytes}, removed with it")?)
+            Ok(writeln!(out, "run {run} deleted, with {blobs} blobs ({bytes})")?)
         }
         Action::List(arguments) => {
             let runs: Vec<RunProgress> = ask_once(&arguments.door.state()?, &Request::ListRuns).await?;
@@ -145,10 +145,10 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     }
 }
 
-/// Asks on the terminal.
+/// Asks for confirmation on the terminal.
 fn confirmed(run: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("say --yes to delete run {run} and its weights for good");
+        bail!("there is no terminal to ask on: add --yes to delete run {run} and its weights for good");
     }
     let mut err = std::io::stderr();
     write!(err, "Delete run {run}, its journal, and its last and best weights for good? [y/N] ")?;
@@ -164,7 +164,7 @@ fn settings(arguments: &StartArguments) -> anyhow::Result<Map<String, Value>> {
         let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: expected KEY=VALUE"))?;
         let table: toml::Table = toml::from_str(&format!("value = {value}"))
             .or_else(|_| toml::from_str(&format!("value = {}", Value::from(value))))
-            .with_context(|| format!("--set {text}: the value is read as in the configuration file"))?;
+            .with_context(|| format!("--set {text}: the value is not valid TOML"))?;
         settings.insert(key.trim().to_owned(), serde_json::to_value(&table["value"])?);
     }
     let mut say = |key: &str, value: Option<Value>| {
@@ -211,8 +211,8 @@ async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<(
     }
 }
 
-/// What a watcher has not seen yet: the heading of another run, and each round as it is complete. `shown` is the run and
-/// the last round that were shown.
+/// Returns the lines that a watcher has not seen yet: the heading of another run, and each completed round. `shown` holds
+/// the run and the last round that were shown.
 fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
     let mut text = String::new();
     let after = match shown.take() {
@@ -222,7 +222,7 @@ fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
             0
         }
     };
-    // The evaluation belongs to its round: a round is shown when the next thing has begun.
+    // A round includes its evaluation, so it is complete only once the next round has begun or the run has ended.
     let is_complete = |closed: &&RoundProgress| closed.round < run.round || run.phase.is_end();
     let fresh: Vec<&RoundProgress> =
         run.closed.iter().filter(is_complete).filter(|closed| closed.round > after).collect();
@@ -266,7 +266,7 @@ fn line(cells: &[String; 10]) -> String {
     format!("{}\n", cells.join(" "))
 }
 
-/// One line on standard error that is overwritten, where that is a terminal.
+/// Overwrites one status line on standard error, if that is a terminal.
 fn status(progress: &Progress, run: &RunProgress) {
     use std::io::IsTerminal as _;
     let mut err = std::io::stderr();

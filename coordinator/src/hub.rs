@@ -8,13 +8,13 @@ use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
-use crate::progress::{self, Progress, RunProgress};
+use crate::progress::{Progress, RunProgress};
 use crate::run::sharing::{Policy, Share};
 use crate::run::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
 use crate::store::collector::{self, Collected};
-use crate::store::summary::Stage;
-use crate::store::{RunRow, Store, StoreError, Traffic, room};
+use crate::store::{Store, StoreError, Traffic, room};
 use crate::transfers::{Step, Transfers, chain};
+use crate::views;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication, Refusals, Refused};
 use skiff_protocol::transfer::{Offer, Purpose};
@@ -337,7 +337,7 @@ impl Hub {
     pub fn runs(&self, now: Timestamp) -> Result<Vec<RunProgress>, HubError> {
         let rows = self.store.runs()?;
         let listed = &rows[rows.len().saturating_sub(RUNS_LISTED)..];
-        Ok(listed.iter().map(|row| progress_of(row, now)).collect())
+        Ok(listed.iter().map(|row| views::listed_run(row, now)).collect())
     }
 
     /// Deletes an ended run and the weights that only it kept. The inner result says what is wrong with the request.
@@ -361,27 +361,17 @@ impl Hub {
         Ok(Ok(self.remove_blobs()?))
     }
 
-    /// What a watcher sees.
+    /// Returns what a watcher sees.
     #[must_use]
     pub fn progress(&self, now: Timestamp) -> Progress {
-        let mut devices = self.fleet.progress(now);
-        if let Some(ledger) = self.run.as_ref().map(Run::ledger) {
-            for device in &mut devices {
-                let ordered = ledger.order_of(&device.device);
-                device.mean_rate = ordered.map(|ordered| mean(&ordered.assignment.choice.rates));
-                if let Some(totals) = ledger.totals.get(&device.device) {
-                    device.updates = totals.updates;
-                    device.mean_active_layers = totals.mean_active_layers();
-                    device.peak_rss_bytes = device.peak_rss_bytes.max(totals.peak_rss_bytes);
-                }
-            }
-        }
+        let ledger = self.run.as_ref().map(Run::ledger);
+        let devices = views::devices(&self.fleet, ledger, now);
         let mut travelled = self.travelled.clone();
-        // What travels after a run's end is not the run's.
-        if self.run.as_ref().is_some_and(|run| !run.ledger().is_ended()) {
+        // Bytes that travel after the end of a run do not count for it.
+        if ledger.is_some_and(|ledger| !ledger.is_ended()) {
             *travelled.entry(self.traffic_round).or_default() += self.traffic;
         }
-        let run = self.run.as_ref().map(|run| with_traffic(run.progress(now), &travelled));
+        let run = self.run.as_ref().map(|run| views::current_run(run, &travelled, now));
         Progress { connected: self.connected, devices, run, refused_messages: self.refusals.by_label() }
     }
 
@@ -706,54 +696,6 @@ fn log(run: RunId, record: &Record) {
         Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),
         Record::PolicySet(policy) => tracing::info!(%run, groups = policy.groups.len(), "another policy of sharing"),
     }
-}
-
-fn with_traffic(progress: RunProgress, travelled: &BTreeMap<u32, Traffic>) -> RunProgress {
-    let mut progress = progress;
-    for closed in &mut progress.closed {
-        let Traffic { up, down } = travelled.get(&closed.round).copied().unwrap_or_default();
-        (closed.bytes_up, closed.bytes_down) = (up, down);
-    }
-    progress.bytes_up = travelled.values().map(|traffic| traffic.up).sum();
-    progress.bytes_down = travelled.values().map(|traffic| traffic.down).sum();
-    progress
-}
-
-/// Returns a listed run.
-fn progress_of(row: &RunRow, now: Timestamp) -> RunProgress {
-    let summary = &row.summary;
-    let is_ended = summary.is_ended();
-    RunProgress {
-        run: row.run.to_string(),
-        phase: match summary.stage {
-            Stage::Gathering => progress::Phase::Gathering,
-            Stage::Training => progress::Phase::Training,
-            Stage::Merging => progress::Phase::Merging,
-            Stage::Evaluating => progress::Phase::Evaluating,
-            Stage::Completed => progress::Phase::Completed,
-            Stage::Stopped => progress::Phase::Stopped,
-        },
-        round: summary.round,
-        rounds: summary.rounds,
-        ordered: 0,
-        answered: 0,
-        accuracy_before: summary.accuracy_before,
-        accuracy: summary.accuracy,
-        accuracy_after: summary.accuracy_after,
-        measure: summary.measure,
-        metrics_before: summary.metrics_before,
-        metrics: summary.metrics,
-        metrics_after: summary.metrics_after,
-        elapsed_ms: if is_ended { summary.last_ms } else { now.0 }.saturating_sub(summary.started_ms),
-        bytes_up: row.traffic.up,
-        bytes_down: row.traffic.down,
-        closed: Vec::new(),
-        reason: summary.reason.clone(),
-    }
-}
-
-fn mean(rates: &[f32]) -> f32 {
-    rates.iter().sum::<f32>() / rates.len().max(1) as f32
 }
 
 #[cfg(test)]

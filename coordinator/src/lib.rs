@@ -25,3 +25,4 @@ pub mod run;
 pub mod serve;
 pub mod store;
 pub mod transfers;
+pub mod views;

@@ -6,6 +6,7 @@
 use super::*;
 use crate::arrivals::Checker;
 use crate::merge::model::tests::{blob, tiny};
+use crate::progress;
 use crate::run::sharing::Sharing;
 use crate::store::SqliteStore;
 use skiff_blobs::DiskBlobs;

@@ -53,7 +53,6 @@ pub use record::{Assignment, Entry, Merged, Record, Start};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
 use crate::merge::Merging;
-use crate::progress::{self, ROUNDS_SHOWN, RunProgress};
 use configurator::{Facts, Limits, Pace, Unfit};
 use draw::draw;
 use sharing::Policy;
@@ -368,39 +367,10 @@ impl Run {
             .map_or_else(Verdict::Refused, |()| Verdict::Wanted)
     }
 
-    /// Returns what a watcher sees; the shell adds the traffic in bytes.
+    /// Returns the number of devices that answered the current evaluation.
     #[must_use]
-    pub fn progress(&self, now: Timestamp) -> RunProgress {
-        let ledger = &self.ledger;
-        let (phase, ordered, answered) = match &ledger.phase {
-            Phase::Gather(_) | Phase::Done => (progress::Phase::Gathering, 0, 0),
-            Phase::Train(training) => (progress::Phase::Training, training.assignments.len(), training.updates.len()),
-            Phase::Merge(training) => (progress::Phase::Merging, training.assignments.len(), training.updates.len()),
-            Phase::Evaluate(examples) => (progress::Phase::Evaluating, examples.len(), self.reports.len()),
-            Phase::Ended(None) => (progress::Phase::Completed, 0, 0),
-            Phase::Ended(Some(_)) => (progress::Phase::Stopped, 0, 0),
-        };
-        let until = if ledger.is_ended() { ledger.last_ms } else { now.0.max(ledger.last_ms) };
-        RunProgress {
-            run: ledger.start.run.to_string(),
-            phase,
-            round: ledger.round,
-            rounds: ledger.start.settings.rounds,
-            ordered: ordered as u32,
-            answered: answered as u32,
-            accuracy_before: ledger.accuracy_before,
-            accuracy: ledger.accuracy,
-            accuracy_after: ledger.accuracy_after,
-            measure: ledger.measure(),
-            metrics_before: ledger.figures_before,
-            metrics: ledger.figures,
-            metrics_after: ledger.figures_after,
-            elapsed_ms: until - ledger.started_ms,
-            bytes_up: 0,
-            bytes_down: 0,
-            closed: ledger.closed[ledger.closed.len().saturating_sub(ROUNDS_SHOWN)..].to_vec(),
-            reason: if let Phase::Ended(reason) = &ledger.phase { reason.clone() } else { None },
-        }
+    pub fn evaluation_reports(&self) -> usize {
+        self.reports.len()
     }
 
     fn of(ledger: Ledger) -> Result<Self, BadSettings> {

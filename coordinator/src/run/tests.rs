@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
+use crate::progress;
 use crate::run::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
 use crate::run::explain::explain;
 use proptest::prelude::*;
@@ -300,7 +301,7 @@ fn a_run_goes_from_evaluation_to_evaluation() {
     }
     assert_eq!(world.run.ledger.phase, Phase::Ended(None));
     assert_eq!(world.outcomes(), [None, None]);
-    let view = world.run.progress(Timestamp(world.now));
+    let view = crate::views::current_run(&world.run, &BTreeMap::new(), Timestamp(world.now));
     assert_eq!((view.accuracy_before, view.accuracy_after), (Some(0.5), Some(0.5)));
     assert_eq!((view.phase, view.elapsed_ms), (progress::Phase::Completed, 3_000));
     assert_eq!(view.closed[0].train_ms, 1_500);

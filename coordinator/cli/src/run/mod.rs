@@ -1,6 +1,7 @@
 //! `skiff run`: start, watch, stop and list runs of federated training.
 
 mod export;
+mod show;
 
 use crate::door::Door;
 use crate::table::{bytes, number, row, seconds, table};
@@ -10,6 +11,8 @@ use serde_json::{Map, Value, json};
 use skiff_coordinator::doors::socket::{Client, Deleted, Request, ask_once};
 use skiff_coordinator::measures::{Figures, Measure};
 use skiff_coordinator::progress::{Phase, Progress, RoundProgress, RunProgress};
+use skiff_coordinator::store::{RunRow, SqliteStore, Store as _};
+use skiff_coordinator::views;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
@@ -24,6 +27,8 @@ pub(crate) enum Action {
     Stop(Door),
     /// List the last runs, oldest first
     List(ListArguments),
+    /// Show a run: its rounds, its best round, who took part
+    Show(show::Arguments),
     /// Write the weights of a run as a Hugging Face PEFT adapter or as a plain checkpoint
     Export(Box<export::Arguments>),
     /// Delete an ended run and the weights that no other run needs
@@ -124,6 +129,7 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
             ask_once::<()>(&door.state()?, &Request::StopRun).await?;
             Ok(writeln!(out, "the run is stopped")?)
         }
+        Action::Show(arguments) => show::run(&arguments),
         Action::Export(arguments) => export::run(&arguments),
         Action::Delete(arguments) => {
             let DeleteArguments { door, run, yes } = arguments;
@@ -135,11 +141,19 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
             Ok(writeln!(out, "run {run} deleted, with {blobs} blobs ({bytes})")?)
         }
         Action::List(arguments) => {
-            let runs: Vec<RunProgress> = ask_once(&arguments.door.state()?, &Request::ListRuns).await?;
+            let rows = SqliteStore::open_existing(&arguments.door.state()?)?.runs()?;
             if arguments.json {
-                runs.iter().try_for_each(|run| Ok(writeln!(out, "{}", serde_json::to_string(run)?)?))
+                let now = show::now();
+                rows.iter().try_for_each(|row| {
+                    let mut run = serde_json::to_value(views::listed_run(row, now))?;
+                    let kept = json!({ "best": row.summary.best, "last": row.summary.last });
+                    if let (Some(run), Value::Object(kept)) = (run.as_object_mut(), kept) {
+                        run.extend(kept);
+                    }
+                    Ok(writeln!(out, "{run}")?)
+                })
             } else {
-                Ok(write!(out, "{}", list(&runs))?)
+                Ok(write!(out, "{}", list(&rows))?)
             }
         }
     }
@@ -296,22 +310,24 @@ fn ending(run: &RunProgress) -> String {
     )
 }
 
-fn list(runs: &[RunProgress]) -> String {
-    let mut rows = vec![row(["run", "phase", "round", "measure", "before", "last", "seconds", "up", "down"])];
-    rows.extend(runs.iter().map(|run| {
+fn list(rows: &[RunRow]) -> String {
+    let now = show::now();
+    let mut cells = vec![row(["run", "phase", "round", "measure", "before", "last", "best", "seconds"])];
+    cells.extend(rows.iter().map(|row| {
+        let run = views::listed_run(row, now);
+        let best = row.summary.best.as_ref().map_or_else(|| "-".to_owned(), |best| format!("round {}", best.round));
         vec![
-            run.run.clone(),
+            run.run,
             phase(run.phase).to_owned(),
             format!("{}/{}", run.round, run.rounds),
             run.measure.name().to_owned(),
             figure(run.metrics_before.as_ref(), run.measure),
             figure(run.metrics.as_ref(), run.measure),
+            best,
             seconds(run.elapsed_ms),
-            bytes(run.bytes_up),
-            bytes(run.bytes_down),
         ]
     }));
-    if runs.is_empty() { "no run has been started\n".to_owned() } else { table(&rows) }
+    if rows.is_empty() { "no run has been started\n".to_owned() } else { table(&cells) }
 }
 
 fn phase(phase: Phase) -> &'static str {

@@ -8,7 +8,7 @@ use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
-use crate::progress::{Progress, RunProgress};
+use crate::progress::Progress;
 use crate::run::sharing::{Policy, Share};
 use crate::run::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
 use crate::store::collector::{self, Collected};
@@ -21,9 +21,6 @@ use skiff_protocol::transfer::{Offer, Purpose};
 use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// How many of the last runs [`Hub::runs`] tells of.
-pub const RUNS_LISTED: usize = 50;
 
 /// An update may be this much larger than the initial weights: names and shapes are written in its head.
 const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
@@ -328,16 +325,6 @@ impl Hub {
             .places()
             .map(|(device, place)| Ok((device.clone(), policy.share(place, self.model.layers)?)))
             .collect()
-    }
-
-    /// Returns the last [`RUNS_LISTED`] runs, oldest first, from their summaries; closed rounds are not in them.
-    ///
-    /// # Errors
-    /// A journal that cannot be read.
-    pub fn runs(&self, now: Timestamp) -> Result<Vec<RunProgress>, HubError> {
-        let rows = self.store.runs()?;
-        let listed = &rows[rows.len().saturating_sub(RUNS_LISTED)..];
-        Ok(listed.iter().map(|row| views::listed_run(row, now)).collect())
     }
 
     /// Deletes an ended run and the weights that only it kept. The inner result says what is wrong with the request.

@@ -303,10 +303,6 @@ impl Shell {
                 let _ = reply.send(deleted);
                 Ok(Vec::new())
             }
-            Order::ListRuns(reply) => {
-                let _ = reply.send(Ok(self.hub.runs(now)?));
-                Ok(Vec::new())
-            }
             Order::ShowPolicy(reply) => {
                 let policy = self.policy();
                 let _ = reply.send(self.hub.shares(&policy).map(|shares| PolicyView { policy, shares }));

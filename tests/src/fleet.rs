@@ -115,9 +115,8 @@ impl Fleet {
         command.arg("--pack").arg(self.path("minilm")).args(["--broker", &self.url, "--user", COORDINATOR]);
         command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
         self.coordinator = Some(self.spawn(command, "coordinator"));
-        let ready = || {
-            self.skiff(&["run", "list"]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
-        };
+        let ready =
+            || self.skiff(&["fleet"]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
         assert!(eventually(ready), "the coordinator does not answer: {}", self.log("coordinator"));
     }
 

@@ -6,7 +6,7 @@
 //!
 //! There are more places for connections than for watchers, so that forgotten watchers never keep a request out.
 
-use crate::progress::{Progress, RunProgress};
+use crate::progress::Progress;
 use crate::run::sharing::{Change, Policy, Share};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
@@ -50,8 +50,6 @@ pub enum Request {
     StartRun(serde_json::Map<String, serde_json::Value>),
     /// Stop the run.
     StopRun,
-    /// The last runs, oldest first.
-    ListRuns,
     /// Delete an ended run, by its name. Answer: [`Deleted`].
     DeleteRun(String),
     /// Who shares what. Answer: [`PolicyView`].
@@ -87,8 +85,6 @@ pub enum Order {
     StartRun(serde_json::Map<String, serde_json::Value>, Reply<String>),
     /// Stop the run.
     StopRun(Reply<()>),
-    /// Tell of the last runs.
-    ListRuns(Reply<Vec<RunProgress>>),
     /// Delete an ended run.
     DeleteRun(String, Reply<Deleted>),
     /// Tell who shares what.
@@ -206,7 +202,6 @@ async fn answer(
         Ok(Request::StartRun(settings)) => to_line(&ask(orders, |reply| Order::StartRun(settings, reply)).await),
         Ok(Request::StopRun) => to_line(&ask(orders, Order::StopRun).await),
         Ok(Request::DeleteRun(run)) => to_line(&ask(orders, |reply| Order::DeleteRun(run, reply)).await),
-        Ok(Request::ListRuns) => to_line(&ask(orders, Order::ListRuns).await),
         Ok(Request::ShowPolicy) => to_line(&ask(orders, Order::ShowPolicy).await),
         Ok(Request::ComparePolicy(policy)) => to_line(&ask(orders, |reply| Order::ComparePolicy(policy, reply)).await),
         Ok(Request::SetPolicy(policy)) => to_line(&ask(orders, |reply| Order::SetPolicy(policy, reply)).await),

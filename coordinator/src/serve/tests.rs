@@ -2,7 +2,7 @@
 use super::*;
 use crate::doors::socket::{Request, ask_once};
 use crate::merge::model::tests::tiny;
-use crate::progress::{Phase, RunProgress};
+use crate::progress::Phase;
 use tempfile::TempDir;
 
 /// No broker answers there; everything but the fleet works all the same.
@@ -26,8 +26,9 @@ async fn a_run_goes_on_after_a_restart_and_is_stopped_through_the_socket() {
 
     let coordinator = start(&state).await;
     assert_eq!(coordinator.public_key(), key);
-    let runs: Vec<RunProgress> = ask_once(state.path(), &Request::ListRuns).await.unwrap();
-    assert_eq!((runs[0].run.as_str(), runs[0].phase, runs[0].rounds), (run.as_str(), Phase::Gathering, 3));
+    let resumed: Progress = ask_once(state.path(), &Request::Progress).await.unwrap();
+    let resumed = resumed.run.unwrap();
+    assert_eq!((resumed.run.as_str(), resumed.phase, resumed.rounds), (run.as_str(), Phase::Gathering, 3));
     ask_once::<()>(state.path(), &Request::StopRun).await.unwrap();
     let mut progress = coordinator.progress();
     let stopped = |progress: &Progress| progress.run.as_ref().is_some_and(|run| run.phase == Phase::Stopped);

@@ -1,8 +1,8 @@
-//! What the fields of a message may hold, beyond what their types say.
+//! Bounds on the fields of messages, beyond what their types enforce.
 //!
-//! Lists are bounded while they are read, so that a claimed length allocates nothing; everything else is checked right
-//! after. Numbers that steer (rates, learning rate, importance) are finite and in range; numbers that were measured (losses,
-//! temperatures) may be anything, for the reader to judge.
+//! Lists are bounded while they are read, so that a claimed length allocates nothing. All other bounds are checked right
+//! after. Settings (rates, learning rate, importance) must be finite and in range. Measurements (losses, temperatures) may
+//! be any number; the reader decides what to do with them.
 
 use crate::codec::Message;
 use crate::messages::{
@@ -15,15 +15,15 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Layers of a model.
+/// Largest number of layers in a model.
 pub(crate) const LAYERS: usize = 512;
-/// Temperature sensors in a sample.
+/// Largest number of temperature sensors in a sample.
 pub(crate) const SENSORS: usize = 16;
-/// Labels of a device.
+/// Largest number of labels of a device.
 pub(crate) const LABELS: usize = 16;
-/// A name.
+/// Largest length of a name, in bytes.
 pub(crate) const NAME_BYTES: usize = 64;
-/// A reason or a description.
+/// Largest length of a reason or a description, in bytes.
 pub(crate) const TEXT_BYTES: usize = 200;
 
 /// Returns the name of the first field that breaks its bound in a message of `version`.
@@ -148,7 +148,7 @@ fn within(holds: bool, field: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(field) }
 }
 
-/// Reads a list of at most `N`, allocating only as items come.
+/// Reads a list of at most `N` items. Memory is allocated only as items arrive.
 pub(crate) fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -174,7 +174,7 @@ where
     deserializer.deserialize_seq(Items::<N, T>(PhantomData))
 }
 
-/// Bytes as one piece: copied at once, and never more than there are.
+/// Writes and reads bytes as one piece. Reading copies them at once and never allocates more than arrived.
 pub(crate) mod bytes {
     use super::{Deserializer, Error, Visitor, fmt};
     use serde::Serializer;

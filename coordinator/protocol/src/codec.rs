@@ -1,4 +1,4 @@
-//! What a message looks like on the wire: a fixed header, then postcard.
+//! Layout of a message on the wire: a fixed header, then postcard.
 //!
 //! ```text
 //! offset bytes
@@ -8,19 +8,22 @@
 //!      7     1  flags: bit 0 = signed
 //!      8     4  payload length, little-endian
 //!     12    32  blake3 of bytes 0..12 and the payload
-//!     44    64  ed25519 signature over topic, a zero byte, and bytes 0..44 (where signed)
+//!     44    64  ed25519 signature over topic, a zero byte, and bytes 0..44 (only if signed)
 //!        ...    payload
 //! ```
 //!
-//! Messages of the coordinator are signed; a device that knows the coordinator's public key refuses any that is not.
-//! Everything that cannot be read is a [`Refusal`], which the shell counts by [`Refusal::label`]. What was read keeps the
-//! bounds that its fields' texts state, so that nobody has to look again.
+//! The coordinator signs its messages. A device that knows the coordinator's public key refuses unsigned ones.
+//! A message that cannot be read gives a [`Refusal`], which the shell counts by [`Refusal::label`]. A message that was read
+//! keeps the bounds in the docs of its fields, so no caller checks them again.
 //!
-//! The header is the same in every version. The payload is that of the message's own version: the newest types
+//! The header is the same in every version. The payload has the layout of the message's version. The newest types
 //! ([`crate::messages`]) are converted when a message of an older version is written or read ([`crate::v2`]).
 //!
-//! Laws: `open(seal(m, version)) = (m, version)`, less what `version` cannot carry; any other bytes are refused or some message, never a panic; a message in which a byte was
-//! changed is refused; reading allocates no more than a small multiple of the bytes that came.
+//! Laws:
+//! - `open(seal(m, version)) = (m, version)`, without the fields that `version` cannot carry.
+//! - Arbitrary bytes are refused or read as a message; they never cause a panic.
+//! - A message with a changed byte is refused.
+//! - Reading allocates at most a small multiple of the bytes that arrived.
 
 use crate::bounds;
 use crate::messages::{Announcement, Answer, Birth, Command, Gone, Presence, Telemetry};
@@ -32,12 +35,12 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
 
-/// The largest message, header included: below AWS IoT's 128 KiB.
+/// Largest message in bytes, including its header. It is below the limit of AWS IoT (128 KiB).
 pub const MAX_MESSAGE_BYTES: usize = 120 * 1024;
 
 const MAGIC: [u8; 4] = *b"SKIF";
 const SIGNED: u8 = 1;
-/// Where the digest starts: what stands before is digested with the payload.
+/// Position of the digest. It covers the bytes before it, and the payload.
 const DIGEST_AT: usize = 12;
 const SIGNATURE_AT: usize = 44;
 const SIGNATURE_BYTES: usize = 64;
@@ -45,47 +48,47 @@ const SIGNATURE_BYTES: usize = 64;
 /// Any message of the protocol.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Message {
-    /// A device is here.
+    /// Birth of a device.
     Birth(Birth),
-    /// A device left.
+    /// Departure of a device.
     Gone(Gone),
-    /// A device's resources.
+    /// Resources of a device.
     Telemetry(Telemetry),
-    /// A device's answer.
+    /// Answer of a device to a command.
     Answer(Answer),
-    /// The coordinator's command.
+    /// Command of the coordinator.
     Command(Command),
-    /// The coordinator's presence.
+    /// Presence of the coordinator.
     Presence(Presence),
-    /// A transfer's message, from either side.
+    /// Message of a transfer, from either side.
     Transfer(TransferMessage),
-    /// The coordinator's versions.
+    /// Versions that the coordinator speaks.
     Announcement(Announcement),
 }
 
 /// Why a message was not read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Shorter than its header, or than its header says.
-    #[error("message of {found} bytes where {expected} were announced")]
+    /// The message is shorter than a header, or than its header says.
+    #[error("message of {found} bytes, but {expected} were announced")]
     Truncated {
-        /// Bytes that should be there.
+        /// Expected number of bytes.
         expected: usize,
-        /// Bytes that are.
+        /// Number of bytes that arrived.
         found: usize,
     },
-    /// Larger than any message, or than its header says.
-    #[error("message of {found} bytes where at most {most} are allowed")]
+    /// The message is larger than any may be, or than its header says.
+    #[error("message of {found} bytes, but at most {most} are allowed")]
     Oversized {
-        /// Bytes that there are.
+        /// Number of bytes that arrived.
         found: usize,
-        /// Bytes that may be.
+        /// Largest allowed number of bytes.
         most: usize,
     },
-    /// Not a message of Skiff.
+    /// The bytes do not begin as a message of Skiff does.
     #[error("not a message of Skiff")]
     Foreign,
-    /// A version that this program does not speak.
+    /// This program does not speak the message's version.
     #[error(
         "the message has protocol version {found}, this program speaks {}: update {}",
         VersionRange::OURS,
@@ -95,7 +98,7 @@ pub enum Refusal {
         /// Version of the message.
         found: u16,
     },
-    /// Of no known kind, or with unknown flags.
+    /// The kind or a flag is unknown.
     #[error("unknown kind {kind} or flags {flags:#04x}")]
     UnknownKind {
         /// The kind.
@@ -103,19 +106,19 @@ pub enum Refusal {
         /// The flags.
         flags: u8,
     },
-    /// Changed on its way.
+    /// The message was changed on its way.
     #[error("the digest does not match")]
     Digest,
-    /// Not signed although it has to be.
+    /// The message is not signed, but must be.
     #[error("the message is not signed")]
     Unsigned,
-    /// Signed by somebody else, or for another topic.
+    /// The message was signed with another key, or for another topic.
     #[error("the signature does not match")]
     Signature,
-    /// Not what its kind says.
+    /// The payload does not have the layout of its kind.
     #[error("the payload cannot be read")]
     Malformed,
-    /// A value out of its bounds.
+    /// A value is out of its bounds.
     #[error("{field} is out of its bounds")]
     OutOfBounds {
         /// The field.
@@ -124,7 +127,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// One word, for counting.
+    /// Returns the name under which such refusals are counted.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -147,22 +150,22 @@ const fn older_side(found: u16) -> &'static str {
     if found > VersionRange::OURS.max { "this program" } else { "the sender" }
 }
 
-/// Not a public key.
+/// Text or bytes that are not a public key.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a public key: it has 64 hexadecimal digits, as the coordinator prints it")]
 pub struct BadKey;
 
-/// The coordinator's secret, to sign with.
+/// The coordinator's secret key, which signs messages.
 pub struct Signer(SigningKey);
 
 impl Signer {
-    /// From 32 random bytes.
+    /// Makes a key from 32 random bytes.
     #[must_use]
     pub fn new(secret: [u8; 32]) -> Self {
         Self(SigningKey::from_bytes(&secret))
     }
 
-    /// What devices check this signer's messages with.
+    /// Returns the public key with which devices check this signer's messages.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
         Verifier(self.0.verifying_key())
@@ -180,18 +183,18 @@ impl fmt::Debug for Signer {
 pub struct Verifier(VerifyingKey);
 
 impl Verifier {
-    /// From the key's bytes.
+    /// Reads the key from its bytes.
     ///
     /// # Errors
-    /// [`BadKey`] where they are none.
+    /// [`BadKey`] if they are not a public key.
     pub fn new(public: [u8; 32]) -> Result<Self, BadKey> {
         VerifyingKey::from_bytes(&public).map(Self).map_err(|_| BadKey)
     }
 
-    /// From the key's 64 hexadecimal digits.
+    /// Reads the key from its 64 hexadecimal digits.
     ///
     /// # Errors
-    /// [`BadKey`] where they are none.
+    /// [`BadKey`] if they are not a public key.
     pub fn parse(text: &str) -> Result<Self, BadKey> {
         let bytes = blake3::Hash::from_hex(text.trim()).map_err(|_| BadKey)?;
         Self::new(*bytes.as_bytes())
@@ -209,7 +212,7 @@ impl fmt::Display for Verifier {
 /// An [`Announcement`] always has the layout and header of version 3.
 ///
 /// # Panics
-/// If the message breaks a bound that its fields state: whoever made it should have kept it.
+/// If the message breaks a bound of one of its fields. Its maker must keep them.
 #[must_use]
 pub fn seal(message: &Message, version: Version, topic: &str, signer: Option<&Signer>) -> Vec<u8> {
     let version = if matches!(message, Message::Announcement(_)) { Version::V3 } else { version };
@@ -234,10 +237,10 @@ pub fn seal(message: &Message, version: Version, topic: &str, signer: Option<&Si
 
 /// Reads a message that came on `topic`, and its version. If there is a verifier, the message must be signed by its signer.
 ///
-/// Whether such a message belongs on the topic is another question: [`Message::belongs_on`].
+/// It does not check that such a message belongs on the topic; [`Message::belongs_on`] does.
 ///
 /// # Errors
-/// The [`Refusal`] says why it is not one.
+/// A [`Refusal`] that says why the bytes were not read.
 pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<(Message, Version), Refusal> {
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(Refusal::Oversized { found: bytes.len(), most: MAX_MESSAGE_BYTES });
@@ -283,7 +286,7 @@ pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<(M
 }
 
 impl Message {
-    /// The header's kind; a number is never used again for something else.
+    /// Returns the kind for the header. A number is never reused for another kind.
     const fn kind(&self) -> u8 {
         match self {
             Self::Birth(_) => 1,
@@ -297,7 +300,7 @@ impl Message {
         }
     }
 
-    /// Whether this is a message that `topic` carries.
+    /// Returns true if `topic` carries this kind of message.
     #[must_use]
     pub const fn belongs_on(&self, topic: &Topic) -> bool {
         match self {
@@ -408,7 +411,7 @@ mod tests {
         ) {
             let signer = signed.then(|| signer(1));
             let mut bytes = seal(&message, version, TOPIC, signer.as_ref());
-            // Half of the changes where they are most interesting: in the header and what follows it.
+            // Half of the changes hit the header and the bytes right after it, the most interesting places.
             let at = if at.index(2) == 0 { at.index(bytes.len()) } else { at.index(bytes.len().min(120)) };
             bytes[at] ^= change;
             let verifier = signer.map(|signer| signer.verifier());
@@ -434,7 +437,7 @@ mod tests {
             prop_assert!(open(&bytes, TOPIC, None).is_err());
         }
 
-        /// Whatever stands behind an intact header: a message that keeps its bounds, or a refusal.
+        /// Any bytes behind an intact header give a message that keeps its bounds, or a refusal.
         #[test]
         fn payloads_never_panic(
             kind in 0..10_u8,
@@ -447,7 +450,7 @@ mod tests {
             }
         }
 
-        /// A message of one version under the header of another: a message that keeps its bounds, or a refusal.
+        /// The payload of one version under the header of another gives a message that keeps its bounds, or a refusal.
         #[test]
         fn a_wrong_version_never_panics(message in testing::message(), version in testing::version()) {
             let payload = encode(&message, version);
@@ -459,7 +462,7 @@ mod tests {
         }
     }
 
-    /// What `message` becomes on its way in `version`.
+    /// Returns `message` as a reader gets it in `version`.
     fn carried(message: Message, version: Version) -> (Message, Version) {
         match (message, version) {
             (Message::Birth(birth), Version::V2) => {
@@ -476,7 +479,7 @@ mod tests {
         }
     }
 
-    /// A payload of any kind under a header that fits.
+    /// Puts a payload of any kind under a valid header.
     fn framed(kind: u8, version: Version, payload: &[u8]) -> Vec<u8> {
         let mut bytes = [&MAGIC[..], &version.number().to_le_bytes(), &[kind, 0]].concat();
         bytes.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
@@ -531,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_claimed_length_is_not_believed() {
-        // A chunk, and a list of rates, that claim 2^32 - 1 items.
+        // A chunk and a list of rates that claim 2^32 - 1 items each.
         let claim = [0xff, 0xff, 0xff, 0xff, 0x0f];
         assert_eq!(open(&frame(7, &[&[2, 0], &claim[..]].concat()), TOPIC, None), Err(Refusal::Malformed));
         let train = [&[1, 1, 1, 1, 0], &[0; 64][..], &[1], &claim].concat();
@@ -615,7 +618,7 @@ mod tests {
 
     #[test]
     fn the_largest_metrics_fit_into_a_message() {
-        // Counts as large as they may be: of each class in turn, a third of its examples taken for each of two others.
+        // The largest allowed counts: for each class, a third of its examples was predicted as each of two other classes.
         let third = MAX_REPORTED_COUNT / 3;
         let next = |class: usize, by: usize| u16::try_from((class + by) % MAX_CLASSES).unwrap();
         let classes = payload(&vec![(2 * third, 2 * third, 0_u64); MAX_CLASSES]);

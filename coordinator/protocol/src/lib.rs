@@ -2,10 +2,12 @@
 //!
 //! It opens no socket, reads no clock and touches no file: everything here is a value, or a function from values to values.
 //!
-//! Rooms, in the order that bytes travel: [`topics`] says where a message goes, [`messages`] what it may say ([`metrics`]
-//! what an evaluation counts), [`codec`] what it looks like on the wire (its `bounds` what a field may hold), [`transfer`]
-//! how a payload larger than a message is carried and resumed, in the [`time`] that the shells tell. [`version`] says
-//! which versions of all this are spoken, and [`v2`] keeps the layouts that version 3 replaced.
+//! Rooms, in the order that bytes travel:
+//! - [`topics`]: the topics of messages.
+//! - [`messages`]: the types of messages; [`metrics`]: the counts of an evaluation.
+//! - [`codec`]: the layout on the wire; its `bounds`: the values that fields may hold.
+//! - [`transfer`]: payloads larger than a message, sent in chunks and resumed; [`time`]: the time that shells pass in.
+//! - [`version`]: the versions that are spoken; [`v2`]: the layouts that version 3 replaced.
 
 mod bounds;
 pub mod codec;

@@ -1,4 +1,4 @@
-//! Values of the contract for tests, with feature `samples`: a test names only the fields that it is about.
+//! Sample values for tests, with feature `samples`. A test sets only the fields that it checks.
 //!
 //! ```
 //! use skiff_protocol::{messages::TrainReport, samples};

@@ -1,4 +1,4 @@
-//! Arbitrary messages that keep their bounds, for property tests.
+//! Strategies for property tests: arbitrary messages that keep their bounds.
 
 use crate::bounds::{LAYERS, SENSORS};
 use crate::codec::Message;
@@ -29,12 +29,12 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// A version of the protocol.
+/// Draws a version of the protocol.
 pub(crate) fn version() -> impl Strategy<Value = Version> {
     proptest::sample::select(&Version::ALL)
 }
 
-/// A birth with nothing special.
+/// Returns a plain birth.
 pub(crate) fn sample_birth() -> Birth {
     Birth {
         boot: BootId(1),
@@ -49,7 +49,7 @@ pub(crate) fn sample_birth() -> Birth {
     }
 }
 
-/// Metrics of any task.
+/// Draws metrics of any task.
 pub(crate) fn metrics() -> impl Strategy<Value = TaskMetrics> {
     prop_oneof![
         Just(TaskMetrics::Unknown),
@@ -110,7 +110,7 @@ fn birth() -> impl Strategy<Value = Birth> {
             },
             memory: StepMemory { limit_bytes: n[0], process_bytes: n[1], step_bytes: n[2], layer_bytes: n[3] },
             machine: Machine { arch: name, os, cores, memory_bytes: n[3] },
-            // Every version that a message may have is among them.
+            // The drawn versions cover every version that a message may have.
             speaks: VersionRange { min: 1 + (cores % 2) as u16, max: 3 + (cores % 7) as u16 },
         }
     })

@@ -1,27 +1,27 @@
-//! The time that engines are told.
+//! The time that shells pass to engines.
 
 use std::fmt;
 use std::ops::Add;
 use std::time::Duration;
 
-/// Milliseconds since some start that the shell chose; it never goes backwards within one life of a process.
+/// Milliseconds since a start that the shell chose. It never goes backwards within one life of a process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// Milliseconds from `earlier` to here; zero where that is later.
+    /// Returns the milliseconds from `earlier` to this time; zero if `earlier` is later.
     #[must_use]
     pub const fn millis_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// From `earlier` to here; zero where that is later.
+    /// Returns the time from `earlier` to this time; zero if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.millis_since(earlier))
     }
 
-    /// This many milliseconds later; the end of time where that is beyond it.
+    /// Returns the time `millis` later; the largest time if the sum is too large.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
         Self(self.0.saturating_add(millis))
@@ -31,7 +31,7 @@ impl Timestamp {
 impl Add<Duration> for Timestamp {
     type Output = Self;
 
-    /// Later by `duration`, in whole milliseconds; the end of time where that is beyond it.
+    /// Returns the time `duration` later, in whole milliseconds; the largest time if the sum is too large.
     fn add(self, duration: Duration) -> Self {
         self.plus_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }

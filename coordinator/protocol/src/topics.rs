@@ -1,4 +1,4 @@
-//! Where messages go: the topic tree, written and parsed in one place.
+//! The tree of topics, written and parsed in one place.
 //!
 //! ```text
 //! skiff/v1/{fleet}/d/{device}/up/{birth,telemetry,answer,transfer/{id}}   the device writes
@@ -6,9 +6,9 @@
 //! skiff/v1/{fleet}/all/{presence,versions}                                every device reads
 //! ```
 //!
-//! The `v1` is the version of this tree. Messages have a version of their own, in their header. What every device reads is
-//! written in the oldest version that is still spoken, so that every device can; `all/versions` is the one exception: it
-//! is for devices from version 3 on and tells them which versions the coordinator speaks.
+//! The `v1` is the version of this tree. Messages have a version of their own, in their header. Messages under `all/` are
+//! written in the oldest version that a device may speak, so that every device can read them. The exception is
+//! `all/versions`: it tells devices from version 3 on which versions the coordinator speaks.
 
 use crate::transfer::TransferId;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ macro_rules! name_type {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -59,11 +59,11 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// A fleet: the devices that one coordinator looks after.
+    /// Name of a fleet: the devices of one coordinator.
     FleetId
 }
 name_type! {
-    /// A device; its user name at the broker is the same.
+    /// Name of a device, and its user name at the broker.
     DeviceId
 }
 
@@ -71,7 +71,7 @@ name_type! {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a name: use 1 to 64 of A-Z a-z 0-9 _ -")]
 pub struct BadName {
-    /// What was given.
+    /// Refused text.
     pub text: String,
 }
 
@@ -79,7 +79,7 @@ fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// A place in the tree of one fleet.
+/// Topic in the tree of one fleet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Topic {
     /// Retained: [`crate::messages::Birth`] or [`crate::messages::Gone`].
@@ -88,11 +88,11 @@ pub enum Topic {
     Telemetry(DeviceId),
     /// [`crate::messages::Answer`].
     Answer(DeviceId),
-    /// A transfer's messages that the device writes.
+    /// Messages of a transfer that the device writes.
     UpTransfer(DeviceId, TransferId),
     /// [`crate::messages::Command`].
     Command(DeviceId),
-    /// A transfer's messages that the coordinator writes.
+    /// Messages of a transfer that the coordinator writes.
     DownTransfer(DeviceId, TransferId),
     /// Retained: [`crate::messages::Presence`].
     Presence,
@@ -101,7 +101,7 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// The topic's text in `fleet`.
+    /// Returns the topic as text, for `fleet`.
     #[must_use]
     pub fn text(&self, fleet: &FleetId) -> String {
         let root = format!("skiff/v1/{fleet}");
@@ -117,7 +117,7 @@ impl Topic {
         }
     }
 
-    /// Reads a topic of `fleet`; `None` for anything else.
+    /// Reads a topic of `fleet`; returns `None` for any other text.
     #[must_use]
     pub fn parse(fleet: &FleetId, text: &str) -> Option<Self> {
         let rest = text.strip_prefix("skiff/v1/")?.strip_prefix(fleet.as_str())?.strip_prefix('/')?;
@@ -145,13 +145,13 @@ impl Topic {
     }
 }
 
-/// What an agent subscribes to.
+/// Returns the topics to which an agent subscribes.
 #[must_use]
 pub fn device_filters(fleet: &FleetId, device: &DeviceId) -> Vec<String> {
     vec![format!("skiff/v1/{fleet}/d/{device}/dn/#"), format!("skiff/v1/{fleet}/all/#")]
 }
 
-/// What the coordinator subscribes to.
+/// Returns the topics to which the coordinator subscribes.
 #[must_use]
 pub fn coordinator_filters(fleet: &FleetId) -> Vec<String> {
     vec![format!("skiff/v1/{fleet}/d/+/up/#")]

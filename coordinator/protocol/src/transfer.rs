@@ -1,20 +1,20 @@
-//! Carrying a payload larger than a message, over a broker whose acknowledgement is not delivery.
+//! Transfer of payloads larger than a message, over a broker that acknowledges messages before they are delivered.
 //!
 //! ```text
 //! sender                                   receiver
-//!   Offer(purpose, digest, size)    ->       knows what is coming; looks for chunks it already holds
+//!   Offer(purpose, digest, size)    ->       looks for chunks that it already holds
 //!                                   <-     Grant(held, window)
 //!   Chunk(index, bytes) x window    ->       stores each
 //!                                   <-     Progress(held)        cumulative, after each chunk
 //!   ...                                      digest of the whole checked, stored durably
 //!                                   <-     Done
 //! ```
-//! Either side may also answer `Refused { reason }`. The sender repeats what was not acknowledged; the receiver answers
-//! every repetition from what it holds. So a transfer goes on after a restart of either side, or of the broker.
+//! The receiver may also answer `Refused { reason }`. The sender repeats chunks that were not acknowledged. The receiver
+//! answers every repetition from its stored state. So a transfer resumes after a restart of either side, or of the broker.
 //!
-//! [`Sender`] and [`Receiver`] decide this and do no I/O: events (and the time) go in, actions come out. A shell keeps one
-//! engine for each [`TransferId`] and topic, makes a [`Receiver`] when the first [`Offer`] comes whose [`Offer::id`] is the
-//! topic's, and drops every other message of a transfer that it does not know: the sender will offer again.
+//! [`Sender`] and [`Receiver`] make these decisions and do no I/O: events (and the time) go in, actions come out. A shell
+//! keeps one engine for each [`TransferId`] and topic. It makes a [`Receiver`] for the first [`Offer`] whose [`Offer::id`]
+//! is the topic's. It drops other messages of unknown transfers; their senders will offer again.
 
 mod receiver;
 mod sender;
@@ -29,16 +29,16 @@ use crate::messages::{Digest, RunId, TrainReport};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Bytes in a chunk; the last one may be shorter.
+/// Size of a chunk in bytes; the last chunk may be shorter.
 pub const CHUNK_BYTES: usize = 64 * 1024;
-/// The largest payload that is granted: 1 GiB.
+/// Largest payload that is granted, in bytes: 1 GiB.
 pub const MAX_TRANSFER_BYTES: u64 = 1 << 30;
-/// The most chunks that a payload has.
+/// Largest number of chunks in a payload.
 pub const MAX_CHUNKS: u32 = (MAX_TRANSFER_BYTES / CHUNK_BYTES as u64) as u32;
-/// Chunks in flight on one transfer.
+/// Largest number of unacknowledged chunks in a transfer.
 pub const WINDOW: u32 = 4;
 
-/// Names a transfer: derived from what is carried, so that a restarted sender offers it under the same name.
+/// Name of a transfer. It is derived from the payload, so that a restarted sender offers it under the same name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct TransferId(pub u64);
 
@@ -58,42 +58,42 @@ impl fmt::Display for TransferId {
     }
 }
 
-/// What a payload is for.
+/// Purpose of a payload.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Purpose {
-    /// Global weights, to a device.
+    /// Global weights for a device.
     Weights {
         /// The run.
         run: RunId,
     },
-    /// A device's update, to the coordinator; its report travels with the offer.
+    /// Update of a device for the coordinator. Its report is part of the offer.
     Update {
         /// The run.
         run: RunId,
         /// The round.
         round: u32,
-        /// The training command's epoch.
+        /// Epoch of the training command.
         epoch: u64,
-        /// What the device says of its training.
+        /// Report of the device on its training.
         report: TrainReport,
     },
 }
 
-/// "I have this for you."
+/// Offer to send a payload.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Offer {
-    /// What it is for.
+    /// Purpose of the payload.
     pub purpose: Purpose,
-    /// blake3 of the payload.
+    /// blake3 digest of the payload.
     pub digest: Digest,
-    /// Its size.
+    /// Size of the payload in bytes.
     pub total_bytes: u64,
 }
 
 impl Offer {
-    /// The transfer's name: drawn from what the payload is for and from its digest, not from the report that goes with it.
+    /// Returns the name of the transfer, derived from the payload's purpose, digest and size, but not from the report.
     ///
-    /// An offer that comes under another name than this is not answered.
+    /// A receiver ignores an offer under any other name.
     #[must_use]
     pub fn id(&self) -> TransferId {
         let mut identity = blake3::Hasher::new();
@@ -110,38 +110,38 @@ impl Offer {
         TransferId(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]))
     }
 
-    /// In how many chunks the payload travels.
+    /// Returns the number of chunks of the payload.
     #[must_use]
     pub fn chunks(&self) -> u32 {
         chunk_count(self.total_bytes)
     }
 }
 
-/// In how many chunks `total_bytes` travel; more than [`MAX_TRANSFER_BYTES`] never do.
+/// Returns the number of chunks for `total_bytes`, of which at most [`MAX_TRANSFER_BYTES`] count.
 #[must_use]
 pub fn chunk_count(total_bytes: u64) -> u32 {
     u32::try_from(total_bytes.min(MAX_TRANSFER_BYTES).div_ceil(CHUNK_BYTES as u64)).expect("fits, as MAX_CHUNKS does")
 }
 
-/// The size of chunk `index` of `total_bytes`: [`CHUNK_BYTES`], less for the last one, 0 beyond it.
+/// Returns the size of chunk `index` of `total_bytes`: [`CHUNK_BYTES`], less for the last chunk, 0 beyond it.
 #[must_use]
 pub fn chunk_bytes(total_bytes: u64, index: u32) -> usize {
     let rest = total_bytes.saturating_sub(u64::from(index) * CHUNK_BYTES as u64);
     usize::try_from(rest).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)
 }
 
-/// Which chunks the receiver holds: one bit each, lowest bit of the first byte first. What lies beyond its end is not held.
+/// Set of the chunks that the receiver holds: one bit each, lowest bit of the first byte first. Missing bits count as 0.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Held(#[serde(with = "bounds::bytes")] pub Vec<u8>);
 
 impl Held {
-    /// Whether chunk `index` is held.
+    /// Returns true if chunk `index` is held.
     #[must_use]
     pub fn contains(&self, index: u32) -> bool {
         self.0.get(index as usize / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
     }
 
-    /// Adds chunk `index`, one below [`MAX_CHUNKS`]; any other is ignored.
+    /// Adds chunk `index`. An index of [`MAX_CHUNKS`] or more is ignored.
     pub fn insert(&mut self, index: u32) {
         if index >= MAX_CHUNKS {
             return;
@@ -153,23 +153,23 @@ impl Held {
         self.0[byte] |= 1 << (index % 8);
     }
 
-    /// How many of the first `chunks` are held.
+    /// Returns how many of the first `chunks` chunks are held.
     #[must_use]
     pub fn count(&self, chunks: u32) -> u32 {
         u32::try_from((0..chunks).filter(|index| self.contains(*index)).count()).expect("no more than chunks")
     }
 
-    /// Those of the first `chunks` that are not held, ascending.
+    /// Returns the missing chunks among the first `chunks`, ascending.
     pub fn missing(&self, chunks: u32) -> impl Iterator<Item = u32> + '_ {
         (0..chunks).filter(|index| !self.contains(*index))
     }
 
-    /// Whether everything that `other` holds is held.
+    /// Returns true if every chunk in `other` is held.
     fn covers(&self, other: &Self) -> bool {
         other.0.iter().enumerate().all(|(at, theirs)| theirs & !self.0.get(at).unwrap_or(&0) == 0)
     }
 
-    /// Adds everything that `other` holds.
+    /// Adds every chunk in `other`.
     fn merge(&mut self, other: &Self) {
         if self.0.len() < other.0.len() {
             self.0.resize(other.0.len(), 0);
@@ -178,36 +178,36 @@ impl Held {
     }
 }
 
-/// The messages of a transfer.
+/// Message of a transfer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum TransferMessage {
-    /// From the sender.
+    /// Sent by the sender: it has a payload.
     Offer(Offer),
-    /// From the receiver: go on with what is not held, at most `window` chunks unacknowledged.
+    /// Sent by the receiver: it wants the missing chunks, with at most `window` of them unacknowledged.
     Grant {
-        /// Chunks already there.
+        /// Chunks that the receiver already holds.
         held: Held,
-        /// Chunks in flight.
+        /// Largest number of unacknowledged chunks.
         window: u32,
     },
-    /// From the sender.
+    /// Sent by the sender: one chunk.
     Chunk {
-        /// Position, from 0.
+        /// Position of the chunk, from 0.
         index: u32,
-        /// At most [`CHUNK_BYTES`].
+        /// Content, at most [`CHUNK_BYTES`].
         #[serde(with = "bounds::bytes")]
         bytes: Vec<u8>,
     },
-    /// From the receiver, after each chunk.
+    /// Sent by the receiver after each chunk.
     Progress {
-        /// Chunks there by now.
+        /// Chunks that the receiver holds by now.
         held: Held,
     },
-    /// From the receiver: whole, checked, stored.
+    /// Sent by the receiver: the payload is complete, checked and stored.
     Done,
-    /// From the receiver: not wanted, and why.
+    /// Sent by the receiver: it does not want the payload.
     Refused {
-        /// For the operator; at most 200 bytes.
+        /// Cause for the operator; at most 200 bytes.
         reason: String,
     },
 }

@@ -1,7 +1,7 @@
 //! Layouts of version 2, for the messages that version 3 changed. Frozen: devices in the field write and read them.
 //!
-//! [`crate::messages`] always holds the newest types; whatever they gain beyond version 2 is left out here when a message
-//! is written, and filled with "not known" when one is read:
+//! [`crate::messages`] always holds the newest types. Fields that version 2 lacks are left out when a message is written,
+//! and get a default when one is read:
 //!
 //! | field | written to version 2 | read from version 2 |
 //! |---|---|---|
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// A [`messages::Birth`] without a range of versions.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of the newest type")]
+#[expect(missing_docs, reason = "the newest type documents the fields")]
 pub struct Birth {
     pub boot: BootId,
     pub agent_version: String,
@@ -29,7 +29,7 @@ pub struct Birth {
 
 /// A [`messages::Answer`] with an [`Outcome`] of this version.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of the newest type")]
+#[expect(missing_docs, reason = "the newest type documents the fields")]
 pub struct Answer {
     pub boot: BootId,
     pub run: RunId,
@@ -40,7 +40,7 @@ pub struct Answer {
 
 /// A [`messages::Outcome`] with an [`EvaluationReport`] of this version.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the variants are those of the newest type")]
+#[expect(missing_docs, reason = "the newest type documents the variants")]
 pub enum Outcome {
     Accepted { has_weights: bool },
     Refused { reason: String },
@@ -50,7 +50,7 @@ pub enum Outcome {
 
 /// A [`messages::EvaluationReport`] without the metrics of the task.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of the newest type")]
+#[expect(missing_docs, reason = "the newest type documents the fields")]
 pub struct EvaluationReport {
     pub examples: u64,
     pub correct: u64,

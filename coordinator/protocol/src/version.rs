@@ -1,8 +1,8 @@
 //! Versions of the protocol: which ones this program reads and writes, and how two peers agree on one.
 //!
-//! Every message carries its version in its header. A peer says which versions it speaks (a device in its
-//! [`Birth`](crate::messages::Birth), the coordinator in its [`Announcement`](crate::messages::Announcement)), and the
-//! other side then writes in the newest version that both speak. What many peers read at once is written in the oldest.
+//! Every message carries its version in its header. A peer announces the versions that it speaks: a device in its
+//! [`Birth`](crate::messages::Birth), the coordinator in its [`Announcement`](crate::messages::Announcement). The other side
+//! then writes in the newest version that both speak. Messages for many peers at once are written in the oldest version.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,9 +10,9 @@ use std::fmt;
 /// A version that this program reads and writes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Version {
-    /// The first version that is still spoken. A birth has no range of versions, an evaluation reports only accuracy and loss.
+    /// The oldest version. A birth has no range of versions; an evaluation reports only accuracy and loss.
     V2,
-    /// Births carry a range of versions, evaluations carry the metrics of their task.
+    /// A birth has a range of versions; an evaluation reports the metrics of its task.
     V3,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Versions that a peer speaks: every number from `min` to `max`. A peer may be newer than this program.
+/// Versions that a peer speaks: all from `min` to `max`. A peer may be newer than this program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VersionRange {
     /// Oldest version; at least 1.

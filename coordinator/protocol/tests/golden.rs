@@ -1,4 +1,4 @@
-//! The bytes of every message in every version that is spoken. Peers in the field write and read exactly these.
+//! Checks the bytes of every message in every version. Peers in the field write and read exactly these bytes.
 //!
 //! `golden/v2` was written by the last program that spoke only version 2. A file is never changed: a message that needs
 //! another layout gets it in a new version. `SKIFF_GOLDEN=write` writes the files that are missing, for a new version or a
@@ -13,7 +13,7 @@ use skiff_protocol::{DeviceId, Topic, Version, VersionRange};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A message, where it goes, and whether the coordinator signs it.
+/// A message, its topic, and whether the coordinator signs it.
 struct Sample {
     name: &'static str,
     message: Message,
@@ -177,7 +177,7 @@ fn probe() -> Probe {
     Probe { examples: 16, loss_before: 0.875, loss_after: 0.5, correct_before: 9, correct_after: 12 }
 }
 
-/// Messages that every version has.
+/// Returns the messages that every version has.
 fn samples() -> Vec<Sample> {
     use Message::{Gone as Left, Transfer};
     let held = Held(vec![0b1010_0101, 1]);
@@ -217,7 +217,7 @@ fn samples() -> Vec<Sample> {
 
 // --- samples of version 3 ---
 
-/// Messages that came with version 3.
+/// Returns the messages that version 3 added.
 fn samples_of_version_3() -> Vec<Sample> {
     let evaluated = |metrics| answer(Outcome::Evaluated(EvaluationReport { examples: 10_000, metrics, ..report() }));
     let announcement = Announcement { boot: BootId(0x8877_6655_4433_2211), speaks: VersionRange { min: 2, max: 3 } };
@@ -237,7 +237,7 @@ fn classification(classes: usize, examples: usize) -> Classification {
     counts
 }
 
-/// Counts whose confusion matrix is too large to travel.
+/// Returns counts whose confusion matrix is too large for a message.
 fn many_classes() -> Classification {
     let mut counts = Classification::new(100).unwrap();
     (0..=8192).for_each(|at| counts.count(at / 100, at % 100));
@@ -289,7 +289,7 @@ fn sealed(sample: &Sample, version: Version) -> Vec<u8> {
     codec::seal(&sample.message, version, &topic, sample.signed.then(signer).as_ref())
 }
 
-/// The sample as a reader of `version` gets it.
+/// Returns the sample as a reader of `version` gets it.
 fn carried(sample: &Sample, version: Version) -> Message {
     match (sample.message.clone(), version) {
         (Message::Birth(birth), Version::V2) => {

@@ -69,7 +69,7 @@ impl Classification {
         fits.then(|| Self { classes: vec![ClassCounts::default(); classes], confusion: Some(Cells::default()) })
     }
 
-    /// Returns counts that were taken apart; `None` if they do not agree with each other. Counts may be as large as merged ones.
+    /// Builds the metrics from their parts; `None` if the parts contradict each other. Counts may be as large as merged ones.
     #[must_use]
     pub fn of_counts(classes: Vec<ClassCounts>, confusion: Option<Vec<Cell>>) -> Option<Self> {
         let counts = Self { classes, confusion: confusion.map(Cells) };
@@ -122,8 +122,8 @@ impl Classification {
     /// Returns macro-F1, the mean of the classes' F1, each class with the same weight.
     ///
     /// Source: scikit-learn's `f1_score(average="macro")` with its default `labels=None`: the mean is over the classes
-    /// that occur in the examples or in the predictions. A class that occurs in neither is left out; it counts neither as
-    /// 0 nor as 1. A class of which nothing was found counts as 0. `None` without examples.
+    /// that occur in the examples or in the predictions. A class that occurs in neither is left out. A class without a
+    /// correct prediction counts as 0. `None` without examples.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "there are at most 4096 classes")]
     pub fn macro_f1(&self) -> Option<f64> {
@@ -147,9 +147,11 @@ impl Classification {
     }
 
     pub(super) fn check(&self, examples: u64) -> Result<(), &'static str> {
-        let within = |count: u64| count <= MAX_REPORTED_COUNT;
+        let is_reportable = |count: u64| count <= MAX_REPORTED_COUNT;
         let plausible = |class: &ClassCounts| {
-            within(class.truth) && within(class.predicted) && class.correct <= class.truth.min(class.predicted)
+            is_reportable(class.truth)
+                && is_reportable(class.predicted)
+                && class.correct <= class.truth.min(class.predicted)
         };
         let predicted = self.classes.iter().fold(0_u64, |sum, class| sum.saturating_add(class.predicted));
         let is_whole = self.examples() == predicted && predicted <= examples;

@@ -1,4 +1,4 @@
-//! What an evaluation counts, by the task that the model learns.
+//! Counts and sums of an evaluation, for each task that a model can learn.
 //!
 //! Only counts and sums travel, so that the figures of a fleet are computed from the union of all devices' examples and
 //! never from means of means. Derived figures are functions; each returns `None` if it is not defined.
@@ -12,7 +12,7 @@
 //!
 //! Laws: [`TaskMetrics::merge`] of two evaluations equals one evaluation of all their examples; it is commutative and
 //! associative ([`TaskMetrics::Unknown`] changes nothing). Counts merge exactly. Sums of `f64` depend on the order of
-//! merging in their last bits, so whoever needs the same bits again merges in a fixed order.
+//! merging in their last bits, so a caller that needs the same bits again must merge in a fixed order.
 
 mod classification;
 mod language;
@@ -26,7 +26,7 @@ pub use tokens::{MAX_SPAN_TYPES, SpanCounts, Tokens};
 
 use serde::{Deserialize, Serialize};
 
-/// Largest count in a message: with it, the largest metrics still fit into a message. Merged counts may be larger.
+/// Largest count in a message. Even the largest metrics then fit into a message. Merged counts may be larger.
 pub const MAX_REPORTED_COUNT: u64 = (1 << 28) - 1;
 
 /// Counts and sums of an evaluation. The variant is the model's task.
@@ -51,17 +51,17 @@ pub enum Mismatch {
     /// The evaluations belong to different tasks.
     #[error("merging metrics of {theirs} into metrics of {ours}")]
     Task {
-        /// Task of the metrics that were to grow.
+        /// Task of the metrics that the others were merged into.
         ours: &'static str,
-        /// Task of the metrics that were to be added.
+        /// Task of the metrics to add.
         theirs: &'static str,
     },
     /// The models have different numbers of classes.
     #[error("merging metrics of {theirs} classes into metrics of {ours} classes")]
     Classes {
-        /// Classes of the metrics that were to grow.
+        /// Number of classes of the metrics that the others were merged into.
         ours: usize,
-        /// Classes of the metrics that were to be added.
+        /// Number of classes of the metrics to add.
         theirs: usize,
     },
     /// A count would exceed `u64`, or there would be too many types of span.

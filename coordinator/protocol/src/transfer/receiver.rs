@@ -1,4 +1,4 @@
-//! The side that wants the payload. It needs no clock: the sender repeats, the receiver answers.
+//! The receiving side of a transfer. It needs no clock, because only the sender repeats.
 //!
 //! ```text
 //!   new ──► Receiving ──last chunk stored──► Assembling ──Assembled──► Complete
@@ -6,86 +6,86 @@
 //!               │  └───────────► Refused ◄───────┤ (no attempt left)
 //!               └────────────────────────────────┘ (attempts left)
 //! ```
-//! - *new*: from an offer and from what the store holds of it, so a restart goes on where the store is. A payload that is
-//!   there already is complete at once.
-//! - *last chunk stored*: what was stored is told in a cumulative `Progress` after each chunk, and never before.
-//! - *Assembled*: the digest is right and the blob durable; `Done`.
-//! - *WrongDigest*: the store has thrown the chunks away; a `Grant` of nothing starts over, [`ATTEMPTS`] times in all.
-//! - *Incomplete*: the store lost chunks; a `Grant` of what it still holds asks for the missing ones. This is an attempt too.
+//! - *new*: an offer and the stored chunks make a receiver, so a transfer resumes after a restart. A payload that is already
+//!   stored is complete at once.
+//! - *last chunk stored*: after each stored chunk, and never before, a cumulative `Progress` acknowledges it.
+//! - *Assembled*: the digest is right and the blob is durable. The answer is `Done`.
+//! - *WrongDigest*: the store has deleted the chunks. An empty `Grant` starts again, for at most [`ATTEMPTS`] attempts.
+//! - *Incomplete*: the store lost chunks. A `Grant` with the chunks that are left asks for the others. This is an attempt too.
 //! - *StoreFailed*, no attempt left: `Refused`, which ends the transfer for both.
 //!
-//! Repeated offers are answered with what is: `Grant`, `Progress` (while assembling), `Done` or `Refused`. An offer under
-//! another name is ignored, and so is a chunk beyond the end, of the wrong size or while one assembles. A chunk that is held
-//! is answered and not stored again; one that is being stored is ignored. A sender that overruns its window by more than
-//! as much again is not listened to until chunks are stored. Receiver's messages come to the wrong side and are ignored.
+//! A repeated offer is answered with the current state: `Grant`, `Progress` (while assembling), `Done` or `Refused`. So is a
+//! chunk in any state but `Receiving`. Offers under another name, chunks beyond the end and chunks of a wrong size are ignored.
+//! A chunk that is held is acknowledged and not stored again. A chunk that is just being stored is ignored. So are further
+//! chunks while two windows of chunks wait to be stored. Messages that only a receiver sends are ignored.
 
 use super::{Held, Offer, TransferId, TransferMessage, WINDOW, chunk_bytes};
 use crate::messages::short_reason;
 use std::collections::BTreeSet;
 
-/// How often a payload is asked for before its digest is believed to be wrong.
+/// Number of attempts to assemble a payload before the transfer is refused.
 pub const ATTEMPTS: u32 = 3;
 
-/// What the store has of a payload when a transfer begins.
+/// Part of a payload that the store holds when a transfer begins.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Found {
-    /// These chunks, perhaps none.
+    /// Some of the chunks, or none.
     Chunks(Held),
-    /// All of it, assembled and checked.
+    /// The whole payload, assembled and checked.
     Whole,
 }
 
-/// What a receiver is told.
+/// Event for a receiver.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ReceiverEvent {
-    /// The sender's message.
+    /// A message of the sender arrived.
     Received(TransferMessage),
-    /// [`ReceiverAction::Store`] was done.
+    /// A chunk of [`ReceiverAction::Store`] is stored.
     Stored {
-        /// The chunk's position.
+        /// Position of the chunk.
         index: u32,
     },
-    /// [`ReceiverAction::Assemble`] was done: the payload is whole, its digest right, and it is durable.
+    /// [`ReceiverAction::Assemble`] succeeded: the payload is complete, has the right digest and is durable.
     Assembled,
-    /// [`ReceiverAction::Assemble`] found another digest and threw the chunks away.
+    /// [`ReceiverAction::Assemble`] found another digest and deleted the chunks.
     WrongDigest,
     /// [`ReceiverAction::Assemble`] found that chunks are missing from the store.
     Incomplete {
         /// The chunks that the store still holds.
         held: Held,
     },
-    /// The store could not do what it should.
+    /// The store failed to store or assemble.
     StoreFailed {
-        /// For the operator.
+        /// Cause for the operator.
         reason: String,
     },
 }
 
-/// What a receiver wants done.
+/// Action for the shell of a receiver.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ReceiverAction {
     /// Publish this message on the transfer's topic.
     Send(TransferMessage),
-    /// Keep this chunk, then say [`ReceiverEvent::Stored`] or [`ReceiverEvent::StoreFailed`].
+    /// Store this chunk, then report [`ReceiverEvent::Stored`] or [`ReceiverEvent::StoreFailed`].
     Store {
         /// Position, from 0.
         index: u32,
-        /// Its bytes, of the right size.
+        /// Content of the right size.
         bytes: Vec<u8>,
     },
-    /// Make the whole of its chunks and check the digest, then say [`ReceiverEvent::Assembled`],
+    /// Join the chunks and check the digest, then report [`ReceiverEvent::Assembled`],
     /// [`ReceiverEvent::WrongDigest`], [`ReceiverEvent::Incomplete`] or [`ReceiverEvent::StoreFailed`].
     Assemble,
-    /// The payload is there. Said once.
+    /// The payload is complete. Comes once.
     Completed,
-    /// The payload will not come. Said once.
+    /// The transfer failed. Comes once.
     Failed {
-        /// For the operator.
+        /// Cause for the operator.
         reason: String,
     },
 }
 
-/// Receives one payload; see the module's text.
+/// Receives one payload; see the module's docs.
 #[derive(Clone, Debug)]
 pub struct Receiver {
     offer: Offer,
@@ -104,7 +104,7 @@ enum Phase {
 }
 
 impl Receiver {
-    /// Answers an offer.
+    /// Makes a receiver that answers an offer.
     #[must_use]
     pub fn new(offer: Offer, found: Found) -> (Self, Vec<ReceiverAction>) {
         let (held, phase) = match found {
@@ -119,19 +119,19 @@ impl Receiver {
         (receiver, actions)
     }
 
-    /// The transfer's name.
+    /// Returns the name of the transfer.
     #[must_use]
     pub fn id(&self) -> TransferId {
         self.offer.id()
     }
 
-    /// What is received.
+    /// Returns the offer of the payload.
     #[must_use]
     pub const fn offer(&self) -> &Offer {
         &self.offer
     }
 
-    /// Takes an event.
+    /// Handles an event.
     #[must_use]
     pub fn handle(&mut self, event: ReceiverEvent) -> Vec<ReceiverAction> {
         match event {
@@ -146,7 +146,7 @@ impl Receiver {
         }
     }
 
-    /// What a sender has to know as things stand.
+    /// Returns the message that tells a sender the current state.
     fn answer(&self) -> ReceiverAction {
         ReceiverAction::Send(match &self.phase {
             Phase::Receiving => TransferMessage::Grant { held: self.held.clone(), window: WINDOW },
@@ -179,7 +179,7 @@ impl Receiver {
         self.assemble_or(Self::progress_message)
     }
 
-    /// Assembles where every chunk is there, and says what `otherwise` has to say where not.
+    /// Assembles if every chunk is held; returns the action of `otherwise` if not.
     fn assemble_or(&mut self, otherwise: impl Fn(&Self) -> ReceiverAction) -> Vec<ReceiverAction> {
         if self.held.missing(self.offer.chunks()).next().is_some() {
             return vec![otherwise(self)];
@@ -200,7 +200,7 @@ impl Receiver {
         vec![ReceiverAction::Completed, self.answer()]
     }
 
-    /// Asks for every chunk that is not in `held`, unless no attempt is left; then the transfer fails for `problem`.
+    /// Asks for every chunk that is not in `held`. If no attempt is left, the transfer fails with `problem`.
     fn ask_again(&mut self, held: Held, problem: &str) -> Vec<ReceiverAction> {
         if !matches!(self.phase, Phase::Assembling) {
             return Vec::new();

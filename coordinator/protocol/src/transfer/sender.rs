@@ -1,4 +1,4 @@
-//! The side that has the payload.
+//! The sending side of a transfer.
 //!
 //! ```text
 //!              Nudged               Grant               every chunk held
@@ -8,45 +8,45 @@
 //!      └──────────────────┘  │                                       Done ───► Finished
 //!            silence, REPEATS times without a new chunk              Refused ► Refused
 //! ```
-//! - *Nudged* (`Resting -> Offering`): the peer's birth or presence, or a new connection, says that it may hear us now.
-//!   Anywhere else a nudge offers again at once.
-//! - *Grant* (`-> Sending`, from anywhere but an end): the answer to the offer. What is not held goes out again, the rest of
-//!   the window too. A second answer while `Sending` says no more than a `Progress` would, unless chunks are missing from it
-//!   that were held: then the receiver lost its disk, or threw away chunks with a wrong digest, and gets them again.
-//! - *Progress*: adds to what is held and lets the next chunks go. Where it brings something new the chunks were only slow,
-//!   and a sender that had begun to ask goes on `Sending`: nothing travels twice on a slow link. A chunk that a later one has
-//!   overtaken is sent again at once, for a broker keeps the order on a topic.
-//! - *silence* (`-> Offering`): nothing new was held for a while: twice as long as a chunk last took to be told held, and
-//!   twice that each time. The offer is the one question that heals everything, as it makes a receiver that has forgotten
-//!   the transfer start it again.
-//! - *rest*: after [`REPEATS`] silences nothing is sent until the next nudge or the receiver's own message.
+//! - *Nudged* (`Resting -> Offering`): the peer's birth or presence, or a new connection, shows that it may hear us now.
+//!   In any other state but the ends, a nudge offers again at once.
+//! - *Grant* (`-> Sending`, from anywhere but an end): the answer to the offer. The sender sends missing chunks until the
+//!   window is full. A second grant while `Sending` counts as a `Progress`, unless it lacks chunks that were held before. Then
+//!   the receiver lost its disk, or deleted chunks with a wrong digest, and gets them again.
+//! - *Progress*: adds held chunks, and the next ones are sent. If it adds a new chunk, the link was only slow, and a sender
+//!   that had offered again returns to `Sending`. So no chunk travels twice on a slow link. A broker keeps the order on a
+//!   topic; so if a later chunk is held, an earlier missing one was lost and is sent again at once.
+//! - *silence* (`-> Offering`): no new chunk was held for twice the time that the last chunk took until it was acknowledged.
+//!   Each further silence is twice as long. An offer recovers every state of the receiver: a receiver that has forgotten the
+//!   transfer starts it again.
+//! - *rest*: after [`REPEATS`] silences nothing is sent until the next nudge or message of the receiver.
 //! - *Done*, *Refused*: ends, from anywhere.
 //!
-//! Late, repeated and reordered messages are the same messages: `Progress` only adds, an old `Grant` at worst makes chunks
-//! travel twice, `Done` and `Refused` after an end change nothing. An `Offer` or `Chunk` comes to the wrong side and is ignored.
+//! Late, repeated and reordered messages do no harm: `Progress` only adds chunks, an old `Grant` at worst makes chunks travel
+//! twice, and nothing has an effect after an end. An `Offer` or `Chunk` is ignored, because only senders send them.
 
 use super::{Held, Offer, TransferId, TransferMessage, WINDOW};
 use crate::time::Timestamp;
 
-/// The shortest silence that makes the sender offer again, in milliseconds; the first one is.
+/// Shortest silence that makes the sender offer again, in milliseconds. The first silence has this length.
 const SHORTEST_SILENCE_MS: u64 = 2_000;
-/// The longest one.
+/// Longest silence that makes the sender offer again, in milliseconds.
 const LONGEST_SILENCE_MS: u64 = 30_000;
-/// Silences in a row, without a new chunk held, after which a sender rests.
+/// Number of silences in a row, without a new chunk held, after which a sender rests.
 pub const REPEATS: u32 = 8;
 
-/// What a sender is told.
+/// Event for a sender.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SenderEvent {
     /// The peer may hear us now.
     Nudged,
-    /// The receiver's message.
+    /// A message of the receiver arrived.
     Received(TransferMessage),
-    /// Time went on; see [`Sender::deadline`].
+    /// The deadline passed; see [`Sender::deadline`].
     Tick,
 }
 
-/// What a sender wants done.
+/// Action for the shell of a sender.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SenderAction {
     /// Publish this message on the transfer's topic.
@@ -56,30 +56,30 @@ pub enum SenderAction {
         /// Position, from 0.
         index: u32,
     },
-    /// The receiver has it all, durably.
+    /// The receiver has stored the whole payload durably.
     Finished,
-    /// The receiver does not want it.
+    /// The receiver does not want the payload.
     Refused {
-        /// Its words.
+        /// Cause in the receiver's words.
         reason: String,
     },
 }
 
-/// Sends one payload; see the module's text.
+/// Sends one payload; see the module's docs.
 #[derive(Clone, Debug)]
 pub struct Sender {
     offer: Offer,
     held: Held,
-    /// Sent and not known to be held, with the time, in the order of sending.
+    /// Chunks that were sent and not acknowledged, with the times, in the order of sending.
     in_flight: Vec<(u32, Timestamp)>,
     window: usize,
     phase: Phase,
-    /// Silences since a new chunk was held.
+    /// Number of silences since a new chunk was held.
     silences: u32,
-    /// How long the next silence is.
+    /// Length of the next silence.
     patience_ms: u64,
     deadline: Option<Timestamp>,
-    /// When a grant last started the window anew.
+    /// Time at which a grant last restarted the window.
     restarted: Option<Timestamp>,
 }
 
@@ -92,7 +92,7 @@ enum Phase {
 }
 
 impl Sender {
-    /// A sender that rests until its first nudge.
+    /// Makes a sender that rests until its first nudge.
     #[must_use]
     pub fn new(offer: Offer) -> Self {
         Self {
@@ -108,31 +108,31 @@ impl Sender {
         }
     }
 
-    /// The transfer's name.
+    /// Returns the name of the transfer.
     #[must_use]
     pub fn id(&self) -> TransferId {
         self.offer.id()
     }
 
-    /// What is sent.
+    /// Returns the offer of the payload.
     #[must_use]
     pub const fn offer(&self) -> &Offer {
         &self.offer
     }
 
-    /// Whether nothing more will be sent: the receiver has it all, or does not want it.
+    /// Returns true if the transfer has ended: the receiver has the payload, or does not want it.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended)
     }
 
-    /// When to send [`SenderEvent::Tick`]; an earlier one changes nothing.
+    /// Returns the time for [`SenderEvent::Tick`]; an earlier tick changes nothing.
     #[must_use]
     pub const fn deadline(&self) -> Option<Timestamp> {
         self.deadline
     }
 
-    /// Takes an event, at a time not before the last one's.
+    /// Handles an event. `now` must not be before the time of the last event.
     #[must_use]
     pub fn handle(&mut self, event: SenderEvent, now: Timestamp) -> Vec<SenderAction> {
         if self.has_ended() {
@@ -170,7 +170,7 @@ impl Sender {
         if self.phase == Phase::Sending && held.covers(&self.held) {
             return self.progressed(&held, now);
         }
-        // A grant that takes chunks back restarts the window. Only a restarted receiver has reason to, so not again at once.
+        // A grant that takes chunks back restarts the window. Only a restarted receiver sends one, so a second one right after is stale.
         if self.phase == Phase::Sending
             && self.restarted.is_some_and(|then| now.millis_since(then) < SHORTEST_SILENCE_MS)
         {

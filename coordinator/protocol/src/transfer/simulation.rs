@@ -1,5 +1,5 @@
-//! The real engines over a link that loses, repeats and reorders, with restarts of either side, in virtual time. One seed
-//! draws everything; proptest prints it.
+//! Simulates the real engines in virtual time, over a link that loses, repeats and reorders messages, with restarts of either
+//! side. One seed draws everything; proptest prints it.
 
 use super::{
     ATTEMPTS, Found, Held, Offer, Purpose, REPEATS, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction,
@@ -10,17 +10,17 @@ use crate::time::Timestamp;
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use std::collections::BTreeMap;
 
-/// Faults, each once in so many messages (or steps, for restarts); 0 for never.
+/// Faults. Each number `n` means one fault in `n` messages (or steps, for restarts) on average; 0 means none.
 #[derive(Clone, Copy, Debug, Default)]
 struct Faults {
     lose: u64,
     repeat: u64,
-    /// Of a chunk's bytes, on their way.
+    /// Changes of a chunk's bytes on their way.
     corrupt: u64,
     restart: u64,
-    /// Every message takes this long.
+    /// Shortest time that a message takes.
     latency_ms: u64,
-    /// And up to this much longer.
+    /// Largest random addition to that time.
     delay_ms: u64,
 }
 
@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// Runs until the sender's transfer has ended; false where it does not in `steps`.
+    /// Runs until the sender's transfer has ended; returns false if it has not after `steps` steps.
     fn run(&mut self, steps: u32) -> bool {
         self.nudge();
         for _ in 0..steps {
@@ -83,7 +83,7 @@ impl World {
         false
     }
 
-    /// The next thing that happens: a message arrives, a deadline passes, or (after everything rests) somebody is seen again.
+    /// Simulates the next event: a message arrives, a deadline passes, or, if both sides rest, the sender is nudged.
     fn step(&mut self) {
         if self.happens(self.faults.restart) {
             self.sender = Sender::new(self.offer.clone());
@@ -224,7 +224,7 @@ impl World {
         once_in != 0 && self.draw().is_multiple_of(once_in)
     }
 
-    /// SplitMix64.
+    /// Draws a random number (SplitMix64).
     fn draw(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -253,7 +253,7 @@ proptest! {
         let payload = payload(bytes);
         let faults = Faults { lose, repeat, corrupt, restart, latency_ms: 0, delay_ms };
         let mut world = World::new(payload.clone(), Digest::of(&payload), seed, faults);
-        // A run of corrupted attempts without a restart between ends in a refusal: then the shell would offer anew.
+        // Several corrupted attempts without a restart between them end in a refusal. A shell would then offer again.
         let mut lives = 0;
         while !world.whole.as_ref().is_some_and(|_| world.sender.has_ended()) {
             lives += 1;
@@ -269,7 +269,7 @@ proptest! {
         let payload = payload(bytes);
         let mut world = World::new(payload.clone(), Digest::of(&payload), seed, Faults::default());
         prop_assert!(world.run(1_000));
-        // Offer, Grant, Done; each chunk and its Progress.
+        // One Offer, Grant and Done; and for each chunk, the chunk and its Progress.
         prop_assert_eq!(world.sent, 3 + 2 * u64::from(chunk_count(bytes as u64)));
         prop_assert_eq!(world.whole, Some(payload));
     }

@@ -1,14 +1,14 @@
-//! Updates whose chunks have all come: assembled and checked away from the coordinator's loop, one at a time.
+//! Complete updates: assembled and checked in a thread beside the coordinator's loop, one at a time.
 //!
 //! ```text
 //!  hub ── Arrivals::push ──► waiting ── Effect::Check ──► Checker (a thread) ── Hub::checked ──► journal, confirm or refuse
 //! ```
-//! Assembling reads, hashes and flushes a whole update; checking reads it again and, when the base changes, the weights that it
-//! started from. Both take time that messages of other devices must not wait for. [`Arrivals`] decides the order and does no
-//! I/O; [`Checker`] does the I/O and decides nothing but whether an update is fit.
+//! Assembling reads, hashes and flushes a whole update. Checking reads it again, and also the weights that it started from if
+//! they are not in memory. Messages of other devices must not wait for that. [`Arrivals`] decides the order and does no I/O.
+//! [`Checker`] does the I/O and decides only whether an update fits the model.
 //!
-//! **Bounds.** A device has at most one update waiting: a newer one takes its place. So no more wait than there are slots for
-//! uploads. What a crash leaves half checked is offered again by its device.
+//! **Bounds.** At most one update of a device waits; a newer one replaces it. So the number of waiting updates is at most the
+//! number of upload slots. After a crash during a check, the device offers its update again.
 
 use crate::merge::model::Model;
 use skiff_base::chain;
@@ -19,39 +19,39 @@ use skiff_protocol::{DeviceId, Digest};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// An update whose chunks have all come.
+/// An update whose chunks have all arrived.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Arrival {
-    /// The sender.
+    /// The device that sent the update.
     pub device: DeviceId,
     /// The blob's digest, as offered.
     pub digest: Digest,
     /// The blob's size in bytes, as offered.
     pub total_bytes: u64,
-    /// Epoch of the order that it answers.
+    /// Epoch of the order that the update answers.
     pub epoch: u64,
     /// The device's report of its training.
     pub report: TrainReport,
     /// Digest of the weights that the device started from.
     pub base: Digest,
-    /// Rank of LoRA in the update; 0 stands for the pack's.
+    /// LoRA rank of the update; 0 means the rank of the pack.
     pub rank: u32,
 }
 
 /// The result of assembling and checking an update.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Checked {
-    /// It is stored and can be merged.
+    /// The update is stored and can be merged.
     Fit {
         /// Distance from the weights that the device started from.
         distance: f64,
     },
-    /// It is stored, but it is not an update of this model.
+    /// The update is stored, but it does not fit the model.
     Unfit {
-        /// The first thing that is wrong.
+        /// The first fault.
         reason: String,
     },
-    /// The chunks do not have the offered digest; they were removed.
+    /// The chunks do not have the offered digest. They were removed.
     WrongDigest,
     /// Chunks are missing from the disk.
     Incomplete,
@@ -62,7 +62,7 @@ pub enum Checked {
     },
 }
 
-/// The arrivals that wait, and the one that is being checked.
+/// The waiting arrivals, and the one that is being checked.
 #[derive(Debug, Default)]
 pub struct Arrivals {
     waiting: VecDeque<Arrival>,
@@ -70,13 +70,13 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// Adds an arrival, in place of an older one of the same device that still waits.
+    /// Adds an arrival. It replaces an older waiting one of the same device.
     pub fn push(&mut self, arrival: Arrival) {
         self.forget(&arrival.device);
         self.waiting.push_back(arrival);
     }
 
-    /// Returns the next arrival to check, unless one is being checked.
+    /// Returns the next arrival to check; `None` while one is being checked.
     pub fn start_next(&mut self) -> Option<Arrival> {
         if self.checking.is_none() {
             self.checking = self.waiting.pop_front();
@@ -90,19 +90,19 @@ impl Arrivals {
         self.checking.take()
     }
 
-    /// Drops the waiting arrival of a device that left: it offers its update again when it is back.
+    /// Drops the waiting arrival of a device that left. The device offers its update again when it returns.
     pub fn forget(&mut self, device: &DeviceId) {
         self.waiting.retain(|arrival| arrival.device != *device);
     }
 
-    /// Returns true if a check of this blob waits or is under way; nobody may remove it then.
+    /// Returns true if a check of this blob is waiting or running. The blob must not be removed then.
     #[must_use]
     pub fn contains(&self, digest: Digest) -> bool {
         self.waiting.iter().chain(&self.checking).any(|arrival| arrival.digest == digest)
     }
 }
 
-/// Assembles and checks updates. It keeps the last base weights, since the updates of a round share them.
+/// Assembles and checks updates. It keeps the last base weights in memory, since the updates of a round share them.
 #[derive(Debug)]
 pub struct Checker {
     model: Arc<Model>,

@@ -1,8 +1,8 @@
-//! `coordinator.toml`: what a coordinator is given. Unknown keys are refused, every key but three has a default.
+//! `coordinator.toml`: the configuration of a coordinator. Unknown keys are refused; all but three keys have a default.
 //!
 //! ```toml
 //! fleet = "home"                        # the devices' `fleet` must be the same
-//! pack = "/var/lib/skiff/pack"          # made by skiff-pack; the devices hold the same
+//! pack = "/var/lib/skiff/pack"          # made by skiff-pack; the devices hold the same pack
 //! state = "/var/lib/skiff/coordinator"  # the journal, weights, the signing key and the control socket
 //!
 //! [broker]
@@ -14,15 +14,15 @@
 //! client_key_file = "/etc/skiff/coordinator.key"
 //!
 //! [limits]
-//! devices = 10000                       # known at a time
-//! granted_chunks = 64                   # of 64 KiB, in flight to and from the fleet, each way
-//! blob_bytes = 68719476736              # weights and updates on disk
+//! devices = 10000                       # maximum number of known devices
+//! granted_chunks = 64                   # maximum number of 64 KiB chunks in flight, in each direction
+//! blob_bytes = 68719476736              # maximum size of weights and updates on disk
 //!
 //! [run]                                 # defaults of `skiff run start`, see `skiff_coordinator::run::RunSettings`
 //! rounds = 10
 //! rates = { bandit = {} }
 //! ```
-//! The command line and the environment (`SKIFF_BROKER_URL`, `SKIFF_BROKER_USER`, `SKIFF_BROKER_PASSWORD`) go before the file.
+//! The command line and the environment (`SKIFF_BROKER_URL`, `SKIFF_BROKER_USER`, `SKIFF_BROKER_PASSWORD`) override the file.
 
 use crate::run::RunSettings;
 use serde::Deserialize;
@@ -32,23 +32,23 @@ use skiff_protocol::transfer::WINDOW;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Everything a coordinator is given.
+/// Configuration of a coordinator.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The fleet it looks after.
+    /// Name of the fleet.
     pub fleet: FleetId,
-    /// The pack's directory.
+    /// Folder of the pack.
     pub pack: PathBuf,
-    /// The folder for everything that survives; made where it is missing.
+    /// State folder for everything that survives a restart. It is made if it is missing.
     pub state: PathBuf,
-    /// How to reach the broker.
+    /// Address and credentials of the broker.
     #[serde(default)]
     pub broker: BrokerSettings,
-    /// Bounds.
+    /// Limits on devices, transfers and disk.
     #[serde(default)]
     pub limits: Limits,
-    /// What a run is started with where nothing else is said.
+    /// Default settings of new runs.
     #[serde(default)]
     pub run: RunSettings,
 }
@@ -57,11 +57,11 @@ pub struct Config {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Devices that are known at a time (default 10,000).
+    /// Maximum number of known devices (default 10,000).
     pub devices: usize,
-    /// Chunks of 64 KiB that may be in flight, each way, over the whole fleet (default 64).
+    /// Maximum number of 64 KiB chunks in flight in each direction, over the whole fleet (default 64).
     pub granted_chunks: u32,
-    /// Bytes of weights and updates on disk (default 64 GiB).
+    /// Maximum size of weights and updates on disk, in bytes (default 64 GiB).
     pub blob_bytes: u64,
 }
 
@@ -71,33 +71,33 @@ impl Default for Limits {
     }
 }
 
-/// Why there is no configuration.
+/// A reason for which a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file that cannot be read.
+    /// The file cannot be read.
     #[error("reading {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// Not what this file should say.
+    /// The file is not TOML, has an unknown key, or a value of the wrong type.
     #[error("in {}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The parser's error, with the line.
         source: Box<toml::de::Error>,
     },
-    /// A value out of range.
+    /// A value is out of range.
     #[error("{field} is {found}, expected {expected}")]
     Range {
         /// The key.
         field: &'static str,
-        /// What is there.
+        /// The value in the file.
         found: String,
-        /// What may be.
+        /// The allowed values.
         expected: String,
     },
     /// The settings of the broker do not fit together.
@@ -106,7 +106,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// A configuration with nothing but defaults beside what is needed.
+    /// Makes a configuration from the required values and defaults.
     #[must_use]
     pub fn new(fleet: FleetId, pack: PathBuf, state: PathBuf, broker_url: &str) -> Self {
         let broker = BrokerSettings { url: broker_url.to_owned(), ..BrokerSettings::default() };
@@ -116,7 +116,7 @@ impl Config {
     /// Reads a configuration file.
     ///
     /// # Errors
-    /// A file that cannot be read, or says what it should not.
+    /// The file cannot be read or is not a valid configuration.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -124,7 +124,7 @@ impl Config {
         parsed.map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
     }
 
-    /// Checks the bounds; those of `run` need the model and are checked when a run starts.
+    /// Checks the limits and the broker. The settings of `run` are checked when a run starts, because that needs the model.
     ///
     /// # Errors
     /// The first value out of its range.

@@ -1,8 +1,21 @@
-//! Where everything meets: the engine, the fleet, the transfers and the journal. It has a disk, but no clock and no socket:
-//! the shell in [`crate::serve`] tells it the time and what came, and carries out what it returns.
+//! The coordinator without clock and sockets: joins the engine of a run, the fleet, the transfers and the journal.
 //!
-//! Several messages are taken at once where they are there at once, and their records committed together. Nothing that
-//! rests on a record leaves before the commit.
+//! The shell in [`crate::serve`] calls the hub at four points, each time with the current time. The hub returns effects,
+//! and the shell carries them out. Only the hub writes the journal.
+//!
+//! ```text
+//!  call                                                      ┌──────────────┐  returned effects
+//!  1 link events ───────── Hub::link ────────────────────────►              │
+//!  2 operator's requests ─ Hub::start_run, stop_run, ────────►     Hub      ├──► Publish ──► link to the broker
+//!                          set_policy, delete_run            │              │
+//!  3 results of threads ── Hub::merge_ended, Hub::checked ───►  run, fleet, ├──► Merge ────► thread ─┐
+//!  4 time ──────────────── Hub::tick at Hub::deadline ───────►  transfers,  ├──► Check ────► thread ─┤
+//!                                                            │   journal    │                        │
+//!                                                            └──────────────┘   results: call 3 ◄────┘
+//! ```
+//! Each call collects the records and actions that the run decides, commits the records to the journal, and only then
+//! carries out the actions. So no effect that depends on a record leaves before the record is on disk. One call of
+//! [`Hub::link`] takes all events that are waiting, and commits their records together.
 
 use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
@@ -22,38 +35,38 @@ use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// An update may be this much larger than the initial weights: names and shapes are written in its head.
+/// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its head.
 const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
 
-/// What the shell has to do.
+/// A task for the shell.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// Publish this.
+    /// Publish this message.
     Publish(Publication),
-    /// Merge, in a thread of its own; then [`Hub::merge_ended`].
+    /// Merge updates in a thread, then call [`Hub::merge_ended`].
     Merge(MergeJob),
-    /// Assemble and check an update, in a thread of its own; then [`Hub::checked`].
+    /// Assemble and check an update in a thread, then call [`Hub::checked`].
     Check(Arrival),
 }
 
-/// Why the coordinator cannot go on. It has promised nothing that it did not store.
+/// A fault of the disk after which the coordinator must stop. It has promised nothing that it did not store.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// The journal.
+    /// The journal cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The blobs.
+    /// The folder of blobs cannot be read or written.
     #[error("keeping weights and updates")]
     Blobs(#[from] BlobError),
 }
 
-/// The coordinator less its clock and sockets.
+/// The coordinator without its clock and sockets. The module's doc shows when it is called.
 pub struct Hub {
     fleet_id: FleetId,
     model: Arc<Model>,
     blobs: Arc<dyn Blobs>,
     store: Box<dyn Store>,
-    /// Blobs that no journal named when the hub was opened: they are never removed.
+    /// Blobs that no journal named when the hub was opened. They are never removed.
     unknown: BTreeSet<Digest>,
     writer: Writer,
     fleet: Fleet,
@@ -63,23 +76,23 @@ pub struct Hub {
     run: Option<Run>,
     /// Updates that wait for their check.
     arrivals: Arrivals,
-    /// Decided, not yet committed nor carried out.
+    /// Actions that are neither committed nor carried out yet.
     decided: Vec<Action>,
     effects: Vec<Effect>,
-    /// Travelled since the last commit, in this round of the run.
+    /// Traffic in the current round since the last commit.
     traffic: Traffic,
     traffic_round: u32,
-    /// Travelled before, by round.
+    /// Committed traffic by round.
     travelled: BTreeMap<u32, Traffic>,
 }
 
-/// What a hub is made of.
+/// The parts that a hub is made of.
 pub struct Parts {
-    /// The fleet.
+    /// Name of the fleet.
     pub fleet: FleetId,
-    /// Devices known at a time.
+    /// Maximum number of known devices.
     pub devices: usize,
-    /// Transfers at a time, each way.
+    /// Maximum number of concurrent transfers in each direction.
     pub slots: usize,
     /// The model.
     pub model: Arc<Model>,
@@ -87,15 +100,15 @@ pub struct Parts {
     pub blobs: Arc<dyn Blobs>,
     /// The journal.
     pub store: Box<dyn Store>,
-    /// Signs what is said.
+    /// Signs and encodes the coordinator's messages.
     pub writer: Writer,
 }
 
 impl Hub {
-    /// Takes up the last run where its journal ends.
+    /// Opens the hub and resumes the last run at the end of its journal.
     ///
     /// # Errors
-    /// A journal that cannot be read or does not hang together; weights that are lost.
+    /// The journal or the folder of blobs cannot be read. A run with damaged records or weights is stopped instead.
     pub fn open(parts: Parts, now: Timestamp) -> Result<Self, HubError> {
         let Parts { fleet, devices, slots, model, blobs, store, writer } = parts;
         let mut hub = Self {
@@ -118,13 +131,13 @@ impl Hub {
             travelled: BTreeMap::new(),
         };
         for finding in hub.store.findings() {
-            tracing::error!(run = %finding.run, reason = finding.reason, "the run is stopped: its records are damaged or missing; its weights stay");
+            tracing::error!(run = %finding.run, reason = finding.reason, "the run is stopped because records are damaged or missing; its weights are kept");
         }
         if let Some(row) = hub.store.runs()?.pop().filter(|row| row.damage.is_none()) {
             match hub.take_up(row.run, now) {
                 Err(HubError::Store(fault)) if fault.is_of_one_run() => {
                     let reason = chain(&fault);
-                    tracing::error!(run = %row.run, reason, "the run is stopped: its records do not fit together; its weights stay");
+                    tracing::error!(run = %row.run, reason, "the run is stopped because its records contradict each other; its weights are kept");
                     hub.store.stop_damaged(row.run, &reason)?;
                 }
                 taken => taken?,
@@ -136,29 +149,29 @@ impl Hub {
             tracing::warn!(
                 blobs,
                 bytes,
-                "no journal ever named some blobs; they stay (`skiff store check` lists them)"
+                "some blobs do not belong to any run and are kept; `skiff store check` lists them"
             );
         }
         hub.unknown = collected.unknown.iter().filter_map(|blob| Digest::parse(blob)).collect();
         Ok(hub)
     }
 
-    /// What opening left to do: a merge that was interrupted.
+    /// Returns the effects of opening, such as a merge that was interrupted.
     #[must_use]
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
-    /// The time of the last record: the shell's clock must not be before it.
+    /// Returns the time of the last record, in milliseconds since 1970. The shell's clock must not be before it.
     #[must_use]
     pub fn last_ms(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.ledger().last_ms)
     }
 
-    /// What happened on the link.
+    /// Takes events of the link to the broker.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn link(&mut self, events: Vec<LinkEvent>, now: Timestamp) -> Result<Vec<Effect>, HubError> {
         for event in events {
             match event {
@@ -184,10 +197,10 @@ impl Hub {
         self.settle(now)
     }
 
-    /// A merge ended.
+    /// Takes the result of the merge that [`Effect::Merge`] asked for.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn merge_ended(
         &mut self,
         job: (RunId, u64),
@@ -200,7 +213,7 @@ impl Hub {
             .map_or_else(|_| Vec::new(), |merged| merged.moments.into_iter().chain([merged.weights]).collect());
         self.feed(Event::MergeEnded { run, epoch, merged }, now);
         let effects = self.settle(now)?;
-        // A run that was stopped meanwhile names no weights any more.
+        // If the run was stopped meanwhile, no record names the new weights.
         for blob in made {
             if !self.store.is_named(blob)? {
                 self.drop_received(blob);
@@ -212,7 +225,7 @@ impl Hub {
     /// Takes the result of the check that [`Effect::Check`] asked for.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn checked(&mut self, checked: Checked, now: Timestamp) -> Result<Vec<Effect>, HubError> {
         if let Some(arrival) = self.arrivals.finish() {
             self.take_checked(arrival, checked, now);
@@ -221,10 +234,10 @@ impl Hub {
         self.settle(now)
     }
 
-    /// Time has passed.
+    /// Does what is due at `now`: retries, idle transfers and deadlines of the run.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn tick(&mut self, now: Timestamp) -> Result<Vec<Effect>, HubError> {
         let steps = self.transfers.tick(now);
         self.follow(steps, now);
@@ -232,7 +245,7 @@ impl Hub {
         self.settle(now)
     }
 
-    /// When to tick.
+    /// Returns the time of the next [`Hub::tick`]; `None` if nothing is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let run = self.run.as_ref().and_then(Run::deadline);
@@ -242,7 +255,7 @@ impl Hub {
     /// Starts a run under the name `run`. The inner result says what is wrong with the request.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn start_run(
         &mut self,
         run: RunId,
@@ -250,7 +263,7 @@ impl Hub {
         now: Timestamp,
     ) -> Result<Result<Vec<Effect>, String>, HubError> {
         if let Some(present) = self.run.as_ref().filter(|run| !run.ledger().is_ended()) {
-            return Ok(Err(format!("run {} is going on: stop it first", present.ledger().start.run)));
+            return Ok(Err(format!("run {} has not ended: stop it first", present.ledger().start.run)));
         }
         if let Err(bad) = settings.check(self.model.layers) {
             return Ok(Err(bad.to_string()));
@@ -283,42 +296,42 @@ impl Hub {
         let here: Vec<Event> =
             self.fleet.here().map(|(device, here)| Event::DeviceHere(device.clone(), here)).collect();
         let away: Vec<Event> = self.fleet.away().map(|device| Event::DeviceGone(device.clone())).collect();
-        // Who is away first: the first to be there may complete what is waited for.
+        // Absent devices first: a present one may complete the set that the run waits for.
         away.into_iter().chain(here).for_each(|event| self.feed(event, now));
         self.settle(now).map(Ok)
     }
 
-    /// Stops the run. The inner result says what is wrong with the request.
+    /// Stops the current run. The inner result says what is wrong with the request.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn stop_run(&mut self, reason: String, now: Timestamp) -> Result<Result<Vec<Effect>, String>, HubError> {
         if self.run.as_ref().is_none_or(|run| run.ledger().is_ended()) {
-            return Ok(Err("no run is going on".to_owned()));
+            return Ok(Err("there is no current run".to_owned()));
         }
         self.feed(Event::StopRequested { reason }, now);
         self.settle(now).map(Ok)
     }
 
-    /// Changes who shares what in the run that is going on, if one is, from its next order on.
+    /// Changes the sharing policy of the current run, if there is one, from its next order.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn set_policy(&mut self, policy: Policy, now: Timestamp) -> Result<Vec<Effect>, HubError> {
         self.feed(Event::PolicySet(policy), now);
         self.settle(now)
     }
 
-    /// The policy of the run that is going on.
+    /// Returns the sharing policy of the current run.
     #[must_use]
     pub fn policy(&self) -> Option<&Policy> {
         self.run.as_ref().map(Run::ledger).filter(|ledger| !ledger.is_ended()).map(|ledger| &ledger.policy)
     }
 
-    /// What a policy means for every device that is known.
+    /// Returns what each known device shares under a policy.
     ///
     /// # Errors
-    /// A policy that the model cannot keep.
+    /// The policy does not fit the model.
     pub fn shares(&self, policy: &Policy) -> Result<BTreeMap<DeviceId, Share>, String> {
         policy.check(self.model.layers)?;
         self.fleet
@@ -327,18 +340,18 @@ impl Hub {
             .collect()
     }
 
-    /// Deletes an ended run and the weights that only it kept. The inner result says what is wrong with the request.
+    /// Deletes an ended run and the weights that no other run needs. The inner result says what is wrong with the request.
     ///
     /// # Errors
-    /// What the coordinator cannot go on from.
+    /// The disk failed, and the coordinator must stop.
     pub fn delete_run(&mut self, run: RunId) -> Result<Result<Collected, String>, HubError> {
         let current = self.run.as_ref().map(Run::ledger).filter(|ledger| ledger.start.run == run);
         if current.is_some_and(|ledger| !ledger.is_ended()) {
-            return Ok(Err(format!("run {run} is not ended: stop it first (`skiff run stop`)")));
+            return Ok(Err(format!("run {run} has not ended: stop it first (`skiff run stop`)")));
         }
         let is_current = current.is_some();
         if !self.store.runs()?.iter().any(|row| row.run == run) {
-            return Ok(Err(format!("there is no run {run}; `skiff run list` names them")));
+            return Ok(Err(format!("there is no run {run}; `skiff run list` lists all runs")));
         }
         self.store.delete(run)?;
         if is_current {
@@ -348,7 +361,7 @@ impl Hub {
         Ok(Ok(self.remove_blobs()?))
     }
 
-    /// Returns what a watcher sees.
+    /// Returns the state of the fleet and of the run, for watchers.
     #[must_use]
     pub fn progress(&self, now: Timestamp) -> Progress {
         let ledger = self.run.as_ref().map(Run::ledger);
@@ -362,7 +375,7 @@ impl Hub {
         Progress { connected: self.connected, devices, run, refused_messages: self.refusals.by_label() }
     }
 
-    /// What the coordinator says when it goes.
+    /// Returns the message that tells devices that the coordinator is leaving.
     #[must_use]
     pub fn farewell(&self) -> Publication {
         self.writer.presence(false)
@@ -372,23 +385,23 @@ impl Hub {
         let (taken, actions) = self.resume(run, now)?;
         let ledger = taken.ledger();
         let (weights, is_ended, pack) = (ledger.weights, ledger.is_ended(), ledger.start.pack);
-        // Read, not looked up: a damaged blob would fail every device's check of its digest.
+        // Reading the blob, not only looking it up, finds damage before each device fails its check of the digest.
         let unreadable = if is_ended { None } else { self.blobs.read(weights).err() };
         if !is_ended {
-            tracing::info!(%run, round = ledger.round, "the run goes on");
+            tracing::info!(%run, round = ledger.round, "resuming the run");
         }
         self.travelled = self.store.traffic(run)?;
         self.traffic_round = ledger.round;
         self.run = Some(taken);
         self.decided.extend(actions);
         if !is_ended && pack != self.model.pack {
-            tracing::warn!(%run, "the run was started with another pack");
-            self.feed(Event::StopRequested { reason: format!("the pack was exchanged, it was {pack:?}") }, now);
+            tracing::warn!(%run, "stopping the run because it was started with another pack");
+            self.feed(Event::StopRequested { reason: format!("it was started with another pack, {pack:?}") }, now);
         }
         if let Some(fault) = unreadable {
             let reason = match &fault {
                 BlobError::Corrupt { .. } => {
-                    format!("its weights {weights} are damaged on the disk: {}", chain(&fault))
+                    format!("its weights {weights} are damaged on disk: {}", chain(&fault))
                 }
                 BlobError::Missing { .. } => format!("its weights {weights} are missing: {}", chain(&fault)),
                 BlobError::Io { .. } | BlobError::WrongChunk { .. } | BlobError::QuotaExceeded { .. } => {
@@ -427,7 +440,7 @@ impl Hub {
             }
             Said::Answer(answer) => {
                 if let skiff_protocol::messages::Outcome::Refused { reason } = &answer.outcome {
-                    tracing::warn!(%device, reason, "the device refuses an order");
+                    tracing::warn!(%device, reason, "the device refused an order");
                     self.fleet.note(&device, &format!("refused an order: {reason}"));
                 }
                 self.feed(Event::Answered(device.clone(), answer), now);
@@ -443,11 +456,11 @@ impl Hub {
         };
         match changed {
             Ok(Change::Here(here)) => {
-                tracing::debug!(%device, boot = here.boot.0, "here");
+                tracing::debug!(%device, boot = here.boot.0, "device is present");
                 self.feed(Event::DeviceHere(device, here), now);
             }
             Ok(Change::Gone) => {
-                tracing::debug!(%device, "gone");
+                tracing::debug!(%device, "device is gone");
                 self.arrivals.forget(&device);
                 let steps = self.transfers.forget(&device, now);
                 self.follow(steps, now);
@@ -461,7 +474,7 @@ impl Hub {
         }
     }
 
-    /// The most that an update may have: it holds no more than all weights.
+    /// Returns the maximum size of an update in bytes: all weights, and some room for the head.
     fn most_bytes(&self) -> u64 {
         self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
     }
@@ -472,7 +485,7 @@ impl Hub {
         }
     }
 
-    /// Does what transfers want done.
+    /// Carries out the steps that transfers asked for.
     fn follow(&mut self, steps: Vec<Step>, now: Timestamp) {
         for step in steps {
             match step {
@@ -490,7 +503,7 @@ impl Hub {
         let Offer { digest, total_bytes, purpose } = offer;
         let Purpose::Update { epoch, report, .. } = purpose else { return };
         let Some(ledger) = self.run.as_ref().map(Run::ledger) else {
-            let steps = self.transfers.refuse(&device, digest, "no run is going on".to_owned(), now);
+            let steps = self.transfers.refuse(&device, digest, "there is no current run".to_owned(), now);
             return self.follow(steps, now);
         };
         let ordered = ledger.order_of(&device);
@@ -511,7 +524,7 @@ impl Hub {
                 self.feed(Event::UpdateStored { device, epoch, update: digest, report, distance }, now);
             }
             Checked::Unfit { reason } => {
-                tracing::warn!(%device, reason, "an update is unfit");
+                tracing::warn!(%device, reason, "an update was refused because it does not fit the model");
                 self.fleet.note(&device, &format!("update refused: {reason}"));
                 self.drop_received(digest);
                 let steps = self.transfers.refuse(&device, digest, reason.clone(), now);
@@ -527,7 +540,7 @@ impl Hub {
                 self.follow(steps, now);
             }
             Checked::Failed { reason } => {
-                tracing::error!(%device, reason, "an update cannot be stored");
+                tracing::error!(%device, reason, "cannot store an update");
                 let reason = format!("the coordinator cannot store it: {reason}");
                 let steps = self.transfers.refuse(&device, digest, reason, now);
                 self.follow(steps, now);
@@ -535,7 +548,7 @@ impl Hub {
         }
     }
 
-    /// Commits what was decided, then carries it out, until nothing is left.
+    /// Commits the decided records, then carries out the decided actions, until none are left.
     fn settle(&mut self, now: Timestamp) -> Result<Vec<Effect>, HubError> {
         while !self.decided.is_empty() {
             let (records, actions): (Vec<Action>, Vec<Action>) =
@@ -598,7 +611,7 @@ impl Hub {
         }
     }
 
-    /// What is said while nobody hears it is lost anyway, and said again.
+    /// Queues a publication. Without a connection it is dropped: every message is repeated later.
     fn publish(&mut self, publication: Publication) {
         if self.connected {
             self.traffic.down += (publication.topic.len() + publication.payload.len()) as u64;
@@ -621,7 +634,7 @@ impl Hub {
             if is_free { Ok(self.blobs.remove(digest)?) } else { Ok(()) }
         });
         if let Err(error) = removed {
-            tracing::error!(error = %chain(&error), "a refused update cannot be removed");
+            tracing::error!(error = %chain(&error), "cannot remove a refused update");
         }
     }
 
@@ -652,7 +665,7 @@ fn judge(run: Option<&Run>, most_bytes: u64, device: &DeviceId, offer: &Offer) -
         (Some(run), Purpose::Update { run: id, round, epoch, report }) => {
             run.judge_offer(device, *id, *round, *epoch, report)
         }
-        (None, _) | (_, Purpose::Weights { .. }) => Verdict::Refused("no run is going on".to_owned()),
+        (None, _) | (_, Purpose::Weights { .. }) => Verdict::Refused("there is no current run".to_owned()),
     };
     if verdict == Verdict::Wanted && offer.total_bytes > most_bytes {
         return Verdict::Refused(format!("an update of {} bytes, expected at most {most_bytes}", offer.total_bytes));
@@ -668,7 +681,7 @@ fn log(run: RunId, record: &Record) {
         Record::UpdateStored { device, report, .. } => {
             tracing::info!(%run, %device, examples = report.examples, train_ms = report.train_ms, "update stored");
         }
-        Record::DeviceOut { device, reason } => tracing::warn!(%run, %device, reason, "out of this round"),
+        Record::DeviceOut { device, reason } => tracing::warn!(%run, %device, reason, "device is out of this round"),
         Record::Collected => tracing::debug!(%run, "merging"),
         Record::Merged(Merged { weights, .. }) => tracing::info!(%run, %weights, "round merged"),
         Record::Skipped { reason } => tracing::warn!(%run, reason, "round skipped"),
@@ -681,7 +694,7 @@ fn log(run: RunId, record: &Record) {
         }
         Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),
         Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),
-        Record::PolicySet(policy) => tracing::info!(%run, groups = policy.groups.len(), "another policy of sharing"),
+        Record::PolicySet(policy) => tracing::info!(%run, groups = policy.groups.len(), "sharing policy changed"),
     }
 }
 

@@ -1,9 +1,9 @@
-//! What a watcher sees: the fleet, the run, and every closed round, as one value.
+//! The state that watchers see: the fleet, the run, and the closed rounds, as one value.
 //!
-//! A coordinator keeps the present [`Progress`] in a watch channel: who reads it gets the newest state and is woken when
-//! it changes, nobody can fall behind, and nothing is queued. What must not be missed (closed rounds, the end of the
-//! run) stays in the value. `skiff run watch`, `skiff fleet` and `skiff-demo` draw their tables from it; as JSON it is
-//! the line that the control socket sends.
+//! A coordinator keeps the current [`Progress`] in a watch channel. Readers get the newest state and are woken when it
+//! changes; nothing is queued, so no reader can fall behind. Facts that no reader may miss (closed rounds, the end of the
+//! run) stay in the value. `skiff run watch`, `skiff fleet` and `skiff-demo` draw their tables from it. The control socket
+//! sends it as a line of JSON.
 
 use crate::measures::{Figures, Measure, Parts};
 use crate::run::RunSettings;
@@ -12,95 +12,95 @@ use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 
-/// How many of the last closed rounds a [`RunProgress`] carries.
+/// Maximum number of closed rounds in a [`RunProgress`].
 pub const ROUNDS_SHOWN: usize = 200;
 
-/// Everything there is to see at one moment.
+/// State of the fleet and the run at one moment.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Progress {
-    /// True while the connection to the broker stands.
+    /// True while the coordinator is connected to the broker.
     pub connected: bool,
-    /// Every known device, ordered by name.
+    /// All known devices, ordered by name.
     pub devices: Vec<DeviceProgress>,
-    /// The present run, or the last one of this process.
+    /// The current run, or the last run of this process.
     pub run: Option<RunProgress>,
-    /// Messages that were refused, by reason.
+    /// Number of refused messages, by reason.
     pub refused_messages: BTreeMap<String, u64>,
 }
 
-/// One device.
+/// State of one device.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct DeviceProgress {
-    /// Its name.
+    /// Name of the device.
     pub device: DeviceId,
-    /// Whether it is there, and fit for work.
+    /// Whether the device is connected and can train.
     pub presence: Presence,
-    /// What it does, as it last said; `idle`, `fetching`, `training`, `evaluating`, `uploading`, or `unknown`.
+    /// Last reported state: `idle`, `fetching`, `training`, `evaluating`, `uploading`, or `unknown`.
     pub state: String,
-    /// Steps done in this round.
+    /// Number of steps done in this round.
     pub step: u32,
-    /// Steps ordered for this round.
+    /// Number of steps ordered for this round.
     pub steps: u32,
-    /// The last step's time in milliseconds; 0 before the first.
+    /// Duration of the last step in milliseconds; 0 before the first.
     pub step_ms: f32,
-    /// Tokens of text per second over the last step.
+    /// Tokens of text per second in the last step.
     pub tokens_per_second: f32,
-    /// Layers that were active in the last step.
+    /// Number of active layers in the last step.
     pub active_layers: u32,
-    /// Active layers over all its updates in the run, weighted by steps; `None` before its first update.
+    /// Mean number of active layers over the device's updates in the run, weighted by steps; `None` before the first update.
     pub mean_active_layers: Option<f32>,
-    /// Mean dropout rate of its layers in this round; `None` when it has no training order.
+    /// Mean dropout rate of the device's layers in this round; `None` if it has no training order.
     pub mean_rate: Option<f32>,
-    /// Updates stored in the run.
+    /// Number of the device's updates stored in the run.
     pub updates: u32,
     /// Resident memory of the agent, in bytes.
     pub rss_bytes: u64,
     /// Largest resident memory of the agent so far, in bytes.
     pub peak_rss_bytes: u64,
-    /// CPU use of the agent's process, 100 for one core.
+    /// CPU use of the agent's process in percent of one core.
     pub agent_cpu_percent: f32,
-    /// The hottest sensor in degrees Celsius.
+    /// Temperature of the hottest sensor in degrees Celsius.
     pub temperature: Option<f32>,
     /// Age of the last telemetry in milliseconds.
     pub telemetry_age_ms: Option<u64>,
-    /// Why it was last refused, or refused work.
+    /// Reason for the last refusal, by the device or of its message.
     pub note: Option<String>,
 }
 
-/// Whether a device is there.
+/// Whether a device is connected and can train.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
-    /// There, with our pack.
+    /// Connected, with the coordinator's pack.
     Here,
-    /// There, with another pack: never selected.
+    /// Connected, with another pack. It is never selected.
     WrongPack,
-    /// It left in order.
+    /// The device said goodbye.
     Left,
-    /// Its connection broke (last will).
+    /// The connection of the device broke (last will).
     Lost,
 }
 
-/// A run of training.
+/// State of a training run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct RunProgress {
-    /// Its name, 16 hexadecimal digits.
+    /// Name of the run, 16 hexadecimal digits.
     pub run: String,
-    /// What it is doing.
+    /// Current phase.
     pub phase: Phase,
-    /// The present round, from 1; 0 in the evaluation before the first.
+    /// Number of the current round, from 1; 0 in the evaluation before the first.
     pub round: u32,
-    /// How many rounds there will be.
+    /// Number of rounds in the whole run.
     pub rounds: u32,
-    /// Devices that were given an order in the present phase.
+    /// Number of devices with an order in the current phase.
     pub ordered: u32,
-    /// Of those, how many have answered it in full.
+    /// Number of those devices that have carried out their order.
     pub answered: u32,
     /// Accuracy of the initial weights.
     pub accuracy_before: Option<f64>,
-    /// The last accuracy found.
+    /// Accuracy in the last evaluation.
     pub accuracy: Option<f64>,
-    /// Accuracy found by the evaluation that ended the run.
+    /// Accuracy in the evaluation that ended the run.
     pub accuracy_after: Option<f64>,
     /// Main measure of the task.
     #[serde(default)]
@@ -108,21 +108,21 @@ pub struct RunProgress {
     /// Figures of the initial weights.
     #[serde(default)]
     pub metrics_before: Option<Figures>,
-    /// Last figures found.
+    /// Figures of the last evaluation.
     #[serde(default)]
     pub metrics: Option<Figures>,
-    /// Figures found by the evaluation that ended the run.
+    /// Figures of the evaluation that ended the run.
     #[serde(default)]
     pub metrics_after: Option<Figures>,
-    /// Since the run started (frozen at its end), in milliseconds; the time in which no coordinator ran counts.
+    /// Time from the start of the run to now or to its end, in milliseconds. It includes time without a coordinator.
     pub elapsed_ms: u64,
-    /// Bytes that devices sent, topics and headers included.
+    /// Number of bytes that devices sent, including topics and headers.
     pub bytes_up: u64,
-    /// Bytes sent to devices.
+    /// Number of bytes sent to devices.
     pub bytes_down: u64,
     /// The last [`ROUNDS_SHOWN`] closed rounds, oldest first.
     pub closed: Vec<RoundProgress>,
-    /// Why the run ended, where it did so early.
+    /// Reason for an early end of the run.
     pub reason: Option<String>,
 }
 
@@ -185,11 +185,11 @@ impl Contribution {
     }
 }
 
-/// What a run is doing.
+/// Phase of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Waits for devices.
+    /// The run waits for devices.
     Gathering,
     /// Devices train.
     Training,
@@ -204,25 +204,25 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// True for the phases that nothing follows.
+    /// Returns true for the phases that no other phase follows.
     #[must_use]
     pub fn is_end(self) -> bool {
         matches!(self, Self::Completed | Self::Stopped)
     }
 }
 
-/// A closed round.
+/// Figures of a closed round.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct RoundProgress {
-    /// Which one, from 1.
+    /// Number of the round, from 1.
     pub round: u32,
-    /// `None`: merged. Otherwise why the round was skipped.
+    /// Reason for skipping the round; `None` if it was merged.
     pub skipped: Option<String>,
-    /// Devices that were given an order.
+    /// Number of devices with a training order.
     pub selected: u32,
-    /// Updates that were merged.
+    /// Number of merged updates.
     pub updates: u32,
-    /// Accuracy after the round, where it was evaluated.
+    /// Accuracy after the round, if it was evaluated.
     pub accuracy: Option<f64>,
     /// Figures after the round, if it was evaluated.
     #[serde(default)]
@@ -230,26 +230,26 @@ pub struct RoundProgress {
     /// Devices that were left out of the evaluation, with the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left_out: BTreeMap<String, String>,
-    /// Mean loss per example in nats after the round, where it was evaluated.
+    /// Mean loss per example in nats after the round, if it was evaluated.
     pub loss: Option<f64>,
-    /// Examples that the accuracy rests on.
+    /// Number of examples behind the accuracy.
     pub evaluated_examples: u64,
-    /// Mean over the devices of their mean training loss.
+    /// Mean of the devices' mean training losses.
     pub train_loss: Option<f64>,
-    /// Mean dropout rate that was ordered, over devices and layers.
+    /// Mean of the ordered dropout rates, over devices and layers.
     pub mean_rate: f32,
     /// Mean number of active layers over the updates.
     pub mean_active_layers: f32,
     /// Median step time in milliseconds, mean over the updates.
     pub step_ms: f32,
-    /// From the first order to the merged weights, in milliseconds.
+    /// Time from the first order to the merged weights, in milliseconds.
     pub train_ms: u64,
-    /// From the order to the last report of the evaluation, in milliseconds.
+    /// Time from the order of the evaluation to its last report, in milliseconds.
     pub evaluate_ms: u64,
-    /// The longest training any device reported, in milliseconds; `train_ms` less this is what the round cost beyond it.
+    /// Longest training time that a device reported, in milliseconds. `train_ms` minus this is the overhead of the round.
     pub longest_training_ms: u64,
-    /// Bytes that devices sent in the round.
+    /// Number of bytes that devices sent in the round.
     pub bytes_up: u64,
-    /// Bytes sent to devices in the round.
+    /// Number of bytes sent to devices in the round.
     pub bytes_down: u64,
 }

@@ -46,7 +46,7 @@ pub enum ResultError {
     #[error("no run has been started with this state folder")]
     NoRun,
     /// No run has this name.
-    #[error("there is no run {name}; `skiff run list` names them")]
+    #[error("there is no run {name}; `skiff run list` lists all runs")]
     UnknownRun {
         /// The name, as asked for.
         name: String,

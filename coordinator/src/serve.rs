@@ -1,4 +1,4 @@
-//! The shell: a clock, a link to the broker, a control socket, and the loop that feeds the [`Hub`] with them.
+//! The shell around the [`Hub`]: a clock, a link to the broker, a control socket, and the loop that joins them.
 //!
 //! ```text
 //!            LinkEvent          ┌───────┐  Publish
@@ -40,17 +40,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// Watchers see a change at the latest after this.
+/// Maximum delay until watchers see a change.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
-/// Messages taken in one go, and committed together.
+/// Maximum number of messages that are handled and committed together.
 const BATCH: usize = 64;
-/// Publications that wait for the link; beyond that they are dropped, to be said again.
+/// Maximum number of publications that wait for the link. More are dropped, and repeated later.
 const OUTGOING: usize = 2_048;
 
 /// File in the state folder with the path of the pack, for `skiff run export`.
 pub const PACK_FILE: &str = "pack.path";
 
-/// A coordinator at work, in tasks of the current tokio runtime.
+/// A running coordinator. Its tasks run in the current tokio runtime.
 pub struct Coordinator {
     public_key: String,
     progress: watch::Receiver<Progress>,
@@ -60,22 +60,22 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Opens the state folder, takes up the run that was going on, and starts to connect.
+    /// Opens the state folder, resumes the last run, and starts to connect.
     ///
-    /// A broker that is away is no error: the link goes on trying, and [`Progress::connected`] tells.
+    /// An unreachable broker is not an error: the link keeps trying, and [`Progress::connected`] shows whether it succeeded.
     ///
     /// # Errors
-    /// A configuration, pack, key, journal or state folder that cannot be used; the text names it and the remedy.
+    /// The configuration, pack, key, journal or state folder cannot be used; the text names it and the remedy.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.check()?;
         let model = Model::open(&config.pack).with_context(|| format!("opening the pack {}", config.pack.display()))?;
         Self::start_with(config, model).await
     }
 
-    /// As [`Coordinator::start`], with a model that is at hand.
+    /// Does the same as [`Coordinator::start`], but with a model that is already open.
     ///
     /// # Errors
-    /// As there.
+    /// Same as [`Coordinator::start`].
     pub async fn start_with(config: Config, model: Model) -> anyhow::Result<Self> {
         config.check()?;
         let state = &config.state;
@@ -124,7 +124,7 @@ impl Coordinator {
             let worked = shell.work(events, ordered, Ended { merges, checks }, stopping).await;
             doors.abort();
             let goodbye = sending.abort_handle();
-            // A broker that is away must not hold us up; its last will for us speaks instead.
+            // An unreachable broker must not delay the exit. The last will then tells the devices.
             if tokio::time::timeout(2 * CLOSE_PATIENCE, sending).await.is_err() {
                 goodbye.abort();
             }
@@ -134,22 +134,22 @@ impl Coordinator {
         Ok(Self { public_key, progress, orders, stop, task })
     }
 
-    /// The key with which devices check this coordinator's messages: 64 hexadecimal digits.
+    /// Returns the key with which devices check this coordinator's messages: 64 hexadecimal digits.
     #[must_use]
     pub fn public_key(&self) -> &str {
         &self.public_key
     }
 
-    /// What there is to see, now and whenever it changes.
+    /// Returns a receiver of the current state and of every change.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
-    /// Starts a run; returns its name as it stands in [`Progress`].
+    /// Starts a run and returns its name as in [`Progress`].
     ///
     /// # Errors
-    /// Settings out of range, a run that is going on, or a coordinator that has ended.
+    /// A setting is out of range, the current run has not ended, or the coordinator has stopped.
     pub async fn start_run(&self, settings: &RunSettings) -> anyhow::Result<String> {
         let serde_json::Value::Object(settings) = serde_json::to_value(settings)? else {
             bail!("settings are a table");
@@ -157,26 +157,26 @@ impl Coordinator {
         self.ask(|reply| Order::StartRun(settings, reply)).await
     }
 
-    /// Stops the run.
+    /// Stops the current run.
     ///
     /// # Errors
-    /// No run, or a coordinator that has ended.
+    /// There is no current run, or the coordinator has stopped.
     pub async fn stop_run(&self) -> anyhow::Result<()> {
         self.ask(Order::StopRun).await
     }
 
-    /// Waits until the coordinator ends by itself, which it does only when it cannot go on.
+    /// Waits until the coordinator stops by itself, which it does only after a fatal error.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// The fatal error.
     pub async fn ended(&mut self) -> anyhow::Result<()> {
         (&mut self.task).await.context("the coordinator's loop panicked")?
     }
 
-    /// Says goodbye to the broker and ends. A run that is going on goes on at the next start.
+    /// Disconnects from the broker and stops. The current run resumes at the next start.
     ///
     /// # Errors
-    /// Why it had ended before.
+    /// The fatal error, if the coordinator had already stopped.
     pub async fn shutdown(self) -> anyhow::Result<()> {
         let _ = self.stop.send(());
         self.task.await.context("the coordinator's loop panicked")?
@@ -184,28 +184,28 @@ impl Coordinator {
 
     async fn ask<T>(&self, order: impl FnOnce(socket::Reply<T>) -> Order) -> anyhow::Result<T> {
         let (reply, answered) = oneshot::channel();
-        let ended = || anyhow!("the coordinator has ended");
+        let ended = || anyhow!("the coordinator has stopped");
         self.orders.send(order(reply)).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?.map_err(|reason| anyhow!(reason))
     }
 }
 
-/// A merge that ended: its run and epoch, and the new weights or why there are none.
+/// Result of a merge: its run and epoch, and the new weights or the reason for the failure.
 type MergeEnd = ((RunId, u64), Result<Merged, String>);
 
-/// The results of work that was done away from the loop.
+/// Results of the work in threads.
 struct Ended {
     merges: mpsc::Receiver<MergeEnd>,
     checks: mpsc::Receiver<Checked>,
 }
 
 struct Shell {
-    /// What runs are started with where nothing else is said; its policy is the one that was set last.
+    /// Default settings of new runs, with the policy that was set last.
     defaults: RunSettings,
     state: PathBuf,
     model: Arc<Model>,
     blobs: Arc<dyn Blobs>,
-    /// One check runs at a time, so nobody waits for this lock.
+    /// One check runs at a time, so this lock is always free.
     checker: Arc<Mutex<Checker>>,
     clock: Clock,
     hub: Hub,
@@ -245,7 +245,7 @@ impl Shell {
             let effects = tokio::select! {
                 _ = &mut stopping => return Ok(()),
                 event = events.recv() => {
-                    let mut batch = vec![event.context("the link to the broker ended")?];
+                    let mut batch = vec![event.context("the task of the link to the broker ended")?];
                     while batch.len() < BATCH && let Ok(event) = events.try_recv() {
                         batch.push(event);
                     }
@@ -267,7 +267,7 @@ impl Shell {
         }
     }
 
-    /// Lets watchers see how things stand.
+    /// Publishes the current state to watchers.
     fn show(&self) {
         let _ = self.published.send(self.hub.progress(self.clock.now()));
     }
@@ -281,7 +281,7 @@ impl Shell {
                     Ok(settings) => self.hub.start_run(run, settings, now)?,
                     Err(reason) => Err(reason),
                 };
-                // Before the answer: who then watches sees this run, not the one before.
+                // Before the answer, so that a client that watches next sees this run and not the previous one.
                 self.show();
                 Ok(told(reply, started, run.to_string()))
             }
@@ -293,7 +293,7 @@ impl Shell {
             Order::DeleteRun(run, reply) => {
                 let deleted = match parse_run(&run) {
                     Some(run) => self.hub.delete_run(run)?,
-                    None => Err(format!("there is no run {run}; `skiff run list` names them")),
+                    None => Err(format!("there is no run {run}; `skiff run list` lists all runs")),
                 };
                 self.show();
                 let deleted = deleted.map(|collected| Deleted {
@@ -313,7 +313,7 @@ impl Shell {
                 Ok(Vec::new())
             }
             Order::SetPolicy(policy, reply) => {
-                // On disk for the runs to come, then in the journal of this one, then answered.
+                // First on disk for later runs, then in the journal of this run, then the answer.
                 let kept = self.changes(&policy).and_then(|changes| {
                     policy.write(&self.state).map_err(|error| chain(&error))?;
                     Ok(changes)
@@ -330,12 +330,12 @@ impl Shell {
         }
     }
 
-    /// The policy of the run that is going on, or of the next one.
+    /// Returns the policy of the current run, or of the next run if there is no current one.
     fn policy(&self) -> Policy {
         self.hub.policy().cloned().unwrap_or_else(|| self.defaults.policy())
     }
 
-    /// What another policy would mean for every device that is known.
+    /// Returns what another policy would change for each known device.
     fn changes(&self, policy: &Policy) -> Result<Vec<Change>, String> {
         let (mut before, after) = (self.hub.shares(&self.policy())?, self.hub.shares(policy)?);
         let change = |(device, after)| Some(Change { before: before.remove(&device)?, device, after });
@@ -347,7 +347,7 @@ impl Shell {
             match effect {
                 Effect::Publish(publication) => {
                     if self.outgoing.try_send(publication).is_err() {
-                        tracing::debug!("the queue to the broker is full; a message is dropped, to be said again");
+                        tracing::debug!("the queue to the broker is full; a message is dropped and will be repeated");
                     }
                 }
                 Effect::Check(arrival) => {
@@ -356,7 +356,7 @@ impl Shell {
                         let check = move || checker.lock().unwrap_or_else(PoisonError::into_inner).check(&arrival);
                         let done = tokio::task::spawn_blocking(check).await;
                         let result = done.unwrap_or_else(|error| Checked::Failed { reason: error.to_string() });
-                        // Fails if the coordinator stops: the device offers its update again.
+                        // Fails if the coordinator is stopping. The device then offers its update again.
                         let _ = checked.send(result).await;
                     });
                 }
@@ -368,7 +368,7 @@ impl Shell {
                         if let Err(reason) = &weights {
                             tracing::error!(reason, "merging failed");
                         }
-                        // Fails where the coordinator stops: the merge is ordered again at the next start.
+                        // Fails if the coordinator is stopping. The merge is then started again at the next start.
                         let _ = merged.blocking_send(((job.run, job.epoch), weights));
                     });
                 }
@@ -377,13 +377,13 @@ impl Shell {
     }
 }
 
-/// Answers an order; hands back what it has to have done.
+/// Answers an operator's order and returns its effects.
 fn told<T>(reply: socket::Reply<T>, done: Result<Vec<Effect>, String>, answer: T) -> Vec<Effect> {
     let (effects, answer) = match done {
         Ok(effects) => (effects, Ok(answer)),
         Err(reason) => (Vec::new(), Err(reason)),
     };
-    // Fails where the operator hung up; it is done all the same.
+    // Fails if the client hung up. The order is carried out all the same.
     let _ = reply.send(answer);
     effects
 }
@@ -399,7 +399,7 @@ fn with_overrides(
     serde_json::from_value(settings).map_err(|error| format!("run settings: {error}"))
 }
 
-/// Publishes in order, until the last sender is dropped; then says goodbye.
+/// Publishes in order until the last sender is dropped, then closes the link.
 async fn send(link: Link, mut queue: mpsc::Receiver<Publication>) {
     while let Some(publication) = queue.recv().await {
         if link.publish(publication).await.is_err() {
@@ -425,7 +425,7 @@ fn link_config(config: &Config, will: Publication) -> LinkConfig {
     }
 }
 
-/// Of the owner alone: it holds the key and the control socket. One that is there stays as it is.
+/// Makes the state folder, if there is none, for its owner alone: it holds the signing key and the control socket.
 fn make_state_folder(state: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state)
 }
@@ -439,7 +439,7 @@ fn lock(state: &Path) -> anyhow::Result<File> {
     let path = state.join("lock");
     let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another coordinator works with the state folder {}", state.display()))?;
+        .with_context(|| format!("another coordinator is using the state folder {}", state.display()))?;
     Ok(file)
 }
 
@@ -453,7 +453,7 @@ fn random() -> anyhow::Result<u64> {
     getrandom::u64().map_err(|error| anyhow!("drawing a random number: {error}"))
 }
 
-/// Milliseconds since 1970 at the start, counted on without jumps; never before the journal's last record.
+/// A clock in milliseconds since 1970 that never jumps. It starts no earlier than the journal's last record.
 struct Clock {
     start: Instant,
     start_ms: u64,

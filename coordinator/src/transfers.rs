@@ -1,9 +1,9 @@
-//! The transfers of a fleet: updates in, weights out, so many at a time.
+//! The transfers of a fleet: receives updates and sends weights, a limited number at a time.
 //!
-//! The engines of `skiff-protocol` decide each transfer; here they get their disk and their turn. A device has at most one
-//! transfer each way, the newest. At most `slots` run each way at a time, so that no more than `slots` windows of chunks
-//! are in flight; others wait in the order they came. One that is silent for [`IDLE_MS`] gives its slot up to one that
-//! waits, and takes its turn again when it is heard of.
+//! The engines of `skiff-protocol` decide each transfer; this module gives them a disk and a slot. A device has at most one
+//! transfer in each direction, the newest. At most `slots` transfers run in each direction at a time, so that no more than
+//! `slots` windows of chunks are in flight; the others wait in order of arrival. A transfer that is silent for [`IDLE_MS`]
+//! gives its slot to a waiting one, and queues again when its device sends a message.
 
 use crate::run::Verdict;
 use skiff_blobs::{BlobError, Blobs};
@@ -16,20 +16,20 @@ use skiff_protocol::{DeviceId, Digest, RunId, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Silence after which a transfer gives its slot up to one that waits.
+/// Silence in milliseconds after which a transfer gives its slot to a waiting one.
 pub const IDLE_MS: u64 = 10_000;
 
-/// What a transfer wants done.
+/// A step that a transfer asks its caller to take.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Step {
-    /// Publish this.
+    /// Publish this message of a transfer.
     Send(DeviceId, TransferId, TransferMessage),
     /// All chunks are stored. Assemble and check them, then call [`Transfers::confirm`], [`Transfers::refuse`],
     /// [`Transfers::start_over`] or [`Transfers::ask_for_missing`].
     Arrived(DeviceId, Offer),
 }
 
-/// All transfers.
+/// The transfers of all devices.
 #[derive(Debug)]
 pub struct Transfers {
     blobs: Arc<dyn Blobs>,
@@ -38,13 +38,13 @@ pub struct Transfers {
 }
 
 impl Transfers {
-    /// At most `slots` transfers each way, from and to the disk of `blobs`.
+    /// Makes the transfers of a fleet, at most `slots` at a time in each direction, with payloads in `blobs`.
     #[must_use]
     pub fn new(blobs: Arc<dyn Blobs>, slots: usize) -> Self {
         Self { blobs, uploads: Turns::new(slots), downloads: Turns::new(slots) }
     }
 
-    /// Takes a device's message. `judge` says what becomes of an update that is offered.
+    /// Handles a device's message. `judge` decides whether an offered update is wanted.
     pub fn receive(
         &mut self,
         device: &DeviceId,
@@ -71,12 +71,12 @@ impl Transfers {
         }
     }
 
-    /// Offers weights to a device, again where they were offered before.
+    /// Offers weights to a device. Repeats the offer if they were offered before.
     pub fn offer_weights(&mut self, device: &DeviceId, run: RunId, weights: Digest, now: Timestamp) -> Vec<Step> {
         let total_bytes = match self.blobs.size_bytes(weights) {
             Ok(bytes) => bytes,
             Err(error) => {
-                tracing::error!(%device, %weights, error = %chain(&error), "the global weights are not there");
+                tracing::error!(%device, %weights, error = %chain(&error), "the global weights are missing");
                 return Vec::new();
             }
         };
@@ -92,17 +92,17 @@ impl Transfers {
         steps
     }
 
-    /// The update that arrived is counted.
+    /// Tells a device that its update is stored and counted.
     pub fn confirm(&mut self, device: &DeviceId, update: Digest, now: Timestamp) -> Vec<Step> {
         self.settle(device, update, ReceiverEvent::Assembled, now)
     }
 
-    /// The update that arrived is not wanted.
+    /// Tells a device that its update is refused.
     pub fn refuse(&mut self, device: &DeviceId, update: Digest, reason: String, now: Timestamp) -> Vec<Step> {
         self.settle(device, update, ReceiverEvent::StoreFailed { reason }, now)
     }
 
-    /// Asks a device for all chunks again: those that came do not make the payload that was offered.
+    /// Asks a device for all chunks again, because the received ones do not have the offered digest.
     pub fn start_over(&mut self, device: &DeviceId, update: Digest, now: Timestamp) -> Vec<Step> {
         self.settle(device, update, ReceiverEvent::WrongDigest, now)
     }
@@ -115,12 +115,12 @@ impl Transfers {
         total_bytes: u64,
         now: Timestamp,
     ) -> Vec<Step> {
-        // Chunks that cannot be listed are sent again.
+        // If the stored chunks cannot be listed, the device sends all of them again.
         let held = self.blobs.held(update, total_bytes).unwrap_or_default();
         self.settle(device, update, ReceiverEvent::Incomplete { held }, now)
     }
 
-    /// Drops the updates that are not wanted any more, and tells their devices.
+    /// Drops the updates that are no longer wanted, and tells their devices.
     pub fn judge_again(&mut self, judge: impl Fn(&DeviceId, &Offer) -> Verdict, now: Timestamp) -> Vec<Step> {
         let mut steps = Vec::new();
         let unwanted = |device: &DeviceId, offer: &Offer| match judge(device, offer) {
@@ -141,7 +141,7 @@ impl Transfers {
         steps
     }
 
-    /// The device is away: what runs with it gives its slot up.
+    /// Frees the slots of a device that left.
     pub fn forget(&mut self, device: &DeviceId, now: Timestamp) -> Vec<Step> {
         self.uploads.drop_device(device);
         self.downloads.drop_device(device);
@@ -150,17 +150,17 @@ impl Transfers {
         steps
     }
 
-    /// The broker may have lost what was under way.
+    /// Repeats what the broker may have lost with the connection.
     pub fn nudge(&mut self, now: Timestamp) -> Vec<Step> {
         self.tell_senders(&SenderEvent::Nudged, now)
     }
 
-    /// Time has passed.
+    /// Does what is due at `now`, such as repeating an offer that was not answered.
     pub fn tick(&mut self, now: Timestamp) -> Vec<Step> {
         self.tell_senders(&SenderEvent::Tick, now)
     }
 
-    /// When to tick.
+    /// Returns the time of the next [`Transfers::tick`]; `None` if nothing is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         self.downloads.active.values().filter_map(|turn| turn.engine.deadline()).min()
@@ -180,7 +180,7 @@ impl Transfers {
         let send = |message| vec![Step::Send(device.clone(), id, message)];
         let verdict = match &offer.purpose {
             Purpose::Update { .. } => judge(&offer),
-            Purpose::Weights { .. } => Verdict::Refused("a device offers updates, nothing else".to_owned()),
+            Purpose::Weights { .. } => Verdict::Refused("a device may offer updates only".to_owned()),
         };
         match verdict {
             Verdict::Stored => send(TransferMessage::Done),
@@ -214,7 +214,7 @@ impl Transfers {
         steps
     }
 
-    /// What is there of a payload. A whole one is assembled again, so that it is looked at like any other.
+    /// Returns the chunks that the disk has of a payload. A complete payload is assembled and checked like any other.
     fn found(&self, offer: &Offer) -> Found {
         let mut held = Held::default();
         if self.blobs.contains(offer.digest) {
@@ -242,7 +242,7 @@ impl Transfers {
                     continue;
                 }
                 ReceiverAction::Failed { reason } => {
-                    tracing::warn!(%device, reason, "an update is refused");
+                    tracing::warn!(%device, reason, "an update was refused");
                     ended = true;
                     continue;
                 }
@@ -289,13 +289,13 @@ impl Transfers {
                 SenderAction::SendChunk { index } => match self.blobs.chunk(weights, index) {
                     Ok(bytes) => steps.push(Step::Send(device.clone(), id, TransferMessage::Chunk { index, bytes })),
                     Err(error) => {
-                        tracing::error!(%device, error = %chain(&error), "the global weights cannot be read");
+                        tracing::error!(%device, error = %chain(&error), "cannot read the global weights");
                         self.downloads.drop_device(device);
                     }
                 },
                 SenderAction::Finished => self.downloads.drop_device(device),
                 SenderAction::Refused { reason } => {
-                    tracing::warn!(%device, reason, "the device refuses the weights");
+                    tracing::warn!(%device, reason, "the device refused the weights");
                     self.downloads.drop_device(device);
                 }
             }
@@ -317,17 +317,17 @@ impl Transfers {
 }
 
 fn store_failed(device: &DeviceId, error: &BlobError) -> ReceiverEvent {
-    tracing::error!(%device, error = %chain(error), "an update cannot be stored");
+    tracing::error!(%device, error = %chain(error), "cannot store an update");
     ReceiverEvent::StoreFailed { reason: format!("the coordinator cannot store it: {error}") }
 }
 
-/// An error with its causes, for the log.
+/// Returns an error and its causes as one text, for the log.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Engines that run, and offers that wait for a slot.
+/// Running engines, and offers that wait for a slot.
 #[derive(Debug)]
 struct Turns<E> {
     slots: usize,
@@ -356,7 +356,7 @@ impl<E> Turns<E> {
         Some(&mut turn.engine)
     }
 
-    /// Makes the offer wait, in place of an older one of the device; one that runs stays.
+    /// Queues an offer, in place of an older one of the same device. A running engine keeps its slot.
     fn enter(&mut self, device: &DeviceId, offer: Offer) {
         if self.active.contains_key(device) {
             return;
@@ -367,7 +367,7 @@ impl<E> Turns<E> {
         }
     }
 
-    /// The next one to run, where there is a slot or one that idles.
+    /// Returns the next offer to start, if a slot is free or can be taken from an idle transfer.
     fn next(&mut self, now: Timestamp) -> Option<(DeviceId, Offer)> {
         if !self.waiting.is_empty() && self.active.len() >= self.slots {
             let idles = |turn: &Turn<E>| now.millis_since(turn.heard) >= IDLE_MS;
@@ -437,7 +437,7 @@ mod tests {
             .collect()
     }
 
-    /// Sends every chunk; returns the last steps.
+    /// Sends every chunk and returns the last steps.
     fn upload(transfers: &mut Transfers, name: &str, offer: &Offer, bytes: &[u8], at: u64) -> Vec<Step> {
         let chunk =
             |(index, bytes): (usize, &[u8])| TransferMessage::Chunk { index: index as u32, bytes: bytes.to_vec() };

@@ -393,12 +393,12 @@ mod tests {
             let Some(Order::StartRun(settings, reply)) = orders.recv().await else { panic!("another order") };
             reply.send(Ok(format!("run of {}", settings["rounds"]))).unwrap();
             let Some(Order::StopRun(reply)) = orders.recv().await else { panic!("another order") };
-            reply.send(Err("no run is going on".to_owned())).unwrap();
+            reply.send(Err("there is no current run".to_owned())).unwrap();
         });
         let name: String = ask_once(folder.path(), &Request::StartRun(settings)).await.unwrap();
         assert_eq!(name, "run of 3");
         let refused = ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap_err();
-        assert_eq!(refused.to_string(), "no run is going on");
+        assert_eq!(refused.to_string(), "there is no current run");
         answering.await.unwrap();
     }
 

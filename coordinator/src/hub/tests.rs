@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const PACK: Digest = Digest([9; 32]);
 const RUN: RunId = RunId(5);
 
-/// A hub in a folder, and everything it said.
+/// A hub with its state in a folder, and every message that it sent.
 struct World {
     folder: TempDir,
     hub: Hub,
@@ -82,7 +82,7 @@ impl World {
         world
     }
 
-    /// With two devices, in the first round's training.
+    /// Makes a world with two devices that train in the first round.
     fn training() -> Self {
         Self::training_with(settings())
     }
@@ -201,7 +201,7 @@ impl World {
         Offer { purpose, digest: Digest::of(bytes), total_bytes: bytes.len() as u64 }
     }
 
-    /// Sends an update; returns the last thing said to the device.
+    /// Sends an update and returns the last message to the device.
     fn upload(&mut self, name: &str, bytes: &[u8]) -> TransferMessage {
         self.upload_of_layers(name, bytes, vec![0, 1])
     }
@@ -435,11 +435,11 @@ fn refused_messages_are_counted_and_seen() {
 fn one_run_at_a_time_and_only_with_settings_that_can_be() {
     let mut world = World::training();
     let again = world.hub.start_run(RunId(6), settings(), Timestamp(0)).unwrap().unwrap_err();
-    assert!(again.contains("run 0000000000000005 is going on"), "{again}");
+    assert!(again.contains("run 0000000000000005 has not ended"), "{again}");
     world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap();
     assert_eq!(world.run().reason.as_deref(), Some("enough"));
     let twice = world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap_err();
-    assert_eq!(twice, "no run is going on");
+    assert_eq!(twice, "there is no current run");
     let bad = RunSettings { protected: vec![2], ..settings() };
     assert!(world.hub.start_run(RunId(6), bad, Timestamp(0)).unwrap().unwrap_err().contains("no layer 2"));
     world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();

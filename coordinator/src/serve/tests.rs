@@ -5,7 +5,7 @@ use crate::merge::model::tests::tiny;
 use crate::progress::Phase;
 use tempfile::TempDir;
 
-/// No broker answers there; everything but the fleet works all the same.
+/// Address without a broker. Everything but the fleet works without one.
 const NOWHERE: &str = "mqtt://127.0.0.1:1";
 
 fn config(state: &TempDir) -> Config {
@@ -70,7 +70,7 @@ async fn a_policy_is_compared_set_and_outlives_a_restart() {
     coordinator.shutdown().await.unwrap();
 
     let coordinator = start(&state).await;
-    assert_eq!(view().await, one, "of the run that goes on");
+    assert_eq!(view().await, one, "of the current run");
     coordinator.stop_run().await.unwrap();
     assert_eq!(view().await, one, "of the next run");
     coordinator.shutdown().await.unwrap();
@@ -85,7 +85,7 @@ async fn one_coordinator_works_with_a_state_folder() {
     let state = TempDir::new().unwrap();
     let first = start(&state).await;
     let second = Coordinator::start_with(config(&state), tiny()).await.err().unwrap();
-    assert!(format!("{second:#}").contains("another coordinator works with the state folder"));
+    assert!(format!("{second:#}").contains("another coordinator is using the state folder"));
     first.shutdown().await.unwrap();
     start(&state).await.shutdown().await.unwrap();
 }

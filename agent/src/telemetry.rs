@@ -15,15 +15,15 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Number of sensors in a sample at the most.
+/// Maximum number of sensors in a sample.
 pub const MAX_SENSORS: usize = 16;
-/// Length of a sensor's name at the most, in bytes.
+/// Maximum length of a sensor's name, in bytes.
 const MAX_SENSOR_NAME: usize = 64;
-/// Length of a system's name at the most, in bytes.
+/// Maximum length of a system's name, in bytes.
 const MAX_SYSTEM_NAME: usize = 200;
 /// Name of this process in `/proc`.
 const SELF: &str = "self";
-/// Number of bytes that are read of a file under `/proc` or `/sys` at the most.
+/// Maximum number of bytes read from a file under `/proc` or `/sys`.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 
 /// Returns the machine's architecture, system, cores and memory.
@@ -176,7 +176,7 @@ pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     found
 }
 
-/// Reads the first battery of the device under `root`; batteries of mice and pens do not count.
+/// Reads the first battery of the device under `root`. Batteries of mice and pens do not count.
 #[must_use]
 pub fn battery(root: &Path) -> Option<Battery> {
     let mut supplies: Vec<PathBuf> = std::fs::read_dir(root.join("sys/class/power_supply"))
@@ -185,12 +185,12 @@ pub fn battery(root: &Path) -> Option<Battery> {
         .collect();
     supplies.sort();
     supplies.into_iter().find_map(|supply| {
-        let is = |file: &str, what: &str| read_name(&supply.join(file)).is_some_and(|found| found == what);
-        if !is("type", "Battery") || is("scope", "Device") {
+        let matches = |file: &str, value: &str| read_name(&supply.join(file)).is_some_and(|found| found == value);
+        if !matches("type", "Battery") || matches("scope", "Device") {
             return None;
         }
         let percent: u8 = read_name(&supply.join("capacity"))?.parse().ok()?;
-        let charging = !is("status", "Discharging");
+        let charging = !matches("status", "Discharging");
         Some(Battery { percent: f32::from(percent.min(100)), charging })
     })
 }
@@ -228,7 +228,7 @@ fn read_celsius(path: &Path) -> Option<f32> {
     (-55_000..=200_000).contains(&millidegrees).then(|| millidegrees as f32 / 1000.0)
 }
 
-/// The first `most_bytes` of a name, whole characters only.
+/// Returns the first `most_bytes` bytes of a name, whole characters only.
 fn shortened(mut name: String, most_bytes: usize) -> String {
     name.truncate(name.floor_char_boundary(most_bytes));
     name
@@ -241,7 +241,7 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// The most samples that wait.
+    /// Maximum number of waiting samples.
     pub const CAPACITY: usize = 120;
 
     /// Adds a sample.
@@ -252,7 +252,7 @@ impl Backlog {
         self.samples.push_back(sample);
     }
 
-    /// Takes all that wait, oldest first.
+    /// Takes all waiting samples, oldest first.
     pub fn drain(&mut self) -> impl Iterator<Item = Telemetry> {
         self.samples.drain(..)
     }
@@ -350,7 +350,7 @@ mod tests {
         let sample = sampler.sample(AgentState::Training, None, Some(42), Timestamp(1000));
         assert_eq!((sample.agent_rss_bytes, sample.agent_peak_rss_bytes), (68 * 1024, 79 * 1024));
         assert_eq!(sample.agent_cpu_percent, 100.0);
-        // It ended: what it took of the processor is among the children's now.
+        // The worker has ended: its processor time now counts among the children's.
         std::fs::write(root.path().join("proc/self/stat"), both).unwrap();
         let sample = sampler.sample(AgentState::Idle, None, None, Timestamp(2000));
         assert_eq!((sample.agent_rss_bytes, sample.agent_peak_rss_bytes), (8 * 1024, 79 * 1024));

@@ -91,7 +91,7 @@ pub enum AdapterError {
     Kind {
         /// The kind of fine-tuning.
         kind: &'static str,
-        /// What to do instead.
+        /// Advice for the user.
         hint: &'static str,
     },
 }

@@ -286,7 +286,7 @@ impl Checkpoint {
 /// Reads a file of settings, up to 64 MiB of it.
 ///
 /// # Errors
-/// Those of [`files::read_bounded`].
+/// The errors of [`files::read_bounded`].
 pub(crate) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     files::read_bounded(path, MAX_JSON_BYTES)
 }

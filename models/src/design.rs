@@ -36,7 +36,7 @@ pub struct Stages {
     pub head: CompiledStage,
     /// Like `blocks`, for the highest layer that runs; see [`StageSpecs::last_blocks`].
     pub last_blocks: Vec<CompiledStage>,
-    /// Every frozen tensor once: those of `embed`, of each layer in turn, of the head.
+    /// Every frozen tensor once, in the order `embed`, the layers, the head.
     pub frozen: Vec<FrozenTensor>,
     /// Every trainable tensor, ordered by name.
     pub trainable: Vec<TrainableTensor>,

@@ -1,6 +1,6 @@
 //! Opens what others name: a path may lead to a pipe or a device, and a file may be of any length.
 //!
-//! The errors are those of `std::io` and do not say which file it was; what calls these says it beside them.
+//! The errors come from `std::io` and do not name the file; the caller adds the name.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -18,7 +18,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         return Err(too_long());
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length).map_err(|_| too_long())?);
-    // Not trusted to be as long as it said: it may grow, and those of the kernel say that they have no length.
+    // The reported length is not trusted: a file may grow, and the kernel's own files report a length of zero.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
 }

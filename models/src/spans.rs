@@ -1,8 +1,8 @@
 //! Spans of tokens, such as names in a text, read from a label for each token.
 //!
 //! Labels carry a prefix: `B-` begins a span, `I-` continues it, `E-` ends it, `S-` is a span of one token; `O` is outside.
-//! The reading is that of `seqeval`'s default mode (`seqeval.metrics.sequence_labeling.get_entities`, version 1.2.2), which
-//! follows CoNLL's `conlleval`. It is lenient: an `I-` or `E-` that continues nothing begins a span.
+//! Labels are read as in `seqeval`'s default mode (`seqeval.metrics.sequence_labeling.get_entities`, version 1.2.2), which
+//! follows CoNLL's `conlleval`. The mode is lenient: an `I-` or `E-` without a span to continue begins one.
 
 /// Labels that form spans.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,7 +76,7 @@ impl SpanLabels {
     }
 }
 
-/// Returns true if the span of the token before does not go on with this token.
+/// Returns true if the span of the token before does not continue with this token.
 fn is_end(before: (Position, Option<usize>), label: (Position, Option<usize>)) -> bool {
     let closes = matches!(before.0, Position::End | Position::Single);
     let opens = matches!(label.0, Position::Begin | Position::Single | Position::Outside);

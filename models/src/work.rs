@@ -69,14 +69,14 @@ mod tests {
         let design =
             Design { model: Model::read(&config).unwrap(), head, peft: Peft::Lora(lora), frozen: Storage::F32 };
         let stages = design.stages().unwrap();
-        let of = |active| flops(&stages, Step { examples: 8, tokens: 128, active });
+        let step = |active| flops(&stages, Step { examples: 8, tokens: 128, active });
         let (d, i, t, r) = (384, 1536, 1024, 8);
         // Four projections and two of the feed-forward part; scores and weighted sum; two pairs of LoRA.
         let forward = 2 * t * (4 * d * d + 2 * d * i) + 4 * 8 * 128 * 128 * d + 2 * 2 * 2 * t * d * r;
         // By the operand alone where the weight is frozen, by both factors where not.
         let backward = 2 * t * (4 * d * d + 2 * d * i) + 8 * 8 * 128 * 128 * d + 2 * 4 * 2 * t * d * r;
-        assert_eq!(of(6) - of(5), forward + backward);
-        let of = |active| evaluation_flops(&stages, Step { examples: 8, tokens: 128, active });
-        assert_eq!(of(6) - of(5), forward);
+        assert_eq!(step(6) - step(5), forward + backward);
+        let evaluation = |active| evaluation_flops(&stages, Step { examples: 8, tokens: 128, active });
+        assert_eq!(evaluation(6) - evaluation(5), forward);
     }
 }

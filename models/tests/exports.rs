@@ -1,4 +1,4 @@
-//! What an export leaves behind: all of it under the target's name, or what was there before.
+//! An export leaves either its complete result under the target's name, or the earlier contents.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use safetensors::SafeTensors;
@@ -50,7 +50,7 @@ impl Fixture {
         export_adapter(&self.pack, &weights, &self.out(), &mut |_| {}).map(drop)
     }
 
-    /// What lies in the folder beside the checkpoint and the pack.
+    /// Returns the names in the folder besides the checkpoint and the pack.
     fn left(&self) -> Vec<String> {
         let names = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();

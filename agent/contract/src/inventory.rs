@@ -1,4 +1,4 @@
-//! What a device has to train with, and what keeps it from training.
+//! Inventory of a device for training, and findings that keep it from training.
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::Digest;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Number of bytes that are read of a file at the most.
+/// Maximum number of bytes read from a file.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
 
 /// Resident memory of a process, in bytes.

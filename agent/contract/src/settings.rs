@@ -1,4 +1,4 @@
-//! What a device trains, and with what.
+//! Settings of training on a device: the pack, the examples and the resources.
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};

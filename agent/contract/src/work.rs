@@ -96,7 +96,7 @@ pub enum Product {
     Evaluated(EvaluationReport),
 }
 
-/// A function that is called after each step, with a sample if the step has one; it returns whether to go on.
+/// A function that is called after each step, with a sample if the step has one; it returns whether to continue.
 pub type Watch<'a> = dyn FnMut(Option<WorkSample>) -> ControlFlow<()> + 'a;
 
 /// A place where work is done.

@@ -10,11 +10,11 @@ use std::ops::Range;
 
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// What stands in for the end of a file: the first line end closes a last line without one, and only an unclosed quote
-/// makes a record reach the second.
+/// Bytes that replace the end of a file. The first line end closes a last line without one. A record reaches the second one
+/// only if a quote is not closed.
 const END: &[u8] = b"\n\n";
 
-/// The columns of a file without a header, whose first field is a number.
+/// Columns of a file without a header. The first field of such a file is a number.
 const AG_NEWS: [&str; 3] = ["class index", "title", "description"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,16 +27,16 @@ pub(crate) struct Delimited {
     form: Form,
     records: csv::Reader<Rationed>,
     record: ByteRecord,
-    /// Empty until the header was read.
+    /// Names of the columns; empty until the header is read.
     names: Vec<String>,
-    /// Of the record, in the source.
+    /// Byte range of the record in the source.
     bytes: Range<u64>,
 }
 
 impl Delimited {
-    /// Without `names`, the source begins with them.
+    /// Reads records from `source`. If `names` is empty, the source begins with a header.
     pub(crate) fn new(form: Form, names: Vec<String>, source: Box<dyn Read + Send>) -> Self {
-        // Only LF ends a record here: the parser counts lines by LF, and would count one late in a file with CRLF.
+        // Only LF ends a record here. The parser counts lines by LF, and with CRLF as the end it would count one line late.
         let records = ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
@@ -48,7 +48,7 @@ impl Delimited {
         Self { form, records, record: ByteRecord::new(), names, bytes: 0..0 }
     }
 
-    /// Goes to the next record after the header, which must name what an `R` needs; false at the end.
+    /// Moves to the next record after the header, which must name the fields of an `R`. Returns false at the end.
     pub(crate) fn advance<R: Record>(&mut self, place: &mut Place) -> Result<bool, DataError> {
         if self.names.is_empty() {
             if !self.next_record(place)? {
@@ -70,12 +70,12 @@ impl Delimited {
         self.check_width(place).map(|()| true)
     }
 
-    /// The columns, once the header was read.
+    /// Returns the names of the columns; empty until the header is read.
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Where the record that came last stands in the source, perhaps after blank lines.
+    /// Returns the byte range of the last record in the source, which may begin with blank lines.
     pub(crate) fn span(&self) -> Range<u64> {
         self.bytes.clone()
     }
@@ -92,7 +92,7 @@ impl Delimited {
         Err(DataError::FieldCount { place: at_field(place, found.min(expected)), expected, found })
     }
 
-    /// Reads the next record that is not a blank line.
+    /// Reads the next record and skips blank lines.
     fn next_record(&mut self, place: &mut Place) -> Result<bool, DataError> {
         loop {
             (place.line, place.column) = (self.records.position().line(), 0);
@@ -118,7 +118,7 @@ impl Delimited {
         }
     }
 
-    /// The parser's own position of a record is before the blank lines that precede it.
+    /// Returns the first line of the record. The parser's own position is before the preceding blank lines.
     fn first_line(&self, unclosed: bool) -> u64 {
         let inside = self.record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
         let end = u64::from(!unclosed);
@@ -137,18 +137,18 @@ impl Delimited {
     }
 }
 
-/// The names in a header.
+/// Returns the names in a header.
 fn header(record: &ByteRecord, place: &Place) -> Result<Vec<String>, DataError> {
     let name = |(at, name)| Ok(field_text(name, &at_field(place, at))?.trim().to_owned());
     record.iter().enumerate().map(name).collect()
 }
 
-/// Three fields or more, the first a whole number: data, not a header.
+/// Returns true if a record is data and not a header: it has three fields or more, and the first is a whole number.
 fn is_headless(record: &ByteRecord) -> bool {
     record.len() > 2 && record.get(0).is_some_and(|class| !class.is_empty() && class.iter().all(u8::is_ascii_digit))
 }
 
-/// Of a CRLF, the CR is left at the end of the last field.
+/// Removes the CR of a CRLF, which the parser leaves at the end of the last field.
 fn strip_carriage_return(record: &mut ByteRecord) {
     let Some(last) = record.len().checked_sub(1) else { return };
     if record[last].ends_with(b"\r") {

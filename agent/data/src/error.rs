@@ -127,7 +127,7 @@ pub enum DataError {
         /// Start of its contents.
         found: String,
     },
-    /// A field of a JSON type that it cannot be.
+    /// A field of a JSON type that is not allowed.
     #[error("{place}: {key:?} is {found}, expected {expected}")]
     WrongType {
         /// The record.
@@ -149,7 +149,7 @@ pub enum DataError {
         source: serde_json::Error,
     },
     /// Bytes that are not UTF-8.
-    #[error("{place}: not UTF-8: convert the file, for instance with iconv -t UTF-8")]
+    #[error("{place}: not UTF-8: convert the file, for example with iconv -t UTF-8")]
     Encoding {
         /// The field.
         place: Place,

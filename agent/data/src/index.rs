@@ -1,8 +1,10 @@
-//! Reads the records of a file in any order, so that it may be larger than memory.
+//! Reads the records of a file in any order, so that the file may be larger than memory.
 //!
-//! One pass over the file reads every record, checks it and notes its place: [`BYTES_OF_RECORD`] for each record, and nothing of
-//! its text. Later a record is read from its place. The file stays open, so its contents survive if another file takes its name.
-//! If its own bytes change, a checksum shows it. Appended bytes change nothing.
+//! One pass over the file reads and checks every record, and notes its place. The index has [`BYTES_OF_RECORD`] for each
+//! record, and none of its text. Later, a record is read from its place.
+//!
+//! The file stays open, so its contents survive if another file takes its name. If its own bytes change, a checksum shows it.
+//! Appended bytes change nothing.
 
 use crate::error::{DataError, Place};
 use crate::example::Record;
@@ -80,7 +82,7 @@ impl Index {
         self.stands.len()
     }
 
-    /// Returns false: there is always a record.
+    /// Returns false, because an index always has a record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.stands.is_empty()
@@ -130,7 +132,7 @@ impl Index {
 }
 
 impl Stand {
-    /// Puts the record's bytes in the place of `bytes`.
+    /// Replaces `bytes` with the record's bytes.
     fn bring(&self, file: &File, bytes: &mut Vec<u8>) -> io::Result<()> {
         bytes.resize(self.bytes as usize, 0);
         file.read_exact_at(bytes, self.offset)
@@ -158,7 +160,7 @@ impl Version {
     }
 }
 
-/// Adds `stand`, with an eighth more room where there is none: a vector by itself would take as much again.
+/// Adds `stand`. If the vector is full, it grows by an eighth; on its own, a vector would double.
 fn push(stands: &mut Vec<Stand>, stand: Stand) {
     if stands.len() == stands.capacity() {
         stands.reserve_exact(stands.len() / 8 + 64);
@@ -166,7 +168,7 @@ fn push(stands: &mut Vec<Stand>, stand: Stand) {
     stands.push(stand);
 }
 
-/// FNV-1a of 32 bits (draft-eastlake-fnv-17, section 2): against accidents, not against malice.
+/// Computes the 32-bit FNV-1a checksum (draft-eastlake-fnv-17, section 2). It detects accidents, not malice.
 fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
@@ -191,7 +193,7 @@ mod tests {
         Index::build(path, &mut |_: R, _| Ok(()))
     }
 
-    /// That the records of a file with these bytes are the same whether they are read through or one by one.
+    /// Checks that the records of a file with these bytes are the same in one pass and one by one.
     fn same<R: Record + Debug>(extension: &str, content: &[u8]) -> usize {
         let file = file(extension, content);
         let mut places = Vec::new();
@@ -322,7 +324,7 @@ mod tests {
         assert_eq!(index.place(RECORDS / 2).line, RECORDS as u64 / 2 + 1);
     }
 
-    /// Bytes that are often nearly a file.
+    /// Generates bytes that often resemble a file.
     fn content() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             Just("\n"),

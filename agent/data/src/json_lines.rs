@@ -14,7 +14,7 @@ pub(crate) struct JsonLines {
     object: Object,
 }
 
-/// The fields of an object that mean something and are not null.
+/// Fields of an object that have a meaning and are not null.
 #[derive(Default)]
 struct Object {
     names: Vec<String>,
@@ -26,7 +26,7 @@ impl JsonLines {
         Self { lines: Lines::new(source), object: Object::default() }
     }
 
-    /// Goes to the next line that is not blank; false at the end.
+    /// Moves to the next line that is not blank. Returns false at the end.
     pub(crate) fn advance(&mut self, place: &mut Place) -> Result<bool, DataError> {
         while let Some(line) = self.lines.next(place)? {
             if !line.trim().is_empty() {

@@ -1,12 +1,12 @@
-//! Text for fine-tuning: reads it, shares it out among devices, and writes the demo's own.
+//! Reads texts for fine-tuning, distributes them among devices, and writes the demo's own.
 //!
-//! It does not tokenise and does not train; a label is text here, and its number is the place that [`labels`] gives it.
+//! It does not tokenise and does not train. A label is text here; its class number is its place in [`labels`].
 //!
 //! - [`Record`]: the kinds of examples, one for each kind of task: [`Example`], [`Rated`], [`Tagged`], [`Passage`]
-//! - [`format`]: the formats of files, and what all their readers share
+//! - [`format`]: the formats of files, and the common parts of their readers
 //! - [`reader`]: CSV, TSV, JSON Lines, CoNLL and plain text, one bounded record at a time
-//! - [`index`]: the same file again in any order, one record at a time, where it is larger than memory
-//! - [`folder`]: which files of a folder are its training and its test part
+//! - [`index`]: the records of a file that is larger than memory, in any order
+//! - [`folder`]: the files in a folder with the training and the test part
 //! - [`split`]: Dirichlet and even shares
 //! - [`corpus`]: commands to a home assistant, written from a grammar
 

@@ -1,4 +1,4 @@
-//! Bounded lines of UTF-8, and the two formats that are nothing more: texts, and CoNLL's sentences.
+//! Bounded lines of UTF-8, and the two formats that consist of lines: texts, and CoNLL's sentences.
 
 use crate::error::{DataError, Place};
 use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES};
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
-/// What CoNLL's files put between documents, in the place of a word.
+/// Mark between documents in CoNLL's files, in the place of a word.
 const DOCUMENT: &str = "-DOCSTART-";
 
 /// The lines of a file, one at a time.
@@ -15,7 +15,7 @@ pub(crate) struct Lines {
     source: BufReader<Box<dyn Read + Send>>,
     line: Vec<u8>,
     read: u64,
-    /// Of the line, in the source.
+    /// Byte range of the line in the source.
     bytes: Range<u64>,
 }
 
@@ -24,7 +24,7 @@ impl Lines {
         Self { source: BufReader::new(source), line: Vec::new(), read: 0, bytes: 0..0 }
     }
 
-    /// The next line with its end, and in `place` where it is; `None` at the end.
+    /// Returns the next line with its line end and sets `place` to its position; `None` at the end.
     pub(crate) fn next(&mut self, place: &mut Place) -> Result<Option<&str>, DataError> {
         self.line.clear();
         (place.line, place.column) = (self.read + 1, 1);
@@ -52,7 +52,7 @@ impl Lines {
         Ok(Some(text))
     }
 
-    /// Where the line that came last stands in the source.
+    /// Returns the byte range of the last line in the source.
     pub(crate) fn span(&self) -> Range<u64> {
         self.bytes.clone()
     }
@@ -70,7 +70,7 @@ impl PlainText {
         Self { lines: Lines::new(source), names: ["text".to_owned()], values: [Value::Null] }
     }
 
-    /// Goes to the next line that is not blank; false at the end.
+    /// Moves to the next line that is not blank. Returns false at the end.
     pub(crate) fn advance(&mut self, place: &mut Place) -> Result<bool, DataError> {
         while let Some(line) = self.lines.next(place)? {
             if !line.trim().is_empty() {
@@ -105,7 +105,7 @@ impl Conll {
         Self { lines: Lines::new(source), names, values: [Value::Null, Value::Null], bytes: 0..0 }
     }
 
-    /// Goes to the next sentence; false at the end.
+    /// Moves to the next sentence. Returns false at the end.
     pub(crate) fn advance(&mut self, place: &mut Place) -> Result<bool, DataError> {
         let (mut words, mut labels) = (Vec::new(), Vec::new());
         let (mut start, mut span, mut bytes) = (place.clone(), 0..0, 0);

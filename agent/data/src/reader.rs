@@ -2,8 +2,8 @@
 //!
 //! | extension | record |
 //! |---|---|
-//! | `.csv` | between commas, with quotes; under a header, or without one `class,title,description` as AG News has it |
-//! | `.tsv` | between tabs, under a header; quotes are text, as in SST-2 and MRPC |
+//! | `.csv` | fields between commas, with quotes; a header, or `class,title,description` without a header, as in AG News |
+//! | `.tsv` | fields between tabs, with a header; quotes are text, as in SST-2 and MRPC |
 //! | `.jsonl` | an object on each line; keys without a meaning are ignored |
 //! | `.conll` | a word on each line with its label last, a blank line after each sentence |
 //! | `.txt` | what it usually is for that kind: a [`Passage`](crate::Passage) on each line, as `.conll` for [`Tagged`](crate::Tagged), as `.tsv` for the others |
@@ -14,8 +14,8 @@
 //! | [`Tagged`](crate::Tagged) | arrays of equal length: `tokens` or `words`, and `labels`, `ner_tags` or `tags` |
 //! | [`Passage`](crate::Passage) | a text as above, or `prompt` and `completion` |
 //!
-//! UTF-8, with or without a byte order mark; lines end in LF or CRLF; blank lines are skipped. Names count in capitals or
-//! not. A record holds at most [`MAX_RECORD_BYTES`](crate::format::MAX_RECORD_BYTES).
+//! Files are UTF-8, with or without a byte order mark. Lines end in LF or CRLF; blank lines are skipped. Names are the same
+//! in capitals. A record has at most [`MAX_RECORD_BYTES`](crate::format::MAX_RECORD_BYTES).
 
 use crate::delimited::{Delimited, Form};
 use crate::error::{DataError, Place};
@@ -59,7 +59,8 @@ fn unsupported<R: Record>(path: &Path) -> DataError {
     DataError::UnsupportedFormat { path: path.to_owned(), supported: extensions.join(", ") }
 }
 
-/// The examples of a file, in its order. Ends after the first error, which is [`DataError::Empty`] if there are no examples.
+/// Iterator over the examples of a file, in order. It ends after the first error; without examples, the error is
+/// [`DataError::Empty`].
 pub struct Reader<R> {
     place: Place,
     records: Records,
@@ -82,7 +83,7 @@ enum State {
 }
 
 impl<R: Record> Reader<R> {
-    /// Reads `source`; errors call it `path`.
+    /// Reads `source`; errors name it `path`.
     #[must_use]
     pub fn new(path: &Path, format: Format, source: Box<dyn Read + Send>) -> Self {
         Self::resumed(path, format, &[], source)

@@ -1,15 +1,15 @@
-//! One record as its format found it: named fields, and which name means what.
+//! One record in its format's form: named fields, and the meanings of the names.
 
 use crate::error::{DataError, Place};
 use crate::format::field_text;
 use csv::ByteRecord;
 use serde_json::Value;
 
-/// What a field with the label may be called.
+/// Names of a field with the label.
 const LABEL: [&str; 7] = ["label", "class", "class index", "category", "intent", "quality", "score"];
-/// What a field with the text may be called.
+/// Names of a field with the text.
 const TEXT: [&str; 5] = ["text", "sentence", "utterance", "content", "review"];
-/// What the two fields of a pair may be called.
+/// Names of the two fields of a pair.
 const PAIRS: [(&str, &str); 7] = [
     ("text", "text_pair"),
     ("text1", "text2"),
@@ -21,19 +21,19 @@ const PAIRS: [(&str, &str); 7] = [
 ];
 const HEADING: (&str, &str) = ("title", "description");
 const COMPLETION: (&str, &str) = ("prompt", "completion");
-/// What a field with words may be called.
+/// Names of a field with words.
 const WORDS: [&str; 2] = ["tokens", "words"];
-/// What a field with the labels of words may be called.
+/// Names of a field with the labels of words.
 const WORD_LABELS: [&str; 3] = ["labels", "ner_tags", "tags"];
 
-/// How much of a wrong label an error shows.
+/// Number of characters of a wrong label that an error shows.
 const SHOWN_CHARACTERS: usize = 40;
 
-/// The names above, of examples with a label.
+/// Description of the names above for examples with a label.
 pub(crate) const LABELLED: &str = "one column for the label (label, class, class index, category, intent, quality or score) and one for the \
      text (text, sentence, utterance, content or review), or two (title and description; for a pair text and text_pair, \
      sentence1 and sentence2, question and sentence, premise and hypothesis, #1 String and #2 String)";
-/// The names above, of texts without one.
+/// Description of the names above for texts without a label.
 pub(crate) const PLAIN: &str = "one column for the text (text, sentence, utterance, content or review), or two (prompt and completion; title and \
      description)";
 
@@ -44,15 +44,15 @@ pub struct Row<'a> {
     cells: Cells<'a>,
 }
 
-/// What the fields hold; as many as names.
+/// Values of the fields, one for each name.
 pub(crate) enum Cells<'a> {
-    /// Text that was not looked at yet.
+    /// Unchecked text.
     Bytes(&'a ByteRecord),
-    /// JSON.
+    /// JSON values.
     Values(&'a mut [Value]),
 }
 
-/// Where a record's text is, or its two.
+/// Fields of a record's text, or of its two texts.
 #[derive(Clone, Copy)]
 pub(crate) enum Texts {
     Single(SingleText),
@@ -65,7 +65,7 @@ pub(crate) enum SingleText {
     TitleAndDescription(usize, usize),
 }
 
-/// Whether a field of this name means something.
+/// Returns true if a field of this name has a meaning.
 pub(crate) fn is_known(name: &str) -> bool {
     let pairs = PAIRS.iter().chain([&HEADING, &COMPLETION]).flat_map(|(first, second)| [first, second]);
     LABEL.iter().chain(&TEXT).chain(&WORDS).chain(&WORD_LABELS).chain(pairs).any(|known| is_named(name, known))
@@ -75,7 +75,7 @@ pub(crate) fn label(names: &[String]) -> Option<usize> {
     first(names, &LABEL)
 }
 
-/// One name of a pair may also be a single text's; so pairs come first.
+/// Finds the fields of the texts. Pairs come first, because a name of a pair may also be the name of a single text.
 pub(crate) fn texts(names: &[String]) -> Option<Texts> {
     let pair = PAIRS.iter().find_map(|&pair| both(names, pair)).map(|(first, second)| Texts::Pair(first, second));
     pair.or_else(|| single_text(names).map(Texts::Single))
@@ -94,7 +94,7 @@ pub(crate) fn tagged(names: &[String]) -> Option<(usize, usize)> {
     first(names, &WORDS).zip(first(names, &WORD_LABELS))
 }
 
-/// The earlier of `wanted` is preferred.
+/// Finds the field with the first of the `wanted` names that the record has.
 fn first(names: &[String], wanted: &[&str]) -> Option<usize> {
     wanted.iter().find_map(|wanted| names.iter().position(|name| is_named(name, wanted)))
 }
@@ -116,19 +116,19 @@ impl<'a> Row<'a> {
         self.names
     }
 
-    /// A text that is not blank.
+    /// Takes a text that is not blank.
     pub(crate) fn text(&mut self, at: usize) -> Result<String, DataError> {
         let text = self.any_text(at)?;
         if text.trim().is_empty() { Err(DataError::MissingText { place: self.place_of(at) }) } else { Ok(text) }
     }
 
-    /// A text that may be blank.
+    /// Takes a text that may be blank.
     pub(crate) fn any_text(&mut self, at: usize) -> Result<String, DataError> {
         let value = self.take(at)?;
         self.string(at, value, "a string")
     }
 
-    /// A text that is not blank, of a field or two.
+    /// Takes a text from one field or two; it is not blank.
     pub(crate) fn single(&mut self, text: SingleText) -> Result<String, DataError> {
         let (title, description) = match text {
             SingleText::Field(at) => return self.text(at),
@@ -141,20 +141,20 @@ impl<'a> Row<'a> {
         Ok(format!("{heading}. {body}"))
     }
 
-    /// A label that is not blank.
+    /// Takes a label that is not blank.
     pub(crate) fn label(&mut self, at: usize) -> Result<String, DataError> {
         let value = self.take(at)?;
         self.name(at, value, "a string or a whole number")
     }
 
-    /// Labels of which none is blank.
+    /// Takes labels, none of them blank.
     pub(crate) fn labels(&mut self, at: usize) -> Result<Vec<String>, DataError> {
         let expected = "an array of strings or whole numbers";
         let values = self.array(at, expected)?;
         values.into_iter().map(|value| self.name(at, value, expected)).collect()
     }
 
-    /// Words of which none is blank.
+    /// Takes words, none of them blank.
     pub(crate) fn words(&mut self, at: usize) -> Result<Vec<String>, DataError> {
         let expected = "an array of strings";
         let values = self.array(at, expected)?;
@@ -165,7 +165,7 @@ impl<'a> Row<'a> {
         values.into_iter().map(word).collect()
     }
 
-    /// One finite number or several: JSON's, or text that says the same.
+    /// Takes one finite number or several, as JSON or as the same in a text.
     pub(crate) fn numbers(&mut self, at: usize) -> Result<Vec<f32>, DataError> {
         let mut value = self.take(at)?;
         if let Some(text) = value.as_str()
@@ -206,7 +206,7 @@ impl<'a> Row<'a> {
         DataError::NotANumber { place: self.place_of(at), key: self.names[at].clone(), found }
     }
 
-    /// What field `at` holds.
+    /// Takes the value of field `at`.
     fn take(&mut self, at: usize) -> Result<Value, DataError> {
         match &mut self.cells {
             Cells::Bytes(record) => {
@@ -228,7 +228,7 @@ impl<'a> Row<'a> {
         if text.contains('\0') { Err(DataError::Nul { place: self.place_of(at) }) } else { Ok(text) }
     }
 
-    /// The name of a class.
+    /// Returns the name of a class: a text, or a whole number.
     fn name(&self, at: usize, value: Value, expected: &'static str) -> Result<String, DataError> {
         if let Some(number) = value.as_number() {
             let whole = number.is_i64() || number.is_u64();
@@ -244,7 +244,7 @@ impl<'a> Row<'a> {
         DataError::WrongType { place: self.place_of(at), key: self.names[at].clone(), expected, found }
     }
 
-    /// Tables count fields; a JSON object has only its line.
+    /// Returns the place of field `at`. Tables have a column for it; a JSON object has only its line.
     fn place_of(&self, at: usize) -> Place {
         match self.cells {
             Cells::Bytes(_) => at_field(self.place, at),

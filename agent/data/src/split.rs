@@ -1,26 +1,26 @@
-//! Shares a data set out among devices: unevenly, as devices in the field are, or evenly.
+//! Splits a data set among devices: unevenly, like devices in the field, or evenly.
 
 use skiff_base::random::Random;
 use std::collections::BTreeMap;
 
-/// Number of examples that [`dirichlet`] gives each part at least, if there are enough.
+/// Minimum number of examples in each part of [`dirichlet`], if there are enough.
 pub const LEAST_EXAMPLES: usize = 10;
 
 const DRAWS: usize = 100;
 
-/// Shares `labels.len()` examples out among `parts`; returns the indices of each part.
+/// Splits `labels.len()` examples among `parts`; returns the indices of each part.
 ///
-/// For each label *c* the shares `p_c ~ Dir(alpha · 1)` over the parts are drawn, and the label's examples, shuffled, are cut
-/// at the sums of those shares. A small `alpha` gives each part few labels, a large one nearly the same mix to all.
-/// The Dirichlet prior for skewed shares: Hsu et al., arXiv:1909.06335, section 3; drawn for each label over the parts as in
-/// Yurochkin et al., arXiv:1905.12022, section 4.
+/// The shares `p_c ~ Dir(alpha · 1)` over the parts are drawn for each label *c*. The label's shuffled examples are cut at
+/// the cumulative sums of the shares. A small `alpha` gives each part few labels, a large one nearly the same mix to all.
+/// Sources: the Dirichlet prior for skewed shares is Hsu et al., arXiv:1909.06335, section 3; the draw for each label over
+/// the parts is Yurochkin et al., arXiv:1905.12022, section 4.
 ///
 /// | argument | meaning | range |
 /// |---|---|---|
 /// | `labels` | class number of each example | any |
 /// | `parts` | number of devices | > 0 |
 /// | `alpha` | concentration | finite, > 0 |
-/// | `seed` | the same seed, the same shares, on every platform | any |
+/// | `seed` | gives the same shares on every platform | any |
 ///
 /// Each index is in exactly one part, and a part's indices come in drawn order. Each part holds at least
 /// [`LEAST_EXAMPLES`], or `labels.len() / parts` if that is less. A draw that leaves a part with less is repeated up to
@@ -30,7 +30,8 @@ const DRAWS: usize = 100;
 /// If `parts` is 0, or `alpha` is not finite and positive.
 ///
 /// # Numerics
-/// Gamma variates are kept as logarithms, so that no `alpha` underflows; logarithms are those of `libm`, not the platform's.
+/// Gamma variates are kept as logarithms, so that no `alpha` underflows. The logarithms come from `libm`, not from the
+/// platform.
 ///
 /// ```
 /// let parts = skiff_data::split::dirichlet(&[0, 1, 0, 1, 0, 1], 2, 1.0, 7);
@@ -56,7 +57,7 @@ pub fn dirichlet(labels: &[usize], parts: usize, alpha: f64, seed: u64) -> Vec<V
     shares
 }
 
-/// Deals `0..examples` out in turn: part *k* gets *k*, *k + parts*, *k + 2·parts*, …
+/// Deals out `0..examples` in turn: part *k* gets *k*, *k + parts*, *k + 2·parts*, …
 ///
 /// # Panics
 /// If `parts` is 0.
@@ -66,7 +67,7 @@ pub fn even(examples: usize, parts: usize) -> Vec<Vec<usize>> {
     (0..parts).map(|part| (part..examples).step_by(parts).collect()).collect()
 }
 
-/// Returns `0..examples` in an order drawn from `seed`: its first *n* are a fair sample.
+/// Returns `0..examples` in an order drawn from `seed`. The first *n* are a fair sample.
 #[must_use]
 pub fn permutation(examples: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..examples).collect();
@@ -106,8 +107,8 @@ fn proportions(parts: usize, alpha: f64, random: &mut Random) -> Vec<f64> {
     weights.iter().map(|weight| weight / sum).collect()
 }
 
-/// ln g, g ~ Gamma(shape, 1): Marsaglia and Tsang, ACM TOMS 26 (2000) 363, doi 10.1145/358407.358414, figure 1; a shape below
-/// 1 by their section 6, g(shape + 1) · U^(1/shape).
+/// Draws ln g, g ~ Gamma(shape, 1). Source: Marsaglia and Tsang, ACM TOMS 26 (2000) 363, doi 10.1145/358407.358414, figure
+/// 1; for a shape below 1 their section 6, g(shape + 1) · U^(1/shape).
 fn log_gamma_variate(shape: f64, random: &mut Random) -> f64 {
     if shape < 1.0 {
         return log_gamma_variate(shape + 1.0, random) + libm::log(random.unit()) / shape;
@@ -124,7 +125,7 @@ fn log_gamma_variate(shape: f64, random: &mut Random) -> f64 {
     }
 }
 
-/// Marsaglia's polar method (Marsaglia and Bray, SIAM Review 6 (1964) 260).
+/// Draws a normal variate by Marsaglia's polar method (Marsaglia and Bray, SIAM Review 6 (1964) 260).
 fn normal_variate(random: &mut Random) -> f64 {
     loop {
         let (x, y) = (2.0 * random.unit() - 1.0, 2.0 * random.unit() - 1.0);
@@ -162,7 +163,7 @@ mod tests {
         assert_eq!(all, (0..examples).collect::<Vec<_>>());
     }
 
-    /// How far the mix of labels in the parts is from an even one: the mean of |share − 1/parts|.
+    /// Returns the distance of the parts' label mix from an even one: the mean of |share − 1/parts|.
     fn skew(labels: &[usize], shares: &[Vec<usize>]) -> f64 {
         let classes = labels.iter().max().map_or(0, |last| last + 1);
         let mut sum = 0.0;

@@ -85,8 +85,10 @@ vectorised! {
 }
 
 vectorised! {
-    /// The gradients of [`attend`], given that of its result, rows `[Q, h d]`: with `P = softmax(scale Q K^T)` and
-    /// `dS = P (dO V^T - sum(P dO V^T))`: `dQ = scale dS K`, `dK = scale dS^T Q`, `dV = P^T dO`.
+    /// Computes the gradients of [`attend`] from the gradient `dO` of its result, rows `[Q, h d]`.
+    ///
+    /// `dQ = scale dS K`, `dK = scale dS^T Q`, `dV = P^T dO`, with `P = softmax(scale Q K^T)` and
+    /// `dS = P (dO V^T - sum(P dO V^T))`.
     pub fn attend_back(
         form: Form, span: Span, head: usize, inputs: Inputs<'_>, gradient: &[f32], out: &mut Gradients,
     ) = back_of::<true, 8, 32>, back_of::<true, 4, 16>, back_of::<COMMON_FMA, 4, 8>

@@ -62,9 +62,11 @@ pub struct Norm<'a> {
 }
 
 vectorised! {
-    /// With `n = (x - mean) inverse` and `d = dy weight`: `out = inverse (d - mean(d) - n mean(d n))` for each row; without
-    /// `mean(d)` for an RMS norm. The gradients of layer norm (Ba et al., arXiv 1607.06450) and RMS norm (Zhang and Sennrich,
-    /// arXiv 1910.07467) by their operand.
+    /// Computes the gradients of layer norm (Ba et al., arXiv 1607.06450) and RMS norm (Zhang and Sennrich, arXiv 1910.07467)
+    /// by their operand.
+    ///
+    /// For each row, `out = inverse (d - mean(d) - n mean(d n))` with `n = (x - mean) inverse` and `d = dy weight`. An RMS
+    /// norm lacks the term `mean(d)`.
     pub fn norm_grad(norm: Norm<'_>, out: &mut [f32]) = norm_grad_of, norm_grad_of, norm_grad_of
 }
 

@@ -41,7 +41,7 @@ pub fn domain() -> ort::Result<OperatorDomain> {
     all.into_iter().try_fold(OperatorDomain::new(DOMAIN)?, OperatorDomain::add)
 }
 
-/// An operator. Shapes are those of the graph's operator of the same name.
+/// An operator. It takes the shapes of the graph's operator with the same name.
 #[derive(Clone, Copy, Debug)]
 struct Fused {
     name: &'static str,
@@ -365,7 +365,7 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// Those of an operand that always comes in single precision, as ONNX Runtime has checked.
+    /// Returns the values of an operand in single precision; ONNX Runtime has checked the precision.
     const fn single(self) -> &'a [f32] {
         match self {
             Self::Single(values) => values,

@@ -289,7 +289,8 @@ impl Broken {
     }
 }
 
-/// Reads a process's replies. While there are none it asks `step` whether to go on, and times out after `patience` without.
+/// Reads a process's replies. While it waits for a reply, it asks `step` whether to continue. It times out after `patience`
+/// without a reply.
 struct Patient<'a, 'b> {
     replies: &'a mut ChildStdout,
     patience: Duration,

@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn only_the_newest_work_that_waits_is_done() {
-        /// Tells which work it does, and waits until it may go on.
+        /// Reports each piece of work that it begins, and waits for permission to continue.
         struct Gated(std::sync::mpsc::Sender<u64>, Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
         impl Workshop for Gated {
             fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {

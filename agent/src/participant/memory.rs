@@ -19,7 +19,8 @@ pub struct Memory {
     pub epoch: u64,
     /// The global weights that the command needs.
     pub weights: Option<Digest>,
-    /// The newest global weights that arrived whole before the command's. With the personal layers they are this device's model.
+    /// The newest global weights that arrived whole before the command's. Together with the personal layers they are this
+    /// device's model.
     pub received: Option<Digest>,
     /// The command's outcome.
     pub settled: Settled,
@@ -64,7 +65,7 @@ impl Memory {
 
 /// A [`Memory`] as agents wrote it before evaluations carried the metrics of their task. Frozen.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of the newest type")]
+#[expect(missing_docs, reason = "the newest type documents these fields")]
 pub struct MemoryOfFormat1 {
     pub run: RunId,
     pub started_ms: u64,
@@ -77,7 +78,7 @@ pub struct MemoryOfFormat1 {
 
 /// The [`Settled`] of a [`MemoryOfFormat1`].
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the variants are those of the newest type")]
+#[expect(missing_docs, reason = "the newest type documents these variants")]
 pub enum SettledOfFormat1 {
     Open,
     Answered(v2::Outcome),

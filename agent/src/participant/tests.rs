@@ -87,7 +87,7 @@ fn evaluation() -> EvaluationReport {
     }
 }
 
-/// What any device makes of this work: the same work gives the same update. In odd rounds it keeps the layers 2 and 3.
+/// Trains as any device would: the same work gives the same update. In odd rounds the device keeps the layers 2 and 3.
 fn training(work: &Work) -> Trained {
     let shared_layers = if work.round.is_multiple_of(2) { vec![0, 1, 2, 3] } else { vec![0, 1] };
     let text = format!("{:?} {} {:?}", work.job, work.round, work.personal);
@@ -109,7 +109,7 @@ struct Device {
     /// The update that was offered for a command.
     offered: BTreeMap<(u64, u64), Digest>,
     disk_full: bool,
-    /// Ends this life after so many actions.
+    /// Number of actions after which this life ends.
     crash_after: Option<usize>,
 }
 
@@ -784,7 +784,7 @@ impl Fleet {
         }
     }
 
-    /// From here on everything works: the newest command comes to its end.
+    /// Mends the disk and the link, and checks that the newest command reaches its end.
     fn settle(&self, device: &mut Device) {
         device.disk_full = false;
         device.crash_after = None;
@@ -801,7 +801,7 @@ impl Fleet {
         }
         let memory = device.engine.memory.as_ref().unwrap();
         if self.newest.order == Order::Stop && memory.run != self.newest.run {
-            // The run that is stopped never came here, and what went on before it may go on.
+            // The stopped run never reached this device, so the work before it may continue.
             device.said.clear();
             device.command(self.newest.clone());
             assert_eq!(device.outcomes(), [Outcome::Stopped]);

@@ -10,18 +10,18 @@ use std::thread::{Builder, ScopedJoinHandle, scope};
 
 /// Number of batches that are read before they are needed.
 const BATCHES: usize = 2;
-/// Most examples that are read ahead, whatever the size of a batch.
+/// Maximum number of examples read ahead, for any batch size.
 const MOST: usize = 8192;
 
-/// Passes the result of `read` for each of `items` to `use_up`, in their order. A thread of its own reads them, up to two
-/// batches of `batch` items ahead. The thread ends after the first item that cannot be read; and once `use_up` is done, after
-/// the item in hand.
+/// Passes the result of `read` for each of `items` to `use_up`, in order. A separate thread reads up to two batches of
+/// `batch` items ahead. It ends after the first item that cannot be read. Once `use_up` is done, the thread ends after the
+/// item in hand.
 ///
 /// # Errors
-/// Those of `use_up`, which gets those of `read`; a system that cannot start a thread.
+/// The errors of `use_up`, which receives the errors of `read`; a system that cannot start a thread.
 ///
 /// # Panics
-/// Panics of `use_up`; and those of `read`, when `use_up` asks for what it did not deliver.
+/// If `use_up` panics. If `read` panics, and `use_up` then asks for the missing item.
 pub(crate) fn ahead<I, T: Send, R>(
     items: impl Iterator<Item = I> + Send,
     batch: usize,
@@ -44,7 +44,7 @@ pub(crate) fn ahead<I, T: Send, R>(
     })
 }
 
-/// The items from the thread. The thread ends when this is dropped.
+/// Iterator over the items from the thread. The thread ends when it is dropped.
 struct Ahead<'scope, T> {
     received: Receiver<T>,
     thread: Option<ScopedJoinHandle<'scope, ()>>,
@@ -66,7 +66,7 @@ impl<T> Iterator for Ahead<'_, T> {
 
 impl<T> FusedIterator for Ahead<'_, T> {}
 
-/// Examples in the order in which they are needed.
+/// Examples in the order of use.
 pub(crate) type Upcoming<'a> = dyn Iterator<Item = Result<Sequence, TrainerError>> + 'a;
 
 /// Reads example `at` and checks that it can be laid out.

@@ -1,9 +1,9 @@
 //! A batch as the graphs take it: the tokens of all examples in one row, without padding.
 //!
-//! Attention needs a rectangle `[B, h, S, d]`. `to_heads` says which token each of its slots shows, `to_tokens` which slot
-//! each token is in. Slots beyond an example's end show one extra token at the end of the row, which is there only where
-//! slots are left over. Nobody attends to it and nothing reads it, so its gradient is zero in every layer, and moving
-//! gradients by the same indices backwards is exact. In shapes, `T` counts it.
+//! Attention needs a rectangle `[B, h, S, d]`. `to_heads` maps each slot to its token, `to_tokens` each token to its slot.
+//! Slots beyond an example's end show one extra token at the end of the row, which exists only if slots are left over.
+//! Nothing attends to it or reads it, so its gradient is zero in every layer. Moving gradients backwards by the same
+//! indices is therefore exact. In shapes, `T` counts the extra token.
 
 use crate::examples::{Sequence, Target};
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView1, Axis, Dimension};
@@ -13,24 +13,24 @@ use skiff_models::stage::{BatchPart, Binding, StageSpec, StageSpecs};
 use skiff_models::task::Task;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Added to the scores of keys that are not to be seen: `exp` of it is exactly zero in f32.
+/// Added to the scores of hidden keys: its `exp` is exactly zero in f32.
 const MASKED: f32 = -1e9;
 
-/// The form that a pack's batches must have.
+/// The required form of a pack's batches.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Form {
     /// Numbering of tokens, what attention sees, and the kind of targets.
     pub layout: Layout,
-    /// The parts that any of its graphs takes.
+    /// The parts that at least one of the graphs takes.
     pub parts: BTreeSet<BatchPart>,
 }
 
-/// `B` examples of `T` tokens in all (and the extra one if needed), the longest of `S`.
+/// A batch of `B` examples with `T` tokens in all, the extra token included. The longest example has `S`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Batch {
     /// Tokens of text.
     pub tokens: usize,
-    /// Rows of the activations: the tokens of text, and the extra one if there is one.
+    /// Rows of the activations: the tokens of text, and the extra token if there is one.
     pub rows: usize,
     /// Examples, `B`.
     pub examples: usize,
@@ -38,20 +38,20 @@ pub struct Batch {
     pub truths: Vec<Truth>,
     /// The last token of text of each example, ascending.
     pub ends: Vec<usize>,
-    /// The inputs of the graphs, no more than the form asks for.
+    /// The inputs of the graphs, limited to the parts that the form asks for.
     pub parts: BTreeMap<BatchPart, Part>,
-    /// `[B]`: 0, 1, 2, ...: where the rows that a head reads are, once the others are gone.
+    /// `[B]`: 0, 1, 2, ...: positions of the rows that a head reads, once the others are removed.
     pub order: Part,
 }
 
 /// The expected result for a row of scores.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Truth {
-    /// It does not count.
+    /// None: the row does not count.
     None,
-    /// This score the largest.
+    /// The score with this index is the largest.
     Class(usize),
-    /// These numbers.
+    /// The scores equal these numbers.
     Numbers(Vec<f32>),
 }
 
@@ -60,57 +60,57 @@ pub enum Truth {
 pub enum Part {
     /// Indices.
     Integers(ArrayD<i64>),
-    /// Weights, targets, what is added to scores.
+    /// Weights, targets and biases of scores.
     Numbers(ArrayD<f32>),
 }
 
-/// Why an example cannot be laid out.
+/// Reason for which an example cannot be laid out.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BatchError {
-    /// No tokens, or more than the model takes.
+    /// The example has no tokens, or more than the model takes.
     #[error("an example has {tokens} tokens, expected 1 to {most}")]
     Length {
-        /// Its tokens.
+        /// Number of the example's tokens.
         tokens: usize,
-        /// The layout's.
+        /// The layout's maximum.
         most: usize,
     },
-    /// Something that is not there once for each token, or a number of numbers that is not the pack's.
+    /// A list does not have one entry for each token, or the target has another count of numbers than the pack.
     #[error("an example has {found} {what}, expected {expected}")]
     Count {
-        /// The operands.
+        /// Name of the list.
         what: &'static str,
-        /// The number.
+        /// Its length.
         found: usize,
-        /// The expected number.
+        /// The expected length.
         expected: usize,
     },
-    /// A token, segment or class that the model does not have.
+    /// The model does not have the token, segment or class.
     #[error("an example has the {what} {found}, expected less than {size}")]
     Range {
-        /// The operands.
+        /// Kind of index: token, segment or class.
         what: &'static str,
-        /// The graph's name.
+        /// The index.
         found: usize,
-        /// The number of them.
+        /// Number of indices of this kind in the model.
         size: usize,
     },
-    /// A target for another task.
+    /// The target is for another task.
     #[error("an example has a target that is not one of {task}")]
     Task {
-        /// The pack's.
+        /// The pack's task.
         task: Task,
     },
 }
 
 impl Form {
-    /// Returns the form that the pack of `manifest` asks for.
+    /// Returns the form that the pack of `manifest` requires.
     #[must_use]
     pub fn of(manifest: &Manifest) -> Self {
         Self::new(manifest.layout.clone(), &manifest.stages)
     }
 
-    /// Returns the form that graphs with these ports ask for.
+    /// Returns the form that graphs with these ports require.
     #[must_use]
     pub fn new(layout: Layout, stages: &StageSpecs) -> Self {
         let ports = stages.all().flat_map(StageSpec::graphs).flat_map(|graph| &graph.inputs);
@@ -159,11 +159,11 @@ impl Form {
 }
 
 impl Batch {
-    /// Lays out `sequences` as `form` asks. In a loss of classes every row that has a target weighs the same, in one of
-    /// numbers every number.
+    /// Lays out `sequences` as `form` requires. In a loss over classes, every row with a target weighs the same; in a loss over
+    /// numbers, every number does.
     ///
     /// # Errors
-    /// Those of [`Form::check`].
+    /// The errors of [`Form::check`].
     pub fn new(sequences: &[Sequence], form: &Form) -> Result<Self, BatchError> {
         sequences.iter().try_for_each(|sequence| form.check(sequence))?;
         let truths = truths(sequences, form.layout.task);
@@ -171,7 +171,7 @@ impl Batch {
         Ok(Self::laid_out(sequences, form, truths, counted))
     }
 
-    /// Returns the tokens' numbers in the vocabulary; none where the graphs do not ask for them.
+    /// Returns the tokens' numbers in the vocabulary; empty if the graphs do not take them.
     #[must_use]
     pub fn ids(&self) -> &[i64] {
         match self.parts.get(&BatchPart::InputIds) {
@@ -180,14 +180,14 @@ impl Batch {
         }
     }
 
-    /// Lays out `sequences` in batches of at most `most` examples, each as it is asked for.
+    /// Lays out `sequences` in batches of at most `most` examples. Each batch is made when the iterator reaches it.
     ///
-    /// What counts weighs in them what it would weigh in one batch of all: with `n_k` rows that have a target in batch `k` and
-    /// `n` in all, a term of the loss weighs `1 / n` and not `1 / n_k`. So losses and gradients of the parts add up to those
-    /// of the whole, however the targets are distributed; `most` of all examples gives the same batch as [`Batch::new`].
+    /// A row weighs the same as in one batch of all examples. If batch `k` has `n_k` rows with a target, of `n` in all, a term
+    /// of the loss weighs `1 / n`, not `1 / n_k`. Losses and gradients of the parts therefore add up to those in one batch, for
+    /// any distribution of the targets. If `most` covers all examples, the result is the same as [`Batch::new`]'s.
     ///
     /// # Errors
-    /// Those of [`Form::check`].
+    /// The errors of [`Form::check`].
     pub fn cut(sequences: &[Sequence], form: &Form, most: usize) -> Result<impl Iterator<Item = Self>, BatchError> {
         sequences.iter().try_for_each(|sequence| form.check(sequence))?;
         let counted = counted(&truths(sequences, form.layout.task));
@@ -195,7 +195,7 @@ impl Batch {
         Ok(sequences.chunks(most.max(1)).map(laid_out))
     }
 
-    /// Lays out sequences that were checked, where `counted` rows have a target in all.
+    /// Lays out checked sequences. `counted` is the number of rows with a target, in all batches of the same loss.
     fn laid_out(sequences: &[Sequence], form: &Form, truths: Vec<Truth>, counted: usize) -> Self {
         let rows = Rows::of(sequences, form.parts.iter().any(is_of_slots));
         let drawing = Drawing { sequences, layout: &form.layout, rows: &rows, truths: &truths, counted };
@@ -225,7 +225,7 @@ fn counted(truths: &[Truth]) -> usize {
     truths.iter().filter(|truth| **truth != Truth::None).count()
 }
 
-/// What each row of the scores should be. A language model's token is told by the token before it.
+/// Returns the expected result for each row of the scores. In a language model, each token predicts the next one.
 fn truths(sequences: &[Sequence], task: Task) -> Vec<Truth> {
     let of_token = |target: &Target, token: usize| match target {
         Target::Tokens(classes) => classes[token].map(Truth::Class),
@@ -256,7 +256,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// `slots`: whether any graph lays tokens out in a rectangle.
+    /// Returns the places of the tokens of `sequences`. `slots` says whether any graph lays tokens out in a rectangle.
     fn of(sequences: &[Sequence], slots: bool) -> Self {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len()).collect();
         let width = lengths.iter().copied().max().unwrap_or(0);
@@ -280,7 +280,7 @@ impl Rows {
         })
     }
 
-    /// Returns `[B, heads, S]`: where each slot's token is in `[T * heads, d]`.
+    /// Returns `[B, heads, S]`: row of each slot's token in `[T * heads, d]`.
     fn to_heads(&self, heads: usize) -> Array3<i64> {
         let mut index = Array3::zeros((self.lengths.len(), heads, self.width));
         for (example, slot, row) in self.slots() {
@@ -289,8 +289,7 @@ impl Rows {
         index
     }
 
-    /// Returns `[T, heads]`: the way back, from `[B * heads * S, d]`. For the extra token any of its slots will do; the last
-    /// stays.
+    /// Returns `[T, heads]`: row of each token in `[B * heads * S, d]`. The extra token has several slots and takes the last.
     fn to_tokens(&self, heads: usize) -> Array2<i64> {
         let mut index = Array2::zeros((self.all, heads));
         for (example, slot, row) in self.slots() {
@@ -310,7 +309,8 @@ impl Rows {
         mask
     }
 
-    /// Returns `[S, S]`: 0 where a query (row) sees a key (column), by how far behind the query the key is.
+    /// Returns `[S, S]`: 0 if the query (row) sees the key (column), otherwise [`MASKED`]. `sees` decides by the distance of
+    /// the key behind the query.
     fn seen(&self, sees: impl Fn(usize) -> bool) -> Array2<f32> {
         let visible = |query: usize, key: usize| query.checked_sub(key).is_some_and(&sees);
         Array2::from_shape_fn((self.width, self.width), |(query, key)| if visible(query, key) { 0.0 } else { MASKED })
@@ -323,7 +323,7 @@ struct Drawing<'a> {
     layout: &'a Layout,
     rows: &'a Rows,
     truths: &'a [Truth],
-    /// Rows that count, in all batches whose losses make one.
+    /// Number of rows that count, in all batches of the same loss.
     counted: usize,
 }
 
@@ -387,7 +387,7 @@ impl Drawing<'_> {
         integers(Array1::from_shape_fn(2 * self.rows.width, row))
     }
 
-    /// Returns `[B, C]` or `[T, C]`: the numbers, or the weights of classes.
+    /// Returns `[B, C]` or `[T, C]`: the numbers, or each row's weight at its class.
     fn targets(&self) -> Array2<f32> {
         let rows = if self.layout.task.is_per_token() { self.rows.all } else { self.rows.lengths.len() };
         let mut targets = Array2::zeros((rows, self.layout.classes));
@@ -402,7 +402,7 @@ impl Drawing<'_> {
         targets
     }
 
-    /// For each of `rows` rows the share of each of its `terms` terms in the loss: the same for all that count.
+    /// Returns the share in the loss of each of a row's `terms` terms, for `rows` rows. All rows that count have the same share.
     fn weights(&self, rows: usize, terms: usize) -> Array1<f32> {
         let share = 1.0 / (self.counted * terms).max(1) as f32;
         let mut weights = Array1::zeros(rows);
@@ -565,7 +565,7 @@ mod tests {
             prop_assert_eq!((keys.len(), queries.len()), (2 * width, 2 * width));
             for query in 0..width {
                 for key in 0..width {
-                    // Where a skew of [S, 2 S] finds the pair.
+                    // Column in [S, 2 S] from which a skew takes the pair.
                     let row = RELATIVE.row(query as i64 - key as i64);
                     prop_assert_eq!(keys[key + width - 1 - query], row);
                     prop_assert_eq!(queries[query + width - 1 - key], row);
@@ -617,7 +617,7 @@ mod tests {
                     Task::Regression => BatchPart::ExampleWeights,
                     Task::SequenceClassification | Task::TokenClassification => BatchPart::Targets,
                 };
-                // Without the zeros of the extra rows.
+                // The zeros of the extra rows are left out.
                 let values = |batch: &Batch| {
                     real(batch, weights).iter().copied().filter(|weight| *weight > 0.0).collect::<Vec<f32>>()
                 };

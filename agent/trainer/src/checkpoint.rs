@@ -4,10 +4,10 @@
 //! weight.NAME                      the trainable tensor NAME, f32
 //! first_moment.NAME                AdamW's m of it; zeros if it has had no gradient yet
 //! second_moment.NAME               AdamW's v
-//! __metadata__.skiff_checkpoint    JSON: format, pack, settings, how often each tensor was stepped, sums, digest
+//! __metadata__.skiff_checkpoint    JSON: format, pack, settings, number of steps of each tensor, sums, digest
 //! ```
-//! The digest is over all of that, so a file that was cut or changed is told from one that was not. Settings are compared
-//! one by one, so that a refusal says which differs.
+//! The digest covers all of it, so that a truncated or changed file is found out. Settings are compared one by one, so that
+//! a refusal can name the one that differs.
 
 use crate::optimizer::{AdamW, Moments};
 use crate::tally::Tally;
@@ -17,53 +17,53 @@ use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema, TensorError, TensorSpec};
 use std::collections::BTreeMap;
 
-/// The format this build reads and writes.
+/// Format that this build reads and writes.
 const FORMAT: u32 = 1;
 const METADATA: &str = "skiff_checkpoint";
 const WEIGHT: &str = "weight.";
 const FIRST: &str = "first_moment.";
 const SECOND: &str = "second_moment.";
 
-/// Why a training cannot be taken up from bytes, or not be written down.
+/// Reason for which a training cannot be resumed from bytes, or its state cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// A tensor file, but of another kind.
+    /// The bytes are a tensor file of another kind.
     #[error("it is not the checkpoint of a training")]
     Foreign,
     /// The metadata cannot be read.
     #[error("reading the checkpoint's metadata")]
     Metadata(#[source] serde_json::Error),
-    /// Made by another version of Skiff.
+    /// Another version of Skiff wrote the checkpoint.
     #[error("it has checkpoint format {found}, this build reads {FORMAT}; use the Skiff that wrote it, or begin anew")]
     Format {
-        /// The value that was found.
+        /// The checkpoint's format.
         found: u32,
     },
-    /// Not safetensors, or other tensors than the pack's.
+    /// The bytes are not safetensors, or have other tensors than the pack.
     #[error("using the checkpoint's tensors")]
     Tensors(#[from] TensorError),
-    /// The contents are not those that were written.
+    /// The contents do not match the digest.
     #[error("it is damaged: its contents do not have the digest that it names")]
     Damaged,
-    /// It belongs to a training of another pack.
+    /// The checkpoint belongs to a training of another pack.
     #[error("it is of another pack, with digest {found}; this one's is {expected}")]
     Pack {
-        /// The checkpoint's.
+        /// Digest of the checkpoint's pack.
         found: String,
-        /// The present one's.
+        /// Digest of the present pack.
         expected: String,
     },
-    /// It belongs to a training with another plan, or on another number of examples.
+    /// The checkpoint belongs to a training with another plan, or on another number of examples.
     #[error("it is of another training: its {setting} is {found}, and here it is {expected}")]
     Setting {
-        /// The first that differs.
+        /// Name of the first setting that differs.
         setting: String,
-        /// The checkpoint's.
+        /// Its value in the checkpoint.
         found: String,
-        /// The present one's.
+        /// Its present value.
         expected: String,
     },
-    /// Nothing that a training can come to.
+    /// No training can reach this state.
     #[error("it contradicts itself: {what}")]
     Inconsistent {
         /// The fault.
@@ -75,7 +75,7 @@ pub enum CheckpointError {
 pub(super) struct Origin {
     /// The pack's digest.
     pub(super) pack: [u8; 32],
-    /// All that determines its steps, by name.
+    /// The settings that determine its steps, by name.
     pub(super) settings: BTreeMap<String, String>,
 }
 
@@ -92,14 +92,14 @@ struct Metadata {
     format: u32,
     pack: String,
     settings: BTreeMap<String, String>,
-    /// AdamW's `t` of every tensor that has had a gradient.
+    /// AdamW's `t` for every tensor that has had a gradient.
     tensor_steps: BTreeMap<String, i32>,
     tally: Tally,
-    /// blake3 of this with an empty digest, and of every tensor with its name; 64 hexadecimal digits.
+    /// blake3 of this record with an empty digest, followed by every tensor with its name; 64 hexadecimal digits.
     digest: String,
 }
 
-/// Writes a training down.
+/// Writes the state of a training.
 pub(super) fn write(
     origin: &Origin,
     weights: &NamedTensors,
@@ -131,7 +131,7 @@ pub(super) fn write(
     serialize(&tensors, text).map_err(|source| TensorError::Write(source).into())
 }
 
-/// Reads what [`write`] wrote for a training of `origin`, with the tensors of `schema` in a model of `layers` layers.
+/// Reads the bytes of [`write`] for a training of `origin`, with the tensors of `schema` in a model of `layers` layers.
 pub(super) fn read(bytes: &[u8], origin: &Origin, schema: &Schema, layers: usize) -> Result<State, CheckpointError> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(TensorError::Header)?;
     let text = header.metadata().as_ref().and_then(|texts| texts.get(METADATA)).ok_or(CheckpointError::Foreign)?;
@@ -140,7 +140,7 @@ pub(super) fn read(bytes: &[u8], origin: &Origin, schema: &Schema, layers: usize
     let mut tensors = written(schema).read(bytes)?;
     metadata.check_digest(&tensors)?;
     if !metadata.tally.is_possible(layers) {
-        return Err(CheckpointError::Inconsistent { what: "its sums are not those of a training".to_owned() });
+        return Err(CheckpointError::Inconsistent { what: "no training has such sums".to_owned() });
     }
     let mut state = State { weights: NamedTensors::new(), moments: BTreeMap::new(), tally: metadata.tally };
     for name in schema.tensors.iter().map(|spec| &spec.name) {
@@ -161,7 +161,7 @@ pub(super) fn read(bytes: &[u8], origin: &Origin, schema: &Schema, layers: usize
 }
 
 impl Metadata {
-    /// Parses the format before anything else, so that a newer checkpoint is called newer and not malformed.
+    /// Parses the format before anything else, so that a newer checkpoint is reported as newer, not as malformed.
     fn parse(text: &str) -> Result<Self, CheckpointError> {
         #[derive(Deserialize)]
         struct Format {

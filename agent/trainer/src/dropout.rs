@@ -1,8 +1,8 @@
-//! Stochastic layer dropout (DropPEFT, arXiv 2503.10217): which layers a batch passes through.
+//! Stochastic layer dropout (DropPEFT, arXiv 2503.10217): the draw of the layers that a batch passes through.
 
 use skiff_base::random::Random;
 
-/// The layers that a batch runs, ascending. Never empty.
+/// The layers that a batch runs, in ascending order. Never empty.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayerMask(Vec<usize>);
 
@@ -23,11 +23,11 @@ impl LayerMask {
 
     /// Draws a mask: layer `l` is skipped with probability `rates[l]`, independently of the others.
     ///
-    /// If more than `most` layers would run, only that many do: first those with rate 0, then those that came closest to
-    /// staying. So the bound on memory holds in every step.
+    /// If more than `most` layers would run, only `most` of them do: first the layers with rate 0, then the ones with the
+    /// largest `draw - rate`. The bound on memory therefore holds in every step.
     ///
-    /// A function of its arguments alone, so a mask can be drawn again. Where every layer would be skipped, the one that
-    /// came closest to staying (largest `draw - rate`, the lower of equals) stays.
+    /// If every layer would be skipped, the one with the largest `draw - rate` runs; of equals, the lower one. The same
+    /// arguments give the same mask, so a mask can be drawn again.
     #[must_use]
     pub fn draw(rates: &[f32], most: usize, seed: u64, device: &str, round: u32, step: u32) -> Self {
         let mut random = stream("layer mask", seed, device, round, step);
@@ -53,7 +53,7 @@ impl LayerMask {
     }
 }
 
-/// Returns seeded numbers for one `purpose` at one step of one device.
+/// Returns random numbers for one `purpose` at one step of one device.
 pub(crate) fn stream(purpose: &str, seed: u64, device: &str, round: u32, step: u32) -> Random {
     let mut hasher = blake3::Hasher::new_derive_key("skiff 2026-11-23 numbers of a training step");
     for part in [purpose.as_bytes(), device.as_bytes()] {
@@ -111,8 +111,8 @@ mod tests {
             let mask = LayerMask::draw(&rates, 4, 7, "device", 3, step);
             (0..4).filter(|layer| !mask.active().contains(layer)).for_each(|layer| skipped[layer] += 1);
         }
-        // Three standard deviations of a share of 20,000 draws are at most 0.011; keeping one layer alive adds bias on
-        // top: all four are skipped with probability 0.0225, and then one of them (mostly layer 0) stays.
+        // Three standard deviations of a share of 20,000 draws are at most 0.011. Keeping one layer adds a bias: all four
+        // are skipped with probability 0.0225, and then one of them (mostly layer 0) stays.
         for (layer, &rate) in rates.iter().enumerate() {
             let share = skipped[layer] as f32 / steps as f32;
             assert!((share - rate).abs() < 0.011 + 0.0225, "layer {layer}: rate {rate}, skipped {share}");

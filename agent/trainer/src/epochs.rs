@@ -1,18 +1,18 @@
-//! The order of examples: which of them each step takes.
+//! The order of examples, and the share of each step.
 
 use crate::dropout::stream;
 use crate::plan::TrainPlan;
 
-/// The examples of each step of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs, each the
-/// corpus in another seeded order. `k` counts steps over rounds.
+/// The examples of each step of a device: positions `(k - 1) batch .. k batch` in an endless sequence of epochs. Each epoch
+/// is the corpus in another seeded order. `k` counts steps over rounds.
 #[derive(Default)]
 pub(crate) struct Epochs {
-    /// The last epoch's number and order.
+    /// Number and order of the last epoch.
     known: Option<(u128, Vec<u32>)>,
 }
 
 impl Epochs {
-    /// Returns the examples of step `step`, from 1.
+    /// Returns the examples of step `step`, which counts from 1.
     pub(crate) fn of_step(&mut self, plan: &TrainPlan, examples: usize, step: u32) -> Vec<usize> {
         let (batch, examples_of_epoch) = (plan.batch as u128, examples as u128);
         let before = u128::from(plan.round.saturating_sub(1)) * u128::from(plan.steps) + u128::from(step - 1);

@@ -1,4 +1,4 @@
-//! Reasons for which a training cannot go on.
+//! Reasons for which a training cannot continue.
 
 use crate::batch::BatchError;
 use skiff_models::pack::PackError;
@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-/// Reasons for which a training cannot go on.
+/// Reason for which a training cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
     /// ONNX Runtime refuses a graph.
@@ -25,7 +25,7 @@ pub enum TrainerError {
         /// The cause.
         source: ort::Error,
     },
-    /// A frozen tensor that ONNX Runtime does not take.
+    /// ONNX Runtime does not take a frozen tensor.
     #[error("mapping the frozen tensor {name:?}; make the pack again with `skiff-pack build`")]
     Frozen {
         /// Its name.
@@ -33,15 +33,15 @@ pub enum TrainerError {
         /// The cause.
         source: ort::Error,
     },
-    /// Rows of the vocabulary's table that could not be read.
+    /// Rows of the vocabulary's table could not be read.
     #[error("reading the vocabulary's table from the pack")]
     Table {
         /// The cause.
         source: std::io::Error,
     },
-    /// A graph's input or output is tied to something that is not there.
+    /// A graph's input or output is bound to a missing value.
     #[error(
-        "{graph} has the port {port:?}, which is tied to {binding}: there is none; make the pack again with `skiff-pack build`"
+        "{graph} has the port {port:?}, bound to {binding}, which does not exist; make the pack again with `skiff-pack build`"
     )]
     Unbound {
         /// The graph file.
@@ -52,7 +52,7 @@ pub enum TrainerError {
         binding: String,
     },
     /// A graph lacks an output.
-    #[error("{graph} has no output tied to {binding}; make the pack again with `skiff-pack build`")]
+    #[error("{graph} has no output bound to {binding}; make the pack again with `skiff-pack build`")]
     NoOutput {
         /// The graph file.
         graph: String,
@@ -65,10 +65,10 @@ pub enum TrainerError {
         /// The mismatch.
         what: String,
     },
-    /// Weights that are not this pack's.
+    /// The weights do not belong to this pack.
     #[error("the weights do not follow the pack's schema: tensor {name:?}")]
     Weights {
-        /// The first that does not fit.
+        /// The first tensor that does not fit.
         name: String,
     },
     /// The plan does not fit the pack or the data.
@@ -77,7 +77,7 @@ pub enum TrainerError {
         /// The mismatch.
         what: String,
     },
-    /// Too many losses or gradients that are NaN or infinite.
+    /// Too many losses or gradients are NaN or infinite.
     #[error(
         "no finite loss and gradients in {in_a_row} step(s) up to step {step} (the last: loss {loss}, gradient norm {norm}); lower the learning rate"
     )]
@@ -86,12 +86,12 @@ pub enum TrainerError {
         step: u32,
         /// Number of skipped steps in a row.
         in_a_row: u32,
-        /// The last one's loss.
+        /// The last step's loss.
         loss: f32,
         /// Its gradient norm.
         norm: f64,
     },
-    /// An example cannot be brought.
+    /// An example cannot be read.
     #[error("reading example {example}")]
     Example {
         /// Its number, from 1.
@@ -99,8 +99,8 @@ pub enum TrainerError {
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The system has no thread to give.
-    #[error("starting the thread that brings the examples")]
+    /// The system cannot start a thread.
+    #[error("starting the thread that reads the examples")]
     Thread(#[source] io::Error),
     /// Examples do not fit the pack.
     #[error("laying out a batch")]

@@ -1,4 +1,4 @@
-//! What an evaluation counts, and the sums behind the measures of the task.
+//! Counts of an evaluation, and the sums behind the measures of the task.
 
 use crate::batch::Truth;
 use skiff_models::spans::SpanLabels;
@@ -6,25 +6,25 @@ use skiff_models::task::Task;
 use skiff_protocol::metrics::{Classification, Language, Regression, SpanCounts, TaskMetrics, Tokens};
 use std::time::Duration;
 
-/// How much to evaluate.
+/// Amount of an evaluation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EvaluatePlan {
-    /// At most this many examples, from the first.
+    /// Maximum number of examples, counted from the first.
     pub examples: usize,
-    /// Examples at a time.
+    /// Number of examples in one batch.
     pub batch: usize,
 }
 
-/// What an evaluation found.
+/// Result of an evaluation.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct EvaluateSummary {
-    /// Examples evaluated.
+    /// Number of evaluated examples.
     pub examples: u64,
-    /// Number that counted: examples with a target or, for a task on tokens, tokens with one.
+    /// Number of counted rows: examples with a target or, for a task on tokens, tokens with one.
     pub counted: u64,
-    /// Rows whose largest score was the right one; 0 if the scores are numbers.
+    /// Number of rows with the largest score at the right class; 0 if the scores are numbers.
     pub correct: u64,
-    /// Sum over what counted: of the cross-entropy in nats or, of numbers, of the squared error, a mean over `C`.
+    /// Sum of the loss over the counted rows: cross-entropy in nats or, for numbers, the mean squared error over `C`.
     pub loss_sum: f64,
     /// Counts and sums for the measures of the task.
     pub metrics: TaskMetrics,
@@ -33,7 +33,7 @@ pub struct EvaluateSummary {
 }
 
 impl EvaluateSummary {
-    /// Returns a summary of nothing yet. Models with more classes than the protocol counts have no metrics.
+    /// Returns an empty summary. Models with more classes than the protocol can count have no metrics.
     #[must_use]
     pub fn new(task: Task, classes: usize) -> Self {
         let metrics = match task {
@@ -59,7 +59,7 @@ impl EvaluateSummary {
         self.loss_sum / self.counted.max(1) as f64
     }
 
-    /// Adds a row of scores and what it should have been.
+    /// Adds a row of scores and its expected result.
     pub(super) fn add(&mut self, truth: &Truth, scores: &[f32]) {
         match truth {
             Truth::None => return,
@@ -93,7 +93,7 @@ impl EvaluateSummary {
     }
 }
 
-/// The labels of one text's tokens, only of those that have one. They are counted as spans when the text is complete.
+/// Labels of the tokens of one text; tokens without a label are left out. They are counted as spans when the text is complete.
 ///
 /// Source: `seqeval`'s default mode. A span is right if its type, its first and its last token agree.
 #[derive(Default)]
@@ -139,7 +139,7 @@ pub(super) fn span_labels(task: Task, names: &[String]) -> Option<SpanLabels> {
     Tokens::can_count(labels.types()).then_some(labels)
 }
 
-/// Returns the largest score's place; the lower of equals.
+/// Returns the index of the largest score; of equals, the lower one.
 fn best(scores: &[f32]) -> usize {
     (0..scores.len()).reduce(|best, at| if scores[at] > scores[best] { at } else { best }).unwrap_or(0)
 }
@@ -248,7 +248,7 @@ mod tests {
         let mut tagged = Tagged::default();
         for (truth, predicted) in truth.into_iter().zip(predicted) {
             for (truth, predicted) in truth.into_iter().zip(predicted) {
-                // A word's later pieces have no label; they neither count nor part a span.
+                // The later pieces of a word have no label; they neither count nor split a span.
                 for truth in [Truth::Class(truth), Truth::None] {
                     summary.add(&truth, &scores(7, predicted));
                     tagged.add(&truth, &scores(7, predicted));

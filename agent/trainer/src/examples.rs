@@ -10,7 +10,7 @@ use std::error::Error;
 pub struct Sequence {
     /// Vocabulary indices, at least one.
     pub ids: Vec<u32>,
-    /// Segments, as many.
+    /// Segment of each token.
     pub types: Vec<u32>,
     /// The target.
     pub target: Target,
@@ -19,20 +19,20 @@ pub struct Sequence {
 /// The target of an example.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Target {
-    /// Nothing: it counts in no loss.
+    /// No target: the example counts in no loss.
     None,
     /// Its class.
     Class(usize),
     /// Its `C` numbers.
     Numbers(Vec<f32>),
-    /// For each token its class, if it has one.
+    /// Class of each token that has one.
     Tokens(Vec<Option<usize>>),
-    /// For each token its own vocabulary index, if it is to be foretold by the token before it. Not shifted: the same that
-    /// `transformers` takes as `labels`; the first token's is never used.
+    /// Vocabulary index of each token that the token before it is to predict. Not shifted, like the `labels` of
+    /// `transformers`; the first token's index is never used.
     Next(Vec<Option<u32>>),
 }
 
-/// Examples that can be trained and evaluated on. A thread brings those of the next steps while a step runs.
+/// Examples for training and evaluation. While a step runs, a thread fetches the examples of the next steps.
 pub trait Examples: Sync {
     /// Returns the number of examples.
     fn len(&self) -> usize;
@@ -45,22 +45,22 @@ pub trait Examples: Sync {
     /// Returns the tokens of example `at`, which is below [`Examples::len`].
     ///
     /// # Errors
-    /// An example that cannot be brought, named.
+    /// An example that cannot be read; the error names it.
     fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>>;
 
-    /// Returns a number that is larger for longer examples, at no cost: it orders an evaluation, where like lengths side by
-    /// side leave less padding inside attention.
+    /// Returns a number that is larger for longer examples, at no cost. An evaluation is ordered by it, since neighbours of
+    /// similar length need less padding inside attention.
     fn length_hint(&self, at: usize) -> usize;
 }
 
-/// Returns two short examples of unequal length that fit the pack: always the same, and of no meaning. For trying whether its
-/// graphs run.
+/// Returns two short examples of unequal length that fit the pack, to check that its graphs run. They are always the same
+/// and have no meaning.
 #[must_use]
 pub fn tiny(manifest: &Manifest) -> Vec<Sequence> {
     of_lengths(&manifest.layout, &[5, 3])
 }
 
-/// Examples of these lengths (cut to what `layout` takes), with every kind of target that its task knows.
+/// Returns examples of these lengths, cut to the limit of `layout`, with every kind of target that the task knows.
 pub(crate) fn of_lengths(layout: &Layout, lengths: &[usize]) -> Vec<Sequence> {
     let (classes, vocabulary) = (layout.classes.max(1), layout.vocabulary.max(1));
     let sequence = |(at, &length): (usize, &usize)| {

@@ -6,22 +6,22 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use skiff_models::layout::Layout;
 use skiff_models::task::Task;
 
-/// The value in `labels` of a row without a target.
+/// Value in `labels` for a row without a target.
 const NOTHING: i64 = -100;
 
-/// Why a file of tensors is no batch.
+/// Reason for which a file of tensors is not a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// Not a safetensors file.
+    /// The bytes are not a safetensors file.
     #[error("reading the tensors' header")]
     Header(#[source] SafeTensorError),
-    /// A tensor that must be there.
+    /// A required tensor is missing.
     #[error("tensor {name:?} is missing")]
     Missing {
         /// Its name.
         name: &'static str,
     },
-    /// Elements of another type.
+    /// The elements have another type.
     #[error("tensor {name:?} has type {found}, expected {expected}")]
     Type {
         /// The tensor.
@@ -31,7 +31,7 @@ pub enum InputError {
         /// The expected value.
         expected: &'static str,
     },
-    /// Other dimensions.
+    /// The dimensions differ.
     #[error("tensor {name:?} has shape {found:?}, expected {expected}")]
     Shape {
         /// The tensor.
@@ -41,21 +41,21 @@ pub enum InputError {
         /// The expected value.
         expected: String,
     },
-    /// More tokens than the model takes.
+    /// The rows have more tokens than the model takes.
     #[error("{tokens} tokens, but the model takes at most {most}")]
     Tokens {
-        /// The width of the file's tensors.
+        /// Width of the file's tensors.
         tokens: usize,
-        /// The layout's.
+        /// The layout's maximum.
         most: usize,
     },
-    /// Padding that is not on the right.
+    /// The padding is not on the right.
     #[error("attention_mask, row {row}: expected ones (at least one) and then zeros")]
     Padding {
         /// The example.
         row: usize,
     },
-    /// A value that the model does not have.
+    /// The model does not have the value.
     #[error("{name}{at:?} is {found}, expected 0 to {most}", most = size - 1)]
     Range {
         /// The tensor.
@@ -64,10 +64,10 @@ pub enum InputError {
         at: Vec<usize>,
         /// The value.
         found: i64,
-        /// The number of them.
+        /// Number of values that the model has.
         size: usize,
     },
-    /// A number that is NaN or infinite.
+    /// A number is NaN or infinite.
     #[error("{name}{at:?} is {found}, expected a finite number")]
     NotFinite {
         /// The tensor.
@@ -87,12 +87,12 @@ pub enum InputError {
 /// | `attention_mask` | `[B, S]` | I64 or I32 | ones and then zeros |
 /// | `token_type_ids` | `[B, S]` | I64 or I32 | may be absent |
 /// | `labels`, sequence classification | `[B]` | I64 or I32 | below the classes |
-/// | `labels`, regression | `[B, C]`, or `[B]` where `C` is 1 | F32 or F64 | finite |
+/// | `labels`, regression | `[B, C]`, or `[B]` if `C` is 1 | F32 or F64 | finite |
 /// | `labels`, token classification | `[B, S]` | I64 or I32 | below the classes, or -100 for none |
 /// | `labels`, causal language model | `[B, S]` | I64 or I32 | a token's own index, or -100; absent: `input_ids` |
 ///
 /// # Errors
-/// A tensor that is missing, misshaped, of another type or out of range, named.
+/// A tensor that is missing, misshaped, of another type or out of range; the error names it.
 pub fn read_batch(bytes: &[u8], layout: &Layout) -> Result<Vec<Sequence>, InputError> {
     let file = SafeTensors::deserialize(bytes).map_err(InputError::Header)?;
     let padded = Padded::read(&file, layout)?;
@@ -126,7 +126,7 @@ impl Padded {
         let (shape, ids) = integers(file, "input_ids")?;
         let [examples, width] = shape[..] else { return Err(misshaped("input_ids", shape, "[B, S]")) };
         if examples == 0 || width == 0 {
-            return Err(misshaped("input_ids", shape, "[B, S] with something in it"));
+            return Err(misshaped("input_ids", shape, "[B, S], not empty"));
         }
         if width > layout.max_tokens {
             return Err(InputError::Tokens { tokens: width, most: layout.max_tokens });
@@ -270,7 +270,7 @@ mod tests {
         }
     }
 
-    /// A file of tensors, which a test changes before it is read.
+    /// A file of tensors that a test changes before reading it.
     struct Draft(Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>);
 
     impl Draft {
@@ -373,7 +373,7 @@ mod tests {
         assert!(refused(|d| d.integers("attention_mask", &[2, 3], &[1, 1, 1, 0, 0, 0])).contains("row 1"));
         assert!(refused(|d| d.integers("token_type_ids", &[2, 3], &[2; 6])).contains("token_type_ids[0, 0] is 2"));
         assert!(refused(|d| d.integers("input_ids", &[2, 5], &[1; 10])).contains("5 tokens"));
-        assert!(refused(|d| d.integers("input_ids", &[0, 3], &[])).contains("something in it"));
+        assert!(refused(|d| d.integers("input_ids", &[0, 3], &[])).contains("not empty"));
         assert!(refused(|d| d.0.retain(|(name, ..)| *name != "labels")).contains("\"labels\" is missing"));
     }
 

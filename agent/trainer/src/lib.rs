@@ -1,15 +1,15 @@
 //! Trains and evaluates a pack: layer masks, batches, the step, the optimizer.
 //!
-//! It is synchronous; it knows no network, no coordinator, no file format of texts and no tokenizer.
+//! It is synchronous. It does not know the network, the coordinator, file formats of texts or tokenizers.
 //!
-//! Rooms, in the order that an example travels: [`examples`] (the caller's side), [`inputs`] (examples from a file of tensors),
+//! Rooms, in the order of an example's way: [`examples`] (the caller's side), [`inputs`] (examples from a file of tensors),
 //! `ahead` (reads examples while a step runs), [`batch`] (the tokens of many examples in one row, and all inputs of the graphs
 //! that follow from them), [`dropout`] (the layers that a step runs), `model` (the graphs, over [`runtime`], which loads ONNX
 //! Runtime, and [`provider`], the device that it computes on), [`trainer`] (a pack in training).
 //!
-//! Many steps: `plan` (what a training takes), `epochs` (the order of examples), [`training`] and [`evaluation`] (the loops),
+//! Many steps: `plan` (settings of a training), `epochs` (the order of examples), [`training`] and [`evaluation`] (the loops),
 //! [`optimizer`] and [`schedule`] (how gradients change weights), [`tally`] (sums over steps), `report` (results),
-//! [`checkpoint`] (a training written down). [`clock`] measures durations, [`roof`] how fast the machine multiplies.
+//! [`checkpoint`] (the saved state of a training). [`clock`] measures durations, [`roof`] the machine's speed at products.
 
 mod ahead;
 pub mod batch;

@@ -4,16 +4,16 @@ use ndarray::{ArrayD, Zip};
 use skiff_models::tensors::NamedTensors;
 use std::collections::BTreeMap;
 
-/// AdamW's constants: what it is besides the learning rate. The default is PyTorch's.
+/// AdamW's constants besides the learning rate. The defaults are PyTorch's.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct AdamWOptions {
-    /// `b1`, how much of the mean of gradients stays at a step (default 0.9); from 0, below 1.
+    /// `b1`, decay of the mean of gradients at each step (default 0.9); at least 0, below 1.
     pub beta_1: f32,
-    /// `b2`, how much of the mean of their squares stays (default 0.999); from 0, below 1.
+    /// `b2`, decay of the mean of squared gradients at each step (default 0.999); at least 0, below 1.
     pub beta_2: f32,
-    /// `eps`, which keeps steps of tiny gradients short (default 1e-8); above 0.
+    /// `eps`, which limits the step of a tiny gradient (default 1e-8); above 0.
     pub epsilon: f32,
-    /// `decay`, by which share of itself, times the learning rate, a weight shrinks at a step (default 0.01); 0 for never.
+    /// `decay`, the share of itself, times the learning rate, by which a weight shrinks at each step (default 0.01); 0: never.
     pub weight_decay: f32,
 }
 
@@ -24,7 +24,7 @@ impl Default for AdamWOptions {
 }
 
 impl AdamWOptions {
-    /// Returns their fault, if there is one.
+    /// Returns the fault in the constants, if there is one.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let below_one = 0.0..1.0;
@@ -44,7 +44,7 @@ impl AdamWOptions {
 /// `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
 /// `w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)`.
 ///
-/// `t` counts the steps of each tensor by itself: a tensor of a skipped layer has no gradient, and nothing about it changes.
+/// `t` counts the steps of each tensor separately. A tensor of a skipped layer has no gradient, and its state does not change.
 #[derive(Debug, Default)]
 pub struct AdamW {
     options: AdamWOptions,
@@ -63,13 +63,13 @@ pub(super) struct Moments {
 }
 
 impl AdamW {
-    /// Starts with an optimizer that has seen no gradient.
+    /// Returns an optimizer that has seen no gradient.
     #[must_use]
     pub fn new(options: AdamWOptions) -> Self {
         Self { options, moments: BTreeMap::new() }
     }
 
-    /// Does one step for every tensor that has a gradient. Shapes of weights and gradients are equal by the pack's schema.
+    /// Does one step for every tensor that has a gradient. The pack's schema gives weights and gradients the same shapes.
     pub fn step(&mut self, weights: &mut NamedTensors, gradients: &NamedTensors, learning_rate: f32) {
         let AdamWOptions { beta_1, beta_2, epsilon, weight_decay } = self.options;
         for (name, gradient) in gradients {

@@ -1,4 +1,4 @@
-//! The plan of a training: what it takes, what is wrong with it, and the settings by which a checkpoint is told apart.
+//! The plan of a training: its settings, its faults, and the settings that identify its checkpoints.
 
 use crate::error::TrainerError;
 use crate::optimizer::AdamWOptions;
@@ -9,26 +9,26 @@ use std::collections::BTreeMap;
 /// One stretch of training.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainPlan {
-    /// Seed of masks and batches, together with device, round and step.
+    /// Seed for masks and batches, combined with device, round and step.
     pub seed: u64,
     /// The device's name.
     pub device: String,
     /// The round; 0 outside a fleet.
     pub round: u32,
-    /// Identity of the examples, for instance a digest: a checkpoint is of use only with the same ones. May be empty.
+    /// Identity of the examples, for example a digest: a checkpoint is valid only for the same examples. May be empty.
     pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
-    /// Most layers that run in one step; 0 means 1.
+    /// Maximum number of layers in one step; 0 means 1.
     pub most_active: usize,
-    /// FedProx's factor `mu` (Li et al., arXiv:1812.06127, Algorithm 2): the loss has `mu/2` times the squared distance from the
-    /// weights that the training began with beside it, so a gradient has `mu (w - w0)`. 0: none.
+    /// FedProx's factor `mu` (Li et al., arXiv:1812.06127, Algorithm 2). It adds `mu/2 |w - w0|^2` to the loss and `mu (w - w0)`
+    /// to each gradient; `w0` are the first weights of the training. 0: no such term.
     pub proximal: f32,
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     pub steps: u32,
-    /// Examples in a step.
+    /// Number of examples in a step.
     pub batch: usize,
-    /// The way of each step, which bounds the memory; gradients differ in rounding only.
+    /// The way of running each step, which bounds the memory. Gradients differ only in rounding.
     pub ways: Ways,
     /// AdamW's learning rate at the peak of the schedule.
     pub learning_rate: f32,
@@ -36,7 +36,7 @@ pub struct TrainPlan {
     pub schedule: Schedule,
     /// AdamW's constants.
     pub optimizer: AdamWOptions,
-    /// Global gradient norm above which gradients are scaled down; infinite for never.
+    /// Global gradient norm above which gradients are scaled down; infinite: never.
     pub clip_norm: f32,
 }
 
@@ -100,13 +100,13 @@ pub(crate) fn check(plan: &TrainPlan, layers: usize, examples: usize) -> Result<
         return fail(format!("dropout rate {rate} is not between 0 and 1"));
     }
     if !(plan.proximal.is_finite() && plan.proximal >= 0.0) {
-        return fail(format!("the proximal factor {} is not 0 or more", plan.proximal));
+        return fail(format!("the proximal factor {} must be 0 or more", plan.proximal));
     }
     if u32::try_from(examples).is_err() {
         return fail(format!("{examples} examples are more than {}", u32::MAX));
     }
     if examples == 0 {
-        return fail("there is nothing to train on".to_owned());
+        return fail("there are no examples to train on".to_owned());
     }
     if plan.batch == 0 || plan.steps == 0 {
         return fail("a training needs at least one step of at least one example".to_owned());

@@ -1,4 +1,4 @@
-//! ONNX Runtime's execution providers, as far as a training may choose one.
+//! ONNX Runtime's execution providers that a training may choose.
 
 use crate::runtime::{Runtime, RuntimeError};
 use ort::ep::{CPU, CUDA, ExecutionProvider, ExecutionProviderDispatch, XNNPACK};
@@ -36,19 +36,19 @@ impl Runtime {
         Ok(self)
     }
 
-    /// Returns the provider that computes.
+    /// Returns the provider that computes the graphs.
     #[must_use]
     pub fn provider(&self) -> Provider {
         self.provider
     }
 
-    /// Returns the providers to name to a session: none for the processor, which every session has.
+    /// Returns the providers to request for a session: none for the processor, which every session has.
     pub(crate) fn providers(&self) -> Vec<ExecutionProviderDispatch> {
         let chosen = match self.provider {
             Provider::Cpu => return Vec::new(),
-            // Cards that have TF32 use it by default: products of ten bits, and gradients that are off by as much as a fiftieth.
+            // Cards with TF32 use it by default. Its products have ten bits, and gradients are off by up to a fiftieth.
             Provider::Cuda => CUDA::default().with_tf32(false).build(),
-            // It has threads of its own.
+            // XNNPACK has its own threads.
             Provider::Xnnpack => match NonZeroUsize::new(self.threads) {
                 Some(threads) => XNNPACK::default().with_intra_op_num_threads(threads).build(),
                 None => XNNPACK::default().build(),

@@ -1,4 +1,4 @@
-//! The limit of the arithmetic: how fast this machine multiplies matrices.
+//! The limit of the arithmetic: this machine's speed at matrix products.
 
 use crate::clock::monotonic;
 use crate::error::TrainerError;
@@ -12,20 +12,21 @@ use skiff_models::onnx;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Rows, columns and the sum's length of the product that is timed: one like a feed-forward layer's.
+/// Rows, columns and sum length of the timed product, which resembles a feed-forward layer's.
 const SIZES: [usize; 3] = [1024, 3072, 768];
-/// Best of this many measurements, or of fewer, but at least [`FEWEST`], if [`PATIENCE`] runs out.
+/// Maximum number of measurements, of which the best counts. If [`PATIENCE`] runs out, [`FEWEST`] are enough.
 const TIMES: usize = 48;
 const FEWEST: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Operations a second of ONNX Runtime's single-precision product of `[1024, 768]` and the transpose of `[3072, 768]`, on the
-/// runtime's threads, or its provider with the operands' way there and back: `2 m n k` over the shortest of up to 48 times.
+/// Measures the operations per second of ONNX Runtime's single-precision product of `[1024, 768]` and the transpose of
+/// `[3072, 768]`: `2 m n k` divided by the shortest of up to 48 times. It runs on the runtime's threads or its provider; the
+/// times then include the transfer of the operands and the result.
 ///
 /// # Errors
 /// A graph that fails.
 pub fn roof(runtime: &Runtime) -> Result<f64, TrainerError> {
-    let failed = |source| TrainerError::Run { graph: "the product that is timed".to_owned(), source };
+    let failed = |source| TrainerError::Run { graph: "the timed product".to_owned(), source };
     let [m, n, k] = SIZES;
     let mut graph = Graph::default();
     let a = graph.input("a", DType::F32, vec![m.into(), k.into()]);

@@ -8,9 +8,9 @@ use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The name of the environment variable that says where the library is.
+/// Environment variable with the path of the library.
 pub const LIBRARY_VARIABLE: &str = "SKIFF_ONNXRUNTIME";
-/// ONNX Runtime reports nothing to anybody if it is set.
+/// Environment variable that keeps ONNX Runtime from sending reports.
 const SILENCE_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 const LIBRARY_NAME: &str = "libonnxruntime.so";
 
@@ -24,18 +24,18 @@ pub struct Runtime {
     pub(crate) traces: Option<PathBuf>,
 }
 
-/// Why there is no ONNX Runtime.
+/// Reason for which ONNX Runtime is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// Nowhere to be found.
+    /// The library was not found.
     #[error(
         "ONNX Runtime was not found ({tried}); set {LIBRARY_VARIABLE} to the path of {LIBRARY_NAME}, or run `cross/fetch` in the source tree"
     )]
     NotFound {
-        /// The place that was searched.
+        /// The searched places.
         tried: String,
     },
-    /// Found, but does not load.
+    /// The library was found, but does not load.
     #[error("loading ONNX Runtime from {path}; is it a library for this machine, version 1.17 or later?", path = path.display())]
     Load {
         /// Its path.
@@ -43,25 +43,25 @@ pub enum RuntimeError {
         /// The cause.
         source: ort::LoadDynamicError,
     },
-    /// Loaded, but does not start.
+    /// The library was loaded, but does not start.
     #[error("starting ONNX Runtime")]
     Start(#[source] ort::Error),
-    /// Built without what is to compute.
+    /// The library was built without the requested provider.
     #[error(
         "ONNX Runtime {library} has no {provider}, only {there}; choose one of these, or name a library that has it in {LIBRARY_VARIABLE}"
     )]
     NoProvider {
-        /// The value that it lacks.
+        /// The missing provider.
         provider: Provider,
-        /// Its version and where it is.
+        /// Version and path of the library.
         library: String,
-        /// The value that it has.
+        /// The providers of the library.
         there: String,
     },
     /// The provider does not start.
     #[error("starting {provider}; are its driver and its libraries installed?")]
     Provider {
-        /// What.
+        /// The provider.
         provider: Provider,
         /// The cause.
         source: ort::Error,
@@ -71,11 +71,11 @@ pub enum RuntimeError {
 static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
 
 impl Runtime {
-    /// Loads the library at `library`, or where it is usually found, with a pool of `threads` threads that do not spin.
-    /// A process has one: later calls return the first.
+    /// Loads the library at `library`, or from the usual places, with a pool of `threads` threads that do not spin.
+    /// A process has one runtime: later calls return the first.
     ///
     /// # Errors
-    /// No library, or one that does not load.
+    /// A library that is missing or does not load.
     pub fn load(library: Option<&Path>, threads: usize) -> Result<Self, RuntimeError> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = &*loaded {
@@ -91,34 +91,34 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Loads the same, but every session that is opened with it writes the times of its operators into `folder` when it goes:
-    /// a file of trace events in JSON.
+    /// Returns this runtime with profiling: when a session closes, it writes the times of its operators into `folder`, as a file
+    /// of trace events in JSON.
     #[must_use]
     pub fn tracing_into(self, folder: PathBuf) -> Self {
         Self { traces: Some(folder), ..self }
     }
 
-    /// Returns the library's version and where it is.
+    /// Returns the library's version and path.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Returns true if it computes with our fused operators: they are for the processor.
+    /// Returns true if the runtime computes with our fused operators, which run only on the processor.
     #[must_use]
     pub fn fuses(&self) -> bool {
         self.provider == Provider::Cpu
     }
 
-    /// Returns the environment that sessions are opened in.
+    /// Returns the environment for sessions.
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.environment
     }
 }
 
-/// Keeps the library from reporting its use to its maker, which that of 1.32 does some seconds after it was loaded, also where
-/// the environment was made without telemetry (docs/decisions/2026-11-26-silent-runtime.md).
+/// Keeps the library from reporting its use to its maker. Version 1.32 reports some seconds after loading, even if the
+/// environment was made without telemetry (docs/decisions/2026-11-26-silent-runtime.md).
 fn keep_silent() {
     #[expect(
         unsafe_code,
@@ -138,9 +138,11 @@ fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::
     Ok(environment)
 }
 
-/// Registers one arena for all sessions, which grows by regions of doubling size: tensors of changing length are cut from
-/// them and grow together again. Regions as large as the tensor that was asked for cannot, and held four times as much; an
-/// arena for each session holds several times as much too, and the C library's allocator fragments: it grew by a megabyte a
+/// Registers one arena for all sessions, which grows by regions of doubling size. Tensors of changing length are cut from
+/// the regions, and freed neighbours merge again.
+///
+/// The alternatives need more memory. Regions of exactly the requested size cannot merge and held four times as much. An
+/// arena for each session also holds several times as much. The C library's allocator fragments and grew by a megabyte a
 /// step.
 fn register_arena(environment: &Environment) -> ort::Result<()> {
     const NO_LIMIT: usize = 0;
@@ -150,7 +152,7 @@ fn register_arena(environment: &Environment) -> ort::Result<()> {
     let mut configuration = std::ptr::null_mut();
     #[expect(
         unsafe_code,
-        reason = "`ort` has no safe face for shared allocators; all three pointers are live, and the configuration is copied"
+        reason = "`ort` has no safe interface for shared allocators; all three pointers are live, and the configuration is copied"
     )]
     unsafe {
         let api = ort::api();
@@ -162,7 +164,7 @@ fn register_arena(environment: &Environment) -> ort::Result<()> {
     }
 }
 
-/// Returns the library's own version; the build information that `ort` can show does not name it.
+/// Returns the library's own version, which the build information from `ort` does not name.
 fn version(path: &Path) -> String {
     #[repr(C)]
     struct ApiBase {
@@ -182,8 +184,8 @@ fn version(path: &Path) -> String {
     format!("{} ({})", version.as_deref().unwrap_or("of unknown version"), path.display())
 }
 
-/// Searches in this order: the path that was asked for, the environment variable, beside the executable, a source tree's
-/// cache above the executable, the system's library folders.
+/// Searches in this order: the given path, the environment variable, beside the executable, a source tree's cache above the
+/// executable, the system's library folders.
 fn find(asked: Option<&Path>) -> Result<PathBuf, RuntimeError> {
     let named = asked.map(Path::to_owned).or_else(|| std::env::var_os(LIBRARY_VARIABLE).map(PathBuf::from));
     let candidates: Vec<PathBuf> = match named {

@@ -3,28 +3,28 @@
 /// The course of the learning rate: it rises linearly over the first steps, then falls as `decay` says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Schedule {
-    /// Steps until the rate is whole; 0: it is from the first.
+    /// Number of steps until the full rate; 0: the first step has it.
     pub warm_up: u32,
-    /// The part after them.
+    /// The course after the warm-up.
     pub decay: Decay,
 }
 
 /// The course of the learning rate after the warm-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Decay {
-    /// It stays.
+    /// The rate stays the same.
     #[default]
     Constant,
-    /// It falls by the same amount with every step, and would be zero at the step after the last.
+    /// The rate falls by the same amount with every step, and would be zero at the step after the last.
     Linear,
 }
 
 impl Schedule {
-    /// Returns the share of the learning rate that step `t` of `N` takes, with a warm-up of `W` steps:
-    /// `t / W` where `t <= W`; after that 1, or `(N - t + 1) / (N - W)` where it decays.
+    /// Returns the share of the learning rate for step `t` of `N`, with a warm-up of `W` steps:
+    /// `t / W` if `t <= W`; after that 1, or `(N - t + 1) / (N - W)` with decay.
     ///
-    /// The decay is that of `get_linear_schedule_with_warmup` in Hugging Face transformers, whose steps begin at 0. There the
-    /// first step of a warm-up has the rate 0 and teaches nothing; here it has `1 / W`.
+    /// The decay follows `get_linear_schedule_with_warmup` in Hugging Face transformers, whose steps begin at 0. There the
+    /// first step of a warm-up has the rate 0 and learns nothing; here it has `1 / W`.
     ///
     /// | argument | range |
     /// |---|---|
@@ -32,7 +32,7 @@ impl Schedule {
     /// | `steps` | planned |
     ///
     /// # Numerics
-    /// In 0 to 1, computed in f64; exactly 1 at the end of the warm-up, and everywhere of `Schedule::default()`.
+    /// Between 0 and 1, computed in f64; exactly 1 at the end of the warm-up, and at every step of `Schedule::default()`.
     #[must_use]
     pub fn factor(&self, step: u32, steps: u32) -> f32 {
         let share = |part: u32, whole: u32| (f64::from(part) / f64::from(whole)) as f32;
@@ -65,12 +65,12 @@ mod tests {
 
     #[test]
     fn a_schedule_of_six_steps_is_the_formula() {
-        let of = |warm_up, decay| factors(Schedule { warm_up, decay }, 6);
-        assert!(near(&of(0, Decay::Constant), &[1.0; 6]));
-        assert!(near(&of(2, Decay::Constant), &[0.5, 1.0, 1.0, 1.0, 1.0, 1.0]));
-        assert!(near(&of(2, Decay::Linear), &[0.5, 1.0, 1.0, 0.75, 0.5, 0.25]));
-        assert!(near(&of(0, Decay::Linear), &[1.0, 5.0 / 6.0, 4.0 / 6.0, 0.5, 2.0 / 6.0, 1.0 / 6.0]));
-        assert!(near(&of(6, Decay::Linear), &[1.0 / 6.0, 2.0 / 6.0, 0.5, 4.0 / 6.0, 5.0 / 6.0, 1.0]));
+        let shares = |warm_up, decay| factors(Schedule { warm_up, decay }, 6);
+        assert!(near(&shares(0, Decay::Constant), &[1.0; 6]));
+        assert!(near(&shares(2, Decay::Constant), &[0.5, 1.0, 1.0, 1.0, 1.0, 1.0]));
+        assert!(near(&shares(2, Decay::Linear), &[0.5, 1.0, 1.0, 0.75, 0.5, 0.25]));
+        assert!(near(&shares(0, Decay::Linear), &[1.0, 5.0 / 6.0, 4.0 / 6.0, 0.5, 2.0 / 6.0, 1.0 / 6.0]));
+        assert!(near(&shares(6, Decay::Linear), &[1.0 / 6.0, 2.0 / 6.0, 0.5, 4.0 / 6.0, 5.0 / 6.0, 1.0]));
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use skiff_models::tensors::{NamedTensors, Schema};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Sums over the steps so far. A checkpoint holds all of it but the time of each step.
+/// Sums over the steps so far. A checkpoint holds everything except the time of each step.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tally {
@@ -46,7 +46,7 @@ impl Tally {
         }
     }
 
-    /// Returns true if steps of a model of `layers` layers can have this sum. A sum from a file may be anything.
+    /// Returns true if steps of a model with `layers` layers can have these sums. Sums from a file may be anything.
     pub(super) fn is_possible(&self, layers: usize) -> bool {
         let steps = self.steps.checked_add(self.skipped).is_some() && self.skipped_in_a_row <= self.skipped;
         let layers = self.norm_sums.len() == layers && self.active_steps.len() == layers;

@@ -16,7 +16,7 @@ use skiff_models::tensors::{NamedTensors, TensorSpec, rank_axis};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// A model in training: its sessions, and the present values of the trainable tensors.
+/// A model in training: its sessions and the present values of the trainable tensors.
 pub struct Trainer {
     model: Model,
     pub(super) pack: Arc<Pack>,
@@ -27,7 +27,7 @@ impl Trainer {
     /// Opens the pack's sessions and takes its initial weights.
     ///
     /// # Errors
-    /// A graph that ONNX Runtime refuses, weights that cannot be read.
+    /// A graph that ONNX Runtime refuses; weights that cannot be read.
     pub fn open(runtime: &Runtime, pack: Arc<Pack>) -> Result<Self, TrainerError> {
         Self::open_with(runtime, pack, Operators::Fused)
     }
@@ -35,18 +35,18 @@ impl Trainer {
     /// Opens a pack like [`Trainer::open`], with a choice of the graphs.
     ///
     /// # Errors
-    /// The same as there.
+    /// The errors of [`Trainer::open`].
     pub fn open_with(runtime: &Runtime, pack: Arc<Pack>, operators: Operators) -> Result<Self, TrainerError> {
         let weights = pack.initial_weights()?;
         Ok(Self { model: Model::open(runtime, &pack, operators)?, pack, weights })
     }
 
-    /// Sets what layers keep for the backward pass from now on; it is [`Policy::Keep`] at first.
+    /// Sets the policy for activations that layers keep for the backward pass; at first it is [`Policy::Keep`].
     pub fn set_policy(&mut self, policy: Policy) {
         self.model.set_policy(policy);
     }
 
-    /// Plans the steps of this pack, if each may take `room` bytes beside the memory of the process itself.
+    /// Plans the steps of this pack if each may take `room` bytes beyond the memory of the process itself.
     ///
     /// # Errors
     /// The pack's graphs cannot be built.
@@ -63,10 +63,11 @@ impl Trainer {
         &self.weights
     }
 
-    /// Replaces them all. LoRA's may have fewer ranks than the pack's, every `A` as few as its `B`; the scale stays the pack's.
+    /// Replaces the values of all trainable tensors. LoRA's tensors may have fewer ranks than the pack's, if every `A` has as
+    /// many as its `B`. The scale stays the pack's.
     ///
     /// # Errors
-    /// Tensors that are not the schema's.
+    /// Tensors that do not follow the schema.
     pub fn set_weights(&mut self, weights: NamedTensors) -> Result<(), TrainerError> {
         let schema = self.pack.schema();
         let fits = |name: &String, tensor: &ArrayD<f32>| {
@@ -118,19 +119,19 @@ impl Trainer {
         self.model.hidden(&self.weights, batch, mask)
     }
 
-    /// Sets the number of tokens whose scores a language model's head computes at once; by default the vocabulary determines
-    /// it. Losses and gradients differ in rounding only.
+    /// Sets the number of tokens for which a language model's head computes scores at once; by default the vocabulary
+    /// determines it. Losses and gradients differ only in rounding.
     pub fn set_chunk_rows(&mut self, rows: usize) {
         self.model.set_chunk_rows(rows);
     }
 
     /// Runs `sequences` forward and backward as one batch, at most `at_once` at a time. The weights stay as they are.
     ///
-    /// Losses and gradients of the parts are weighted by what counts in them ([`Batch::cut`]) and added up in order, so they are
-    /// those of the whole batch but for rounding, and the same bits every time.
+    /// Losses and gradients of the parts are weighted by their counted rows ([`Batch::cut`]) and added up in order. The sums
+    /// equal the whole batch's except for rounding, and have the same bits every time.
     ///
     /// # Errors
-    /// A graph that fails, a sequence that the model does not take.
+    /// A graph that fails; a sequence that the model does not take.
     pub fn step_in_parts(
         &mut self,
         sequences: &[Sequence],
@@ -153,10 +154,10 @@ impl Trainer {
         Ok(StepOutcome { loss: loss as f32, gradients })
     }
 
-    /// Evaluates the first of `examples` with every layer active, and reports to `watch` how many are done.
+    /// Evaluates the first of `examples` with every layer active, and reports the number of finished examples to `watch`.
     ///
     /// # Errors
-    /// A graph that fails, an example that cannot be brought.
+    /// A graph that fails; an example that cannot be read.
     pub fn evaluate(
         &mut self,
         examples: &dyn Examples,
@@ -165,7 +166,7 @@ impl Trainer {
     ) -> Result<EvaluateSummary, TrainerError> {
         let started = monotonic();
         let mut chosen: Vec<usize> = (0..examples.len().min(plan.examples)).collect();
-        // Like lengths side by side leave less padding inside attention; the sums do not mind the order.
+        // Neighbours of similar length need less padding inside attention, and the order does not change the sums.
         chosen.sort_by_key(|&at| (examples.length_hint(at), at));
         let total = chosen.len();
         let form = self.form().clone();
@@ -224,7 +225,7 @@ impl Trainer {
     }
 }
 
-/// Returns true if a tensor has the shape of `spec`, or fewer ranks than that and as many as its partner.
+/// Returns true if a tensor has the shape of `spec`, or has fewer ranks and the same number as its partner.
 fn fits(spec: &TensorSpec, tensor: &ArrayD<f32>, partner: Option<(&String, &ArrayD<f32>)>) -> bool {
     let Some(axis) = rank_axis(&spec.name).filter(|&axis| axis < tensor.ndim()) else {
         return spec.shape == tensor.shape();

@@ -1,4 +1,4 @@
-//! A stretch of training, step by step: which examples each takes, what becomes of its gradients, what came of all.
+//! A stretch of training, step by step: the examples of each step, the use of its gradients, and the results.
 
 use crate::ahead::{Upcoming, ahead, read_example};
 use crate::checkpoint::{self, CheckpointError, Origin};
@@ -16,13 +16,13 @@ use ndarray::Zip;
 use skiff_models::tensors::NamedTensors;
 use std::ops::ControlFlow;
 
-/// A training ends after this many steps in a row whose numbers are not finite.
+/// Number of steps without finite numbers, in a row, that ends a training.
 pub const MOST_SKIPPED_IN_A_ROW: u32 = 10;
 
 impl Trainer {
-    /// Begins to train as planned, with a fresh optimizer; [`Training::step`] does the steps.
+    /// Begins the planned training with a fresh optimizer; [`Training::step`] does the steps.
     ///
-    /// The examples are run through again and again, each time in another seeded order.
+    /// The examples repeat, each time in another seeded order.
     ///
     /// # Errors
     /// A plan that does not fit.
@@ -37,7 +37,7 @@ impl Trainer {
     /// Trains as planned, reporting each step to `watch`, which may stop it.
     ///
     /// # Errors
-    /// Those of [`Trainer::begin`] and [`Training::step`]. The weights then are those of the last good step.
+    /// The errors of [`Trainer::begin`] and [`Training::step`]. The weights then stay as the last good step left them.
     pub fn train(
         &mut self,
         plan: &TrainPlan,
@@ -52,15 +52,15 @@ impl Trainer {
 
 /// A training in progress: [`Training::step`] does its next step, until there is none.
 ///
-/// Its state can be written down at any time and resumed later, also in another process: the steps after that give the same
-/// bits as without the interruption.
+/// Its state can be saved at any time and resumed later, also in another process. The later steps then give the same bits as
+/// without the interruption.
 pub struct Training<'a> {
     trainer: &'a mut Trainer,
     plan: &'a TrainPlan,
     examples: &'a dyn Examples,
     optimizer: AdamW,
     tally: Tally,
-    /// Its initial weights, if FedProx holds it near them; otherwise empty.
+    /// Initial weights, if FedProx keeps the weights near them; otherwise empty.
     anchor: NamedTensors,
     epochs: Epochs,
 }
@@ -85,7 +85,7 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Returns the number of steps done, skipped ones included.
+    /// Returns the number of finished steps, including skipped ones.
     #[must_use]
     pub fn done(&self) -> u32 {
         self.tally.passed()
@@ -96,8 +96,8 @@ impl<'a> Training<'a> {
     /// A step whose loss or gradients are not finite is skipped: weights and the optimizer stay as they are.
     ///
     /// # Errors
-    /// A graph that fails, an example that cannot be brought, [`MOST_SKIPPED_IN_A_ROW`] skipped steps in a row, or none that
-    /// was not skipped by the end. The weights then are those of the last good step.
+    /// A graph that fails; an example that cannot be read; [`MOST_SKIPPED_IN_A_ROW`] skipped steps in a row; a training whose
+    /// steps were all skipped. The weights then stay as the last good step left them.
     pub fn step(&mut self) -> Result<Option<StepReport>, TrainerError> {
         let (examples, form) = (self.examples, self.trainer.form().clone());
         let next = self.done().saturating_add(1);
@@ -106,11 +106,11 @@ impl<'a> Training<'a> {
         self.step_on(&mut order.into_iter().map(|at| read_example(examples, &form, at)))
     }
 
-    /// Does all steps that are left, or as many as `watch` wants: it sees each report, and the training after the step. The
-    /// examples of the next steps are brought while a step runs.
+    /// Does the remaining steps, until `watch` stops it. `watch` sees each report and the training after the step. While a step
+    /// runs, the examples of the next steps are read.
     ///
     /// # Errors
-    /// Those of [`Training::step`], and of `watch`.
+    /// The errors of [`Training::step`] and of `watch`.
     pub fn run<E, W>(&mut self, mut watch: W) -> Result<(), E>
     where
         E: From<TrainerError>,
@@ -141,7 +141,7 @@ impl<'a> Training<'a> {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Does the next step, on the next examples that arrive.
+    /// Does the next step on the next examples of `brought`.
     fn step_on(&mut self, brought: &mut Upcoming<'_>) -> Result<Option<StepReport>, TrainerError> {
         let plan = self.plan;
         if self.done() >= plan.steps {
@@ -180,11 +180,11 @@ impl<'a> Training<'a> {
         Ok(Some(report))
     }
 
-    /// Writes the state of the training for [`Training::resume`]: a safetensors file with the weights and AdamW's moments,
-    /// and the rest in its metadata.
+    /// Writes the state of the training for [`Training::resume`]: a safetensors file with the weights and AdamW's moments, and
+    /// the rest in its metadata.
     ///
     /// # Errors
-    /// Weights that are not finite: nobody could resume with them.
+    /// Weights that are not finite: no training could resume with them.
     pub fn checkpoint(&self) -> Result<Vec<u8>, CheckpointError> {
         checkpoint::write(&self.origin(), &self.trainer.weights, &self.optimizer, &self.tally)
     }
@@ -192,8 +192,8 @@ impl<'a> Training<'a> {
     /// Resumes the training that wrote `checkpoint`.
     ///
     /// # Errors
-    /// Bytes that are not a checkpoint, a damaged one, or one of another plan, pack or number of examples. The training then
-    /// stays as it was.
+    /// Bytes that are not a checkpoint; a damaged checkpoint; a checkpoint of another plan, pack or number of examples. The
+    /// training then stays as it was.
     pub fn resume(&mut self, checkpoint: &[u8]) -> Result<(), CheckpointError> {
         let pack = &self.trainer.pack;
         let state = checkpoint::read(checkpoint, &self.origin(), pack.schema(), pack.manifest().layers)?;
@@ -212,7 +212,7 @@ impl<'a> Training<'a> {
         self.tally.summary()
     }
 
-    /// Adds FedProx's pull to the gradients of this step.
+    /// Adds FedProx's term to the gradients of this step.
     fn hold(&self, gradients: &mut NamedTensors) {
         for (name, gradient) in gradients {
             if let (Some(weight), Some(anchor)) = (self.trainer.weights.get(name), self.anchor.get(name)) {

@@ -176,7 +176,7 @@ impl Examples for Corpus {
 /// Counts the examples of the file at `path` and checks them for `pack`. Keeps none in memory.
 ///
 /// # Errors
-/// The errors of [`Corpus::load`], without those of the tokenizer.
+/// The errors of [`Corpus::load`], except errors of the tokenizer.
 pub fn count(path: &Path, pack: &Pack) -> Result<u64, CorpusError> {
     let manifest = pack.manifest();
     Ok(index(path, &Known::new(&manifest.layout, &manifest.labels))?.len() as u64)

@@ -30,8 +30,8 @@ pub(crate) struct Arguments {
 struct Findings {
     files: usize,
     digest: String,
-    /// Whether the graphs' bytes were compared with those of the design. If another version made the pack, only their ports
-    /// were.
+    /// Whether the graphs' bytes were compared with the design's. If another version made the pack, only the ports were
+    /// compared.
     design_to_the_byte: bool,
     tokens: usize,
     graphs: usize,

@@ -1,15 +1,15 @@
-//! The parts of attention in every architecture: the way between token rows and heads, and the weighted sum.
+//! The parts of attention in every architecture: the moves between token rows and heads, and the weighted sum.
 
 use super::shape;
 use crate::graph::{Attention, Dim, GraphError, Id, Op};
 use crate::stage::{BatchPart, Stage};
 
-/// A set of heads: those of queries, or those of keys and values if there are fewer.
+/// A set of heads: the query heads, or the heads of keys and values if there are fewer.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
-    /// `h` or `k`.
+    /// Number of heads, `h` or `k`.
     pub(super) count: usize,
-    /// Features of one, `d`.
+    /// Features of a head, `d`.
     pub(super) size: usize,
     to_heads: (BatchPart, &'static str),
     to_tokens: (BatchPart, &'static str),
@@ -20,7 +20,7 @@ impl Heads {
         Self { count, size, to_heads: (BatchPart::ToHeads, "to_heads"), to_tokens: (BatchPart::ToTokens, "to_tokens") }
     }
 
-    /// Describes key heads; the same as `of_queries` if there are as many.
+    /// Describes key heads; the same as `of_queries` if both have the same number.
     pub(super) const fn of_keys(count: usize, size: usize, queries: usize) -> Self {
         if count == queries {
             return Self::of_queries(count, size);
@@ -60,7 +60,7 @@ impl Heads {
     }
 }
 
-/// Attention of a block whose scores are products of queries and keys alone.
+/// Attention with scores from products of queries and keys alone.
 #[derive(Clone, Copy)]
 pub(super) struct Attending {
     /// Query heads, `h`.
@@ -73,19 +73,19 @@ pub(super) struct Attending {
     pub(super) sees: Sees,
 }
 
-/// The keys of its example that a query sees.
+/// The keys that a query sees in its example.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sees {
     All,
-    /// Those that are not after it.
+    /// Keys at the query's position or before it.
     Causal,
-    /// This many of the keys that are not after it, the last ones.
+    /// The last keys at the query's position or before it, at most this many.
     Window(usize),
 }
 
 impl Attending {
     /// Returns `softmax(Q K^T / sqrt(d)) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of rows `[Q, h*d]`, `[T, k*d]`, `[T,
-    /// k*d]`, as rows `[Q, h*d]`. `places`, in fused graphs only: the rows of the queries, one of each example.
+    /// k*d]`, as rows `[Q, h*d]`. `places` exists in fused graphs only: the row of each example's one query.
     pub(super) fn apply(
         &self,
         stage: &mut Stage<'_>,
@@ -142,7 +142,7 @@ impl Attending {
     }
 }
 
-/// Returns `[B, 1, 1, S]`: padding is not seen.
+/// Returns the bias `[B, 1, 1, S]` that hides padding.
 pub(super) fn key_bias(stage: &mut Stage<'_>) -> Id {
     stage.batch(BatchPart::KeyBias, "key_bias", shape([&"B", &1, &1, &"S"]))
 }
@@ -166,8 +166,8 @@ pub(super) fn weighted_sum(
     g.reshape(context, shape([&"B", &queries, &"S", &size]))
 }
 
-/// `Q K^T` of `[B, h, S, d]` and `[B, k, S, d]`: `[B, h, S, S]`. The queries that share a key head stand below each other, so
-/// that no key is repeated.
+/// Returns `Q K^T` of `[B, h, S, d]` and `[B, k, S, d]`: `[B, h, S, S]`. Queries with the same key head are stacked, so that
+/// no key is repeated.
 pub(super) fn products(
     stage: &mut Stage<'_>,
     query: Id,

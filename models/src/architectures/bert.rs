@@ -28,7 +28,7 @@ pub struct Bert {
     pub hidden: usize,
     /// Attention heads, `h`; divides `D`.
     pub heads: usize,
-    /// Features inside the feed-forward part, `I`.
+    /// Inner features of the feed-forward part, `I`.
     pub intermediate: usize,
     /// Rows of the word embedding.
     pub vocabulary: usize,
@@ -36,15 +36,15 @@ pub struct Bert {
     pub positions: usize,
     /// Rows of the segment embedding.
     pub segments: usize,
-    /// The position of an example's first token.
+    /// Position of an example's first token.
     pub first_position: usize,
     /// Added to the variance in layer norms.
     pub norm_epsilon: f32,
-    /// Inside the feed-forward part.
+    /// Activation of the feed-forward part.
     pub activation: Activation,
 }
 
-/// The members of the family. They differ in names, in positions and in the head.
+/// Member of the family. Members differ in names, in positions and in the head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
@@ -81,7 +81,7 @@ impl Family {
         }
     }
 
-    /// Returns the linear layers of the head for sequences, if it has more than one: PEFT then takes them for targets.
+    /// Returns the linear layers of the head for sequences, if it has more than one. PEFT then counts them among the targets.
     pub(super) const fn head_linears(self) -> &'static [&'static str] {
         match self {
             Self::Bert => &[],
@@ -233,8 +233,8 @@ impl Bert {
         )
     }
 
-    /// BERT: `logits = W_c tanh(W_p h_first + b_p) + b_c`; the others the same with `classifier.dense` for the pooler, in
-    /// training. For tokens: `W_c h + b_c`.
+    /// `logits = W_c tanh(W_p h_first + b_p) + b_c`; for tokens `W_c h + b_c`. BERT's `W_p` is the pooler. The other members
+    /// have `classifier.dense` in its place, which trains.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(shape([&"T", &self.hidden]));
         let classify =
@@ -261,14 +261,14 @@ impl Bert {
 }
 
 impl Keys {
-    /// Returns the first position of RoBERTa and XLM-R, which comes after that of the padding token.
+    /// Returns the first position of RoBERTa and XLM-R: the one after the padding token's.
     fn position_after_padding(&self) -> Result<usize, ConfigError> {
         let id = self.pad_token_id.unwrap_or(Some(1));
         let position = id.and_then(|id| usize::try_from(id.checked_add(1)?).ok());
         position.ok_or_else(|| ConfigError::Setting {
             key: "pad_token_id",
             found: id.map_or_else(|| "null".to_owned(), |id| id.to_string()),
-            supported: "a token's number, after which positions begin",
+            supported: "the number of a token; positions begin after it",
         })
     }
 }

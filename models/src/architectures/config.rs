@@ -6,10 +6,10 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::{Map, Value};
 use std::cell::Cell;
 
-/// Why a `config.json` cannot be packed.
+/// Reason for which a `config.json` cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A key is missing, or what should hold keys is something else.
+    /// A key is missing, or a value that should be an object is not.
     #[error("reading the model's sizes")]
     Malformed(#[from] serde_json::Error),
     /// The value of a key has another type than it should have.
@@ -17,16 +17,16 @@ pub enum ConfigError {
     Key {
         /// Dotted path of the key, for example `rope.theta`.
         key: String,
-        /// The value that was found, and the expected one.
+        /// The found type and the expected one.
         source: serde_json::Error,
     },
-    /// A model that this version cannot take.
+    /// This version does not support the model.
     #[error("model_type {found:?} is not supported; supported: {}", SUPPORTED.join(", "))]
     Architecture {
         /// The value in the file.
         found: String,
     },
-    /// A setting that this version cannot take.
+    /// This version does not support the setting.
     #[error("{key} is {found}, which is not supported; supported: {supported}")]
     Setting {
         /// The key.
@@ -36,7 +36,7 @@ pub enum ConfigError {
         /// The supported values.
         supported: &'static str,
     },
-    /// Sizes that cannot be.
+    /// Impossible sizes.
     #[error("{what}")]
     Sizes {
         /// The fault.
@@ -44,11 +44,11 @@ pub enum ConfigError {
     },
 }
 
-/// Returns the keys of a `config.json` that `T` names. An error says at which key it was.
+/// Reads the keys of a `config.json` that `T` names. An error names the key that failed.
 pub(super) fn keys<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError> {
     let Some(object) = config.as_object() else { return Ok(T::deserialize(config)?) };
     let mut entries = object.iter();
-    // The key that is being read; none when all have been, and only what is missing can still be wrong.
+    // The key that is being read. After the last one it is none: then only a missing key can still be wrong.
     let at = Cell::new(None);
     let pairs = std::iter::from_fn(|| {
         let (key, value) = entries.next().unzip();
@@ -61,7 +61,7 @@ pub(super) fn keys<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError
     })
 }
 
-/// Reads keys like [`keys`], from the object that `config` has at `outer`; `None` if there is none, or nothing in it.
+/// Same as [`keys`], but reads the object at `outer` in `config`; `None` if it is missing or empty.
 pub(super) fn keys_within<T: DeserializeOwned>(config: &Value, outer: &str) -> Result<Option<T>, ConfigError> {
     let Some(inner) = config.get(outer).filter(|inner| !inner.is_null() && inner.as_object() != Some(&Map::new()))
     else {
@@ -74,20 +74,20 @@ pub(super) fn keys_within<T: DeserializeOwned>(config: &Value, outer: &str) -> R
     })
 }
 
-/// Reads a key for which null and its absence do not mean the same: `Some(None)` is null. With `serde(default)`.
+/// Reads a key for which null and its absence differ in meaning: `Some(None)` is null. The field needs `serde(default)`.
 pub(super) fn null_or<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
-/// Refuses what no architecture here computes and each of them may be told.
+/// Refuses settings that every architecture may have and none here computes.
 pub(super) fn refuse_unsupported(config: &Value) -> Result<(), ConfigError> {
     let is_set = |key: &str| config.get(key).filter(|value| !value.is_null() && value.as_object() != Some(&Map::new()));
     for (key, supported) in [
         (
             "quantization_config",
-            "weights of floating point; load the model with transformers, dequantize() it and save it",
+            "floating-point weights; load the model with transformers, dequantize() it and save it",
         ),
-        ("pruned_heads", "all heads there"),
+        ("pruned_heads", "no pruned heads"),
         ("per_layer_config", "the same settings in every layer"),
     ] {
         if let Some(value) = is_set(key) {
@@ -110,13 +110,13 @@ pub(super) fn refuse_unsupported(config: &Value) -> Result<(), ConfigError> {
 
 const KNOWN_PROBLEMS: [&str; 2] = ["single_label_classification", "regression"];
 
-/// Returns the first size that is out of its bounds, 1 to the number beside it, named.
+/// Returns a message about the first size that is out of bounds: 1 to the number beside it.
 pub(super) fn out_of_bounds(sizes: &[(&str, usize, usize)]) -> Option<String> {
     let (name, size, most) = sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size))?;
     Some(format!("{name} is {size}, expected 1 to {most}"))
 }
 
-/// Returns a fault in the epsilon of a norm, if there is one.
+/// Returns the fault in a norm's epsilon, if there is one.
 pub(super) fn bad_epsilon(name: &str, epsilon: f32) -> Option<String> {
     let sound = epsilon > 0.0 && epsilon < 1.0;
     (!sound).then(|| format!("{name} is {epsilon}, expected a small positive number"))
@@ -151,7 +151,7 @@ mod tests {
         Model::read(&small(model_type, more)).unwrap()
     }
 
-    /// Returns the error for a small model's settings with these among them.
+    /// Returns the error for a small model's settings, changed by `more`.
     fn refusal(model_type: &str, more: &Value) -> String {
         let error = Model::read(&small(model_type, more)).unwrap_err();
         error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))

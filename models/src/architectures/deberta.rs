@@ -26,11 +26,11 @@ pub struct Deberta {
     pub hidden: usize,
     /// Attention heads, `h`; divides `D`.
     pub heads: usize,
-    /// Features inside the feed-forward part, `I`.
+    /// Inner features of the feed-forward part, `I`.
     pub intermediate: usize,
     /// Rows of the word embedding.
     pub vocabulary: usize,
-    /// Features of the embeddings, projected to `D` if they are others.
+    /// Features of the embeddings, projected to `D` if the number differs.
     pub embedding: usize,
     /// Longest sequence.
     pub positions: usize,
@@ -40,14 +40,14 @@ pub struct Deberta {
     pub segments: usize,
     /// Added to the variance in layer norms.
     pub norm_epsilon: f32,
-    /// Inside the feed-forward part.
+    /// Activation of the feed-forward part.
     pub activation: Activation,
     /// The pooler's activation.
     pub pooler_activation: Activation,
     /// Attention by distance.
     pub relative: Option<Relative>,
-    /// Terms of attention by distance that the checkpoint names and, as it has no such attention, does not compute: scores are
-    /// scaled as if they were there, as in transformers.
+    /// Number of terms of attention by distance in a checkpoint without such attention. They are not computed, but scores are
+    /// scaled as if they were, as in transformers.
     #[serde(default)]
     pub idle_terms: usize,
     /// The convolution beside the first block.
@@ -60,11 +60,11 @@ pub struct Deberta {
 pub struct Relative {
     /// The numbering of distances.
     pub positions: RelativePositions,
-    /// Content to position: a query's content meets the distance's key.
+    /// Whether there is a term from content to position: the query's content times the distance's key.
     pub content_to_position: bool,
-    /// Position to content: a key's content meets the distance's query.
+    /// Whether there is a term from position to content: the key's content times the distance's query.
     pub position_to_content: bool,
-    /// Whether distances are projected by the same layers as contents.
+    /// Whether distances have the same projection layers as contents.
     pub shared: bool,
     /// Whether the table of distances is layer-normed.
     pub normed: bool,
@@ -74,11 +74,11 @@ pub struct Relative {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Convolution {
-    /// Tokens that one result sees; odd.
+    /// Number of tokens behind each result; odd.
     pub width: usize,
-    /// Groups of features that are convolved apart.
+    /// Number of groups of features with separate convolutions.
     pub groups: usize,
-    /// The part that follows it.
+    /// The activation after it.
     pub activation: Activation,
 }
 
@@ -269,8 +269,8 @@ impl Deberta {
         Layout { segments: self.segments, max_tokens: self.positions, relative, ..plain }
     }
 
-    /// `h = LayerNorm(P W[id])`, with position and segment added if the model has them; and the rows of the table of
-    /// distances for every distance in the batch.
+    /// `h = LayerNorm(P W[id])`, with position and segment added if the model has them. Also offers the rows of the distance
+    /// table for every distance in the batch.
     pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let row = |stage: &mut Stage<'_>, part, index: &str, table: &str, size| {
             let index = stage.batch(part, index, shape([&"T"]));
@@ -318,8 +318,8 @@ impl Deberta {
         Ok(())
     }
 
-    /// Returns a post-norm block whose scores are `(Q K^T + Q P_k[i - j] + K P_q[i - j]) / sqrt(d (1 + terms))` (arXiv
-    /// 2006.03654, eq. 4); beside the first one, `LayerNorm(y + f(convolution(x)))`.
+    /// Builds a post-norm block with the scores `(Q K^T + Q P_k[i - j] + K P_q[i - j]) / sqrt(d (1 + terms))` (arXiv
+    /// 2006.03654, eq. 4). Beside the first block stands `LayerNorm(y + f(convolution(x)))`.
     pub(super) fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Id, GraphError> {
         let x = stage.hidden(self.rows());
         let heads = Heads::of_queries(self.heads, self.hidden / self.heads);
@@ -363,7 +363,7 @@ impl Deberta {
         stage.linear(&format!("attention.self.{name}"), x, [self.hidden, self.hidden], Bias::Yes)
     }
 
-    /// `out[i, j] = content_i . P[distance of i and j]`: the product with every distance, and a skew.
+    /// Returns `out[i, j] = content_i . P[distance of i and j]`: the product with every distance, then a skew.
     fn by_distance(&self, stage: &mut Stage<'_>, content: Id, layer: &str, table: &str) -> Result<Id, GraphError> {
         let rows = stage.context(table, vec![twice_s(), self.hidden.into()]);
         let projected = self.project(stage, layer, rows)?;
@@ -375,7 +375,7 @@ impl Deberta {
         g.op(Op::Skew, &[products])
     }
 
-    /// `LayerNorm(y + f(c))`, `c` the convolution of `x` along each example, beyond whose ends are zeros.
+    /// Returns `LayerNorm(y + f(c))`, with `c` the convolution of `x` along each example, padded with zeros at both ends.
     fn convolve(&self, stage: &mut Stage<'_>, convolution: &Convolution, x: Id, y: Id) -> Result<Id, GraphError> {
         let d = self.hidden;
         let to_slots = stage.batch(BatchPart::ToSlots, "to_slots", shape([&"B", &"S"]));
@@ -416,7 +416,7 @@ impl Deberta {
 }
 
 impl Relative {
-    /// Returns the number of terms that it adds to the scores.
+    /// Returns the number of terms that attention by distance adds to the scores.
     fn terms(&self) -> usize {
         usize::from(self.content_to_position) + usize::from(self.position_to_content)
     }
@@ -446,13 +446,13 @@ impl Relative {
     }
 }
 
-/// The layer that makes embeddings of another size as wide as the blocks.
+/// Returns the layer that projects embeddings of another size to the blocks' width.
 pub(super) const PROJECTION: &str = "deberta.embeddings.embed_proj";
 
 const RELATIVE_KEYS: &str = "relative_keys";
 const RELATIVE_QUERIES: &str = "relative_queries";
 
-/// Returns one row for each distance between two of `S` tokens, and one to spare.
+/// Returns `2 S`: one row for each distance between two of `S` tokens, and a spare one.
 fn twice_s() -> Dim {
     Dim::from("S").times(&2.into())
 }

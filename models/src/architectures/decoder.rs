@@ -1,5 +1,7 @@
 //! Llama (Touvron et al., arXiv 2302.13971 and later), Mistral (Jiang et al., arXiv 2310.06825), Qwen2 and Qwen3 (arXiv
-//! 2407.10671, 2505.09388): pre-norm decoders with rotary positions, shared key heads and a gated feed-forward part.
+//! 2407.10671, 2505.09388).
+//!
+//! They are pre-norm decoders with rotary positions, shared key heads and a gated feed-forward part.
 
 use super::attention::{Attending, Sees};
 use super::config::{
@@ -30,7 +32,7 @@ pub struct Decoder {
     pub key_heads: usize,
     /// Features of a head, `d`; `h d` need not be `D`.
     pub head_size: usize,
-    /// Features inside the feed-forward part, `I`.
+    /// Inner features of the feed-forward part, `I`.
     pub intermediate: usize,
     /// Rows of the word embedding, `V`.
     pub vocabulary: usize,
@@ -42,23 +44,23 @@ pub struct Decoder {
     pub activation: Activation,
     /// Whether query, key and value layers have biases.
     pub attention_bias: bool,
-    /// Whether the attention's output layer has one.
+    /// Whether the attention's output layer has a bias.
     pub output_bias: bool,
-    /// Whether the feed-forward layers have.
+    /// Whether the feed-forward layers have biases.
     pub mlp_bias: bool,
-    /// Whether queries and keys are normed, head by head.
+    /// Whether queries and keys are normalised, head by head.
     pub head_norms: bool,
-    /// Whether the scores of the next token are taken with the word embedding.
+    /// Whether the word embedding also computes the scores of the next token.
     pub tied: bool,
-    /// Angles of positions.
+    /// Rule for the angles of positions.
     pub rotary: Rotary,
-    /// Tokens that a token sees in layers with a sliding window, itself included.
+    /// Number of tokens that a token sees in layers with a sliding window, itself included.
     pub window: Option<usize>,
     /// The layers with a sliding window.
     pub windowed: Vec<usize>,
 }
 
-/// The members of the family. What they differ in is said by [`Decoder`]'s other fields.
+/// Member of the family. [`Decoder`]'s other fields hold the differences.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -146,7 +148,7 @@ fn usual_window_layers() -> usize {
 impl Decoder {
     pub(super) fn read(config: &serde_json::Value, model_type: &str) -> Result<Self, ConfigError> {
         let keys: Keys = keys(config)?;
-        // Before lists are made of as many layers.
+        // Checked before any list of this length is made.
         if let Some(what) = out_of_bounds(&[("num_hidden_layers", keys.num_hidden_layers, MAX_LAYERS)]) {
             return Err(ConfigError::Sizes { what });
         }
@@ -235,7 +237,7 @@ impl Decoder {
         Layout { key_heads: self.key_heads, max_tokens, window: self.window, ..plain }
     }
 
-    /// `h = W[id]`; and cosine and sine of the positions' angles, `[T, 1, d]`, each frequency twice.
+    /// `h = W[id]`. Also offers cosine and sine of the positions' angles, `[T, 1, d]`, each frequency twice.
     pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let ids = stage.batch(BatchPart::InputIds, "input_ids", shape([&"T"]));
         let hidden = stage.rows("embed_tokens.weight", [self.vocabulary, self.hidden], ids)?;
@@ -251,7 +253,7 @@ impl Decoder {
         let factor = self.rotary.attention_factor() as f32;
         for (op, name) in [(Op::Cos, COSINE), (Op::Sin, SINE)] {
             let turned = stage.graph.op(op, &[angles])?;
-            // The factor is one for most models, and then not in the graph.
+            // Most models have the factor 1, which the graph leaves out.
             let value = if factor.to_bits() == 1f32.to_bits() { turned } else { stage.graph.scale(turned, factor)? };
             stage.offer_context(name, value);
         }
@@ -298,8 +300,8 @@ impl Decoder {
         stage.linear(&format!("self_attn.{role}_proj"), x, sizes, bias(self.attention_bias))
     }
 
-    /// `z cos + rotate(z) sin` for every head of `rows`, normed before if the model does that.
-    /// `places`: the tokens that the rows belong to, if they are not all.
+    /// Returns `z cos + rotate(z) sin` for every head of `rows`, normalised first if the model has that norm. `places` are the
+    /// tokens of the rows, if some tokens have none.
     fn turned(
         &self,
         stage: &mut Stage<'_>,
@@ -326,8 +328,8 @@ impl Decoder {
         g.add(along, across)
     }
 
-    /// Returns the next token's scores with the word embedding or `lm_head`, classes of the last token or of each token with
-    /// `score`; all after a norm.
+    /// Builds the head, after a norm: scores of the next token with the word embedding or `lm_head`, or classes of the last
+    /// token or of each token with `score`.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(self.rows());
         let rows = match head.task {
@@ -357,7 +359,8 @@ impl Decoder {
 }
 
 impl Keys {
-    /// Key heads: the default of transformers depends on the family, and null means as many as there are query heads.
+    /// Returns the number of key heads. The default of transformers depends on the family; null stands for the number of query
+    /// heads.
     fn key_heads(&self, family: Family) -> Result<usize, ConfigError> {
         let usual = match family {
             Family::Llama => self.num_attention_heads,
@@ -377,7 +380,7 @@ impl Keys {
         }
     }
 
-    /// Returns the layers that have a sliding window of that size.
+    /// Returns the layers with a sliding window of size `window`.
     fn windowed(&self, family: Family, window: Option<usize>) -> Result<Vec<usize>, ConfigError> {
         const KINDS: [&str; 2] = ["sliding_attention", "full_attention"];
         let by_types = matches!(family, Family::Qwen2 | Family::Qwen3);
@@ -386,7 +389,7 @@ impl Keys {
         let Some(types) = &self.layer_types else { return Ok(usual) };
         if types.len() != self.num_hidden_layers {
             let (found, layers) = (types.len(), self.num_hidden_layers);
-            let what = format!("layer_types has {found} layers, and num_hidden_layers is {layers}");
+            let what = format!("layer_types has {found} layers, but num_hidden_layers is {layers}");
             return Err(ConfigError::Sizes { what });
         }
         if let Some(found) = types.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
@@ -398,8 +401,8 @@ impl Keys {
             return Ok(sliding);
         }
         let what = match (window, family) {
-            (None, _) => "layer_types has sliding_attention, and there is no sliding window (sliding_window with, for Qwen, use_sliding_window)".to_owned(),
-            (Some(_), _) => format!("layer_types has full_attention, and in a {} every layer has the sliding window", family.name()),
+            (None, _) => "layer_types has sliding_attention, but there is no sliding window (set sliding_window and, for Qwen, use_sliding_window)".to_owned(),
+            (Some(_), _) => format!("layer_types has full_attention, but in a {} every layer has the sliding window", family.name()),
         };
         Err(ConfigError::Sizes { what })
     }

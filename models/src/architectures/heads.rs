@@ -1,4 +1,4 @@
-//! The losses that tasks end in, and what heads of several architectures share.
+//! The losses of the tasks, and the shared parts of heads.
 
 use super::{Activation, Head, shape};
 use crate::graph::{GraphError, Id, Op, Shape};
@@ -17,7 +17,7 @@ pub(super) fn last_rows(stage: &mut Stage<'_>, hidden: Id) -> Result<Id, GraphEr
     stage.graph.op(Op::Gather, &[hidden, last])
 }
 
-/// `activation(W x + b)`, frozen or in training as `head` says.
+/// Returns `activation(W x + b)`; `head` decides whether the layer is frozen or trains.
 pub(super) fn pool(
     stage: &mut Stage<'_>,
     name: &str,
@@ -35,8 +35,8 @@ pub(super) fn pool(
     Ok(stage.graph.rename(pooled, "pooled"))
 }
 
-/// Returns the loss of `head`'s task, which is not a language model's, on `logits`: `[B, C]`, or `[T, C]` for one that is per
-/// token.
+/// Returns the loss of `head`'s task on `logits`: `[B, C]`, or `[T, C]` for a task on tokens. The task is not a language
+/// model's.
 pub(super) fn loss(stage: &mut Stage<'_>, logits: Id, head: Head) -> Result<Ending, GraphError> {
     let loss = if head.task == Task::Regression {
         squared_error(stage, logits, head.labels)?
@@ -46,7 +46,7 @@ pub(super) fn loss(stage: &mut Stage<'_>, logits: Id, head: Head) -> Result<Endi
     Ok(Ending::Loss { loss, logits })
 }
 
-/// `-sum(targets * log softmax(logits))`; the targets carry each row's weight.
+/// Returns `-sum(targets * log softmax(logits))`. The targets contain each row's weight.
 fn cross_entropy(stage: &mut Stage<'_>, logits: Id) -> Result<Id, GraphError> {
     let shape = stage.graph.shape(logits).clone();
     let targets = stage.batch(BatchPart::Targets, "targets", shape);
@@ -57,7 +57,7 @@ fn cross_entropy(stage: &mut Stage<'_>, logits: Id) -> Result<Id, GraphError> {
     stage.graph.scale(total, -1.0)
 }
 
-/// `sum(weights * (logits - targets)^2)`.
+/// Returns `sum(weights * (logits - targets)^2)`.
 fn squared_error(stage: &mut Stage<'_>, logits: Id, numbers: usize) -> Result<Id, GraphError> {
     let targets = stage.batch(BatchPart::Targets, "targets", shape([&"B", &numbers]));
     let weights = stage.batch(BatchPart::ExampleWeights, "example_weights", shape([&"B", &1]));
@@ -68,10 +68,11 @@ fn squared_error(stage: &mut Stage<'_>, logits: Id, numbers: usize) -> Result<Id
     sum(stage, weighted)
 }
 
-/// `sum_t w_t (log sum exp(z_t) - z_t[n_t])` with `z = H E^T`, over the rows `H` `[T, D]` of tokens and their successors `n`.
+/// Returns `sum_t w_t (log sum exp(z_t) - z_t[n_t])` with `z = H E^T`, over the rows `H` `[T, D]` of tokens and their
+/// successors `n`.
 ///
-/// `z_t[n_t]` is the product of the token's row with one row of `E` `[V, D]`, so that neither a row of `V` targets nor an
-/// index into the scores is needed. `T` may be any stretch of the batch: weights make the losses of stretches add up.
+/// `z_t[n_t]` is the product of the token's row with one row of `E` `[V, D]`. This needs neither a row of `V` targets nor
+/// an index into the scores. `T` may be any stretch of the batch, because the weighted losses of stretches add up.
 pub(super) fn next_token(
     stage: &mut Stage<'_>,
     hidden: Id,

@@ -4,17 +4,18 @@
 //! - [`deberta`]: DeBERTa v2 and v3
 //! - [`decoder`]: Llama, Mistral, Qwen2, Qwen3
 //! - [`rotary`]: the angles of rotary positions and their scalings
-//! - [`attention`], [`heads`]: what several of them share
+//! - [`attention`], [`heads`]: the parts that several of them share
 //!
-//! The settings of training in a checkpoint's `config.json` are not used: no part of a model drops features at random
-//! (`hidden_dropout_prob`, `attention_probs_dropout_prob`, `attention_dropout`, `classifier_dropout`, `pooler_dropout`), and
-//! first values are those of [`crate::peft::draw`], not of `initializer_range`.
+//! Training settings in a checkpoint's `config.json` are not used. No part of a model drops features at random
+//! (`hidden_dropout_prob`, `attention_probs_dropout_prob`, `attention_dropout`, `classifier_dropout`, `pooler_dropout`).
+//! First values come from [`crate::peft::draw`] instead of `initializer_range`.
 //!
-//! `pad_token_id` counts for RoBERTa and XLM-R alone, whose positions begin after it; elsewhere in an encoder it only says which
-//! row of an embedding was zero at first. A decoder classifies by the last token of a text. transformers looks for it in
-//! padded rows, as the last that is not `pad_token_id`; here rows hold no padding, and it is the last token of each example. The
-//! two differ where a text itself ends in the padding token, as one may whose end token pads as well: transformers then takes
-//! the token before.
+//! `pad_token_id` matters only for RoBERTa and XLM-R, whose positions begin after it. In other encoders it only names the
+//! row of an embedding that was zero at first.
+//!
+//! A decoder classifies by the last token of a text. Here rows have no padding, so it is the last token of each example.
+//! transformers searches padded rows for the last token that is not `pad_token_id`. The two differ if a text itself ends in
+//! the padding token, which is possible if the end token also pads: transformers then takes the token before.
 
 mod attention;
 pub mod bert;
@@ -36,7 +37,7 @@ use deberta::Deberta;
 use decoder::Decoder;
 use serde::{Deserialize, Serialize};
 
-/// The values of `model_type` in a checkpoint's `config.json` that can be packed.
+/// Supported values of `model_type` in a checkpoint's `config.json`.
 pub const SUPPORTED: [&str; 8] = ["bert", "roberta", "xlm-roberta", "deberta-v2", "llama", "mistral", "qwen2", "qwen3"];
 
 /// A model: its architecture and sizes.
@@ -47,11 +48,11 @@ pub enum Model {
     Bert(Bert),
     /// DeBERTa v2 and v3.
     Deberta(Deberta),
-    /// Llama and its kin.
+    /// Llama, Mistral, Qwen2 and Qwen3.
     Decoder(Decoder),
 }
 
-/// Sizes that people ask for.
+/// The usual sizes for a description of a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
     /// Blocks, `L`.
@@ -60,14 +61,14 @@ pub struct Sizes {
     pub hidden: usize,
     /// Query heads, `h`.
     pub heads: usize,
-    /// Features inside the feed-forward part.
+    /// Inner features of the feed-forward part.
     pub intermediate: usize,
     /// Rows of the word embedding.
     pub vocabulary: usize,
 }
 
 impl Model {
-    /// Reads a checkpoint's `config.json`. Unknown keys are passed over; what would change the computation is refused.
+    /// Reads a checkpoint's `config.json`. Ignores unknown keys, and refuses unsupported settings that change the computation.
     ///
     /// # Errors
     /// A `model_type` that is not [`SUPPORTED`], a key that is missing, malformed, out of bounds or not supported.
@@ -88,7 +89,7 @@ impl Model {
         }
     }
 
-    /// Returns a fault in the sizes, if there is one: they come from files, and memory is taken by them.
+    /// Returns the fault in the sizes, if there is one. They come from files and determine how much memory is allocated.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self {
@@ -108,7 +109,7 @@ impl Model {
         }
     }
 
-    /// Returns its sizes.
+    /// Returns the model's sizes.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
         match self {
@@ -118,7 +119,7 @@ impl Model {
         }
     }
 
-    /// Returns the first part of its tensors' names, `bert.`; a checkpoint of the bare model lacks it.
+    /// Returns the prefix of the tensors' names, for example `bert.`; a checkpoint of the bare model lacks it.
     #[must_use]
     pub fn base(&self) -> &'static str {
         match self {
@@ -128,7 +129,7 @@ impl Model {
         }
     }
 
-    /// Returns the tasks it can be tuned for.
+    /// Returns the tasks for which the model can be tuned.
     #[must_use]
     pub fn tasks(&self) -> &'static [Task] {
         match self {
@@ -137,7 +138,7 @@ impl Model {
         }
     }
 
-    /// Returns the names of a block's linear layers, which LoRA may sit on; it may on the [`Model::pooler`] too.
+    /// Returns the names of a block's linear layers. LoRA may target these and the [`Model::pooler`].
     #[must_use]
     pub fn linears(&self) -> Vec<&'static str> {
         match self {
@@ -147,7 +148,7 @@ impl Model {
         }
     }
 
-    /// Returns the linear layers that LoRA sits on unless told otherwise: those of query and value.
+    /// Returns the default targets of LoRA: the linear layers of query and value.
     #[must_use]
     pub fn usual_targets(&self) -> [&'static str; 2] {
         match self {
@@ -158,7 +159,7 @@ impl Model {
     }
 
     /// Returns the linear layer between the first token and the classifier, for tasks that have one and architectures whose
-    /// checkpoints may lack it: a pack freezes it where the checkpoint has it and trains it where not.
+    /// checkpoints may lack it. A pack freezes the layer if the checkpoint has it, and trains it otherwise.
     #[must_use]
     pub fn pooler(&self, task: Task) -> Option<&'static str> {
         match self {
@@ -169,7 +170,7 @@ impl Model {
         }
     }
 
-    /// Returns the row of each example that the head reads, if it reads one and the blocks can leave the others out.
+    /// Returns the row of each example that the head reads, if it reads only one and the blocks can omit the others.
     #[must_use]
     pub fn read_row(&self, task: Task) -> Option<BatchPart> {
         match self {
@@ -180,7 +181,7 @@ impl Model {
         }
     }
 
-    /// Returns the facts that a batch needs about the model.
+    /// Returns the model's properties that determine the form of a batch.
     #[must_use]
     pub fn layout(&self, task: Task, labels: usize) -> Layout {
         let vocabulary = self.sizes().vocabulary;
@@ -205,7 +206,7 @@ impl Model {
         }
     }
 
-    /// Tokens to activations, and what all blocks read.
+    /// Builds the stage from tokens to activations, and the values that all blocks read.
     ///
     /// # Errors
     /// Sizes that do not fit together.
@@ -218,7 +219,7 @@ impl Model {
         hidden.map(Ending::Hidden)
     }
 
-    /// Returns the prefix of the tensors of a block, with `{layer}` in it.
+    /// Returns the prefix of a block's tensors, which contains `{layer}`.
     #[must_use]
     pub fn block_prefix(&self) -> String {
         let rest = match self {
@@ -241,7 +242,7 @@ impl Model {
         hidden.map(Ending::Hidden)
     }
 
-    /// Activations to scores and loss.
+    /// Builds the stage from activations to scores and loss.
     ///
     /// # Errors
     /// Sizes that do not fit together.
@@ -253,7 +254,7 @@ impl Model {
         }
     }
 
-    /// Returns true if BitFit finds anything to train in the blocks.
+    /// Returns true if the blocks have biases, which BitFit trains.
     #[must_use]
     pub fn has_biases(&self) -> bool {
         match self {
@@ -262,7 +263,7 @@ impl Model {
         }
     }
 
-    /// Returns the reason for which this model cannot be tuned so, if there is one.
+    /// Returns the reason for which this model cannot be tuned with the method, if there is one.
     #[must_use]
     pub fn peft_problem(&self, peft: &Peft) -> Option<String> {
         let (linears, layers) = (self.linears(), self.sizes().layers);
@@ -289,9 +290,9 @@ impl Model {
 pub struct Head {
     /// The task.
     pub task: Task,
-    /// Classes or numbers, `C`; of no meaning for a language model.
+    /// Number of classes or numbers, `C`; ignored for a language model.
     pub labels: usize,
-    /// Whether the pooler trains with the head; see [`Model::pooler`].
+    /// Whether the pooler trains together with the head; see [`Model::pooler`].
     pub train_pooler: bool,
 }
 
@@ -301,7 +302,7 @@ pub struct Head {
 pub enum Activation {
     /// `a Phi(a)`.
     Gelu,
-    /// Its approximation by a hyperbolic tangent.
+    /// Approximation of `a Phi(a)` by a hyperbolic tangent.
     #[serde(alias = "gelu_pytorch_tanh")]
     GeluNew,
     /// `max(a, 0)`.
@@ -314,7 +315,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Adds it to a graph.
+    /// Adds the activation to a graph.
     fn apply(self, stage: &mut Stage<'_>, a: Id) -> Result<Id, GraphError> {
         use crate::graph::Op;
         let g = &mut stage.graph;
@@ -343,7 +344,7 @@ impl Activation {
     }
 }
 
-/// A dimension as it is written in a formula: a number or a letter.
+/// Dimension in a formula: a number or a letter.
 trait Letter {
     fn dim(&self) -> Dim;
 }

@@ -1,23 +1,23 @@
 //! Rotary positions (Su et al., arXiv 2104.09864): the frequencies of the angles, plain or scaled for longer texts.
 //!
-//! The formulas of the scalings are those of transformers' `modeling_rope_utils.py`.
+//! The formulas of the scalings follow transformers' `modeling_rope_utils.py`.
 
 use super::ConfigError;
 use super::config::{keys, keys_within};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
 
-/// The rule by which positions become angles.
+/// Rule that turns positions into angles.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
-    /// The base of the frequencies, `b`.
+    /// Base of the frequencies, `b`.
     pub theta: f64,
-    /// Their scaling.
+    /// Scaling of the frequencies.
     pub scaling: Scaling,
 }
 
-/// A scaling of the frequencies `f_i = b^(-2i/d)`, `i` from 0 to `d/2 - 1`.
+/// Scaling of the frequencies `f_i = b^(-2i/d)`, `i` from 0 to `d/2 - 1`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Scaling {
@@ -28,42 +28,42 @@ pub enum Scaling {
         /// Factor by which positions are stretched.
         factor: f64,
     },
-    /// `f_i` up to the length that the model was trained with, where texts are cut here.
+    /// `f_i` up to the length at which the model was trained; longer texts are cut.
     Dynamic,
-    /// Llama 3.1's: long waves divided by the factor, short ones as they are, those between mixed.
+    /// Llama 3.1's scaling: it divides long waves by the factor, keeps short ones, and mixes the two in between.
     Llama3 {
         /// Factor by which positions are stretched.
         factor: f64,
-        /// A wave that fits fewer times than this into the original length is long.
+        /// Number of turns within the original length below which a wave is long.
         low_freq_factor: f64,
-        /// One that fits more often than this is short.
+        /// Number of turns within the original length above which a wave is short.
         high_freq_factor: f64,
-        /// The length that the model was trained with.
+        /// Length at which the model was trained, in tokens.
         original_max_position_embeddings: f64,
     },
     /// YaRN (Peng et al., arXiv 2309.00071).
     Yarn {
         /// Factor by which positions are stretched.
         factor: f64,
-        /// The length that the model was trained with.
+        /// Length at which the model was trained, in tokens.
         original_max_position_embeddings: f64,
-        /// The factor of cosine and sine.
+        /// Factor of cosine and sine.
         attention_factor: f64,
-        /// Turns within the original length above which a wave stays as it is.
+        /// Number of turns within the original length above which a wave stays the same.
         beta_fast: f64,
-        /// Turns below which it is divided by the factor.
+        /// Number of turns below which a wave is divided by the factor.
         beta_slow: f64,
-        /// Whether the bounds between them are rounded outwards.
+        /// Whether the bounds between these waves are rounded outwards.
         truncate: bool,
     },
-    /// LongRoPE (Ding et al., arXiv 2402.13753) with its factors for short texts: `f_i / factor_i`, up to the length that the
-    /// model was trained with, where texts are cut here.
+    /// LongRoPE (Ding et al., arXiv 2402.13753) with its factors for short texts: `f_i / factor_i`, up to the length at which
+    /// the model was trained. Longer texts are cut.
     LongRope {
-        /// One for each frequency.
+        /// Factor of each frequency.
         short_factor: Vec<f64>,
-        /// The factor of cosine and sine.
+        /// Factor of cosine and sine.
         attention_factor: f64,
-        /// The length that the model was trained with.
+        /// Length at which the model was trained, in tokens.
         original_max_position_embeddings: f64,
     },
 }
@@ -97,11 +97,11 @@ struct Keys {
 }
 
 impl Rotary {
-    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens. Where a file has
-    /// both they must say the same: it depends on the version of transformers which of them counts.
+    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens. If a file has
+    /// both, they must be equal, because the version of transformers decides which of them counts.
     pub(super) fn read(config: &serde_json::Value, positions: usize) -> Result<Self, ConfigError> {
-        let from = |key| Self::read_from(config, key, positions);
-        match (from("rope_parameters")?, from("rope_scaling")?) {
+        let rotary_at = |key| Self::read_from(config, key, positions);
+        match (rotary_at("rope_parameters")?, rotary_at("rope_scaling")?) {
             (Some(new), Some(old)) if new != old => Err(ConfigError::Sizes {
                 what:
                     "rope_parameters and rope_scaling (with rope_theta beside it) differ; keep the one that the model \
@@ -113,11 +113,11 @@ impl Rotary {
         }
     }
 
-    /// Reads the value of `key`; `None` if there is none.
+    /// Reads the value of `key`; `None` if the key is missing.
     fn read_from(config: &serde_json::Value, key: &'static str, positions: usize) -> Result<Option<Self>, ConfigError> {
         let inner = config.get(key).and_then(serde_json::Value::as_object);
         if let Some((name, _)) = inner.and_then(|inner| inner.iter().find(|(_, value)| value.is_object())) {
-            let found = format!("one set for each type of layers ({name})");
+            let found = format!("one set for each layer type ({name})");
             return Err(ConfigError::Setting { key, found, supported: "one set for all layers" });
         }
         let given = keys_within::<Parameters>(config, key)?;
@@ -136,7 +136,7 @@ impl Rotary {
         Ok(Self { theta, scaling })
     }
 
-    /// Returns its fault for heads of `size` features, if there is one.
+    /// Returns the fault in this rule for heads of `size` features, if there is one.
     pub(super) fn problem(&self, size: usize) -> Option<String> {
         if !size.is_multiple_of(2) {
             return Some(format!("rotary positions need heads of an even size, and head_dim is {size}"));
@@ -166,7 +166,7 @@ impl Rotary {
                         size / 2
                     ));
                 }
-                // Texts are cut there.
+                // Texts are cut at this length.
                 if *original_max_position_embeddings < 1.0 {
                     return Some(format!(
                         "original_max_position_embeddings is {original_max_position_embeddings}, expected at least 1"
@@ -184,7 +184,7 @@ impl Rotary {
         None
     }
 
-    /// Returns the longest text whose angles are those of the model, of the `positions` that it takes.
+    /// Returns the length of the longest text with the model's own angles, at most `positions`.
     #[must_use]
     pub fn max_tokens(&self, positions: usize) -> usize {
         if let Scaling::LongRope { original_max_position_embeddings, .. } = &self.scaling {
@@ -216,7 +216,7 @@ impl Rotary {
                 (1.0 - short) * plain(i) / factor + short * plain(i)
             }
             Scaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } => {
-                // The dimension whose wave turns so many times within the original length.
+                // The dimension whose wave has this number of turns within the original length.
                 let dimension = |turns: f64| {
                     size as f64 * (original_max_position_embeddings / (turns * TAU)).ln() / (2.0 * self.theta.ln())
                 };
@@ -364,8 +364,8 @@ mod tests {
         assert_eq!(read(json!({})).frequencies(4), [1.0, 0.01]);
     }
 
-    /// Heads of 8 features, 1024 positions, a base of 500: the frequencies and the factor of cosine and sine that transformers
-    /// 5.23.0's `LlamaRotaryEmbedding` has after the longest text that is not cut here.
+    /// Frequencies, and factor of cosine and sine, in transformers 5.23.0's `LlamaRotaryEmbedding` after the longest uncut text.
+    /// Heads have 8 features; there are 1024 positions, and the base is 500.
     #[test]
     fn scaled_frequencies_are_those_of_transformers() {
         let plain = [1.0, 0.211_474_24, 0.044_721_361_2, 0.009_457_415_9];
@@ -394,8 +394,8 @@ mod tests {
         ] {
             let mut parameters =
                 json!({"rope_type": kind, "rope_theta": 500.0, "original_max_position_embeddings": 64});
-            let of = |value: &serde_json::Value| value.as_object().unwrap().clone();
-            parameters.as_object_mut().unwrap().extend(of(&factors).into_iter().chain(of(&more)));
+            let object = |value: &serde_json::Value| value.as_object().unwrap().clone();
+            parameters.as_object_mut().unwrap().extend(object(&factors).into_iter().chain(object(&more)));
             let rotary = read(json!({ "rope_parameters": parameters }));
             assert!((rotary.attention_factor() - factor).abs() < 1e-12, "{kind} {more}: {}", rotary.attention_factor());
             for (found, expected) in rotary.frequencies(8).into_iter().zip(frequencies) {

@@ -268,10 +268,10 @@ proptest! {
             g.reshape(square, fixed(&[&[1], shape.as_slice()].concat())).unwrap()
         }));
         let (lead, last) = (&shape[1..], shape[0]);
-        let with = |sizes: &[usize]| [lead, sizes].concat();
-        check(case(&[&with(&[2 * last])], salt, |g, x| g.op(Op::RotateHalf, x).unwrap()));
-        check(case(&[&with(&[last, 2 * last])], salt, |g, x| g.op(Op::Skew, x).unwrap()));
-        check(case(&[&with(&[last, last])], salt, |g, x| g.op(Op::Unskew, x).unwrap()));
+        let shape = |sizes: &[usize]| [lead, sizes].concat();
+        check(case(&[&shape(&[2 * last])], salt, |g, x| g.op(Op::RotateHalf, x).unwrap()));
+        check(case(&[&shape(&[last, 2 * last])], salt, |g, x| g.op(Op::Skew, x).unwrap()));
+        check(case(&[&shape(&[last, last])], salt, |g, x| g.op(Op::Unskew, x).unwrap()));
     }
 }
 

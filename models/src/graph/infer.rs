@@ -246,9 +246,7 @@ impl Op {
             Self::GeluGrad | Self::SoftmaxGrad => "two operands of one shape",
             Self::LayerNormGrad => "[..., D], [..., D], [D], [..., 1] and [..., 1]",
             Self::RmsNormGrad => "[..., D], [..., D], [D] and [..., 1]",
-            Self::Attention(_) => {
-                "[Q, h*d], [T, k*d], [T, k*d], [B], and [B] where there is one query for each example"
-            }
+            Self::Attention(_) => "[Q, h*d], [T, k*d], [T, k*d], [B], and [B] if each example has one query",
             Self::AttentionGrad(_) => "what Attention takes, and [Q, h*d]",
         }
     }

@@ -301,8 +301,8 @@ impl Graph {
         }
     }
 
-    /// Copies the graph value by value. Where `expand` appends something for a node, whose inputs it sees as they are in the
-    /// copy, that takes the place of the node's one result. Returns the copy, and its ids by the old ones.
+    /// Copies the graph value by value. `expand` sees each node with its inputs in the copy. If it appends a value, that value
+    /// replaces the node's one result. Returns the copy, and its ids by the old ones.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`] and of `expand`.

@@ -84,9 +84,9 @@ pub enum Op {
     /// arXiv 2104.09864, eq. 34, with features paired across halves as in the released Llama code).
     RotateHalf,
     /// `Y[b, o, s] = C[o] + sum over c, k of B[o, c, k] * A[b, g c' + c, s + k - padding]`, with `c'` channels in each
-    /// group, `g` the group of `o` and `A` zero outside; `C` may be absent. As many positions come out as go in.
+    /// group, `g` the group of `o` and `A` zero outside; `C` may be absent. The number of positions stays the same.
     Conv1d {
-        /// Zeros at each end: half of what the kernel is longer than one.
+        /// Number of zeros at each end: half the kernel's length less one.
         padding: usize,
         /// Groups of channels that do not mix.
         groups: usize,
@@ -144,7 +144,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Returns the number of operands before those of the adjoint alone.
+    /// Returns the number of operands before the adjoint's own.
     pub(super) const fn operands(self) -> usize {
         if self.one_query { 5 } else { 4 }
     }

@@ -99,11 +99,11 @@ pub fn reshape_target(source: &[Dim], target: &[Dim]) -> Option<Vec<i64>> {
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
     let rank = a.len().max(b.len());
     let one = Dim::fixed(1);
-    let at = |shape: &[Dim], axis: usize| {
+    let dimension = |shape: &[Dim], axis: usize| {
         (axis + shape.len()).checked_sub(rank).map_or_else(|| one.clone(), |position| shape[position].clone())
     };
     (0..rank)
-        .map(|axis| match (at(a, axis), at(b, axis)) {
+        .map(|axis| match (dimension(a, axis), dimension(b, axis)) {
             (left, right) if left == right || right == one => Some(left),
             (left, right) if left == one => Some(right),
             _ => None,

@@ -2,8 +2,8 @@
 //!
 //! The peak is what layers keep for the backward pass and the largest of what single graphs hold while they run. A graph is
 //! walked in its order: a value lives from the node that makes it to the last one that reads it, an element-wise operator works
-//! in the place of an operand that ends with it, and a reshape is its operand. What the process itself takes, ONNX Runtime
-//! and its sessions, is not in these numbers: whoever has them open measures it.
+//! in the place of an operand that ends with it, and a reshape is its operand. These numbers leave out the memory of the
+//! process itself, with ONNX Runtime and its sessions; the process that opened them measures it.
 
 mod predict;
 
@@ -66,7 +66,7 @@ pub struct Step {
 pub struct Way {
     /// The policy of the layers.
     pub policy: Policy,
-    /// Most examples that go through at once. The gradients of the parts add up to those of the step.
+    /// Maximum number of examples that go through at once. The gradients of the parts add up to the gradients of the step.
     pub micro_batch: usize,
 }
 

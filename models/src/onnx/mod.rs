@@ -1,5 +1,6 @@
-//! Writes a cut of a graph as an ONNX model: plain operators of opset 20, and fused ones of the domain `skiff` where the graph
-//! has them; no weights inside. Reads which nodes a model has.
+//! Writes a part of a graph as an ONNX model without weights, and lists the nodes of a model.
+//!
+//! The model has plain operators of opset 20 and, for the graph's fused operators, operators of the domain `skiff`.
 
 mod proto;
 mod summary;
@@ -15,12 +16,12 @@ use proto::{
     TensorProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 
-/// The version of the standard operators: the first with `Gelu`; ONNX Runtime 1.17 and later run it.
+/// Version of the standard operators: the first with `Gelu`. ONNX Runtime 1.17 and later run it.
 pub const OPSET: i64 = 20;
 /// The domain of fused operators.
 pub const FUSED_DOMAIN: &str = "skiff";
 const FUSED_VERSION: i64 = 1;
-/// The version of the file format that goes with it.
+/// Version of the file format that belongs to this version of the operators.
 const IR_VERSION: i64 = 9;
 const FLOAT: i32 = 1;
 const INT8: i32 = 3;
@@ -30,7 +31,7 @@ const FLOAT16: i32 = 10;
 /// Returns the bytes of an ONNX model called `name` that computes `part` of `graph`; the same graph gives the same bytes.
 ///
 /// # Errors
-/// A reshape that ONNX cannot express; two values of one name.
+/// A reshape that ONNX cannot express; two values with the same name.
 pub fn write(name: &str, graph: &Graph, part: &Extract) -> Result<Vec<u8>, GraphError> {
     graph.check_names()?;
     let mut writer = Writer { graph, proto: GraphProto { name: name.to_owned(), ..GraphProto::default() } };
@@ -151,7 +152,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Zeros in the operand's shape, then `ScatterND` with addition along the first dimension.
+    /// Writes zeros in the operand's shape, then `ScatterND` with addition along the first dimension.
     fn scatter_rows(&mut self, name: &str, inputs: &[String], outputs: Vec<String>) {
         let [shape, zeros, index] = ["shape", "zeros", "index"].map(|part| format!("{name}.{part}"));
         let last = self.integers_initializer(&format!("{name}.last"), &[-1]);
@@ -186,15 +187,15 @@ impl Writer<'_> {
         self.emit("Concat", vec![negated, front], outputs, vec![integer("axis", -1)]);
     }
 
-    /// Element `[i, j - i + S - 1]` of `[S, 2 S]` is number `i (2 S - 1) + j + S - 1` of the flat matrix: without its
-    /// first `S - 1` numbers and its last one, the matrix has rows of `2 S - 1` and what is looked for in column `j`.
+    /// Element `[i, j - i + S - 1]` of `[S, 2 S]` has index `i (2 S - 1) + j + S - 1` in the flat matrix. Without its first
+    /// `S - 1` elements and its last one, the matrix has rows of `2 S - 1` elements, and the wanted ones are in column `j`.
     fn skew(&mut self, name: &str, lead: usize, inputs: Vec<String>, outputs: Vec<String>) {
         let [flat, within, rows] = ["flat", "within", "rows"].map(|part| format!("{name}.{part}"));
         let part = |part: &str| format!("{name}.{part}");
         let (size, before) = self.size_and_one_less(name, &inputs[0], -2);
         let flat_shape = self.integers_initializer(&part("flat_shape"), &[vec![0; lead], vec![-1]].concat());
         let rows_shape = self.rows_shape(name, lead, &size);
-        // Both the end of the first slice and the axis of the two.
+        // Both the end of the first slice and the axis of both slices.
         let last = self.integers_initializer(&part("last"), &[-1]);
         let zero = self.integers_initializer(&part("zero"), &[0]);
         self.emit("Reshape", vec![inputs[0].clone(), flat_shape], vec![flat.clone()], vec![]);
@@ -203,7 +204,7 @@ impl Writer<'_> {
         self.emit("Slice", vec![rows, zero, size, last], outputs, vec![]);
     }
 
-    /// The steps of `skew` backwards, with zeros where it leaves numbers out.
+    /// Writes the steps of `skew` in reverse, with zeros for the elements that it leaves out.
     fn unskew(&mut self, name: &str, lead: usize, inputs: Vec<String>, outputs: Vec<String>) {
         let [after, ends, rows, flat, whole] =
             ["after", "ends", "rows", "flat", "whole"].map(|part| format!("{name}.{part}"));
@@ -222,7 +223,7 @@ impl Writer<'_> {
         self.emit("Reshape", vec![whole, rows_shape], outputs, vec![]);
     }
 
-    /// `S`, the dimension `axis` of `operand`, and `S - 1`: vectors of one.
+    /// Returns `S`, the dimension `axis` of `operand`, and `S - 1`, as vectors of one element.
     fn size_and_one_less(&mut self, name: &str, operand: &str, axis: i64) -> (String, String) {
         let [size, less] = ["size", "size_less_one"].map(|part| format!("{name}.{part}"));
         let one = self.integers_initializer(&format!("{name}.one"), &[1]);
@@ -233,7 +234,7 @@ impl Writer<'_> {
         (size, less)
     }
 
-    /// `lead` dimensions as they are, `size`, and what is left.
+    /// Returns a target shape: `lead` unchanged dimensions, `size`, and the rest.
     fn rows_shape(&mut self, name: &str, lead: usize, size: &str) -> String {
         let shape = format!("{name}.rows_shape");
         let kept = (lead > 0).then(|| self.integers_initializer(&format!("{name}.lead"), &vec![0; lead]));
@@ -243,7 +244,7 @@ impl Writer<'_> {
         shape
     }
 
-    /// Kernels that read what was kept in half precision are operators of their own.
+    /// Kernels that read activations kept in half precision are separate operators.
     fn fused_name(&self, node: &Node) -> String {
         let mut halves = node.inputs[node.op.halves()].iter();
         let half = halves.any(|&id| self.graph.value(id).dtype == DType::F16);

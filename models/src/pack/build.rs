@@ -20,33 +20,33 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Largest accepted `tokenizer.json`, in bytes; the largest known ones have 35 MB.
+/// Maximum size of `tokenizer.json`, in bytes; the largest known ones have 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Settings of a build.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
-    /// A folder with `config.json`, `model.safetensors` (or shards and their index) and `tokenizer.json`.
+    /// Folder with `config.json`, `model.safetensors` (or shards and their index) and `tokenizer.json`.
     pub checkpoint: PathBuf,
-    /// The pack's folder. An existing pack there is replaced, anything else is not.
+    /// The pack's folder. An existing pack there is replaced; anything else is refused.
     pub out: PathBuf,
     /// The task.
     pub task: Task,
-    /// Class names, in the order of the scores, or names of the numbers; those that the checkpoint was tuned for if none are
-    /// given. A language model has none.
+    /// Names of the classes, in the order of the scores, or names of the numbers. `None`: the checkpoint's own labels. A language
+    /// model has none.
     pub labels: Option<Vec<String>>,
-    /// The way of fine-tuning. LoRA without targets sits on query and value.
+    /// Method of fine-tuning. Without targets, LoRA targets query and value.
     pub peft: Peft,
     /// Storage of frozen matrices.
     pub frozen: Storage,
-    /// A folder with an adapter of Hugging Face PEFT whose settings and values take the place of LoRA's.
+    /// Folder with an adapter of Hugging Face PEFT, whose settings and values replace LoRA's.
     pub adapter: Option<PathBuf>,
-    /// Seed of the first values.
+    /// Seed for the first values.
     pub seed: u64,
 }
 
 impl BuildOptions {
-    /// Classifies sequences with LoRA on query and value, weights as they are.
+    /// Returns options for sequence classification with LoRA on query and value, and unchanged weights.
     #[must_use]
     pub fn new(checkpoint: &Path, out: &Path, labels: Vec<String>) -> Self {
         Self {
@@ -62,16 +62,16 @@ impl BuildOptions {
     }
 }
 
-/// The progress of a build.
+/// Progress of a build.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Progress<'a> {
     /// The work in progress.
     pub doing: &'a str,
-    /// Bytes done of how many, where bytes are written.
+    /// Finished and total bytes, while bytes are written.
     pub bytes: Option<(u64, u64)>,
 }
 
-/// Why a checkpoint cannot become a pack.
+/// Reason for which a checkpoint cannot become a pack.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A file cannot be read.
@@ -95,10 +95,10 @@ pub enum BuildError {
     Json {
         /// The file.
         path: PathBuf,
-        /// The parser's error, with its place in the file.
+        /// The parser's error, with its position in the file.
         source: serde_json::Error,
     },
-    /// `config.json` lacks something, is malformed, or describes a model that this version cannot take.
+    /// `config.json` lacks a key, is malformed, or describes a model that this version does not support.
     #[error("{path}", path = path.display())]
     Config {
         /// The file.
@@ -107,18 +107,18 @@ pub enum BuildError {
         source: ConfigError,
     },
     /// The tokenizer is missing.
-    #[error("{path} is not there; load the tokenizer with transformers' AutoTokenizer and save it with save_pretrained, which writes it", path = path.display())]
+    #[error("{path} is missing; load the tokenizer with transformers' AutoTokenizer and save it with save_pretrained, which writes it", path = path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
     },
-    /// Labels that cannot be.
+    /// The labels are not valid.
     #[error("{what}")]
     Labels {
         /// The fault.
         what: String,
     },
-    /// A tensor of the checkpoint is missing, misshaped or of another type; the checkpoint is malformed.
+    /// A tensor of the checkpoint is missing, misshaped or of another type, or the checkpoint is malformed.
     #[error("reading the checkpoint")]
     Checkpoint(#[from] CheckpointError),
     /// The frozen tensors cannot be written.
@@ -135,7 +135,7 @@ pub enum BuildError {
         /// The cause.
         source: TensorError,
     },
-    /// A task or a way of fine-tuning that this model does not have.
+    /// The model does not support the task or the method of fine-tuning.
     #[error("{what}")]
     Design {
         /// The fault.
@@ -147,19 +147,19 @@ pub enum BuildError {
         /// The target.
         path: PathBuf,
     },
-    /// The result is not a valid pack: its checkpoint says something that no manifest may.
-    #[error("the pack that would be made of this checkpoint could not be read again, and nothing was replaced")]
+    /// The result is not a valid pack, because the checkpoint has a value that no manifest may have.
+    #[error("the pack from this checkpoint cannot be read; nothing was replaced")]
     Unreadable(#[source] super::PackError),
     /// The graphs cannot be made for these sizes.
     #[error("building the graphs")]
     Graph(#[from] GraphError),
 }
 
-/// Makes the pack, telling `progress` what it is at as it goes. The target appears complete or not at all: a pack that was
-/// there is swapped for the new one in one step.
+/// Makes the pack, and reports each stage of the work to `progress`. The target appears complete or not at all: one step
+/// swaps an existing pack for the new one.
 ///
 /// # Errors
-/// A checkpoint that cannot be read, is unsupported or incomplete; a target that cannot be written.
+/// A checkpoint that is unreadable, unsupported or incomplete; a target that cannot be written.
 pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Manifest, BuildError> {
     if options.out.exists() && !is_a_pack(&options.out) {
         return Err(BuildError::Occupied { path: options.out.clone() });
@@ -173,12 +173,12 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
     Ok(manifest)
 }
 
-/// Returns this version of Skiff, as manifests name it.
+/// Returns this version of Skiff in the form for manifests.
 pub(super) fn maker() -> String {
     format!("skiff-pack {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Returns true if a folder is a pack and nothing else, of whatever format: only that is ever replaced.
+/// Returns true if a folder is a pack of any format and holds nothing else. Only such a folder is ever replaced.
 fn is_a_pack(folder: &Path) -> bool {
     const NAMES: [&str; 6] =
         ["manifest.json", "config.json", "tokenizer.json", "peft.safetensors", "frozen.safetensors", "graphs"];
@@ -292,7 +292,7 @@ impl Source {
         Ok(manifest)
     }
 
-    /// Checks, before memory is taken by the sizes in `config.json`, that the checkpoint has the tensors that they say.
+    /// Checks that the checkpoint has the tensors that the sizes in `config.json` require, before memory is allocated for them.
     fn check_shapes(&self, stages: &Stages) -> Result<(), BuildError> {
         let base = self.design.model.base();
         for tensor in stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint) {
@@ -311,7 +311,7 @@ impl Source {
         Ok(weights)
     }
 
-    /// Takes the values from the adapter if it has the tensor, else those that `initial` names.
+    /// Takes the values from the adapter if it has the tensor, otherwise the values that `initial` names.
     fn first_values(
         &mut self,
         name: &str,
@@ -374,7 +374,7 @@ impl Source {
     }
 }
 
-/// Files in the folder that becomes the pack.
+/// Writer of files in the folder that becomes the pack.
 struct Files<'a> {
     staging: &'a Path,
     names: Vec<String>,
@@ -398,7 +398,7 @@ impl Files<'_> {
     }
 }
 
-/// Returns the way of fine-tuning: the options' choice with the usual targets filled in, or the adapter's.
+/// Returns the method of fine-tuning: the adapter's, or the choice in the options with the default targets filled in.
 fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Peft {
     let mut peft = options.peft.clone();
     if let Some(adapter) = adapter {
@@ -413,18 +413,18 @@ fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Pef
     peft
 }
 
-/// Returns the options' labels, or those that the checkpoint was tuned for.
+/// Returns the labels from the options, or else from the checkpoint.
 fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildError> {
     let fail = |what: String| Err(BuildError::Labels { what });
     let labels = match (&options.labels, options.task) {
         (None, Task::CausalLm) => return Ok(Vec::new()),
         (Some(_), Task::CausalLm) => {
-            return fail("a language model has no labels; leave --labels away, or choose another --task".to_owned());
+            return fail("a language model has no labels; leave out --labels, or choose another --task".to_owned());
         }
         (Some(labels), _) => labels.clone(),
         (None, _) => match labels_of(config) {
             Some(labels) => labels,
-            None => return fail("the checkpoint names no labels; give them with --labels".to_owned()),
+            None => return fail("the checkpoint has no labels; set --labels".to_owned()),
         },
     };
     if let Some(problem) = labels_problem(&labels) {
@@ -440,7 +440,7 @@ fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildEr
     }
 }
 
-/// Returns a fault in the names of classes, if there is one: they go into tables, reports and messages.
+/// Returns the fault in the names of classes, if there is one. The names appear in tables, reports and messages.
 pub(super) fn labels_problem(labels: &[String]) -> Option<String> {
     const MAX_BYTES: usize = 256;
     let mut sorted: Vec<&String> = labels.iter().collect();
@@ -452,11 +452,11 @@ pub(super) fn labels_problem(labels: &[String]) -> Option<String> {
         0 => Some(format!("label {number} has no name")),
         1..=MAX_BYTES if !label.chars().any(char::is_control) => None,
         1..=MAX_BYTES => Some(format!("label {number} ({label:?}) has control characters")),
-        long => Some(format!("label {number} is a name of {long} bytes; at most {MAX_BYTES}")),
+        long => Some(format!("label {number} has {long} bytes, expected at most {MAX_BYTES}")),
     })
 }
 
-/// `id2label`, in the order of its numbers, which count up from 0.
+/// Returns the labels of `id2label`, in the order of its numbers, which count up from 0.
 fn labels_of(config: &Value) -> Option<Vec<String>> {
     let names = config.get("id2label")?.as_object()?;
     (0..names.len()).map(|number| names.get(&number.to_string())?.as_str().map(str::to_owned)).collect()

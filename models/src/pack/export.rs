@@ -1,8 +1,9 @@
-//! Turns tuned weights back into what others read: a Hugging Face PEFT adapter, or a plain checkpoint with everything merged.
+//! Turns tuned weights into the formats of other programs: a Hugging Face PEFT adapter, or a plain checkpoint with everything
+//! merged.
 //!
-//! An export is written into a folder beside the target, brought to the disk, and renamed: under the target's name there is
-//! the whole of it or what was there before. A record among its files says what they are, so that a later export can tell
-//! what it may replace.
+//! An export is written into a folder beside the target, synced to the disk, and renamed. The target therefore holds either
+//! the complete export or the earlier contents. A record among the files lists them, so that a later export knows which
+//! folders it may replace.
 
 use super::staging::Staging;
 use super::{Pack, PackError, Progress};
@@ -21,26 +22,26 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-/// The contents of an export, also written to its file `skiff-export.json`.
+/// Contents of an export, also written to its file `skiff-export.json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exported {
-    /// The Skiff that made it.
+    /// The version of Skiff that made the export.
     pub made_by: String,
     /// The digest of the pack, 64 hexadecimal digits.
     pub pack: String,
-    /// The size of each file but the record.
+    /// Size of each file except the record, in bytes.
     pub files: BTreeMap<String, u64>,
-    /// The tensors in them.
+    /// Number of tensors in the files.
     pub tensors: usize,
-    /// The numbers in the tensors.
+    /// Number of elements in the tensors.
     pub parameters: usize,
 }
 
-/// Why tuned weights cannot be exported.
+/// Reason for which tuned weights cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// There is something at the target that is no earlier export.
+    /// The target exists and is not an earlier export.
     #[error("{path} exists and is not an earlier export as it was written; choose another --out or remove it", path = path.display())]
     Occupied {
         /// The target.
@@ -62,13 +63,13 @@ pub enum ExportError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The weights are not the pack's.
+    /// The weights do not belong to the pack.
     #[error("exporting the tuned weights")]
     Weights(#[source] TensorError),
     /// The pack's copy of `config.json` is malformed.
     #[error("the pack's config.json is not a JSON object; make the pack again with `skiff-pack build`")]
     Config,
-    /// The checkpoint that was given does not have the pack's tensors.
+    /// The given checkpoint does not have the pack's tensors.
     #[error("reading the checkpoint")]
     Checkpoint(#[from] CheckpointError),
     /// The pack is broken.
@@ -77,21 +78,21 @@ pub enum ExportError {
     /// The adapter cannot be written.
     #[error("writing the adapter")]
     Adapter(#[from] AdapterError),
-    /// Houlsby adapters are layers of their own.
-    #[error("Houlsby adapters are layers of their own and cannot be merged into a plain checkpoint")]
+    /// Houlsby adapters are separate layers.
+    #[error("Houlsby adapters are separate layers and cannot be merged into a plain checkpoint")]
     Houlsby,
 }
 
-/// The record's file.
+/// File name of the record.
 const RECORD: &str = "skiff-export.json";
 /// Prefix of the record's `made_by`.
 const MAKER: &str = "skiff-pack ";
 const TENSORS: &str = "model.safetensors";
-/// Numbers computed at a time, unless a row is longer.
+/// Number of elements computed at a time, unless a row is longer.
 const PIECE: usize = 1 << 20;
-/// Prefix of the names of the rotary tables, which are computed and in no checkpoint.
+/// Prefix of the names of rotary tables, which are computed and are in no checkpoint.
 const ROTARY: &str = "rotary.";
-/// Files beside the tensors that `transformers` reads, and that a merged checkpoint keeps.
+/// Files besides the tensors that `transformers` reads and a merged checkpoint keeps.
 const COMPANIONS: [&str; 13] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -107,15 +108,16 @@ const COMPANIONS: [&str; 13] = [
     "chat_template.json",
     "generation_config.json",
 ];
-/// A companion may be this large.
+/// Maximum size of such a file, in bytes.
 const MAX_COMPANION_BYTES: u64 = 64 << 20;
 
-/// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the folder `out`, telling `progress`
-/// what it is at. The folder appears complete or not at all; an earlier export there is replaced, an empty folder filled, and
-/// anything else left as it is.
+/// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the folder `out`. Reports each stage
+/// of the work to `progress`.
+///
+/// The folder appears complete or not at all. An earlier export or an empty folder is replaced; anything else is refused.
 ///
 /// # Errors
-/// A target that is something else, a pack that trains something else than LoRA, a disk that is full.
+/// A target that is something else; a pack that does not train LoRA; a full disk.
 pub fn export_adapter(
     pack: &Pack,
     weights: &NamedTensors,
@@ -129,7 +131,7 @@ pub fn export_adapter(
     if let Peft::Lora(lora) = &pack.manifest().design.peft
         && lora.freeze_a
     {
-        // A is frozen here, and is a part of the adapter there.
+        // The pack freezes A, but PEFT's adapter contains it.
         for (name, tensor) in pack.frozen().tensors().filter(|(name, _)| name.ends_with(".lora_A.weight")) {
             let values = pack.frozen().values(name).expect("the tensor was just there");
             let tensor = ArrayD::from_shape_vec(tensor.shape, values).expect("as many values as the shape says");
@@ -143,13 +145,15 @@ pub fn export_adapter(
     })
 }
 
-/// Writes the model with `weights` merged as a plain checkpoint in the folder `out`, as [`export_adapter`] does its own:
-/// `config.json`, `model.safetensors`, `tokenizer.json`. A merged matrix is `W + s B A`, summed in f32. Frozen matrices come
-/// from the pack as it stores them, or in full from the checkpoint in `original`, which also gives the tokenizer's other
-/// files if it has them. Memory is bounded by the largest tensor.
+/// Writes the model with `weights` merged as a plain checkpoint in the folder `out`: `config.json`, `model.safetensors`,
+/// `tokenizer.json`. The folder is replaced as in [`export_adapter`].
+///
+/// A merged matrix is `W + s B A`, summed in f32. Frozen matrices come from the pack in its storage format, or in full
+/// precision from the checkpoint in `original`. That checkpoint also supplies the tokenizer's other files, if it has them.
+/// The largest tensor bounds the memory.
 ///
 /// # Errors
-/// A target that is something else, a pack with Houlsby adapters, a checkpoint that is not the pack's, a disk that is full.
+/// A target that is something else; a pack with Houlsby adapters; a checkpoint that does not belong to the pack; a full disk.
 pub fn export_merged(
     pack: &Pack,
     weights: &NamedTensors,
@@ -173,7 +177,7 @@ pub fn export_merged(
         put(&staging.join("config.json"), &config)?;
         copy(&pack.tokenizer_path(), &staging.join("tokenizer.json"))?;
         for name in COMPANIONS {
-            // A link is followed, as in the folders that the hub's own client makes.
+            // Links are followed, because the folders of the hub's own client have them.
             let companion = original.map(|folder| folder.join(name)).filter(|path| path.is_file());
             companion.map_or(Ok(()), |path| copy(&path, &staging.join(name)))?;
         }
@@ -216,7 +220,7 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Returns true if the folder has the record, the files that it lists in the sizes that it says, and nothing else.
+/// Returns true if the folder has the record, the listed files with the listed sizes, and nothing else.
 fn is_an_export(folder: &Path) -> bool {
     let record = folder.join(RECORD);
     if !is_a_file(&record) {
@@ -233,7 +237,7 @@ fn is_a_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
-/// Returns the files of a folder that has nothing but files.
+/// Returns the names and sizes of the files in a folder that holds only files.
 fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
     let size = |entry: std::io::Result<fs::DirEntry>| {
         let entry = entry?;
@@ -244,7 +248,7 @@ fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
     fs::read_dir(folder)?.map(size).collect()
 }
 
-/// Lets `fill` write a folder beside `out`, and renames it to `out` once all of it is on the disk.
+/// Lets `fill` write a folder beside `out`, and renames it to `out` once it is completely on the disk.
 fn put_in_place(
     pack: &Pack,
     out: &Path,
@@ -253,7 +257,7 @@ fn put_in_place(
     let staging = Staging::begin(out).map_err(failed_at(out))?;
     let contents = fill(staging.path())?;
     let exported = record(pack, staging.path(), &contents)?;
-    // The target may have been filled meanwhile.
+    // Another program may have filled the target meanwhile.
     refuse_occupied(out)?;
     staging.commit().map_err(failed_at(out))?;
     Ok(exported)
@@ -292,7 +296,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), ExportError> {
     }
 }
 
-/// Writes the header from the shapes alone, then one tensor after the other, in the order of their names.
+/// Writes the header from the shapes alone, then one tensor after another in the order of their names.
 fn write_tensors(
     tensors: &BTreeMap<String, Merged<'_>>,
     path: &Path,
@@ -321,7 +325,7 @@ fn write_tensors(
 }
 
 fn header(tensors: &BTreeMap<String, Merged<'_>>) -> Vec<u8> {
-    // The format is what transformers looks for.
+    // transformers requires the key `format`.
     let mut entries = serde_json::Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
     let mut begin = 0;
     for (name, tensor) in tensors {
@@ -334,7 +338,7 @@ fn header(tensors: &BTreeMap<String, Merged<'_>>) -> Vec<u8> {
     [(text.len() as u64).to_le_bytes().as_slice(), &text].concat()
 }
 
-/// A tensor of the checkpoint to be; its values are made when it is written.
+/// A tensor of the new checkpoint, with values that are computed when it is written.
 struct Merged<'a> {
     shape: Vec<usize>,
     base: Base<'a>,
@@ -348,7 +352,7 @@ enum Base<'a> {
     Trained(&'a ArrayD<f32>),
 }
 
-/// `s B A`.
+/// LoRA's part, `s B A`.
 struct Update<'a> {
     scale: f32,
     up: ArrayView2<'a, f32>,
@@ -360,7 +364,7 @@ impl Merged<'_> {
         self.shape.iter().product()
     }
 
-    /// Gives the values to `take`, in order, some rows at a time.
+    /// Passes the values to `take` in order, some rows at a time.
     fn pieces(&self, take: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>) -> Result<(), ExportError> {
         let row = self.shape.get(1..).map_or(1, |rest| rest.iter().product::<usize>()).max(1);
         let (mut rows, mut sums) = (0, Vec::new());
@@ -381,7 +385,7 @@ impl Merged<'_> {
     }
 }
 
-/// Returns a frozen tensor's values as the pack stores them.
+/// Returns a frozen tensor's values in the pack's storage format.
 fn stored(pack: &Pack, name: &str) -> Result<Vec<f32>, PackError> {
     pack.frozen().values(name).ok_or_else(|| absent(pack, name))
 }
@@ -397,7 +401,7 @@ struct Merge<'a> {
 }
 
 impl<'a> Merge<'a> {
-    /// Returns every tensor of the plain model, by its name there.
+    /// Returns every tensor of the plain model, by its name in the plain model.
     fn tensors(&self) -> Result<BTreeMap<String, Merged<'a>>, ExportError> {
         let mut tensors = BTreeMap::new();
         for name in self.of_checkpoint() {
@@ -416,7 +420,7 @@ impl<'a> Merge<'a> {
         Ok(tensors)
     }
 
-    /// Returns the frozen tensors that the model itself has: those that graphs read, but for scales and what LoRA brought.
+    /// Returns the model's own frozen tensors: all that graphs read, except scales and LoRA's tensors.
     fn of_checkpoint(&self) -> BTreeSet<String> {
         let stages = &self.pack.manifest().stages;
         let blocks = stages.kinds.iter().enumerate().map(|(layer, &kind)| (&stages.blocks[kind], layer));
@@ -429,8 +433,8 @@ impl<'a> Merge<'a> {
         names.filter(|name| own(&name.replace(self.pack.manifest().design.model.base(), ""))).collect()
     }
 
-    /// Finds a frozen tensor's values: in the original checkpoint, or in the pack. A checkpoint that lacks the tensor, or has
-    /// it in another shape, is refused before anything is written.
+    /// Finds a frozen tensor's values in the original checkpoint or in the pack. A checkpoint without the tensor, or with another
+    /// shape of it, is refused before anything is written.
     fn base(&self, name: &str, shape: &[usize]) -> Result<Base<'a>, ExportError> {
         let Some(checkpoint) = self.original else { return Ok(Base::Pack(self.pack, name.to_owned())) };
         let (file, found) = checkpoint.require(name, self.pack.manifest().design.model.base())?;
@@ -438,7 +442,7 @@ impl<'a> Merge<'a> {
         Ok(Base::Checkpoint(file, found.to_owned()))
     }
 
-    /// Returns LoRA's part of a linear layer, if it has one.
+    /// Returns LoRA's part of a linear layer, if the layer has one.
     fn update(&self, module: &str) -> Result<Option<Update<'a>>, ExportError> {
         let Peft::Lora(lora) = &self.pack.manifest().design.peft else { return Ok(None) };
         let up = self.weights.get(&format!("{PREFIX}{module}.lora_B.weight"));
@@ -456,7 +460,7 @@ impl<'a> Merge<'a> {
         Ok(Some(Update { scale: settings.scale, up, down }))
     }
 
-    /// Returns the checkpoint's settings with the task's head written in.
+    /// Returns the checkpoint's settings, completed with the task's head.
     fn config(&self) -> Result<Value, ExportError> {
         let path = self.pack.file("config.json");
         let text = read_bounded(&path).map_err(|source| ExportError::Read { path, source })?;
@@ -481,11 +485,11 @@ impl<'a> Merge<'a> {
             Task::TokenClassification => "ForTokenClassification",
             Task::CausalLm => "ForCausalLM",
         };
-        // What is written is f32, whatever the checkpoint was.
+        // The export is f32, whatever the checkpoint was.
         settings.remove("quantization_config");
         let is_relative = settings.get("relative_attention").and_then(Value::as_bool).unwrap_or(false);
         if matches!(manifest.design.model, Model::Deberta(_)) && !is_relative {
-            // Without relative positions nothing reads their norm, and a pack does not hold it.
+            // Without relative positions nothing reads their norm, so a pack does not contain it.
             settings.insert("norm_rel_ebd".to_owned(), json!("none"));
         }
         settings.insert("architectures".to_owned(), json!([format!("{class}{suffix}")]));

@@ -132,7 +132,7 @@ fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
 /// Reads the header of a whole file in memory, as [`Frozen::open`] does: for tests with hostile bytes.
 ///
 /// # Errors
-/// Those of [`Frozen::open`].
+/// The errors of [`Frozen::open`].
 pub fn check(bytes: &[u8]) -> Result<(), TensorError> {
     index(bytes).map(drop)
 }

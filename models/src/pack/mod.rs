@@ -256,7 +256,7 @@ impl Pack {
     /// damaged since. `true` if the bytes were compared too.
     ///
     /// # Errors
-    /// A design that is another than that of the graphs, named by what differs first.
+    /// A design that differs from the graphs' own; the error names the first difference.
     pub fn check_design(&self) -> Result<bool, PackError> {
         let Manifest { design, schema, stages, fused, made_by, .. } = &self.manifest;
         let differs = |path: PathBuf, what: &str| Err(PackError::Design { path, what: what.to_owned() });

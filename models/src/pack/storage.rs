@@ -337,10 +337,10 @@ mod tests {
     fn a_layer_begins_a_page_and_shares_it_with_no_other() {
         let tensors: Vec<_> = (0..3)
             .flat_map(|layer| {
-                let of = |part: &str| format!("{layer}.{part}");
+                let name = |part: &str| format!("{layer}.{part}");
                 [
-                    (tensor(&of("q"), &[5, 3], Storage::Int8, Some(layer)), vec![0.5; 15]),
-                    (tensor(&of("b"), &[5], Storage::F32, Some(layer)), vec![0.5; 5]),
+                    (tensor(&name("q"), &[5, 3], Storage::Int8, Some(layer)), vec![0.5; 15]),
+                    (tensor(&name("b"), &[5], Storage::F32, Some(layer)), vec![0.5; 5]),
                 ]
             })
             .collect();

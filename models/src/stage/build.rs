@@ -123,7 +123,7 @@ impl<'a> Stage<'a> {
     /// Lets `build` add to the stage with another prefix of tensors' names.
     ///
     /// # Errors
-    /// Those of `build`.
+    /// The errors of `build`.
     pub fn within<R>(&mut self, prefix: &str, build: impl FnOnce(&mut Self) -> R) -> R {
         let outer = std::mem::replace(&mut self.prefix, prefix.to_owned());
         let built = build(self);

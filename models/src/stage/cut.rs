@@ -242,7 +242,7 @@ impl Stage<'_> {
         self.graph.producer(id).is_some_and(|node| again(&node.op))
     }
 
-    /// Appends the gradients of the trainable tensors, then that of the stage's input if it has one.
+    /// Appends the gradients of the trainable tensors, then the gradient of the stage's input if it has one.
     fn differentiate(&mut self, ending: Ending, result: Id) -> Result<Vec<Id>, GraphError> {
         let wanted: Vec<Id> = self.trainable.iter().map(|(id, _)| *id).chain(self.hidden).collect();
         if wanted.is_empty() {

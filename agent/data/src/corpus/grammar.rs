@@ -3,10 +3,10 @@
 use super::slots::SLOTS;
 use skiff_base::random::Random;
 
-/// A template, taken apart.
+/// A parsed template.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Template {
-    /// An order, before which "could you" can stand.
+    /// Whether the template is an order, which can follow "could you".
     pub(super) is_order: bool,
     pieces: Vec<Piece>,
 }
@@ -15,12 +15,12 @@ pub(super) struct Template {
 enum Piece {
     Words(String),
     Slot(String),
-    /// One of several; for words that may be left out, one of them has no pieces.
+    /// One of several choices. Optional words have a choice without pieces.
     Either(Vec<Vec<Self>>),
 }
 
 impl Template {
-    /// Takes `template` apart: `{slot}`, `(a|b)`, `[a|b]`, `!` in front.
+    /// Parses `template`: `{slot}`, `(a|b)`, `[a|b]`, and `!` in front.
     pub(super) fn parse(template: &str) -> Self {
         let is_order = template.starts_with('!');
         let mut rest = template.trim_start_matches('!');
@@ -35,7 +35,7 @@ impl Template {
     }
 }
 
-/// Reads pieces up to the end or to a closing mark or bar, which it leaves.
+/// Reads pieces up to the end, a closing mark or a bar. The mark or bar stays in `rest`.
 fn sequence(rest: &mut &str) -> Vec<Piece> {
     let mut pieces = Vec::new();
     while let Some(mark) = rest.chars().next() {
@@ -62,7 +62,7 @@ fn sequence(rest: &mut &str) -> Vec<Piece> {
     pieces
 }
 
-/// Reads `(a|b)` or `[a|b]`, of which the opening mark is first in `rest`.
+/// Reads `(a|b)` or `[a|b]` from `rest`, which begins with the opening mark.
 fn alternatives(rest: &mut &str) -> Vec<Vec<Piece>> {
     let mut either = Vec::new();
     loop {
@@ -93,7 +93,7 @@ fn values(slot: &str) -> &'static [&'static str] {
     SLOTS.iter().find(|known| known.name == slot).map_or(&[], |known| known.values)
 }
 
-/// One space between words, none around.
+/// Joins words by one space, without spaces at the ends.
 fn join(words: &str) -> String {
     words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use std::collections::{BTreeMap, BTreeSet};
 
-    /// Every wording of `pieces`, with slots left as they are.
+    /// Returns every wording of `pieces`, without filling the slots.
     fn skeletons(pieces: &[Piece]) -> Vec<String> {
         pieces.iter().fold(vec![String::new()], |starts, piece| {
             let ends = match piece {

@@ -1,11 +1,12 @@
-//! What people ask of a home assistant: 24 intents, each with the templates of the training and of the test part.
+//! Requests to a home assistant: 24 intents, each with templates for the training and the test part.
 //!
-//! `{slot}` stands for a value of the table in `slots.rs`, `(a|b)` for one of several words, `[a]` for words that may be left
-//! out. `!` begins an order, before which "could you" can stand. Several intents are close on purpose: setting, cancelling
-//! and asking about the same alarm; reminder and appointment; louder, brighter and warmer; music, radio and podcast; the
-//! weather outside and the temperature in a room.
+//! `{slot}` stands for a value of the table in `slots.rs`, `(a|b)` for one of several words, `[a]` for optional words. `!`
+//! begins an order, which can follow "could you".
+//!
+//! Several intents are close on purpose: setting, cancelling and asking about the same alarm; reminder and appointment;
+//! louder, brighter and warmer; music, radio and podcast; the weather outside and the temperature in a room.
 
-/// An intent and how it is put into words.
+/// An intent and its wordings.
 pub(super) struct Intent {
     /// The label.
     pub(super) name: &'static str,

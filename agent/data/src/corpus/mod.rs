@@ -2,11 +2,11 @@
 //!
 //! - `intents`: the templates, of training and test, as a table
 //! - `slots`: the values in them, as a table
-//! - `grammar`: from a template to words
+//! - `grammar`: turns a template into words
 //! - `noise`: manners, typing errors, errors of speech recognition
 //!
-//! The test part comes from templates that never occur in training, so that it measures whether the meaning was learnt, not the
-//! templates.
+//! The test part comes from templates that never occur in training. It therefore measures whether the model learnt the
+//! meaning rather than the templates.
 
 mod grammar;
 mod intents;
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 pub struct GenerateOptions {
     /// Seed; the same seed gives the same corpus on every platform.
     pub seed: u64,
-    /// Number of training examples; the numbers of the intents differ by one at the most.
+    /// Number of training examples; the numbers of the intents differ by at most one.
     pub train: usize,
     /// Number of test examples.
     pub test: usize,
@@ -48,11 +48,11 @@ pub struct Corpus {
     pub test: Vec<Example>,
 }
 
-/// A reason for which there is no corpus, or it could not be written.
+/// Reason for which a corpus could not be made or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
-    /// The grammar has no more different commands.
-    #[error("the grammar gave {found} different commands for {intent}, and no more: ask for fewer examples")]
+    /// The grammar ran out of different commands.
+    #[error("the grammar has only {found} different commands for {intent}: ask for fewer examples")]
     Exhausted {
         /// The intent.
         intent: &'static str,
@@ -81,7 +81,7 @@ pub fn generate(options: &GenerateOptions) -> Result<Corpus, CorpusError> {
 }
 
 impl Corpus {
-    /// Writes `train.jsonl` and `test.jsonl` into `folder`, one object a line with `id`, `label` and `text` as HWU64 has it.
+    /// Writes `train.jsonl` and `test.jsonl` into `folder`. Each line is an object with `id`, `label` and `text`, as in HWU64.
     ///
     /// # Errors
     /// [`CorpusError::Write`] with the file.
@@ -106,7 +106,7 @@ fn write_part(path: &Path, examples: &[Example]) -> Result<(), CorpusError> {
 /// An example and the template it comes from.
 struct Utterance {
     example: Example,
-    #[cfg_attr(not(test), expect(dead_code, reason = "what the test part is checked by"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test checks the test part by it"))]
     template: &'static str,
 }
 
@@ -151,7 +151,7 @@ fn draw_new(
     })
 }
 
-/// Returns the lowercase letters and digits of a text. Two commands with the same ones are the same to a reader.
+/// Returns the lowercase letters and digits of a text. A reader takes two commands with equal ones for the same.
 fn essence(text: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || c.is_whitespace();
     text.to_lowercase().chars().filter(kept).collect()
@@ -245,7 +245,8 @@ mod tests {
         assert!(matches!(error, CorpusError::Write { .. }));
     }
 
-    /// Learnable, but counting words is not enough: naive Bayes (Laplace) finds most intents of the test part and misses some.
+    /// Checks that the corpus can be learnt, but not by counting words alone: naive Bayes (Laplace) finds most intents of the
+    /// test part and misses some.
     #[test]
     fn counting_words_is_neither_hopeless_nor_enough() {
         let corpus = generate(&GenerateOptions::default()).unwrap();

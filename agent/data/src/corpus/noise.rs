@@ -1,8 +1,8 @@
-//! What happens to a command between the head and the text: manners, typing and speech recognition.
+//! Changes to a command between the head and the text: manners, typing errors and speech recognition.
 
 use skiff_base::random::Random;
 
-/// How often each thing happens to an utterance.
+/// Probability of each change to an utterance.
 struct Rates {
     opening: f64,
     closing: f64,
@@ -35,7 +35,7 @@ const FILLERS: [&str; 8] = ["um", "uh", "like", "er", "well", "so", "you know", 
 
 const SMALL_WORDS: [&str; 7] = ["the", "a", "an", "my", "to", "is", "of"];
 
-/// What a recogniser hears, and what it may write instead.
+/// Words that a speech recogniser hears, each with a word that it may write instead.
 const HOMOPHONES: [(&str, &str); 34] = [
     ("to", "two"),
     ("for", "four"),
@@ -75,7 +75,7 @@ const HOMOPHONES: [(&str, &str); 34] = [
 
 const KEY_ROWS: [&str; 3] = ["qwertyuiop", "asdfghjkl", "zxcvbnm"];
 
-/// Adds to `words` what people and machines add.
+/// Changes `words` as people and machines do.
 pub(super) fn add(words: &str, is_order: bool, random: &mut Random) -> String {
     let mut text = words.to_owned();
     if random.chance(RATES.opening) {
@@ -93,7 +93,7 @@ pub(super) fn add(words: &str, is_order: bool, random: &mut Random) -> String {
     }
 }
 
-/// As a recogniser writes it: no capitals, no marks, numbers as words, and one of its errors.
+/// Changes `words` as a speech recogniser does: no capitals, no marks, numbers as words, and one of its errors.
 fn spoken(text: &str, random: &mut Random) -> String {
     let mut words: Vec<String> = text.split(' ').map(number_as_words).collect();
     let place = random.below(words.len() + 1);
@@ -114,7 +114,7 @@ fn spoken(text: &str, random: &mut Random) -> String {
     words.join(" ")
 }
 
-/// `25` as `twenty five`, `6:30` as `six thirty`; anything else as it is.
+/// Returns `25` as `twenty five` and `6:30` as `six thirty`; leaves anything else unchanged.
 fn number_as_words(word: &str) -> String {
     let spell = |digits: &str| digits.parse::<usize>().ok().filter(|number| *number < 100).map(spelled);
     match word.split_once(':') {
@@ -124,7 +124,7 @@ fn number_as_words(word: &str) -> String {
     .unwrap_or_else(|| word.to_owned())
 }
 
-/// A number below 100.
+/// Returns the words for a number below 100.
 fn spelled(number: usize) -> String {
     const SMALL: [&str; 20] = [
         "zero",
@@ -156,7 +156,7 @@ fn spelled(number: usize) -> String {
     }
 }
 
-/// One or two slips of the fingers, in words of four letters or more.
+/// Adds one or two typing errors, in words of four letters or more.
 fn mistyped(text: &str, random: &mut Random) -> String {
     let mut words: Vec<Vec<char>> = text.split(' ').map(|word| word.chars().collect()).collect();
     for _ in 0..=random.below(2) {
@@ -181,7 +181,7 @@ fn slip(word: &mut Vec<char>, random: &mut Random) {
     }
 }
 
-/// A key beside `letter`; what has no such key stays.
+/// Returns a key beside `letter`, or `letter` itself if there is none.
 fn neighbour(letter: char, random: &mut Random) -> char {
     let row = KEY_ROWS.iter().find_map(|row| row.find(letter).map(|at| (row.as_bytes(), at)));
     let Some((row, at)) = row else { return letter };
@@ -189,7 +189,7 @@ fn neighbour(letter: char, random: &mut Random) -> char {
     char::from(row[beside])
 }
 
-/// As people write: mostly as it is, some with a capital, a mark at the end, or all in capitals.
+/// Changes a text as people write it: mostly unchanged, some with a capital, a mark at the end, or all in capitals.
 fn written(text: String, random: &mut Random) -> String {
     let capital = |text: &str| {
         let mut letters = text.chars();

@@ -1,10 +1,10 @@
-//! What can stand in a template's `{slot}`.
+//! Values for a template's `{slot}`.
 
 /// The name of a slot and its values.
 pub(super) struct Slot {
-    /// As it stands between the braces.
+    /// Name between the braces.
     pub(super) name: &'static str,
-    /// Each as likely.
+    /// Values, all equally likely.
     pub(super) values: &'static [&'static str],
 }
 

@@ -42,8 +42,8 @@ impl Stage {
         Ok(HeadResult { loss, flowing: results.hidden_gradient.map(Flow::Value) })
     }
 
-    /// Runs the head over `rows` rows at a time: losses and gradients add up, for the weights of the tokens are those of the
-    /// whole batch. Rows that do not count are left out, and their gradient is zero.
+    /// Runs the head over `rows` rows at a time. Losses and gradients add up, because each token keeps its weight in the whole
+    /// batch. Rows that do not count are left out, and their gradient is zero.
     pub(super) fn step_in_chunks(
         &mut self,
         given: &Given<'_>,

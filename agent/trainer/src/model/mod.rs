@@ -244,7 +244,7 @@ impl Model {
         let (shape, values) = contents(&hidden)?;
         let width = shape.get(1).copied().unwrap_or(0);
         let values = values[..batch.tokens * width].to_vec();
-        Ok(ArrayD::from_shape_vec(IxDyn(&[batch.tokens, width]), values).expect("so many rows were taken"))
+        Ok(ArrayD::from_shape_vec(IxDyn(&[batch.tokens, width]), values).expect("exactly `tokens` rows were taken"))
     }
 
     /// Returns the activations after the layers of `mask`, and the contexts.

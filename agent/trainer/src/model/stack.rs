@@ -72,7 +72,7 @@ impl Stack {
             self.blocks.push(block(bytes).map_err(refused)?);
             self.used = 0;
         }
-        let (last, full) = self.blocks.split_last_mut().expect("one was pushed where there was none");
+        let (last, full) = self.blocks.split_last_mut().expect("an empty stack got a block just now");
         let place = NonNull::from(&mut last[self.used]);
         self.used += bytes;
         self.highest = self.highest.max(full.iter().map(|block| block.len()).sum::<usize>() + self.used);
@@ -89,7 +89,7 @@ fn tensor_at(place: NonNull<u8>, bytes: usize, dtype: TensorElementType, shape: 
     let mut value = std::ptr::null_mut();
     #[expect(
         unsafe_code,
-        reason = "so many bytes are there; the step that took them drops the tensor before they are taken again"
+        reason = "the block has these bytes; the step that took them drops the tensor before they are taken again"
     )]
     unsafe {
         let created = (ort::api().CreateTensorWithDataAsOrtValue)(

@@ -208,12 +208,12 @@ fn gradients_of_every_mask_agree_with_differences_of_the_loss() {
             let gradients = model.step(&weights, &batch, &mask).unwrap().gradients;
             for (name, gradient) in &gradients {
                 let norm = gradient.iter().map(|value| value * value).sum::<f32>().sqrt();
-                let mut at = |distance: f32| {
+                let mut loss_at = |distance: f32| {
                     let mut moved = weights.clone();
                     moved.get_mut(name).unwrap().scaled_add(distance / norm, gradient);
                     f64::from(model.step(&moved, &batch, &mask).unwrap().loss)
                 };
-                let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+                let slope = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2;
                 assert!(
                     (slope - f64::from(norm)).abs() < 1e-3 * (1.0 + slope),
                     "{active:?} {name}: {norm}, difference {slope}"

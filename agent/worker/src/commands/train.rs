@@ -108,7 +108,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Keep the state of the training in this file, and resume from it if it exists: after an interruption, give the same command
-    /// again. With as many threads, the result is bit for bit the same as without an interruption.
+    /// again. The same number of threads gives the same result, bit for bit, as without an interruption.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Write --checkpoint after every N steps, and at the end.

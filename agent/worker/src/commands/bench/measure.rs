@@ -213,7 +213,7 @@ fn random_examples(pack: &Pack, examples: usize, tokens: usize) -> Vec<Sequence>
 
 /// Resets the kernel's record of the largest resident size.
 fn reset_peak() {
-    // If the file may not be written, the peak is that of the whole process.
+    // If the file cannot be written, the peak covers the whole life of the process.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 

@@ -26,17 +26,17 @@ const MAX_FRAME_BYTES: u64 = 2 * MAX_TRANSFER_BYTES + (1 << 20);
 /// A message of the agent.
 #[derive(PartialEq, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Sets the worker up. Sent once, first, and not replied to.
+    /// Sets the worker up. Sent once, as the first message, without a reply.
     Open(Setup),
-    /// Asks what there is to train. The reply is an [`Inventory`](crate::Inventory).
+    /// Asks for the pack's and the examples' properties. The reply is an [`Inventory`](crate::Inventory).
     TakeInventory,
-    /// Asks what keeps the device from training. The reply is a list of names and [`Finding`](crate::Finding)s.
+    /// Asks for problems that keep the device from training. The reply is a list of names and [`Finding`](crate::Finding)s.
     Examine,
     /// Orders work. The reply is a [`Product`](crate::Product).
     Work(Work),
     /// Allows the next step.
     Continue,
-    /// Forbids the next step: nobody needs the product.
+    /// Forbids the next step, because the product is not needed any more.
     Stop,
 }
 

@@ -1,4 +1,4 @@
-//! The greeting by which agent and worker find out that they understand each other, before any frame.
+//! The greeting by which agent and worker check, before any frame, that they understand each other.
 //!
 //! The two programs may come from different builds: a package was upgraded while the agent ran, or a file was copied by hand. Frames
 //! do not describe themselves, so a build with other frames would misread them without noticing. Therefore:
@@ -63,13 +63,13 @@ impl fmt::Display for FramesId {
 /// The version of a program and of its frames.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Greeting {
-    /// Version of the program, for people.
+    /// Version of the program, for error messages.
     pub program: String,
     /// Identity of its frames.
     pub frames: FramesId,
 }
 
-/// The reason for which an agent and a worker do not work together.
+/// Reason for which an agent and a worker do not work together.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
     "skiff-agent {agent} (frames {agent_frames}) cannot use skiff-worker {worker} (frames {worker_frames}): install both from \

@@ -1,20 +1,20 @@
 //! Attention over rows of tokens, one head of one example at a time, and its gradient.
 //!
-//! All operands of a product fit the processor's caches: the matrix of probabilities is computed for [`QUERIES`] queries at a
-//! time and never stored. The gradient computes it again from queries and keys (Dao et al., arXiv 2205.14135), sums included.
-//! So its rows sum to 1 even if queries and keys were rounded in between.
+//! All operands of a product fit the processor's caches. The matrix of probabilities is computed for [`QUERIES`] queries at a
+//! time and never stored. The gradient computes it again from queries and keys (Dao et al., arXiv 2205.14135), including the
+//! sums. Its rows therefore sum to 1 even if queries and keys were rounded meanwhile.
 
 use crate::product::{Rows, Sizes, Strided, product};
 use crate::vectors::{COMMON_FMA, exp, largest, sum, vectorised};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// Queries whose probabilities are in memory at once.
+/// Number of queries with their probabilities in memory at once.
 const QUERIES: usize = 32;
 /// Rows of keys are padded to a multiple of this, so that no product has a ragged edge.
 const PADDING: usize = 32;
 
-/// The part that all heads of all examples have in common.
+/// Sizes that all heads of all examples have in common.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Form {
     /// Query heads, `h`.
@@ -23,30 +23,30 @@ pub struct Form {
     pub key_heads: usize,
     /// Features of a head, `d`.
     pub size: usize,
-    /// The factor of `Q K^T`.
+    /// Factor of `Q K^T`.
     pub scale: f32,
-    /// True if no query sees a later key.
+    /// Whether queries see no later keys.
     pub causal: bool,
-    /// Number of keys up to its own that a query sees, if it is causal; `usize::MAX` for all.
+    /// Number of keys that a causal query sees, up to its own; `usize::MAX` for all.
     pub window: usize,
 }
 
 /// One example of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Span {
-    /// Its first row of keys.
+    /// The example's first row of keys.
     pub first: usize,
-    /// Its tokens.
+    /// Number of its tokens.
     pub tokens: usize,
-    /// Its first row of queries.
+    /// The example's first row of queries.
     pub query: usize,
     /// Number of its queries: all its tokens, or one.
     pub queries: usize,
-    /// The token that the first query is at.
+    /// Position of the first query, in tokens.
     pub position: usize,
 }
 
-/// Numbers in one of two precisions; what is computed of them is always single.
+/// Numbers in one of two precisions. Results are always in single precision.
 #[derive(Clone, Copy, Debug)]
 pub enum Numbers<'a> {
     /// 32 bits.
@@ -78,8 +78,8 @@ pub struct Gradients {
 }
 
 vectorised! {
-    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the key head `head` of the example `span`: a block
-    /// for each of its query heads, `[h / k, queries, d]`.
+    /// Computes `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) for the key head `head` of the example `span`.
+    /// The result has a block for each of the key head's query heads, `[h / k, queries, d]`.
     pub fn attend(form: Form, span: Span, head: usize, inputs: Inputs<'_>, out: &mut Vec<f32>)
         = attend_of::<true, 8, 32>, attend_of::<true, 4, 16>, attend_of::<COMMON_FMA, 4, 8>
 }
@@ -99,7 +99,7 @@ fn seen(form: Form, span: Span, position: usize) -> std::ops::Range<usize> {
     if form.causal { (position + 1).saturating_sub(form.window)..position + 1 } else { 0..span.tokens }
 }
 
-/// One head's columns of the rows `first..first + count`, side by side.
+/// Returns one head's columns of the rows `first..first + count`, without gaps.
 #[inline(always)]
 fn columns(rows: Numbers<'_>, [heads, size]: [usize; 2], head: usize, first: usize, count: usize, into: &mut Vec<f32>) {
     into.resize(count * size, 0.0);
@@ -112,7 +112,7 @@ fn columns(rows: Numbers<'_>, [heads, size]: [usize; 2], head: usize, first: usi
     }
 }
 
-/// `softmax(scale row)` in its place, over the keys that are seen; the others' are 0.
+/// Replaces `row` by `softmax(scale row)` over the visible keys; hidden keys get 0.
 #[inline(always)]
 fn softmax<const FMA: bool>(row: &mut [f32], seen: &std::ops::Range<usize>, scale: f32) {
     row[..seen.start].fill(0.0);
@@ -126,7 +126,7 @@ fn softmax<const FMA: bool>(row: &mut [f32], seen: &std::ops::Range<usize>, scal
     row.iter_mut().for_each(|value| *value *= share);
 }
 
-/// `[tokens, size]` as `[size, padded]`, zeros at the end of each row.
+/// Transposes `[tokens, size]` to `[size, padded]`, with zeros at the end of each row.
 #[inline(always)]
 fn transpose(rows: &[f32], size: usize, padded: usize, into: &mut Vec<f32>) {
     into.clear();
@@ -322,7 +322,7 @@ mod tests {
             weights.into_iter().map(|weight| weight / total).collect()
         }
 
-        /// `value` or its like, of a token and a feature.
+        /// Returns a token's feature in `value`, or in another matrix of this form.
         fn of_key(&self, rows: &[f32], token: usize, head: usize, feature: usize) -> f64 {
             f64::from(rows[((self.span.first + token) * self.form.key_heads + head) * self.form.size + feature])
         }

@@ -1,13 +1,14 @@
-//! Gradients that are as large as their operands, in one pass each. All slices of a call are of one length, or of rows of it.
+//! Gradients with the size of their operands, in one pass each. All slices of a call have the same length or consist of rows
+//! of the same length.
 
 use crate::vectors::{COMMON_FMA, exp, fma, sum, vectorised};
 
 vectorised! {
-    /// `out = dy (Phi(x) + x phi(x))`, the gradient of GELU in its exact form (Hendrycks and Gimpel, arXiv 1606.08415), with
-    /// `Phi(x) = (1 + erf(x / sqrt 2)) / 2` and `phi(x) = exp(-x^2 / 2) / sqrt(2 pi)`.
+    /// Computes `out = dy (Phi(x) + x phi(x))`, the gradient of GELU in its exact form (Hendrycks and Gimpel, arXiv 1606.08415),
+    /// with `Phi(x) = (1 + erf(x / sqrt 2)) / 2` and `phi(x) = exp(-x^2 / 2) / sqrt(2 pi)`.
     ///
-    /// `erf` is the rational approximation of Abramowitz and Stegun, 7.1.26, whose error is at most 1.5e-7; it has the same
-    /// exponential in it as `phi`.
+    /// `erf` is the rational approximation 7.1.26 of Abramowitz and Stegun, with an error of at most 1.5e-7. It contains the same
+    /// exponential as `phi`.
     pub fn gelu_grad(x: &[f32], dy: &[f32], out: &mut [f32]) = gelu_grad_of::<true>, gelu_grad_of::<true>, gelu_grad_of::<COMMON_FMA>
 }
 
@@ -32,7 +33,7 @@ fn gelu_grad_of<const FMA: bool>(x: &[f32], dy: &[f32], out: &mut [f32]) {
 }
 
 vectorised! {
-    /// `out = (dy - sum(dy y)) y` for each row of `size`: the gradient of softmax with the result `y`.
+    /// Computes the gradient of softmax with the result `y`: `out = (dy - sum(dy y)) y` for each row of `size` numbers.
     pub fn softmax_grad(y: &[f32], dy: &[f32], size: usize, out: &mut [f32]) = softmax_grad_of, softmax_grad_of, softmax_grad_of
 }
 
@@ -49,13 +50,13 @@ fn softmax_grad_of(y: &[f32], dy: &[f32], size: usize, out: &mut [f32]) {
 /// Operands of a norm's gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// The gradient of its result, rows of as many numbers as `weight` has.
+    /// Gradient of the norm's result, in rows of the length of `weight`.
     pub dy: &'a [f32],
-    /// Its operand.
+    /// Operand of the norm.
     pub x: &'a [f32],
-    /// The factor of each feature.
+    /// Factor of each feature.
     pub weight: &'a [f32],
-    /// The mean of each row; absent for an RMS norm, which has none.
+    /// Mean of each row; absent for an RMS norm.
     pub mean: Option<&'a [f32]>,
     /// For each row `1 / sqrt(variance + epsilon)`, or `1 / sqrt(mean square + epsilon)`.
     pub inverse: &'a [f32],
@@ -104,7 +105,7 @@ mod tests {
         (f64::from(found) - expected).abs() < 2e-5 * (1.0 + expected.abs())
     }
 
-    /// `Phi` by Simpson's rule.
+    /// Returns `Phi(x)` by Simpson's rule.
     fn distribution(x: f64) -> f64 {
         let (steps, phi) = (2000, |x: f64| (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt());
         let h = x / f64::from(steps);
@@ -112,7 +113,8 @@ mod tests {
         0.5 + h / 3.0 * (0..=steps).map(|at| weight(at) * phi(f64::from(at) * h)).sum::<f64>()
     }
 
-    /// `(x - mean) / sqrt(variance + epsilon) * weight`, or without a mean, weighted with `dy` and summed.
+    /// Returns the norm weighted with `dy` and summed: `(x - mean) / sqrt(variance + epsilon) * weight`, or the same without a
+    /// mean.
     fn normed(x: &[f64], weight: &[f32], dy: &[f32], centred: bool) -> f64 {
         let size = x.len() as f64;
         let mean = if centred { x.iter().sum::<f64>() / size } else { 0.0 };

@@ -1,14 +1,15 @@
-//! Fused operators for ONNX Runtime on the processor, for the parts of a training step that cost time beside matrix products.
+//! Fused operators for ONNX Runtime on the processor, for the slow parts of a training step other than matrix products.
 //!
-//! A pack holds its graphs twice: with plain ONNX operators, which any runtime computes, and with these. Each stands for five
-//! to twenty plain operators and passes over memory once. Both sets give the same numbers up to rounding.
+//! A pack contains its graphs twice: with plain ONNX operators, which any runtime computes, and with fused ones. A fused
+//! operator replaces five to twenty plain operators and passes over memory once. Both sets give the same numbers up to
+//! rounding.
 //!
 //! - [`attention`]: attention over rows of tokens, and its gradient. No padding, no matrix of probabilities in memory.
 //! - [`elementwise`]: gradients of GELU, softmax, layer norm and RMS norm.
 //! - [`product`]: the small matrix product inside attention.
-//! - [`operators`]: these as operators of the domain `skiff`, on ONNX Runtime's own threads.
+//! - [`operators`]: all of these as operators of the domain `skiff`, on ONNX Runtime's own threads.
 //!
-//! Loops are written so that the compiler makes vectors of them, for AVX-512, AVX2 or NEON; see [`vectors`].
+//! The loops' form lets the compiler vectorise them for AVX-512, AVX2 or NEON; see [`vectors`].
 
 pub mod attention;
 pub mod elementwise;

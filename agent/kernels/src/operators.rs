@@ -1,5 +1,5 @@
-//! The operators of the domain `skiff`, for ONNX Runtime. Work is cut into pieces that its own threads take; each piece writes
-//! what no other does, so the result does not depend on who takes which.
+//! The operators of the domain `skiff`, for ONNX Runtime. Its own threads do the work in pieces. No two pieces write the same
+//! numbers, so the result does not depend on the threads that do them.
 
 use crate::attention::{self, Form, Gradients, Inputs, Numbers, Span};
 use crate::elementwise::{self, Norm};
@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// The domain's name, as in a graph's nodes.
 pub const DOMAIN: &str = "skiff";
-/// Numbers of an element-wise gradient that one piece of work has: enough to outweigh handing it out.
+/// Number of elements of an element-wise gradient in one piece of work. The work outweighs the cost of the hand-over.
 const PIECE: usize = 16_384;
 
 /// Returns all operators.
@@ -46,13 +46,13 @@ pub fn domain() -> ort::Result<OperatorDomain> {
 struct Fused {
     name: &'static str,
     kind: Kind,
-    /// Whether what was kept from the forward pass comes in half precision.
+    /// Whether values kept from the forward pass come in half precision.
     half: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// A number in single precision to the nearest in half precision, ties to even.
+    /// Converts single precision to the nearest number in half precision, ties to even.
     Narrow,
     /// `x`, `dy`.
     GeluGrad,
@@ -62,9 +62,9 @@ enum Kind {
     LayerNormGrad,
     /// `dy`, `x`, weight, inverse.
     RmsNormGrad,
-    /// Queries, keys, values, first rows, and if there is one query for each example its row; to the context.
+    /// Queries, keys, values, first rows, and the query's row if each example has only one query; gives the context.
     Attention { one_query: bool },
-    /// Those, gradient of the context; to three gradients.
+    /// The operands of attention and the gradient of the context; gives three gradients.
     AttentionGrad { one_query: bool },
 }
 
@@ -178,7 +178,7 @@ fn elementwise_gradient(kind: Kind, context: &ComputeContext) -> ort::Result<()>
     }
     let piece = (PIECE / row).max(1) * row;
     in_pieces(context, result, piece, |start, out| {
-        // What comes in half precision is widened a piece at a time, which the cache holds.
+        // Operands in half precision are widened a piece at a time, which fits the cache.
         let mut widened = [Vec::new(), Vec::new()];
         let [first, second] = &mut widened;
         let first = tensors[0].1.part(start, out.len(), first);
@@ -221,7 +221,7 @@ fn attention_grad(context: &ComputeContext, form: Form, one_query: bool) -> ort:
     let (_, gradient) = numbers(&values[4 + usize::from(one_query)])?;
     let (wide, narrow) = (form.heads * form.size, form.key_heads * form.size);
     if gradient.len() != operands.queries * wide {
-        return Err(ort::Error::new("the gradient is not of the queries' size"));
+        return Err(ort::Error::new("the gradient does not have the queries' size"));
     }
     let gradient = gradient.single();
     let mut query = output(context, 0, &[operands.queries, wide])?;
@@ -242,7 +242,7 @@ fn attention_grad(context: &ComputeContext, form: Form, one_query: bool) -> ort:
     })
 }
 
-/// The operands of attention, looked at.
+/// The checked operands of attention.
 struct Operands<'a> {
     inputs: Inputs<'a>,
     spans: Vec<Span>,
@@ -251,7 +251,7 @@ struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
-    /// `at`: there is one query for each example, and a fifth operand says at which row.
+    /// Reads and checks the operands. `at` says that each example has only one query, with its row in a fifth operand.
     fn of(values: &'a [ValueRef<'_>], form: Form, at: bool) -> ort::Result<Self> {
         let [query, key, value] = [numbers(&values[0])?, numbers(&values[1])?, numbers(&values[2])?];
         let rows = |value: &'a ValueRef<'_>| Ok::<_, ort::Error>(value.try_extract_tensor::<i64>()?.1);
@@ -292,7 +292,7 @@ impl<'a> Operands<'a> {
         Ok(Self { inputs: Inputs { query: query.1, key: key.1, value: value.1 }, spans, queries, tokens })
     }
 
-    /// Returns a result's rows, cut by example.
+    /// Returns a result's rows, split by example.
     fn by_example<'r>(
         &self,
         rows: &'r mut [f32],
@@ -309,7 +309,7 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// Writes blocks `[rows, size]`, of one head after another from `first` on, into rows of `heads` heads.
+/// Writes blocks `[rows, size]` of consecutive heads, beginning with `first`, into rows of `heads` heads.
 fn put(rows: &Mutex<&mut [f32]>, blocks: &[f32], count: usize, size: usize, [heads, first]: [usize; 2]) {
     let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
     for (at, block) in blocks.chunks_exact(count * size).enumerate() {
@@ -319,7 +319,7 @@ fn put(rows: &Mutex<&mut [f32]>, blocks: &[f32], count: usize, size: usize, [hea
     }
 }
 
-/// Lets the threads fill `result`, `piece` numbers at a time: `fill` gets the place of the first number, and the numbers.
+/// Lets the threads fill `result`, `piece` numbers at a time. `fill` receives the index of the first number, and the numbers.
 fn in_pieces<T: Send>(
     context: &ComputeContext,
     result: &mut [T],
@@ -373,7 +373,7 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// `length` of them from `start` on, in `into` if they have to be widened.
+    /// Returns `length` values from `start`. Uses `into` if the values must be widened.
     fn part(self, start: usize, length: usize, into: &'a mut Vec<f32>) -> &'a [f32] {
         match self {
             Self::Single(values) => &values[start..start + length],

@@ -1,18 +1,18 @@
-//! The product of small matrices that lie in the processor's caches: what attention multiplies for one head.
+//! The product of small matrices in the processor's caches, as attention needs it for one head.
 //!
-//! A block of the result is kept in registers while it grows by one outer product after another. Nothing is packed: the
-//! second operand's rows are read as they lie, of the first one's elements any stride will do, so a transposed one too.
+//! A block of the result stays in registers while outer products are added to it. No operand is copied: the second operand is
+//! read row by row, and the first may have any strides, so it may be transposed.
 
 use crate::vectors::fma;
 
 /// The first operand of a product, by the strides of its rows and columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Strided<'a> {
-    /// Its elements.
+    /// Elements of the operand.
     pub data: &'a [f32],
-    /// Elements from a row to the next.
+    /// Number of elements from one row to the next.
     pub rows: usize,
-    /// Elements from a column to the next.
+    /// Number of elements from one column to the next.
     pub columns: usize,
 }
 
@@ -25,23 +25,24 @@ pub struct Rows<T> {
     pub stride: usize,
 }
 
-/// The sizes of a product: `[m, k]` times `[k, n]`.
+/// Sizes of a product: `[m, k]` times `[k, n]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// Rows of the result.
     pub m: usize,
     /// Columns of the result.
     pub n: usize,
-    /// The dimension that is summed over.
+    /// Length of the sums.
     pub k: usize,
 }
 
-/// `C = A B`, or `C += A B` if `add` is set.
+/// Computes `C = A B`, or `C += A B` if `add` is set.
 ///
-/// Compiled into its caller for the caller's vectors: `MR` rows of `NR` columns must fit its registers.
+/// The function is inlined into its caller and compiled for the caller's vectors. `MR` rows of `NR` columns must fit the
+/// registers.
 ///
 /// # Panics
-/// If a slice is shorter than its sizes say.
+/// If a slice is too short for its sizes.
 #[inline(always)]
 pub fn product<const FMA: bool, const MR: usize, const NR: usize>(
     sizes: Sizes,
@@ -72,7 +73,7 @@ pub fn product<const FMA: bool, const MR: usize, const NR: usize>(
     }
 }
 
-/// `NR` columns of the result from `column` on.
+/// Computes `NR` columns of the result, beginning with `column`.
 #[inline(always)]
 fn rows_of<const FMA: bool, const MR: usize, const NR: usize>(
     column: usize,
@@ -93,8 +94,8 @@ fn rows_of<const FMA: bool, const MR: usize, const NR: usize>(
     }
 }
 
-/// The same for each row of a block, written out: a loop that the compiler leaves as one, as it does when it optimises the whole
-/// program at once, has an index that is not known, and then the block lies in memory and a product takes twice the time.
+/// Writes an expression out for each row of a block. When the compiler optimises the whole program at once, it does not
+/// unroll a loop. The index is then unknown, the block stays in memory, and a product takes twice the time.
 macro_rules! for_each_row {
     ($rows:ident, $at:ident => $body:block) => {
         const { assert!($rows <= 8, "more rows are to be written out here") };
@@ -108,7 +109,7 @@ macro_rules! for_each_row {
     )*};
 }
 
-/// A block of the result whose first element is at `row`, `column`.
+/// Computes the block of the result with the first element at `row`, `column`.
 #[inline(always)]
 fn tile<const FMA: bool, const MR: usize, const NR: usize>(
     [row, column]: [usize; 2],
@@ -187,7 +188,7 @@ mod tests {
                 let inside = column < n;
                 let kept = if add || !inside { before } else { 0.0 };
                 let expected = kept + if inside { product(row, column) } else { 0.0 };
-                // Whole numbers below 2^24: no rounding.
+                // Whole numbers below 2^24 are exact.
                 prop_assert_eq!(found.to_bits(), (expected + 0.0).to_bits(), "at {}", at);
             }
         }

@@ -1,20 +1,20 @@
-//! Vectors as wide as the processor has, and functions of numbers that a vector can compute.
+//! The widest vectors of the processor, and functions of numbers that vectors can compute.
 
-/// Number of partial sums of a long sum: as many as the widest vector has numbers.
+/// Number of partial sums of a long sum: the number of elements in the widest vector.
 pub(crate) const LANES: usize = 16;
 
-/// The instructions that a function is compiled for.
+/// Instructions for which a function is compiled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Width {
     /// AVX-512.
     Wide,
     /// AVX2 with fused multiply-add.
     Narrow,
-    /// The vector instructions that every processor of the architecture has: NEON, or SSE2.
+    /// Vector instructions of every processor of the architecture: NEON or SSE2.
     Common,
 }
 
-/// Returns the widest that this processor has.
+/// Returns the widest vectors of this processor.
 #[must_use]
 pub fn width() -> Width {
     #[cfg(target_arch = "x86_64")]
@@ -29,11 +29,11 @@ pub fn width() -> Width {
     Width::Common
 }
 
-/// Whether a multiplication and an addition are one instruction on every processor of the architecture.
+/// Whether every processor of the architecture has a fused multiply-add.
 pub(crate) const COMMON_FMA: bool = cfg!(target_arch = "aarch64");
 
-/// Defines a function that runs `$body` compiled for the processor's [`width`]. The body is generic over whether there is a
-/// fused multiply-add; it and all that it calls must be `#[inline(always)]`.
+/// Defines a function that runs `$body`, compiled for the processor's [`width`]. A generic parameter tells the body whether
+/// there is a fused multiply-add. The body and all functions that it calls must be `#[inline(always)]`.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $kind:ty),* $(,)?) = $wide:path, $narrow:path, $common:path) => {
         $(#[$meta])*
@@ -61,18 +61,18 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
-/// `a b + c`.
+/// Returns `a b + c`.
 #[inline(always)]
 pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Returns `exp(x)` to about one unit in the last place for `x` from -87 to 88; beyond, the value at the end of that range.
+/// Returns `exp(x)` to about one unit in the last place for `x` from -87 to 88. Beyond, the value at the end of that range.
 ///
 /// `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)`; `exp(r)` by its Taylor polynomial of degree 7 on `|r| <= ln(2) / 2`.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
-    // 1.5 * 2^23: a number beside it is rounded to an integer, which then stands in its lowest bits.
+    // 1.5 * 2^23: adding it rounds a number to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;

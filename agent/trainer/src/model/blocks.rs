@@ -1,4 +1,4 @@
-//! The blocks of a model: which of its sessions serves a layer, and a step's way up through them and down again.
+//! The blocks of a model: the sessions of each layer, and a step's way up through the layers and down again.
 
 use super::graph::{Given, Rows, Scope, add_gradients};
 use super::head::Flow;
@@ -16,35 +16,35 @@ use std::path::PathBuf;
 /// One stage for each kind of layer.
 pub(super) struct Blocks {
     pub(super) stages: Vec<Stage>,
-    /// The same for the highest layer that runs, if the head reads one row of each example: these stages compute no other
-    /// row. Empty if the head reads all rows.
+    /// One stage for each kind of layer, for the highest layer that runs. These stages compute only the row of each example that
+    /// the head reads. Empty if the head reads all rows.
     last: Vec<Stage>,
-    /// For each layer, its place in `stages`.
+    /// Index in `stages` for each layer.
     kinds: Vec<usize>,
     policy: Policy,
 }
 
-/// The activations above the blocks, and what the backward pass needs.
+/// The activations above the blocks, and the values for the backward pass.
 pub(super) struct Ascent {
     pub(super) hidden: DynValue,
-    /// Every layer from the lowest that trains on, the highest last.
+    /// Every active layer at or above the lowest one that trains, the highest last.
     pub(super) kept: Vec<Kept>,
 }
 
-/// A layer that is differentiated.
+/// A layer to differentiate.
 pub(super) struct Kept {
     /// Its position among the active layers.
     at: usize,
     input: DynValue,
-    /// `None` if they are to be computed again.
+    /// `None` if the backward pass computes them again.
     residuals: Option<Vec<DynValue>>,
 }
 
-/// The rows that the highest layer computes in an evaluation.
+/// Rows that the highest layer computes in an evaluation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needed {
     All,
-    /// Those that the head reads.
+    /// Only the rows that the head reads.
     Read,
 }
 
@@ -72,7 +72,7 @@ impl Blocks {
         self.kinds.len()
     }
 
-    /// Sets what layers keep from now on. They keep everything if the pack has no graphs that keep halves.
+    /// Sets the policy for the values that layers keep. They keep everything if the pack has no graphs for half precision.
     pub(super) fn set_policy(&mut self, policy: Policy) {
         let halves = self.stages.iter().all(|stage| stage.half.is_some());
         self.policy = if policy == Policy::Half && !halves { Policy::Keep } else { policy };
@@ -107,8 +107,8 @@ impl Blocks {
         Ok(hidden)
     }
 
-    /// Runs the layers of `mask`, and keeps on `stack` what their gradients need. Layers below the lowest one that trains keep
-    /// nothing.
+    /// Runs the layers of `mask`, and keeps the values for their gradients on `stack`. Layers below the lowest one that trains
+    /// keep nothing.
     pub(super) fn forward(
         &mut self,
         stack: &mut Stack,
@@ -128,7 +128,7 @@ impl Blocks {
                 hidden = stage.evaluate.required(results.hidden, "activations")?;
                 continue;
             }
-            // The highest layer's residuals are read at once.
+            // The highest layer's residuals are read immediately.
             let again = policy == Policy::Recompute && !highest;
             let graph = if again { &mut stage.evaluate } else { &mut stage.passes(policy).forward };
             let results = graph.run_on(stack, layer, &given)?;
@@ -139,8 +139,8 @@ impl Blocks {
         Ok(Ascent { hidden, kept })
     }
 
-    /// Differentiates the layers in `kept`, from the highest down, and drops what each kept as soon as it is used. `flowing` is
-    /// the gradient of the activations above them.
+    /// Differentiates the layers in `kept`, from the highest down. Drops each layer's kept values as soon as they are used.
+    /// `flowing` is the gradient of the activations above the layers.
     pub(super) fn backward(
         &mut self,
         stack: &mut Stack,

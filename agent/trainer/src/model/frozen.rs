@@ -1,4 +1,4 @@
-//! The frozen tensors as ONNX Runtime reads them: views into the mapped file, and the one table that is read by rows.
+//! The frozen tensors for ONNX Runtime: views into the mapped file, and the one table that is read by rows.
 
 use crate::error::TrainerError;
 use half::f16;
@@ -11,18 +11,18 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Views of all frozen tensors. It must go before the file that they are in.
+/// Views of all frozen tensors. They must be dropped before their file.
 pub(super) struct Views {
     places: BTreeMap<String, usize>,
     views: Vec<DynValueRefMut<'static>>,
-    // After what points into it.
+    // Dropped after the views that point into it.
     table: Option<Table>,
 }
 
-/// A table of which a batch reads few rows: as long as the table in the file, and with nothing in it but these.
+/// A table from which a batch reads few rows. It is as long as the table in the file, but holds only these rows.
 ///
-/// In a mapped file, reading a row brings its neighbours into the process's memory, sixteen pages at a time
-/// (fault_around_bytes), which for a vocabulary's table is soon all of it.
+/// Reading a row of a mapped file also loads its neighbours into the process's memory, sixteen pages at a time
+/// (fault_around_bytes). This soon loads all of a vocabulary's table.
 struct Table {
     rows: MmapMut,
     width: usize,
@@ -31,7 +31,7 @@ struct Table {
 }
 
 impl Views {
-    /// Views of all of `frozen`; nothing is copied.
+    /// Returns views of all tensors in `frozen`, without copying them.
     pub(super) fn of(frozen: &Frozen) -> Result<Self, TrainerError> {
         let failed = |name: &str, source| TrainerError::Frozen { name: name.to_owned(), source };
         let views = frozen.tensors().map(|(name, tensor)| view(&tensor).map_err(|source| failed(name, source)));
@@ -45,13 +45,13 @@ impl Views {
         self.places.get(name).copied()
     }
 
-    /// Returns the tensor at a place that [`Views::place`] gave.
+    /// Returns the tensor at a place from [`Views::place`].
     pub(super) fn at(&self, place: usize) -> &DynValue {
         &self.views[place]
     }
 
-    /// Adds the tensor called `name` once more, to be read by rows: only those are there that [`Views::bring`] brought. Gives
-    /// its place; none for a table that is too small to be worth it.
+    /// Adds the tensor called `name` a second time, to be read by rows. It holds only the rows that [`Views::bring`] loaded.
+    /// Returns its place, or `None` for a table that is too small to save memory.
     pub(super) fn by_rows(&mut self, frozen: &Frozen, name: &str) -> Result<Option<usize>, TrainerError> {
         const SMALL: usize = 1 << 20;
         let failed = |source| TrainerError::Table { source };
@@ -66,7 +66,7 @@ impl Views {
         Ok(Some(self.views.len() - 1))
     }
 
-    /// Reads these rows of the table. One that it lacks is an error of the graph, not of this.
+    /// Reads these rows of the table. A row beyond its end is ignored here; the graph reports it.
     pub(super) fn bring(&mut self, rows: &[i64]) -> Result<(), TrainerError> {
         let Some(Table { rows: memory, width, file, begin }) = &mut self.table else { return Ok(()) };
         for &row in rows.iter().collect::<BTreeSet<_>>() {
@@ -78,20 +78,17 @@ impl Views {
         Ok(())
     }
 
-    /// Gives the rows' memory back.
+    /// Frees the rows' memory.
     pub(super) fn forget(&self) {
         if let Some(Table { rows, .. }) = &self.table {
-            #[expect(
-                unsafe_code,
-                reason = "nobody has a reference into it, and whoever reads it next brings its rows before"
-            )]
-            // Where it is refused the rows stay, which harms nothing.
+            #[expect(unsafe_code, reason = "nothing refers to it, and the next reader first loads its rows")]
+            // If the system refuses, the rows stay, which does no harm.
             let _ = unsafe { rows.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
     }
 }
 
-/// Returns a view. The width of an element tells its type: f32, f16 or i8 are all that a pack holds.
+/// Returns a view. The width of an element determines its type, because a pack holds only f32, f16 and i8.
 fn view(tensor: &FrozenTensor<'_>) -> ort::Result<DynValueRefMut<'static>> {
     let elements: usize = tensor.shape.iter().product();
     match tensor.bytes.len() / elements.max(1) {

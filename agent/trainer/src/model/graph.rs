@@ -1,4 +1,4 @@
-//! A graph file in a session, and what its ports are tied to: looked up once, when the pack is opened.
+//! A graph file in a session, and the values bound to its ports, which are looked up once when the pack is opened.
 
 use super::frozen::Views;
 use super::stack::Stack;
@@ -49,7 +49,7 @@ enum Extent {
     },
 }
 
-/// The values that the ports of a graph are tied to in one layer, in their order.
+/// Values bound to the ports of a graph in one layer, in the order of the ports.
 pub(super) struct Table {
     feeds: Vec<Feed>,
     yields: Vec<Yield>,
@@ -75,22 +75,22 @@ enum Yield {
     Loss,
 }
 
-/// The values that the ports of a graph may be tied to.
+/// Values that may be bound to the ports of a graph.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'a> {
     pub(super) frozen: &'a Views,
     pub(super) schema: &'a Schema,
-    /// Names of the contexts that the embedding leaves for the graph, in order.
+    /// Names of the contexts from the embedding, in order.
     pub(super) contexts: &'a [String],
-    /// Names of the residuals that the forward graph leaves for it.
+    /// Names of the residuals from the forward graph.
     pub(super) residuals: &'a [String],
-    /// True if activations flow in.
+    /// Whether activations are an input.
     pub(super) hidden: bool,
-    /// True if their gradient flows in.
+    /// Whether the gradient of the activations is an input.
     pub(super) hidden_gradient: bool,
 }
 
-/// The values that the inputs of a run are taken from.
+/// Sources of the inputs of a run.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'a> {
     pub(super) batch: &'a Batch,
@@ -100,9 +100,9 @@ pub(super) struct Given<'a> {
     pub(super) residuals: &'a [&'a DynValue],
     pub(super) hidden: Option<Rows<'a>>,
     pub(super) hidden_gradient: Option<Rows<'a>>,
-    /// The rows of the batch's parts to use; all if `None`.
+    /// Rows of the batch's parts to use; `None` for all.
     pub(super) rows: Option<(usize, usize)>,
-    /// The activations have one row for each example, the one that the head reads.
+    /// Whether the activations have only the one row of each example that the head reads.
     pub(super) picked: bool,
 }
 
@@ -114,7 +114,7 @@ pub(super) enum Rows<'a> {
     Slice(usize, &'a [f32]),
 }
 
-/// The outputs of a run, sorted by what they are tied to.
+/// Outputs of a run, sorted by binding.
 #[derive(Default)]
 pub(super) struct Results {
     pub(super) hidden: Option<DynValue>,
@@ -137,7 +137,7 @@ impl Graph {
     ) -> Result<Self, TrainerError> {
         let table = |&layer: &usize| Ok::<_, TrainerError>((layer, scope.table(spec, layer)?));
         let tables = layers.iter().map(table).collect::<Result<_, _>>()?;
-        // Two threads that open sessions with operators of ours at once would both enter their domain in its list, an error.
+        // Two threads that open sessions with our operators at once would both register the domain, which is an error.
         let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let trace = runtime.traces.as_ref().map(|folder| folder.join(spec.file.replace('/', "_")));
         let session = Session::builder(runtime.environment())
@@ -159,12 +159,12 @@ impl Graph {
         })
     }
 
-    /// Runs it as `layer`, with its results in the arena.
+    /// Runs the graph as `layer`, with its results in the arena.
     pub(super) fn run(&mut self, layer: usize, given: &Given<'_>) -> Result<Results, TrainerError> {
         self.run_in(None, layer, given)
     }
 
-    /// Runs it as `layer`; what stays until the backward pass is in the stack, as far as its size is known before.
+    /// Runs the graph as `layer`. Outputs for the backward pass are in the stack if their size is known before the run.
     pub(super) fn run_on(
         &mut self,
         stack: &mut Stack,
@@ -184,7 +184,7 @@ impl Graph {
             let unbound = || TrainerError::Unbound {
                 graph: self.file.clone(),
                 port: name.clone(),
-                binding: "something that this run does not have".to_owned(),
+                binding: "a value that this run does not have".to_owned(),
             };
             inputs.push((Cow::from(name.as_str()), value.ok_or_else(unbound)?));
         }
@@ -219,7 +219,7 @@ impl Graph {
         Ok(results)
     }
 
-    /// Reads the frozen tensor at the place `from` at the place `to` from now on.
+    /// Replaces the frozen tensor at the place `from` by the one at `to` in all later runs.
     pub(super) fn redirect(&mut self, from: usize, to: usize) {
         for feed in self.tables.values_mut().flat_map(|table| &mut table.feeds) {
             if let Feed::Frozen(place) = feed
@@ -230,7 +230,7 @@ impl Graph {
         }
     }
 
-    /// Returns an output that the graph must have.
+    /// Returns an output, or an error if the graph lacks it.
     pub(super) fn required<T>(&self, output: Option<T>, binding: &'static str) -> Result<T, TrainerError> {
         output.ok_or_else(|| TrainerError::NoOutput { graph: self.file.clone(), binding })
     }
@@ -255,7 +255,7 @@ impl Output {
     }
 }
 
-/// Takes places in `stack` for the outputs that stay until the backward pass.
+/// Takes memory in `stack` for the outputs that stay until the backward pass.
 fn places(
     outputs: &[Output],
     table: &Table,
@@ -359,7 +359,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Returns the value tied to an input; nothing is copied.
+    /// Returns the value bound to an input, without copying it.
     fn find(&self, feed: &Feed) -> ort::Result<Option<SessionInputValue<'a>>> {
         match feed {
             Feed::Hidden => self.hidden.map(Rows::input).transpose(),
@@ -388,7 +388,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Returns some of the first dimension's indices.
+/// Returns a part of a tensor: a range of the first dimension's indices.
 fn rows_of<T: PrimitiveTensorElementType + Clone + Debug + 'static>(
     array: &ArrayD<T>,
     rows: Range<usize>,
@@ -411,7 +411,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Returns the shape of a tensor and its values, in place.
+/// Returns the shape of a tensor and its values, without copying them.
 pub(super) fn contents(value: &DynValue) -> Result<(Vec<usize>, &[f32]), TrainerError> {
     let failed = |source| TrainerError::Run { graph: "an output that is not f32".to_owned(), source };
     let (shape, values) = value.try_extract_tensor::<f32>().map_err(failed)?;
@@ -424,7 +424,7 @@ pub(super) fn array(value: &DynValue) -> Result<ArrayD<f32>, TrainerError> {
     Ok(ArrayD::from_shape_vec(IxDyn(&shape), values.to_vec()).expect("ONNX Runtime gives as many values as it says"))
 }
 
-/// Adds gradients to those of other parts of a step.
+/// Adds gradients to the sums over the other parts of a step.
 pub(super) fn add_gradients(
     into: &mut NamedTensors,
     gradients: impl Iterator<Item = (String, DynValue)>,

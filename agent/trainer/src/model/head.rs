@@ -7,13 +7,13 @@ use crate::error::TrainerError;
 use ort::value::DynValue;
 use skiff_models::tensors::NamedTensors;
 
-/// Results of the head: the loss, and the gradient of the activations if it was asked for.
+/// Results of the head: the loss and, if requested, the gradient of the activations.
 pub(super) struct HeadResult {
     pub(super) loss: f32,
     pub(super) flowing: Option<Flow>,
 }
 
-/// The gradient of activations on its way down.
+/// Gradient of the activations during the backward pass.
 pub(super) enum Flow {
     Value(DynValue),
     /// `D`, and the values.
@@ -59,7 +59,7 @@ impl Stage {
         let all = || chunks(given.batch.tokens, rows);
         let mut counting: Vec<_> = all().filter(|rows| any_counts(given.batch, rows)).collect();
         if counting.is_empty() {
-            // Where nothing counts, the gradients are zeros all the same.
+            // Gradients are needed even if no row counts: they are zeros then.
             counting.extend(all().next());
         }
         for rows in counting {

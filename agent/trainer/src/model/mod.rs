@@ -1,8 +1,8 @@
-//! Runs a pack's graphs: the one place that knows ONNX Runtime's values.
+//! Runs a pack's graphs. No other room knows ONNX Runtime's values.
 //!
-//! A step keeps the input and the residuals of each active layer that is differentiated, and drops them once the backward
-//! pass has used them. Layers below the lowest one that trains are not differentiated. Skipped layers are not run, and none
-//! of their tensors is bound.
+//! A step keeps the input and the residuals of each layer to differentiate, and drops them once the backward pass has used
+//! them. Layers below the lowest one that trains are not differentiated. Skipped layers are not run, and none of their
+//! tensors is bound.
 //!
 //! A language model's scores are the largest tensor, `[T, V]`. Its head therefore runs over a few rows at a time; that number
 //! depends only on the vocabulary, so a step gives the same bits everywhere.
@@ -42,10 +42,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The key under which the embedding's and the head's tables are: they belong to no layer.
+/// Key of the embedding's and the head's tables, which belong to no layer.
 const WHOLE: usize = 0;
 
-/// A choice between a pack's sets of graphs.
+/// Choice between a pack's sets of graphs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Operators {
     /// Graphs with fused operators, if the pack has them and the provider is the processor.
@@ -74,12 +74,12 @@ pub(super) struct Model {
     stack: Stack,
     head: Stage,
     chunk_rows: usize,
-    // Dropped before what owns the mapping that they point into.
+    // Dropped before the owner of the mapping that they point into.
     frozen: Views,
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
-/// The parts that a model is opened from.
+/// Parts from which a model is opened.
 pub(super) struct Parts<'a> {
     layout: &'a Layout,
     stages: &'a StageSpecs,
@@ -126,7 +126,7 @@ impl Model {
         let spec = &stages.embed.evaluate;
         let mut embed = Graph::open(runtime, file(&spec.file), spec, &[WHOLE], &bare)?;
         let blocks = Blocks::open(runtime, file, stages, &inner)?;
-        // What a language model's head reads is cut into rows, which a context is not made of.
+        // The inputs of a language model's head are cut into rows, and a context has no such rows.
         let above = if layout.task == Task::CausalLm { Scope { contexts: &[], ..inner } } else { inner };
         let head = Stage::open(runtime, file, &stages.head, &[WHOLE], &above, false)?;
         if let Some(name) = vocabulary_table(spec, layout)
@@ -147,7 +147,7 @@ impl Model {
         })
     }
 
-    /// Returns the form that its batches must have.
+    /// Returns the form of its batches.
     pub(super) fn form(&self) -> &Form {
         &self.form
     }
@@ -162,7 +162,7 @@ impl Model {
         self.chunk_rows = rows.max(1);
     }
 
-    /// Sets what layers keep from now on. They keep everything if the pack has no graphs that keep halves.
+    /// Sets the policy for the values that layers keep. They keep everything if the pack has no graphs for half precision.
     pub(super) fn set_policy(&mut self, policy: Policy) {
         self.blocks.set_policy(policy);
     }
@@ -196,8 +196,8 @@ impl Model {
         Ok(StepOutcome { loss: result.loss, gradients })
     }
 
-    /// Computes the scores with the layers of `mask` and keeps nothing. Each row of text (or each example, if the task scores
-    /// those) is shown to `visit` with its number. If `counted` is true, rows without a truth may be left out.
+    /// Computes the scores with the layers of `mask` and keeps nothing. Passes the scores of each row of text, or of each example
+    /// if the task scores examples, to `visit` with the row's number. If `counted` is true, rows without a truth may be left out.
     pub(super) fn scores(
         &mut self,
         weights: &NamedTensors,
@@ -275,7 +275,7 @@ impl Model {
     }
 }
 
-/// Checks what cannot be seen port by port.
+/// Checks the properties that concern several ports or stages together.
 fn check(stages: &StageSpecs, layout: &Layout) -> Result<(), TrainerError> {
     let fail = |what: String| Err(TrainerError::Stages { what });
     if let Some((layer, kind)) = stages.kinds.iter().enumerate().find(|(_, kind)| **kind >= stages.blocks.len()) {

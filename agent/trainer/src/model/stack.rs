@@ -1,7 +1,7 @@
-//! Memory for what layers keep from the forward to the backward pass.
+//! Memory for the values that layers keep from the forward to the backward pass.
 //!
-//! It is taken from the bottom up going forward and is free as a whole when the step is over, so it never fragments, whatever
-//! lengths batches have. ONNX Runtime's arena then holds only what lives within one graph.
+//! The forward pass takes it from the bottom up, and the end of the step frees it as a whole. It therefore never fragments,
+//! whatever the lengths of the batches. ONNX Runtime's arena then holds only values that live within one graph.
 
 use memmap2::MmapMut;
 use ort::AsPointer;
@@ -9,20 +9,20 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::value::{DynValue, TensorElementType};
 use std::ptr::NonNull;
 
-/// Alignment of every tensor, in bytes: that of vector instructions and cache lines.
+/// Alignment of every tensor in bytes, for vector instructions and cache lines.
 const ALIGNMENT: usize = 64;
-/// Bytes that are requested from the system at a time. Pages that nothing was written to take no memory.
+/// Number of bytes requested from the system at a time. Unwritten pages take no memory.
 const BLOCK: usize = 64 << 20;
 
-/// The memory of one step; the next one finds it as large as that needed. It is the system's own and not the C library's heap,
-/// which keeps what is given back to it.
+/// The memory of one step. The next step finds it as large as this one needed. It comes directly from the system, because
+/// the C library's heap keeps freed memory.
 #[derive(Default)]
 pub(super) struct Stack {
-    /// Those before the last are full.
+    /// Blocks of memory; all but the last are full.
     blocks: Vec<MmapMut>,
-    /// Bytes taken in the last block.
+    /// Number of bytes taken in the last block.
     used: usize,
-    /// Bytes that this step has taken at most.
+    /// Maximum number of bytes taken at once in this step.
     highest: usize,
 }
 
@@ -34,10 +34,10 @@ pub(super) struct Mark {
 }
 
 impl Stack {
-    /// Begins a step. All that was taken must be gone.
+    /// Begins a step. All taken tensors must have been dropped.
     pub(super) fn clear(&mut self) {
         if self.blocks.first().is_some_and(|block| block.len() < self.highest) {
-            // One block for all of it; the smaller ones go first.
+            // One block replaces all; the smaller ones are freed first.
             self.blocks.clear();
             self.blocks.extend(block(self.highest).ok());
         }
@@ -49,14 +49,14 @@ impl Stack {
         Mark { blocks: self.blocks.len(), used: self.used }
     }
 
-    /// Frees what was taken after `mark`, which must be gone.
+    /// Frees the memory taken after `mark`. Its tensors must have been dropped.
     pub(super) fn release(&mut self, mark: Mark) {
         self.blocks.truncate(mark.blocks);
         self.used = mark.used;
     }
 
-    /// Takes a tensor in this memory, for ONNX Runtime to write to. It must go before [`Stack::clear`], or [`Stack::release`]
-    /// of an earlier mark.
+    /// Takes a tensor in this memory, for ONNX Runtime to write to. It must be dropped before [`Stack::clear`], and before
+    /// [`Stack::release`] of an earlier mark.
     pub(super) fn tensor(&mut self, dtype: TensorElementType, shape: &[i64]) -> ort::Result<DynValue> {
         let elements = shape.iter().map(|&size| size.max(0) as usize).product::<usize>();
         let bytes = dtype.byte_size(elements).ok_or_else(|| ort::Error::new("a tensor of text has no size"))?;

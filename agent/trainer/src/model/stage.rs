@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 pub(super) struct Stage {
     pub(super) passes: Passes,
-    /// The same, but that what they keep is in half precision.
+    /// Same graphs, but they keep values in half precision.
     pub(super) half: Option<Passes>,
     pub(super) evaluate: Graph,
-    /// True if it has something to train.
+    /// Whether the stage has trainable tensors.
     pub(super) trains: bool,
 }
 
@@ -65,7 +65,7 @@ impl Stage {
 }
 
 impl Passes {
-    /// Returns the backward graph, without the gradient of the stage's input if nobody needs it.
+    /// Returns the backward graph, without the gradient of the stage's input if it is not needed.
     pub(super) fn backward(&mut self, lowest: bool) -> Result<&mut Graph, TrainerError> {
         let shorter = if lowest { self.backward_lowest.as_mut() } else { None };
         let missing = || TrainerError::Stages { what: "a stage below which something trains has no derivative".into() };
@@ -73,7 +73,7 @@ impl Passes {
     }
 }
 
-/// Returns true if a stage has something to train.
+/// Returns true if a stage has trainable tensors.
 pub(super) fn trains(spec: &StageSpec) -> bool {
     let outputs = spec.backward.iter().flat_map(|graph| &graph.outputs);
     outputs.into_iter().any(|port| matches!(port.binding, Binding::Gradient(_)))

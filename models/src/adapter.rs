@@ -1,8 +1,8 @@
-//! LoRA adapters as Hugging Face PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA adapters in Hugging Face PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Tensors have PEFT's names in a pack already, so this is about the settings, and about what other writers leave out.
+//! Tensors in a pack already have PEFT's names. This room deals with the settings and the differences between writers.
 //!
-//! Not read: `lora_dropout`, which like the model's own dropouts has no part here (see [`crate::architectures`]).
+//! `lora_dropout` is ignored, like the model's own dropouts (see [`crate::architectures`]).
 
 use crate::architectures::Model;
 use crate::checkpoint::{CheckpointError, TensorFile};
@@ -18,9 +18,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The settings' file.
+/// File name of the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
-/// The tensors' file.
+/// File name of the tensors.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
 /// An adapter in a folder.
@@ -32,11 +32,11 @@ pub struct Adapter {
     task_type: Option<String>,
     folder: PathBuf,
     tensors: TensorFile,
-    /// Names nobody has asked for yet.
+    /// Names of the tensors that were not taken yet.
     unused: BTreeSet<String>,
 }
 
-/// Why a folder is not an adapter that can be used, or cannot become one.
+/// Reason for which a folder is not a supported adapter, or cannot become one.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
     /// A file cannot be read.
@@ -60,10 +60,10 @@ pub enum AdapterError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// The parser's error, with its place in the file.
+        /// The parser's error, with its position in the file.
         source: serde_json::Error,
     },
-    /// A setting that this version cannot take.
+    /// This version does not support a setting.
     #[error("{path}: {key} is {found}, which is not supported; supported: {supported}", path = path.display())]
     Setting {
         /// The file.
@@ -78,7 +78,7 @@ pub enum AdapterError {
     /// The tensors cannot be read.
     #[error("reading the adapter's tensors")]
     Tensors(#[from] CheckpointError),
-    /// A tensor that the adapter should have, or should not.
+    /// A tensor is missing, or should not be there.
     #[error("{path}", path = path.display())]
     Tensor {
         /// The file.
@@ -86,18 +86,17 @@ pub enum AdapterError {
         /// The tensor and the fault.
         source: TensorError,
     },
-    /// The pack's way of fine-tuning has no form in PEFT.
+    /// PEFT has no form for the pack's method of fine-tuning.
     #[error("a pack tuned with {kind} has no adapter in Hugging Face PEFT's format; {hint}")]
     Kind {
-        /// The kind of fine-tuning.
+        /// The method of fine-tuning.
         kind: &'static str,
         /// Advice for the user.
         hint: &'static str,
     },
 }
 
-/// Settings of PEFT that change the computation in a way that is not built here, unless they are absent, null, false or
-/// empty.
+/// Settings of PEFT with an unsupported effect on the computation, unless they are absent, null, false or empty.
 const MUST_BE_OFF: [&str; 17] = [
     "use_dora",
     "lora_bias",
@@ -113,13 +112,13 @@ const MUST_BE_OFF: [&str; 17] = [
     "kasa_config",
     "velora_config",
     "monteclora_config",
-    // These go with the ways of `init_lora_weights` that change the frozen weights.
+    // These belong to the values of `init_lora_weights` that change the frozen weights.
     "loftq_config",
     "corda_config",
     "lora_ga_config",
 ];
 
-/// The values of `init_lora_weights`, beside null, true and false, for which PEFT leaves the frozen weights as they are.
+/// Values of `init_lora_weights`, besides null, true and false, with which PEFT does not change the frozen weights.
 const HARMLESS_INITIAL: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 #[derive(Deserialize)]
@@ -153,7 +152,7 @@ enum Layers {
     Many(Vec<usize>),
 }
 
-/// A setting that is not supported: its key, its value, and the supported values.
+/// An unsupported setting: its key, its value, and the supported values.
 type Refusal = (&'static str, Value, &'static str);
 
 impl Keys {
@@ -195,7 +194,7 @@ impl Keys {
     }
 }
 
-/// Fails if a setting changes the computation in a way that is not built here.
+/// Fails if a setting has an unsupported effect on the computation.
 fn check_switches(all: &Map<String, Value>) -> Result<(), Refusal> {
     for key in MUST_BE_OFF {
         if let Some(found) = all.get(key).filter(|value| is_on(value)) {
@@ -217,7 +216,7 @@ impl Adapter {
     /// Reads the settings in `folder` and the header of its tensors.
     ///
     /// # Errors
-    /// Files that cannot be read or are malformed, settings that change the computation in a way that is not built here.
+    /// Files that cannot be read or are malformed; settings with an unsupported effect on the computation.
     pub fn open(folder: &Path) -> Result<Self, AdapterError> {
         let path = folder.join(CONFIG_FILE);
         let text = read_bounded(&path)?;
@@ -227,7 +226,7 @@ impl Adapter {
             AdapterError::Setting { path: path.clone(), key, found: found.to_string(), supported }
         };
         check_switches(&serde_json::from_slice(&text).map_err(malformed)?).map_err(refused)?;
-        // From the text again: the order of patterns counts, and a map of values has forgotten it.
+        // Parsed from the text again: the order of patterns counts, and a map of values does not keep it.
         let keys: Keys = serde_json::from_slice(&text).map_err(malformed)?;
         let task_type = keys.task_type.clone();
         let lora = keys.lora().map_err(refused)?;
@@ -240,7 +239,7 @@ impl Adapter {
     /// alone, fits all tasks.
     ///
     /// # Errors
-    /// That setting, named.
+    /// Another task; the error names the setting.
     pub fn check_task(&self, task: Task) -> Result<(), AdapterError> {
         match self.task_type.as_deref() {
             None | Some("FEATURE_EXTRACTION") => Ok(()),
@@ -259,11 +258,11 @@ impl Adapter {
         }
     }
 
-    /// Returns the tensor that a pack of `model` calls `name`, if the adapter has it. An adapter of the bare model lacks the
-    /// first part of the model's names.
+    /// Returns the tensor with the name `name` in a pack of `model`, if the adapter has it. An adapter of the bare model lacks
+    /// the prefix of the model's names.
     ///
     /// # Errors
-    /// Another shape; values that cannot be read.
+    /// A tensor of another shape; values that cannot be read.
     pub fn take(&mut self, model: &Model, name: &str, shape: &[usize]) -> Result<Option<ArrayD<f32>>, AdapterError> {
         let bare = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix(model.base()));
         let names = [Some(name.to_owned()), bare.map(|rest| format!("{PREFIX}{rest}"))];
@@ -272,10 +271,10 @@ impl Adapter {
         Ok(Some(self.tensors.read(&found, shape)?))
     }
 
-    /// Fails where the adapter has a tensor that nobody took: it would not be the same model without it.
+    /// Fails if the adapter has a tensor that was not taken: without it, the model would not be the same.
     ///
     /// # Errors
-    /// That tensor, named.
+    /// An unused tensor; the error names it.
     pub fn finish(self) -> Result<(), AdapterError> {
         match self.unused.into_iter().next() {
             None => Ok(()),
@@ -286,7 +285,7 @@ impl Adapter {
         }
     }
 
-    /// Returns the error for a tensor that the adapter lacks.
+    /// Returns the error for a tensor that is missing from the adapter.
     #[must_use]
     pub fn missing(&self, name: &str) -> AdapterError {
         let source = TensorError::Missing { name: name.to_owned() };
@@ -294,11 +293,11 @@ impl Adapter {
     }
 }
 
-/// Writes `weights`, all trainable tensors of the pack with that manifest, and its frozen ones that belong to the adapter, as
-/// an adapter in `folder`, which is made.
+/// Writes an adapter into the new folder `folder`: `weights`, which are all trainable tensors of the manifest's pack, and
+/// the adapter's frozen tensors.
 ///
 /// # Errors
-/// A pack that trains something else than LoRA; a folder that cannot be written.
+/// A pack that does not train LoRA; a folder that cannot be written.
 pub fn write(folder: &Path, manifest: &Manifest, weights: &NamedTensors) -> Result<(), AdapterError> {
     let Peft::Lora(lora) = &manifest.design.peft else {
         let kind = manifest.design.peft.name();
@@ -320,7 +319,7 @@ pub fn write(folder: &Path, manifest: &Manifest, weights: &NamedTensors) -> Resu
     put(CONFIG_FILE, &text)
 }
 
-/// The settings' file as it is written. A structure, as the order of patterns counts.
+/// Contents of the settings' file. It is a structure because the order of patterns counts.
 #[derive(Serialize)]
 struct Config<'a> {
     peft_type: &'static str,
@@ -369,8 +368,8 @@ const fn task_type(task: Task) -> &'static str {
     }
 }
 
-/// Returns the targets, each named: PEFT takes `all-linear` for a head that trains whole too, and then fails if that is
-/// one layer.
+/// Returns the targets by name. PEFT would apply `all-linear` also to a head that trains whole, and would fail if the
+/// head is a single layer.
 fn targets<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Vec<&'a str> {
     if !lora.targets.iter().any(|target| target == ALL_LINEAR) {
         return lora.targets.iter().map(String::as_str).collect();
@@ -380,7 +379,7 @@ fn targets<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Vec<&'a str> {
     model.linears().into_iter().chain(model.pooler(head.task).filter(is_adapted)).collect()
 }
 
-/// Returns the parts of the head that train: the first parts of the names of their tensors.
+/// Returns the trainable parts of the head, by the prefixes of their tensors' names.
 fn head_modules(manifest: &Manifest) -> Option<BTreeSet<&str>> {
     let names = manifest.schema.tensors.iter().filter(|spec| spec.layer.is_none()).map(|spec| spec.name.as_str());
     let whole = names.filter(|name| !name.contains(".lora_")).filter_map(|name| name.strip_prefix(PREFIX));
@@ -402,7 +401,7 @@ fn is_on(value: &Value) -> bool {
     }
 }
 
-/// Returns true if PEFT leaves the frozen weights as they are.
+/// Returns true if PEFT does not change the frozen weights.
 fn is_harmless(initial: &Value) -> bool {
     match initial {
         Value::Null | Value::Bool(_) => true,
@@ -426,7 +425,7 @@ mod tests {
     use super::*;
     use std::error::Error;
 
-    /// Opens an adapter without tensors that has these settings beside the necessary ones.
+    /// Opens an adapter without tensors, with the necessary settings and these.
     fn open(more: &str) -> Result<Adapter, AdapterError> {
         let folder = tempfile::tempdir().unwrap();
         let text = format!(r#"{{"peft_type":"LORA","r":8,"lora_alpha":16,"target_modules":["query"]{more}}}"#);

@@ -1,7 +1,7 @@
 //! Reads the tensors of a Hugging Face checkpoint folder: `model.safetensors`, or shards and their index.
 //!
-//! Headers are checked whole and values are read in pieces, at their place in the file: reading a tensor of gigabytes takes
-//! as much memory as one piece of it.
+//! Headers are checked completely. Values are read in pieces, at their position in the file, so that reading a tensor of
+//! gigabytes takes only the memory of one piece.
 
 use crate::files;
 use crate::tensors::TensorError;
@@ -17,7 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
-/// One `safetensors` file, opened and its header checked.
+/// An open `safetensors` file with a checked header.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -38,11 +38,11 @@ struct Entry {
 pub struct Checkpoint {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    /// The place in `files` of the file that holds the tensor.
+    /// Index in `files` of each tensor's file.
     index: BTreeMap<String, usize>,
 }
 
-/// Why a checkpoint's tensors cannot be read.
+/// Reason for which a checkpoint's tensors cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file cannot be read.
@@ -53,7 +53,7 @@ pub enum CheckpointError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The folder has no tensors that can be read.
+    /// The folder has no readable tensors.
     #[error("{folder} has neither model.safetensors nor model.safetensors.index.json{hint}", folder = folder.display())]
     Absent {
         /// The folder.
@@ -66,10 +66,10 @@ pub enum CheckpointError {
     Index {
         /// The file.
         path: PathBuf,
-        /// The parser's error, with its place in the file.
+        /// The parser's error, with its position in the file.
         source: serde_json::Error,
     },
-    /// The index names a file that is not one of the folder.
+    /// The index names a file outside the folder.
     #[error("{path} names the shard {name:?}, which is not the name of a file beside it", path = path.display())]
     Foreign {
         /// The index.
@@ -77,7 +77,7 @@ pub enum CheckpointError {
         /// The name.
         name: String,
     },
-    /// A tensor is missing, misshaped, of another type, or holds a value that is not finite; or the file is malformed.
+    /// A tensor is missing, misshaped, of another type, or has a value that is not finite; or the file is malformed.
     #[error("{path}", path = path.display())]
     Tensor {
         /// The file.
@@ -87,20 +87,23 @@ pub enum CheckpointError {
     },
 }
 
-/// Values read at a time.
+/// Number of values read at a time.
 const PIECE: usize = 1 << 20;
-/// A JSON file of a checkpoint may be this large.
+/// Maximum size of a checkpoint's JSON file, in bytes.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 impl TensorFile {
     /// Opens the file at `path` and checks its header: sizes that fit the file, no overlap, no holes.
     ///
     /// # Errors
-    /// A file that cannot be read or whose header is malformed.
+    /// A file that cannot be read or has a malformed header.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let read = |source| CheckpointError::Read { path: path.to_owned(), source };
         let file = files::open_regular(path).map_err(read)?;
-        #[expect(unsafe_code, reason = "mapped for its header only; a file that shrinks meanwhile is a broken machine")]
+        #[expect(
+            unsafe_code,
+            reason = "mapped for its header only; files do not shrink meanwhile on a working machine"
+        )]
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         let tensors = SafeTensors::deserialize(&map).map_err(|error| malformed(path, TensorError::Header(error)))?;
         let start = map.as_ptr().addr();
@@ -132,7 +135,7 @@ impl TensorFile {
     /// Reads a whole tensor as f32.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape, of a type that is no floating point, or not finite; a failing disk.
+    /// A tensor that is missing, of another shape, not of floating point, or not finite; a failing disk.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<ArrayD<f32>, CheckpointError> {
         let mut values = Vec::new();
         self.pieces(name, shape, 1, &mut |piece| {
@@ -142,8 +145,8 @@ impl TensorFile {
         Ok(ArrayD::from_shape_vec(shape, values).expect("as many values as the shape says"))
     }
 
-    /// Gives a tensor's values to `take` as f32, in order, some rows of `row` values at a time. F16 and BF16 are widened,
-    /// which is exact.
+    /// Passes a tensor's values to `take` as f32, in order, some rows of `row` values at a time. F16 and BF16 are widened, which
+    /// is exact.
     ///
     /// # Errors
     /// The errors of [`TensorFile::read`] and of `take`.
@@ -166,7 +169,7 @@ impl TensorFile {
                 .read_exact_at(&mut bytes, entry.begin + (begin * width) as u64)
                 .map_err(|source| CheckpointError::Read { path: self.path.clone(), source })?;
             widen(&bytes, entry.dtype, &mut values);
-            // A sum of products with zero is NaN as soon as one value is not finite, and needs no branch for each.
+            // A sum of products with zero is NaN if any value is not finite, and needs no branch for each value.
             if !values.iter().map(|value| value * 0.0).sum::<f32>().is_finite() {
                 return Err(fail(TensorError::NotFinite { name: name.to_owned() }).into());
             }
@@ -175,15 +178,15 @@ impl TensorFile {
         Ok(())
     }
 
-    /// Checks that the tensor can be read as one of that shape.
+    /// Checks that the tensor can be read with this shape.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape, or of a type that is no floating point.
+    /// A tensor that is missing, of another shape, or not of floating point.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), CheckpointError> {
         self.entry(name, shape).map(drop)
     }
 
-    /// Returns the place of the tensor, and bytes of one of its values.
+    /// Returns the tensor's position, and the size of one of its values in bytes.
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, usize), CheckpointError> {
         let fail = |source| Err(malformed(&self.path, source));
         let Some(entry) = self.index.get(name) else { return fail(TensorError::Missing { name: name.to_owned() }) };
@@ -206,7 +209,7 @@ impl Checkpoint {
     /// Opens the tensors in `folder`.
     ///
     /// # Errors
-    /// No tensors, an index or a header that is malformed, a shard that is missing or lacks what the index says it has.
+    /// A folder without tensors; a malformed index or header; a shard that is missing or lacks a tensor of the index.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let (whole, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
         if whole.is_file() {
@@ -258,9 +261,9 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), files, index })
     }
 
-    /// Returns the file that holds the tensor which a model with names beginning with `base` calls `name`, and its name
-    /// there: the checkpoint of a bare model has no `base`, and old ones say `gamma` and `beta` for a layer norm's weight and
-    /// bias.
+    /// Finds the tensor `name` of a model whose names begin with `base`. Returns its file, and its name in the file.
+    ///
+    /// The checkpoint of a bare model lacks `base`. Old checkpoints name a layer norm's weight and bias `gamma` and `beta`.
     #[must_use]
     pub fn find(&self, name: &str, base: &str) -> Option<(&TensorFile, &str)> {
         let legacy = |name: &str| {
@@ -274,16 +277,16 @@ impl Checkpoint {
         Some((&self.files[place], name))
     }
 
-    /// Finds a tensor like [`Checkpoint::find`]; a missing one is an error that names it.
+    /// Same as [`Checkpoint::find`], but a missing tensor is an error that names it.
     ///
     /// # Errors
-    /// The tensor is not there.
+    /// The tensor is missing.
     pub fn require(&self, name: &str, base: &str) -> Result<(&TensorFile, &str), CheckpointError> {
         self.find(name, base).ok_or_else(|| malformed(&self.folder, TensorError::Missing { name: name.to_owned() }))
     }
 }
 
-/// Reads a file of settings, up to 64 MiB of it.
+/// Reads a file of settings of at most 64 MiB.
 ///
 /// # Errors
 /// The errors of [`files::read_bounded`].
@@ -295,13 +298,13 @@ fn malformed(path: &Path, source: TensorError) -> CheckpointError {
     CheckpointError::Tensor { path: path.to_owned(), source }
 }
 
-/// Bytes of a value of a type that can be read.
+/// Returns the size in bytes of a value, or `None` for a type that cannot be read.
 fn width(dtype: Dtype) -> Option<usize> {
     let widths = [(Dtype::F32, 4), (Dtype::F16, 2), (Dtype::BF16, 2)];
     widths.into_iter().find(|(known, _)| *known == dtype).map(|(_, width)| width)
 }
 
-/// Replaces `values` by those of little-endian `bytes`.
+/// Replaces `values` by the values of little-endian `bytes`.
 fn widen(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
     if dtype == Dtype::F32 {
         values.clear();

@@ -1,4 +1,4 @@
-//! Everything that decides a pack's graphs: from a [`Design`] the same graphs can be made again.
+//! Everything that determines a pack's graphs: the same [`Design`] always gives the same graphs.
 
 use crate::architectures::{Head, Model};
 use crate::graph::GraphError;
@@ -9,7 +9,7 @@ use crate::storage::Storage;
 use crate::tensors::Schema;
 use serde::{Deserialize, Serialize};
 
-/// A model, what it is tuned for, and how.
+/// A model, its task, and its method of fine-tuning.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Design {
@@ -17,22 +17,22 @@ pub struct Design {
     pub model: Model,
     /// The task.
     pub head: Head,
-    /// The way of fine-tuning.
+    /// Method of fine-tuning.
     pub peft: Peft,
     /// Storage of frozen matrices.
     pub frozen: Storage,
 }
 
-/// The graphs of a design, and the tensors that they read.
+/// Graphs of a design, and the tensors that they read.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Stages {
-    /// Tokens to activations.
+    /// Stage from tokens to activations.
     pub embed: CompiledStage,
-    /// One for each kind of layer.
+    /// One stage for each kind of layer.
     pub blocks: Vec<CompiledStage>,
-    /// For each layer, its place in `blocks`.
+    /// Index in `blocks` for each layer.
     pub kinds: Vec<usize>,
-    /// Activations to scores and loss.
+    /// Stage from activations to scores and loss.
     pub head: CompiledStage,
     /// Like `blocks`, for the highest layer that runs; see [`StageSpecs::last_blocks`].
     pub last_blocks: Vec<CompiledStage>,
@@ -43,7 +43,7 @@ pub struct Stages {
 }
 
 impl Design {
-    /// Returns its fault, if there is one: it may come from a file.
+    /// Returns the fault in the design, if there is one. A design from a file may have any values.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let Head { task, labels, .. } = self.head;
@@ -58,13 +58,13 @@ impl Design {
             .then(|| format!("{labels} labels: expected 1 to {MAX_LABELS}"))
     }
 
-    /// Returns the facts that a batch needs about the model.
+    /// Returns the model's properties that determine the form of a batch.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.model.layout(self.head.task, self.head.labels)
     }
 
-    /// Builds, differentiates and writes all graphs, of plain operators. Layers whose graphs are equal are of one kind.
+    /// Builds, differentiates and writes all graphs with plain operators. Layers with equal graphs are of one kind.
     ///
     /// # Errors
     /// Sizes that do not fit together.
@@ -81,8 +81,8 @@ impl Design {
         self.compiled("fused.", &stage, self.model.read_row(self.head.task))
     }
 
-    /// `stem`: what the files' names begin with. `row`: which one the head reads of each example, if that is all that the
-    /// highest layer has to compute.
+    /// Compiles the stages. The names of the files begin with `stem`. `row` is the row of each example that the head reads, if
+    /// the highest layer computes only this row.
     fn compiled<'a>(
         &'a self,
         stem: &str,
@@ -139,13 +139,13 @@ impl Design {
 }
 
 impl Stages {
-    /// Returns the trainable tensors as they travel.
+    /// Returns the schema of the trainable tensors.
     #[must_use]
     pub fn schema(&self) -> Schema {
         Schema { tensors: self.trainable.iter().map(|tensor| tensor.spec.clone()).collect() }
     }
 
-    /// Returns the largest rank of LoRA; 1 if nothing has a rank.
+    /// Returns the largest rank of LoRA; 1 if no tensor has a rank.
     #[must_use]
     pub fn rank(&self) -> usize {
         self.trainable.iter().filter_map(|tensor| tensor.spec.rank()).max().unwrap_or(1)
@@ -170,12 +170,12 @@ impl Stages {
     }
 }
 
-/// Returns the name of the file of the kind `at`.
+/// Returns the file name for the kind `at`.
 fn named(name: &str, at: usize) -> String {
     if at == 0 { name.to_owned() } else { format!("{name}_{at}") }
 }
 
-/// Most classes of a head.
+/// Maximum number of classes of a head.
 pub const MAX_LABELS: usize = 65_536;
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
     use crate::task::Task;
     use serde_json::{Value, json};
 
-    /// Returns a `config.json` of each architecture, with what is peculiar to it switched on.
+    /// Returns a `config.json` of each architecture, with its special features switched on.
     fn configs() -> Vec<Value> {
         let mut encoder = json!({
             "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 20,

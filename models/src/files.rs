@@ -1,4 +1,4 @@
-//! Opens what others name: a path may lead to a pipe or a device, and a file may be of any length.
+//! Opens files by untrusted paths: a path may lead to a pipe or a device, and a file may have any length.
 //!
 //! The errors come from `std::io` and do not name the file; the caller adds the name.
 
@@ -6,10 +6,10 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
-/// Reads a whole file of at most `limit` bytes, as [`std::fs::read`] does.
+/// Same as [`std::fs::read`], but refuses a file of more than `limit` bytes.
 ///
 /// # Errors
-/// A path that leads to anything but a regular file, a file that is longer, one that cannot be read.
+/// A path to anything but a regular file; a file that is longer or cannot be read.
 pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
     let too_long = || io::Error::new(ErrorKind::FileTooLarge, format!("the file is longer than {limit} bytes"));
@@ -23,10 +23,10 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// Opens a file for reading; a pipe is refused before it is opened, which would wait for somebody to write into it.
+/// Opens a file for reading. Refuses a pipe before opening it, because opening would wait for a writer.
 ///
 /// # Errors
-/// A path that leads to anything but a regular file, a file that cannot be opened.
+/// A path to anything but a regular file; a file that cannot be opened.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));

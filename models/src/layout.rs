@@ -1,4 +1,4 @@
-//! The facts that a batch needs about a model: the numbering of tokens, and what attention sees.
+//! The model's properties that determine the form of a batch: the numbering of tokens, and the reach of attention.
 
 use crate::task::Task;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// The kind of targets.
+    /// The task, which determines the targets.
     pub task: Task,
     /// Classes or numbers, `C`; the vocabulary for a language model.
     pub classes: usize,
@@ -17,21 +17,21 @@ pub struct Layout {
     pub key_heads: usize,
     /// Rows of the word embedding: token ids are below it.
     pub vocabulary: usize,
-    /// Rows of the segment embedding; 0 if the model has none, and segments are then not looked at.
+    /// Rows of the segment embedding; 0 if the model has none. Segments are then ignored.
     pub segments: usize,
-    /// The position of an example's first token: 0, or RoBERTa's padding index and one.
+    /// Position of an example's first token: 0, or one more than RoBERTa's padding index.
     pub first_position: usize,
-    /// Longest example.
+    /// Length of the longest example, in tokens.
     pub max_tokens: usize,
-    /// Tokens that a token of a layer with a sliding window sees, itself included.
+    /// Number of tokens that a token sees in a layer with a sliding window, itself included.
     pub window: Option<usize>,
     /// Numbering of distances, for disentangled attention.
     pub relative: Option<RelativePositions>,
 }
 
 impl Layout {
-    /// Returns the number of token rows that a language model's head takes at a time, so that their scores, one for each word
-    /// of the vocabulary, stay near 32 MiB: at least 16, at most 1024.
+    /// Returns the number of token rows that a language model's head computes at a time: at least 16, at most 1024. Their scores,
+    /// one for each entry of the vocabulary, then take about 32 MiB.
     #[must_use]
     pub fn head_rows(&self) -> usize {
         (HEAD_BYTES / (4 * self.classes.max(1))).clamp(16, 1024)
@@ -44,11 +44,11 @@ const HEAD_BYTES: usize = 32 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelativePositions {
-    /// Half the rows of the table, `k`: distance 0 is row `k`.
+    /// Half the rows of the table, `k`. Distance 0 has row `k`.
     pub span: usize,
-    /// Buckets on each side; distances up to half of them are exact, larger ones logarithmic. None: every distance is exact.
+    /// Number of buckets on each side. Distances up to half of it are exact, larger ones logarithmic. `None`: all are exact.
     pub buckets: Option<usize>,
-    /// The distance that ends in the last bucket.
+    /// Distance at the end of the last bucket.
     pub max_distance: usize,
 }
 
@@ -56,8 +56,8 @@ impl RelativePositions {
     /// Returns the row of the table of relative embeddings for a query `distance` tokens after its key (negative: before it).
     ///
     /// Formula: `clamp(k + b(distance), 0, 2k - 1)` with `b(d) = d` for `|d| <= m`, and
-    /// `sign(d) * (ceil(ln(|d| / m) / ln((M - 1) / m) * (m - 1)) + m)` beyond, where `m` is half the buckets and `M` the
-    /// largest distance: `make_log_bucket_position` of the published code (microsoft/DeBERTa, `da_utils.py`).
+    /// `sign(d) * (ceil(ln(|d| / m) / ln((M - 1) / m) * (m - 1)) + m)` beyond; `m` is half the buckets and `M` the largest
+    /// distance. Source: `make_log_bucket_position` of the published code (microsoft/DeBERTa, `da_utils.py`).
     #[must_use]
     pub fn row(&self, distance: i64) -> i64 {
         let bucket = match self.buckets {
@@ -99,7 +99,7 @@ mod tests {
     fn near_distances_are_exact_and_far_ones_share_rows() {
         let near = RelativePositions { span: 4, buckets: None, max_distance: 4 };
         assert_eq!([-9, -4, -1, 0, 3, 9].map(|distance| near.row(distance)), [0, 0, 3, 4, 7, 7]);
-        // 256 buckets up to 512 tokens, as the published models have: exact to 128, the last bucket at the largest distance.
+        // 256 buckets up to 512 tokens, as in the published models: exact to 128, the last bucket at the largest distance.
         let far = RelativePositions { span: 256, buckets: Some(256), max_distance: 512 };
         assert_eq!([-128, -1, 0, 1, 128].map(|distance| far.row(distance)), [128, 255, 256, 257, 384]);
         assert_eq!([far.row(511), far.row(-511)], [511, 1]);

@@ -1,16 +1,16 @@
 //! Turns a checkpoint into a pack of ONNX training graphs, one set for each stage of the model.
 //!
-//! It runs no graph, trains nothing and knows no network: the agent does that with the pack it finds here.
+//! It does not run graphs, train or use the network; the agent does that with the finished pack.
 //!
-//! Rooms, in the order a checkpoint travels:
-//! - [`checkpoint`], [`adapter`]: what Hugging Face's libraries write, read and written; [`files`]: how any of it is opened
-//! - [`architectures`]: BERT, DeBERTa, Llama and their kin as formulas; [`task`], [`peft`]: what they are tuned for, and how;
-//!   [`spans`]: labels of tokens that form spans
+//! Rooms, in the order of a checkpoint's way:
+//! - [`checkpoint`], [`adapter`]: the formats of Hugging Face's libraries, read and written; [`files`]: opening of files
+//! - [`architectures`]: BERT, DeBERTa, Llama and similar models as formulas; [`task`], [`peft`]: tasks and methods of
+//!   fine-tuning; [`spans`]: labels of tokens that form spans
 //! - [`stage`]: a formula becomes graphs, forward, backward and evaluate; [`design`]: the stages of a whole model;
-//!   [`storage`]: formats of frozen tensors; [`layout`]: the facts that a batch needs about the model
+//!   [`storage`]: formats of frozen tensors; [`layout`]: the properties that determine the form of a batch
 //! - [`graph`] (nodes, shapes), [`gradient`] (one rule for each operator), [`lower`] (adjoint operators become plain ones),
-//!   [`onnx`] (the writer): the ground under stages
-//! - [`pack`]: the folder that devices hold; [`tensors`]: named tensors, their schema; [`memory`]: the memory a step will take;
+//!   [`onnx`] (the writer): the basis of stages
+//! - [`pack`]: the folder for devices; [`tensors`]: named tensors, their schema; [`memory`]: prediction of a step's memory;
 //!   [`work`]: the arithmetic in a step
 
 pub mod adapter;

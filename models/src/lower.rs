@@ -1,17 +1,17 @@
 //! Expands adjoint operators into plain ones, for graphs that run on every provider of ONNX Runtime.
 //!
-//! [`crate::gradient`] always emits adjoint operators. Graphs of fused operators keep them, since `agent/kernels` computes
-//! each in one pass over memory; for all other graphs this pass comes after. [`Op::Attention`] and its adjoint have no
-//! expansion here: an architecture writes plain attention as its formula, whose probabilities are residuals.
+//! [`crate::gradient`] always emits adjoint operators. Graphs with fused operators keep them, because `agent/kernels` computes
+//! each in one pass over memory. All other graphs go through this pass. [`Op::Attention`] and its adjoint have no expansion
+//! here: an architecture writes plain attention as a formula, with the probabilities as residuals.
 
 use crate::graph::{Graph, GraphError, Id, Node, Op};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-/// Returns `graph` with plain operators in the place of adjoint ones, and the values that took the place of `outputs`. Values
-/// that come before the first adjoint operator keep their ids.
+/// Returns `graph` with plain operators instead of adjoint ones, and the values that replace `outputs`. Values before the
+/// first adjoint operator keep their ids.
 ///
 /// # Errors
-/// A shape error, which would be a wrong expansion.
+/// A shape error, which means that an expansion is wrong.
 pub fn lower(graph: &Graph, outputs: &[Id]) -> Result<(Graph, Vec<Id>), GraphError> {
     let (lowered, ids) = graph.rewritten(expand)?;
     Ok((lowered, outputs.iter().map(|id| ids[id]).collect()))
@@ -66,7 +66,7 @@ fn expand(g: &mut Graph, node: &Node) -> Result<Option<Id>, GraphError> {
     .map(Some)
 }
 
-/// `dY gelu'(a)` with `gelu'(a) = Phi(a) + a phi(a)`, `Phi(a) = (1 + erf(a / sqrt 2)) / 2` and
+/// Appends `dY gelu'(a)` with `gelu'(a) = Phi(a) + a phi(a)`, `Phi(a) = (1 + erf(a / sqrt 2)) / 2` and
 /// `phi(a) = exp(-a^2 / 2) / sqrt(2 pi)`.
 fn gelu(g: &mut Graph, a: Id, dy: Id) -> Result<Id, GraphError> {
     let narrowed = g.scale(a, FRAC_1_SQRT_2)?;
@@ -83,7 +83,7 @@ fn gelu(g: &mut Graph, a: Id, dy: Id) -> Result<Id, GraphError> {
     g.mul(dy, slope)
 }
 
-/// `(dY - sum(dY Y)) Y`.
+/// Appends `(dY - sum(dY Y)) Y`.
 fn softmax(g: &mut Graph, y: Id, dy: Id) -> Result<Id, GraphError> {
     let weighted = g.mul(dy, y)?;
     let axes = vec![g.shape(y).len() - 1];
@@ -92,7 +92,7 @@ fn softmax(g: &mut Graph, y: Id, dy: Id) -> Result<Id, GraphError> {
     g.mul(centred, y)
 }
 
-/// `inv_std (d - mean(d) - n mean(d n))` with `n = (A - mean) inv_std` and `d = dY B`.
+/// Appends `inv_std (d - mean(d) - n mean(d n))` with `n = (A - mean) inv_std` and `d = dY B`.
 fn layer_norm(g: &mut Graph, [dy, a, weight, mean, inv_std]: [Id; 5]) -> Result<Id, GraphError> {
     let centred = g.op(Op::Sub, &[a, mean])?;
     let normal = g.mul(centred, inv_std)?;
@@ -106,7 +106,7 @@ fn layer_norm(g: &mut Graph, [dy, a, weight, mean, inv_std]: [Id; 5]) -> Result<
     g.mul(without_slope, inv_std)
 }
 
-/// `inv_rms (d - n mean(d n))` with `n = A inv_rms` and `d = dY B`.
+/// Appends `inv_rms (d - n mean(d n))` with `n = A inv_rms` and `d = dY B`.
 fn rms_norm(g: &mut Graph, [dy, a, weight, inv_rms]: [Id; 4]) -> Result<Id, GraphError> {
     let normal = g.mul(a, inv_rms)?;
     let scaled = g.mul(dy, weight)?;

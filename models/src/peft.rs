@@ -1,4 +1,4 @@
-//! The ways of fine-tuning: LoRA, Houlsby adapters or BitFit. [`crate::stage`] puts them in place.
+//! The methods of fine-tuning: LoRA, Houlsby adapters or BitFit. [`crate::stage`] adds them to a model.
 
 mod patterns;
 
@@ -7,13 +7,13 @@ pub use patterns::Patterns;
 use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
 
-/// The prefix that Hugging Face PEFT puts before the name of a tensor of the wrapped model.
+/// Hugging Face PEFT's prefix for the tensors of the wrapped model.
 pub const PREFIX: &str = "base_model.model.";
 
-/// The largest rank of LoRA, and the widest adapter.
+/// Maximum rank of LoRA, and maximum width of an adapter.
 pub const MAX_RANK: usize = 1024;
 
-/// A way of fine-tuning few parameters.
+/// Method of fine-tuning few parameters.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Peft {
@@ -34,26 +34,27 @@ pub enum Peft {
 pub struct Lora {
     /// Rows of `A`, columns of `B`.
     pub rank: usize,
-    /// The scale is `s = alpha / rank`.
+    /// Numerator of the scale `s = alpha / rank`.
     pub alpha: f32,
-    /// The linear layers it sits on, by the end of their name or all of it: `query`, `attention.output.dense`. `all-linear`
-    /// alone: those that it stands for in PEFT, which are every one of the blocks, and the pooler if it is frozen, but no part
-    /// of a head, as that trains whole. A DeBERTa that projects its embeddings has a linear layer there too, which cannot be
-    /// adapted here: `all-linear` is refused for it.
+    /// Target layers, by the end of their name or the whole name: `query`, `attention.output.dense`.
+    ///
+    /// `all-linear` alone has the meaning of PEFT: every linear layer of the blocks, and the pooler if it is frozen. It contains
+    /// no part of a head, because a head trains whole. A DeBERTa with projected embeddings refuses `all-linear`, because the
+    /// projection is a linear layer that cannot be adapted here.
     pub targets: Vec<String>,
-    /// Other ranks for the layers whose name ends so.
+    /// Different ranks, by the end of the layers' names.
     #[serde(default)]
     pub rank_pattern: Patterns<usize>,
-    /// Other alphas, likewise.
+    /// Different alphas, by the end of the layers' names.
     #[serde(default)]
     pub alpha_pattern: Patterns<f32>,
-    /// Blocks it sits in; none given: all.
+    /// Numbers of the blocks with LoRA; empty for all blocks.
     #[serde(default)]
     pub layers: Option<Vec<usize>>,
-    /// `s = alpha / sqrt(rank)` instead (Kalajdzievski, arXiv 2312.03732).
+    /// Whether the scale is `s = alpha / sqrt(rank)` instead (Kalajdzievski, arXiv 2312.03732).
     #[serde(default)]
     pub rslora: bool,
-    /// `A` stays as it was drawn, and only `B` trains (FFA-LoRA, Sun et al., arXiv 2403.12313).
+    /// Whether `A` keeps its drawn values and only `B` trains (FFA-LoRA, Sun et al., arXiv 2403.12313).
     #[serde(default)]
     pub freeze_a: bool,
 }
@@ -61,13 +62,13 @@ pub struct Lora {
 /// The linear layers of a model.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Linears<'a> {
-    /// Their names in each block.
+    /// Names of the linear layers in each block.
     pub of_blocks: &'a [&'a str],
-    /// The full names of all that LoRA may sit on.
+    /// Full names of all layers that LoRA may target.
     pub names: Vec<String>,
-    /// The full names of those that train whole, as parts of a head: an adapter of PEFT may list them as targets, too.
+    /// Full names of the layers that train whole, as parts of a head. A PEFT adapter may also list them as targets.
     pub of_heads: &'a [&'a str],
-    /// The full names of those that LoRA cannot sit on here.
+    /// Full names of the layers that LoRA cannot target here.
     pub unadapted: &'a [&'a str],
 }
 
@@ -76,11 +77,11 @@ pub struct Linears<'a> {
 pub struct LoraSettings {
     /// Rows of `A`.
     pub rank: usize,
-    /// The factor of `B A x`.
+    /// Factor of `B A x`.
     pub scale: f32,
 }
 
-/// The target that stands for every linear layer of blocks and pooler.
+/// Target that stands for every linear layer of the blocks and the pooler.
 pub const ALL_LINEAR: &str = "all-linear";
 
 impl Default for Peft {
@@ -91,7 +92,7 @@ impl Default for Peft {
 }
 
 impl Default for Lora {
-    /// Returns rank 8, alpha 16; targets yet to be chosen for the architecture.
+    /// Returns rank 8, alpha 16 and no targets; the architecture determines them later.
     fn default() -> Self {
         Self {
             rank: 8,
@@ -107,7 +108,7 @@ impl Default for Lora {
 }
 
 impl Peft {
-    /// Returns its name in files and on the command line.
+    /// Returns the method's name in files and on the command line.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -117,7 +118,7 @@ impl Peft {
         }
     }
 
-    /// Returns its fault for a model with these linear layers in each of its blocks, if there is one.
+    /// Returns the method's fault for a model with these linear layers, if there is one.
     #[must_use]
     pub fn problem(&self, linears: &Linears<'_>, layers: usize) -> Option<String> {
         match self {
@@ -131,8 +132,8 @@ impl Peft {
 }
 
 impl Lora {
-    /// Returns LoRA's settings on the linear layer of that full name, `encoder.layer.3.attention.self.query` or longer;
-    /// `None` if it is not adapted. If several patterns fit, the first one counts; see [`Patterns`].
+    /// Returns LoRA's settings on the linear layer with this full name, for example `encoder.layer.3.attention.self.query`;
+    /// `None` if the layer is not adapted. If several patterns fit, the first one counts; see [`Patterns`].
     #[must_use]
     pub fn on(&self, name: &str) -> Option<LoraSettings> {
         let targeted = self.targets.iter().any(|target| target == ALL_LINEAR || ends_with_parts(name, target));
@@ -146,13 +147,13 @@ impl Lora {
         Some(LoraSettings { rank, scale: alpha / divisor })
     }
 
-    /// Returns a pattern that fits none of the `names` that are adapted: as good as a misspelt one.
+    /// Returns a message about a pattern that fits none of the adapted `names`, and is probably misspelt.
     fn idle_pattern(&self, names: &[String]) -> Option<String> {
         let adapted: Vec<&String> = names.iter().filter(|name| self.on(name).is_some()).collect();
         let idle = |end: &&str| !adapted.iter().any(|name| ends_with_parts(name, end));
         let rank = self.rank_pattern.ends().find(idle).map(|end| ("rank", end));
         let (kind, end) = rank.or_else(|| self.alpha_pattern.ends().find(idle).map(|end| ("alpha", end)))?;
-        Some(format!("LoRA {kind} pattern {end:?}: no layer that LoRA sits on is called so"))
+        Some(format!("LoRA {kind} pattern {end:?}: no layer with LoRA has such a name"))
     }
 
     fn problem(&self, linears: &Linears<'_>, layers: usize) -> Option<String> {
@@ -173,14 +174,14 @@ impl Lora {
         self.bad_target(linears).or_else(|| self.idle_pattern(&linears.names))
     }
 
-    /// Returns a target that no layer is called, or one that cannot be adapted.
+    /// Returns a message about a target that is no layer's name, or cannot be adapted.
     fn bad_target(&self, linears: &Linears<'_>) -> Option<String> {
         let there = linears.of_blocks.join(", ");
         for target in &self.targets {
             let fits = |name: &str| target == ALL_LINEAR || ends_with_parts(name, target);
             if let Some(name) = linears.unadapted.iter().find(|name| fits(name)) {
                 return Some(format!(
-                    "LoRA target {target:?} takes in {name}, which cannot be adapted; choose of {there}"
+                    "LoRA target {target:?} includes {name}, which cannot be adapted; choose from {there}"
                 ));
             }
             if !linears.names.iter().map(String::as_str).chain(linears.of_heads.iter().copied()).any(fits) {
@@ -188,24 +189,26 @@ impl Lora {
             }
         }
         let adapts_something = linears.names.iter().any(|name| self.on(name).is_some());
-        (!adapts_something).then(|| format!("LoRA targets {:?} are no layers that it sits on: {there}", self.targets))
+        (!adapts_something)
+            .then(|| format!("LoRA targets {:?} include none of this model's layers: {there}", self.targets))
     }
 }
 
-/// Returns true if `name` is `end` or ends in it after a dot.
+/// Returns true if `name` is `end`, or ends in a dot and `end`.
 fn ends_with_parts(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Returns the first number among the parts of a name: its layer.
+/// Returns the layer in a name: the first number among its parts.
 fn layer_of(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 
-/// Values drawn uniformly between minus and plus `bound`, a function of `seed` and the tensor's name.
+/// Draws values uniformly between minus and plus `bound`, from `seed` and the tensor's name.
 ///
-/// `lora_A` and an adapter's way down take `1/sqrt(inputs)` (PEFT's `kaiming_uniform_(a = sqrt 5)`); `lora_B`, an adapter's
-/// way up and biases zero, so that a model begins as it was; other matrices BERT's standard deviation of 0.02.
+/// The bound of `lora_A` and an adapter's down-projection is `1/sqrt(inputs)` (PEFT's `kaiming_uniform_(a = sqrt 5)`).
+/// `lora_B`, an adapter's up-projection and biases are zero, so that the model starts unchanged. Other matrices have BERT's
+/// standard deviation of 0.02.
 #[must_use]
 pub fn draw(name: &str, shape: &[usize], bound: f32, seed: u64) -> ArrayD<f32> {
     let mut hasher = blake3::Hasher::new_derive_key("skiff 2026-11-23 initial values of trainable tensors");
@@ -226,7 +229,7 @@ mod tests {
     const NAMES: [&str; 3] =
         ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.query", "bert.pooler.dense"];
 
-    /// Returns its fault for a model with those layers, if there is one.
+    /// Returns the fault in the settings for a model with those layers, if there is one.
     fn problem(lora: Lora) -> Option<String> {
         Peft::Lora(lora).problem(
             &Linears {

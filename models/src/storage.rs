@@ -11,8 +11,8 @@ pub enum Storage {
     F32,
     /// 16-bit floating point, rounded to the nearest, ties to even.
     F16,
-    /// `q = round(w / s)`, ties to even, with one scale for each index of the first dimension, `s = max|w| / 127` (1 where
-    /// all are zero), in a tensor called `NAME.scale`.
+    /// `q = round(w / s)`, ties to even. Each index of the first dimension has one scale, `s = max|w| / 127` (1 if all weights
+    /// are zero), in a tensor called `NAME.scale`.
     Int8,
 }
 

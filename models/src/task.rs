@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A task: what the head computes, what its loss is, and what a batch brings as targets.
+/// A task, which determines the head's result, its loss, and the targets of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
@@ -33,7 +33,7 @@ impl Task {
         }
     }
 
-    /// Returns true if the head gives scores for every token, rather than for every example.
+    /// Returns true if the head computes scores for every token instead of every example.
     #[must_use]
     pub const fn is_per_token(self) -> bool {
         matches!(self, Self::TokenClassification | Self::CausalLm)

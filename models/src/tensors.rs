@@ -1,4 +1,4 @@
-//! Named tensors, which train, travel and are merged. They are found by name, never by position.
+//! Named tensors for training, transfer and merging. They are found by name, never by position.
 
 use crate::graph::DType;
 use ndarray::ArrayD;
@@ -9,19 +9,19 @@ use std::collections::BTreeMap;
 /// Tensors by name, f32. They are ordered, and so is everything computed from them.
 pub type NamedTensors = BTreeMap<String, ArrayD<f32>>;
 
-/// One trainable tensor: its name (as Hugging Face PEFT writes it), shape and layer.
+/// One trainable tensor: its name in Hugging Face PEFT, shape and layer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TensorSpec {
-    /// For instance `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight`.
+    /// Name, for example `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight`.
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// The layer it belongs to; `None` for the head.
+    /// Layer of the tensor; `None` for the head.
     pub layer: Option<usize>,
 }
 
 impl TensorSpec {
-    /// Returns LoRA's rank, as far as the tensor has that dimension.
+    /// Returns LoRA's rank, if the tensor has that dimension.
     #[must_use]
     pub fn rank(&self) -> Option<usize> {
         rank_axis(&self.name).and_then(|axis| self.shape.get(axis)).copied()
@@ -45,25 +45,25 @@ pub struct Schema {
     pub tensors: Vec<TensorSpec>,
 }
 
-/// Why bytes are not the tensors they should be.
+/// Reason for which bytes are not the expected tensors.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorError {
-    /// Not a safetensors file.
+    /// The bytes are not a safetensors file.
     #[error("reading the tensors' header")]
     Header(#[source] safetensors::SafeTensorError),
-    /// A tensor the schema does not know.
+    /// The schema does not have the tensor.
     #[error("tensor {name:?} is not in the schema")]
     Unknown {
         /// Its name.
         name: String,
     },
-    /// A tensor the schema requires.
+    /// A tensor of the schema is missing.
     #[error("tensor {name:?} is missing")]
     Missing {
         /// Its name.
         name: String,
     },
-    /// Another shape than the schema says.
+    /// The shape differs from the schema's.
     #[error("tensor {name:?} has shape {found:?}, expected {expected:?}")]
     Shape {
         /// Its name.
@@ -73,7 +73,7 @@ pub enum TensorError {
         /// The value that was found.
         found: Vec<usize>,
     },
-    /// A type that is not read from such a file.
+    /// Such files may not have tensors of this type.
     #[error("tensor {name:?} has type {found}, which is not supported; supported: {supported}")]
     Unsupported {
         /// Its name.
@@ -83,7 +83,7 @@ pub enum TensorError {
         /// The supported types.
         supported: &'static str,
     },
-    /// Another type than the reader takes.
+    /// The reader takes another type.
     #[error("tensor {name:?} has type {found:?}, expected {expected:?}")]
     Type {
         /// Its name.
@@ -93,15 +93,15 @@ pub enum TensorError {
         /// The value that was found.
         found: DType,
     },
-    /// Values that do not begin at a multiple of their size.
+    /// The values do not begin at a multiple of their size.
     #[error("tensor {name:?} begins at byte {begin} of the file, which is no multiple of the size of its values")]
     Misaligned {
         /// Its name.
         name: String,
-        /// Its first byte.
+        /// Position of its first byte.
         begin: usize,
     },
-    /// A NaN or an infinity.
+    /// A value is NaN or infinite.
     #[error("tensor {name:?} holds a value that is not finite")]
     NotFinite {
         /// Its name.
@@ -113,7 +113,7 @@ pub enum TensorError {
 }
 
 impl Schema {
-    /// Returns blake3 over the names and shapes. Two sides with the same hash mean the same tensors.
+    /// Returns blake3 over the names and shapes. Schemas with the same hash have the same tensors.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
@@ -134,21 +134,21 @@ impl Schema {
         self.tensors.binary_search_by(|spec| spec.name.as_str().cmp(name)).ok().map(|at| &self.tensors[at])
     }
 
-    /// Returns the number of layers up to the last one that has something to train.
+    /// Returns the number of layers up to the last one with trainable tensors.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.tensors.iter().filter_map(|spec| spec.layer).max().map_or(0, |last| last + 1)
     }
 
-    /// Returns the tensors of the head and of `layers`: those that a device shares.
+    /// Returns the tensors of the head and of `layers`, which a device shares.
     #[must_use]
     pub fn of_layers(&self, layers: &[usize]) -> Self {
         let kept = |spec: &&TensorSpec| spec.layer.is_none_or(|layer| layers.contains(&layer));
         Self { tensors: self.tensors.iter().filter(kept).cloned().collect() }
     }
 
-    /// Returns the tensors that a device of LoRA rank `rank` trains: the first rows of every `A`, the first columns of every
-    /// `B`. 0, or more than there are: all of them.
+    /// Returns the tensors that a device with LoRA rank `rank` trains: the first rows of every `A`, the first columns of every
+    /// `B`. A rank of 0, or more than the tensors have, keeps all of them.
     #[must_use]
     pub fn at_rank(&self, rank: usize) -> Self {
         let mut schema = self.clone();
@@ -165,7 +165,7 @@ impl Schema {
     /// Reads exactly the tensors of this schema from safetensors bytes.
     ///
     /// # Errors
-    /// Anything missing, unknown, misshaped, of another type, or not finite.
+    /// A tensor that is missing, unknown, misshaped, of another type, or not finite.
     pub fn read(&self, bytes: &[u8]) -> Result<NamedTensors, TensorError> {
         let file = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
         if let Some(name) = file.names().into_iter().find(|name| self.find(name).is_none()) {
@@ -178,7 +178,7 @@ impl Schema {
 /// Returns the names of the tensors in safetensors bytes.
 ///
 /// # Errors
-/// Bytes that are no safetensors file.
+/// Bytes that are not a safetensors file.
 pub fn names(bytes: &[u8]) -> Result<std::collections::BTreeSet<String>, TensorError> {
     let file = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
     Ok(file.names().into_iter().map(str::to_owned).collect())
@@ -187,7 +187,7 @@ pub fn names(bytes: &[u8]) -> Result<std::collections::BTreeSet<String>, TensorE
 const LORA_A: &str = ".lora_A.";
 const LORA_B: &str = ".lora_B.";
 
-/// Returns the dimension that is LoRA's rank, by the tensor's name.
+/// Returns the dimension with LoRA's rank, which the tensor's name determines.
 #[must_use]
 pub fn rank_axis(name: &str) -> Option<usize> {
     if name.contains(LORA_A) {
@@ -196,7 +196,7 @@ pub fn rank_axis(name: &str) -> Option<usize> {
     name.contains(LORA_B).then_some(1)
 }
 
-/// Cuts `weights` to the shapes of `schema`, whose dimensions are no larger: the first rows and columns stay.
+/// Cuts `weights` to the shapes of `schema`, with the same or smaller dimensions. The first rows and columns stay.
 #[must_use]
 pub fn cut(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     let shortened = |(name, mut tensor): (String, ArrayD<f32>)| {
@@ -212,7 +212,7 @@ pub fn cut(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     weights.into_iter().map(shortened).collect()
 }
 
-/// Fills `weights` up to the shapes of `schema`, with zeros in the rows and columns that it lacks.
+/// Extends `weights` to the shapes of `schema`, with zeros in the missing rows and columns.
 #[must_use]
 pub fn pad(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     let filled = |(name, tensor): (String, ArrayD<f32>)| match schema.find(&name) {
@@ -251,7 +251,7 @@ fn read_one(file: &SafeTensors<'_>, spec: &TensorSpec) -> Result<ArrayD<f32>, Te
 /// Writes tensors as safetensors bytes; the same tensors give the same bytes.
 ///
 /// # Errors
-/// Only if the safetensors library refuses, which it does not for f32 tensors.
+/// A refusal by the safetensors library, which does not occur for f32 tensors.
 pub fn write(tensors: &NamedTensors) -> Result<Vec<u8>, TensorError> {
     let bytes: BTreeMap<&str, Vec<u8>> = tensors
         .iter()

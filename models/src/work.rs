@@ -6,15 +6,16 @@ use crate::memory::Step;
 use crate::stage::CompiledStage;
 
 /// Counts the floating-point operations of the matrix products of a training step: `2 m n k` for each product of `[m, k]` and
-/// `[k, n]` in the plain forward and backward graphs of `embed`, the active layers and the head. Everything else (norms,
-/// activations, softmax, the optimizer) is left out, and every layer counts in full, whether or not an implementation can
-/// leave parts of it out: the number is one of the method, and the same for everybody.
+/// `[k, n]` in the plain forward and backward graphs of `embed`, the active layers and the head.
+///
+/// Norms, activations, softmax and the optimizer are left out. Every layer counts in full, even if an implementation skips
+/// parts of it. The number therefore describes the method, not the implementation.
 #[must_use]
 pub fn flops(stages: &Stages, step: Step) -> u64 {
     count(stages, step, |stage| [Some(&stage.cuts.forward), stage.cuts.backward.as_ref()])
 }
 
-/// Counts the operations of an evaluation of a batch, like [`flops`].
+/// Same as [`flops`], but counts an evaluation of a batch.
 #[must_use]
 pub fn evaluation_flops(stages: &Stages, step: Step) -> u64 {
     count(stages, step, |stage| [Some(&stage.cuts.evaluate), None])
@@ -73,7 +74,7 @@ mod tests {
         let (d, i, t, r) = (384, 1536, 1024, 8);
         // Four projections and two of the feed-forward part; scores and weighted sum; two pairs of LoRA.
         let forward = 2 * t * (4 * d * d + 2 * d * i) + 4 * 8 * 128 * 128 * d + 2 * 2 * 2 * t * d * r;
-        // By the operand alone where the weight is frozen, by both factors where not.
+        // A frozen weight has a gradient only by its operand; another one has gradients by both factors.
         let backward = 2 * t * (4 * d * d + 2 * d * i) + 8 * 8 * 128 * 128 * d + 2 * 4 * 2 * t * d * r;
         assert_eq!(step(6) - step(5), forward + backward);
         let evaluation = |active| evaluation_flops(&stages, Step { examples: 8, tokens: 128, active });

@@ -1,9 +1,11 @@
 //! Predicts the memory of a training step from its graphs, and plans steps that stay below a limit.
 //!
-//! The peak is what layers keep for the backward pass and the largest of what single graphs hold while they run. A graph is
-//! walked in its order: a value lives from the node that makes it to the last one that reads it, an element-wise operator works
-//! in the place of an operand that ends with it, and a reshape is its operand. These numbers leave out the memory of the
-//! process itself, with ONNX Runtime and its sessions; the process that opened them measures it.
+//! The peak is the sum of two parts: the values that layers keep for the backward pass, and the largest memory of a single
+//! running graph.
+//!
+//! The nodes of a graph are visited in order. A value lives from the node that makes it to the last one that reads it. An
+//! element-wise operator works in the place of an operand that it reads last, and a reshape is its operand. The prediction
+//! leaves out the memory of the process itself, with ONNX Runtime and its sessions; the process measures that.
 
 mod predict;
 
@@ -12,16 +14,16 @@ pub use predict::{Prediction, predict};
 use crate::design::{Design, Stages};
 use serde::{Deserialize, Serialize};
 
-/// A choice of what an active layer keeps for the backward pass.
+/// Choice of the values that an active layer keeps for the backward pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
-    /// All that its gradient needs.
+    /// All values for its gradient.
     #[default]
     Keep,
-    /// The same in half precision.
+    /// All values for its gradient, in half precision.
     Half,
-    /// Its input alone; the rest is computed again. Costs a second forward pass through all layers but the highest.
+    /// Its input alone; the other values are computed again. Costs a second forward pass through all layers but the highest.
     Recompute,
 }
 
@@ -50,18 +52,18 @@ impl Policy {
     }
 }
 
-/// The size of a step: `examples` texts of `tokens` tokens each, through `active` layers.
+/// Size of a step: `examples` texts of `tokens` tokens each, through `active` layers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
-    /// `B`.
+    /// Number of texts, `B`.
     pub examples: usize,
-    /// `S`; all texts are of this length.
+    /// Number of tokens of each text, `S`.
     pub tokens: usize,
     /// Number of layers that run.
     pub active: usize,
 }
 
-/// A way to do a step.
+/// Way to do a step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Way {
     /// The policy of the layers.
@@ -70,12 +72,12 @@ pub struct Way {
     pub micro_batch: usize,
 }
 
-/// The ways in which the steps of a training are done.
+/// Ways to do the steps of a training.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ways {
     /// The same way for every step.
     Fixed(Way),
-    /// One way for each number of layers that run, from one on. No more layers run than there are entries.
+    /// One way for each number of active layers, from one. The number of entries limits the number of active layers.
     ByActive(Vec<Way>),
 }
 
@@ -89,7 +91,7 @@ impl Ways {
         }
     }
 
-    /// Returns the most layers that may run in one step.
+    /// Returns the maximum number of layers in one step.
     #[must_use]
     pub fn most_active(&self) -> usize {
         match self {
@@ -114,11 +116,11 @@ pub struct Costed {
 /// The plan of steps in limited memory.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Plan {
-    /// Bytes that a step may take.
+    /// Memory for a step, in bytes.
     pub room: u64,
-    /// The fastest way that fits, for each number of active layers from one to the most that fit.
+    /// Fastest way that fits, for each number of active layers from one to the most that fit.
     pub chosen: Vec<Costed>,
-    /// The leanest way with one layer more; `None` if all layers fit.
+    /// Way with the least memory for one layer more; `None` if all layers fit.
     pub beyond: Option<Costed>,
 }
 

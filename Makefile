@@ -9,9 +9,9 @@ SHELL := bash
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
 
 # Rooms whose wording `make check` holds to the rules of plain English.
-english := Makefile .ci cross agent/data/fuzz agent/data/tests agent/src/commands coordinator/protocol/fuzz \
-    coordinator/blobs/src coordinator/cli coordinator/src/merge/model coordinator/src/release coordinator/src/run/configurator/tests \
-    coordinator/src/store models/fuzz models/src/onnx tests
+english := Makefile .ci agent coordinator/blobs/src coordinator/cli coordinator/protocol/fuzz \
+    coordinator/src/merge/model coordinator/src/release coordinator/src/run/configurator/tests \
+    coordinator/src/store cross models tests
 
 target := $(or $(CARGO_TARGET_DIR),target)
 onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)

@@ -1,10 +1,10 @@
-//! The fleet's side: decides what every device does in a run of federated training, merges what comes back, and keeps a
-//! journal that survives `kill -9`.
+//! The coordinator: orders devices to train and evaluate in a run of federated training, merges their updates, and keeps
+//! a journal that survives `kill -9`.
 //!
-//! It runs no model and sees no data: accuracy is what the devices report, and updates are only averaged.
+//! It runs no model and sees no training data: devices report the accuracy, and updates are only averaged.
 //!
 //! Rooms. Pure: [`run`] (the engine, with the configurator and the sharing of layers), [`merge`] (the mean and its
-//! alternatives), [`fleet`] (who is there). With a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
+//! alternatives), [`fleet`] (who is there). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
 //! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (where all of them meet).
 //! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
 //! everybody: [`config`], [`progress`] (views for a watcher) and [`measures`] (figures of evaluations). [`release`] is a room for later.

@@ -1,6 +1,6 @@
-//! The results of runs: which weights a run made, and where they are.
+//! The results of runs: the weights that a run made.
 //!
-//! It reads a journal and its blobs and changes nothing, so it works while a coordinator runs and when none does.
+//! This module only reads a journal and its blobs, so it works with and without a running coordinator.
 
 use crate::run::{Entry, Record};
 use crate::store::summary::Kept;
@@ -8,14 +8,14 @@ use crate::store::{RunRow, Store, StoreError};
 use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::{Digest, RunId};
 
-/// Which weights of a run are asked for.
+/// A choice among the weights of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Choice {
     /// The evaluated weights with the best metric, or the last ones if none were evaluated.
     Best,
     /// The weights of the last merged round.
     Last,
-    /// The weights that this round made, if they are still there.
+    /// The weights that this round made, if they are still kept.
     Round(u32),
 }
 
@@ -24,22 +24,22 @@ pub enum Choice {
 pub struct Weights {
     /// The run.
     pub run: RunId,
-    /// The round that made them, from 1.
+    /// Number of the round that made the weights, from 1.
     pub round: u32,
-    /// Digest of the pack that the run trained; unknown if the run's records are damaged.
+    /// Digest of the pack that the run trained; `None` if the run's records are damaged.
     pub pack: Option<Digest>,
-    /// Name of their blob.
+    /// Digest of the weights, which names their blob.
     pub digest: Digest,
-    /// Accuracy, if they were evaluated.
+    /// Accuracy, if the weights were evaluated.
     pub accuracy: Option<f64>,
     /// A safetensors file with every trainable tensor.
     pub bytes: Vec<u8>,
 }
 
-/// Why there are no weights to read.
+/// A reason for which weights cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
-    /// The journal.
+    /// The journal cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// There is no run at all.
@@ -48,13 +48,13 @@ pub enum ResultError {
     /// No run has this name.
     #[error("there is no run {name}; `skiff run list` lists all runs")]
     UnknownRun {
-        /// The name, as asked for.
+        /// The requested name.
         name: String,
     },
     /// Several runs begin with these digits.
-    #[error("{name} is the beginning of {matches} runs; write more digits")]
+    #[error("{matches} runs have names that begin with {name}; write more digits")]
     Ambiguous {
-        /// The name, as asked for.
+        /// The requested name.
         name: String,
         /// Number of runs.
         matches: usize,
@@ -72,17 +72,17 @@ pub enum ResultError {
         run: RunId,
         /// The round.
         round: u32,
-        /// What there is.
+        /// Rounds whose weights are kept.
         kept: KeptRounds,
     },
-    /// Later weights took their place.
+    /// The weights of the round were removed because later ones replaced them.
     #[error("the weights of round {round} of run {run} were superseded and removed; {kept}")]
     Superseded {
         /// The run.
         run: RunId,
         /// The round.
         round: u32,
-        /// What there is.
+        /// Rounds whose weights are kept.
         kept: KeptRounds,
     },
     /// The blob is damaged or missing.
@@ -97,7 +97,7 @@ pub enum ResultError {
     },
 }
 
-/// The rounds whose weights stay, in words.
+/// Rounds whose weights are kept, for error texts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeptRounds {
     best: Option<u32>,
@@ -119,7 +119,7 @@ impl std::fmt::Display for KeptRounds {
 /// Finds a run by its name, the beginning of its name, or `last`.
 ///
 /// # Errors
-/// No such run, several, or a journal that cannot be read.
+/// There is no such run, several runs match, or the journal cannot be read.
 pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
     let mut runs = store.runs()?;
     if name == "last" {
@@ -136,7 +136,7 @@ pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
 /// Reads the chosen weights of the run in `row`, and checks them against their digest.
 ///
 /// # Errors
-/// Nothing merged, no such round, or weights that are gone, damaged or missing.
+/// No round was merged, there is no such round, or its weights are removed, damaged or missing.
 pub fn read_weights(
     store: &dyn Store,
     blobs: &dyn Blobs,
@@ -168,7 +168,7 @@ pub fn read_weights(
     {
         return Ok(Weights { run, round, pack, digest, accuracy: *accuracy, bytes: read(digest)? });
     }
-    // Versions before the present layout of the journal kept the last weights alone.
+    // Versions before the current layout of the journal kept only the last weights.
     let kept = KeptRounds {
         best: best.filter(is_there).map(|kept| kept.round),
         last: Some(last).filter(is_there).map(|kept| kept.round),

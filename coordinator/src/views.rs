@@ -1,4 +1,4 @@
-//! Views for people and programs, made of facts: of engines, the fleet, the journal and its traffic. Nothing else makes them.
+//! Makes all views for people and programs, from the engine of the run, the fleet, the journal and the traffic.
 
 use crate::fleet::Fleet;
 use crate::measures::Parts;
@@ -9,10 +9,10 @@ use crate::store::{RunRow, Store, StoreError, Traffic};
 use skiff_protocol::Timestamp;
 use std::collections::BTreeMap;
 
-/// Bytes that travelled in each round of a run.
+/// Traffic of a run by round.
 pub type TrafficByRound = BTreeMap<u32, Traffic>;
 
-/// Returns all devices that are known, with their part in the current run.
+/// Returns all known devices, with their part in the current run.
 #[must_use]
 pub fn devices(fleet: &Fleet, ledger: Option<&Ledger>, now: Timestamp) -> Vec<DeviceProgress> {
     let mut devices = fleet.progress(now);
@@ -28,13 +28,13 @@ pub fn devices(fleet: &Fleet, ledger: Option<&Ledger>, now: Timestamp) -> Vec<De
     devices
 }
 
-/// Returns a run that is taken up, with its last [`ROUNDS_SHOWN`] closed rounds.
+/// Returns the current run, with its last [`ROUNDS_SHOWN`] closed rounds.
 #[must_use]
 pub fn current_run(run: &Run, traffic: &TrafficByRound, now: Timestamp) -> RunProgress {
     run_with_rounds(run.ledger(), run.evaluation_reports(), traffic, now, ROUNDS_SHOWN)
 }
 
-/// Returns a run as it is listed, from its summary; its closed rounds are left out.
+/// Returns a run as it is listed, from its summary and without its closed rounds.
 #[must_use]
 pub fn listed_run(row: &RunRow, now: Timestamp) -> RunProgress {
     let summary = &row.summary;
@@ -68,10 +68,10 @@ pub fn listed_run(row: &RunRow, now: Timestamp) -> RunProgress {
     }
 }
 
-/// Returns everything that the journal knows about a run. A run whose records are damaged is told from its summary.
+/// Returns everything that the journal knows about a run. If the run's records are damaged, its summary is used instead.
 ///
 /// # Errors
-/// A journal that cannot be read.
+/// The journal cannot be read.
 pub fn details(store: &dyn Store, row: &RunRow, now: Timestamp) -> Result<RunDetails, StoreError> {
     let summary = &row.summary;
     let mut details = RunDetails {
@@ -146,7 +146,7 @@ fn with_traffic(closed: &RoundProgress, traffic: &TrafficByRound) -> RoundProgre
     RoundProgress { bytes_up: up, bytes_down: down, ..closed.clone() }
 }
 
-/// Returns the work of each device in a run, by its name.
+/// Returns the work of each device in a run, ordered by name.
 fn contributions(ledger: &Ledger, entries: &[Entry]) -> Vec<Contribution> {
     let mut all: BTreeMap<_, Contribution> = BTreeMap::new();
     for (device, totals) in &ledger.totals {

@@ -1,4 +1,4 @@
-//! The ways into the coordinator: MQTT for devices ([`mqtt`]), a socket in the state folder for the operator ([`socket`]).
+//! The coordinator's interfaces: MQTT for devices ([`mqtt`]), a socket in the state folder for the operator ([`socket`]).
 
 pub mod mqtt;
 pub mod socket;

@@ -1,6 +1,6 @@
-//! Translates between messages and facts, and refuses messages on the wrong topic.
+//! Reads the devices' messages, refuses those on a wrong topic, and writes the coordinator's messages.
 //!
-//! The topic names the device: the broker lets a device write to no other topic, so a name in the payload does not count.
+//! The topic names the device, not the payload: the broker's access list lets a device write only to its own topics.
 
 use skiff_link::{Publication, Qos, Refused};
 use skiff_protocol::codec::{self, Message};
@@ -8,18 +8,18 @@ use skiff_protocol::messages::{Announcement, Answer, Birth, BootId, Command, Gon
 use skiff_protocol::transfer::{TransferId, TransferMessage};
 use skiff_protocol::{DeviceId, FleetId, Signer, Topic, Version, VersionRange};
 
-/// A message of a device.
+/// A message from a device.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Said {
-    /// It is there.
+    /// The device is connected.
     Birth(Birth),
-    /// It left.
+    /// The device left.
     Gone(Gone),
-    /// Its resources.
+    /// The resources of the device.
     Telemetry(Telemetry),
-    /// Its answer to a command.
+    /// The device's answer to a command.
     Answer(Answer),
-    /// Of a transfer.
+    /// A message of a transfer.
     Transfer(TransferId, TransferMessage),
 }
 
@@ -43,7 +43,7 @@ pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, S
     }
 }
 
-/// Writes what the coordinator says.
+/// Writes and signs the coordinator's messages.
 pub struct Writer {
     fleet: FleetId,
     signer: Signer,
@@ -51,22 +51,22 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Signs with `signer`; `boot` names this life of the coordinator.
+    /// Makes a writer that signs with `signer`. `boot` names this life of the coordinator.
     #[must_use]
     pub fn new(fleet: FleetId, signer: Signer, boot: BootId) -> Self {
         Self { fleet, signer, boot }
     }
 
-    /// Returns the message that the coordinator is here, or (as last will) gone. Retained, and in the oldest version: every
-    /// device reads it.
+    /// Returns the message that says whether the coordinator is connected. It is retained, and in the oldest version of the
+    /// protocol, which every device reads. The offline message is also the last will.
     #[must_use]
     pub fn presence(&self, online: bool) -> Publication {
         let presence = Message::Presence(Presence { boot: self.boot, online });
         Publication { retain: true, ..self.publication(&Topic::Presence, &presence, Version::OLDEST) }
     }
 
-    /// Returns the message that says which versions the coordinator speaks. Retained. Devices that speak only version 2 do
-    /// not know its topic.
+    /// Returns the message that says which versions of the protocol the coordinator speaks. It is retained. Devices that
+    /// speak only version 2 do not know its topic.
     #[must_use]
     pub fn announcement(&self) -> Publication {
         let announcement = Message::Announcement(Announcement { boot: self.boot, speaks: VersionRange::OURS });

@@ -1,10 +1,10 @@
-//! The door for operators on the same machine: a Unix socket in the state folder, one JSON request per connection.
+//! The control socket for operators on the same machine: a Unix socket in the state folder, one JSON request per connection.
 //!
-//! A request is one line; the answer is one line `{"ok": ...}` or `{"error": "..."}`. `watch` is answered by a line of
-//! [`Progress`] for each change (at most [`WATCH_EVERY`]) until the client closes its side. The socket's mode is 0600: who
-//! may open it may do everything.
+//! A request is one line; the answer is one line `{"ok": ...}` or `{"error": "..."}`. The answer to `watch` is a line of
+//! [`Progress`] for each change, at most one per [`WATCH_EVERY`], until the client closes its side. The socket's mode is
+//! 0600: only its owner can open it, and whoever opens it can do everything.
 //!
-//! There are more places for connections than for watchers, so that forgotten watchers never keep a request out.
+//! There are more places for connections than for watchers, so that forgotten watchers never block a request.
 
 use crate::progress::Progress;
 use crate::run::sharing::{Change, Policy, Share};
@@ -21,81 +21,81 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-/// The socket's name in the state folder.
+/// Name of the socket in the state folder.
 pub const SOCKET: &str = "control.sock";
-/// A watcher gets a line at most this often.
+/// Minimum time between two lines to a watcher.
 pub const WATCH_EVERY: Duration = Duration::from_millis(200);
-/// The longest request.
+/// Maximum length of a request in bytes.
 pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
-/// The longest answer that a client takes.
+/// Maximum length in bytes of an answer that a client accepts.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// Maximum number of connections at a time.
 const MAX_CONNECTIONS: usize = 32;
 /// Maximum number of watchers at a time. The other connections are reserved for requests.
 const MAX_WATCHERS: usize = 24;
-/// A client that says nothing is hung up on after this.
+/// Time after which a silent client is disconnected.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time that a client gives the coordinator for its first answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What an operator asks.
+/// A request of an operator.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// The present [`Progress`].
+    /// Return the current [`Progress`].
     Progress,
-    /// [`Progress`], again and again.
+    /// Return [`Progress`] now and after each change.
     Watch,
-    /// Start a run; what is not said is as in the configuration. Answer: its name.
+    /// Start a run with these settings; defaults come from the configuration. Answer: the name of the run.
     StartRun(serde_json::Map<String, serde_json::Value>),
-    /// Stop the run.
+    /// Stop the current run.
     StopRun,
-    /// Delete an ended run, by its name. Answer: [`Deleted`].
+    /// Delete the ended run with this name. Answer: [`Deleted`].
     DeleteRun(String),
-    /// Who shares what. Answer: [`PolicyView`].
+    /// Return the sharing policy. Answer: [`PolicyView`].
     ShowPolicy,
-    /// What another policy would change, which is not done. Answer: a [`Change`] for every device that is known.
+    /// Return what another policy would change, without setting it. Answer: a [`Change`] for each known device.
     ComparePolicy(Policy),
-    /// Set another policy, for the run that is going on and those to come. Answer: as for [`Request::ComparePolicy`].
+    /// Set another policy, for the current run and all later ones. Answer: same as for [`Request::ComparePolicy`].
     SetPolicy(Policy),
 }
 
-/// Who shares what.
+/// The sharing policy, and its effect on each known device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PolicyView {
     /// The policy.
     pub policy: Policy,
-    /// What it means for every device that is known.
+    /// Layers that each known device shares.
     pub shares: BTreeMap<DeviceId, Share>,
 }
 
-/// What went with a deleted run.
+/// Blobs that were removed with a deleted run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deleted {
     /// Number of removed weights and updates.
     pub removed_blobs: u64,
-    /// Their bytes.
+    /// Size of the removed blobs, in bytes.
     pub removed_bytes: u64,
 }
 
-/// What the coordinator's loop is asked.
+/// A request to the coordinator's loop, with the channel for its answer.
 #[derive(Debug)]
 pub enum Order {
     /// Start a run with these settings in place of the configured ones.
     StartRun(serde_json::Map<String, serde_json::Value>, Reply<String>),
-    /// Stop the run.
+    /// Stop the current run.
     StopRun(Reply<()>),
     /// Delete an ended run.
     DeleteRun(String, Reply<Deleted>),
-    /// Tell who shares what.
+    /// Return the sharing policy.
     ShowPolicy(Reply<PolicyView>),
-    /// Tell what another policy would change.
+    /// Return what another policy would change.
     ComparePolicy(Policy, Reply<Vec<Change>>),
     /// Set another policy.
     SetPolicy(Policy, Reply<Vec<Change>>),
 }
 
-/// Where the answer goes; the error is for the operator.
+/// Channel for the answer. The error is a text for the operator.
 pub type Reply<T> = oneshot::Sender<Result<T, String>>;
 
 #[derive(Serialize, Deserialize)]
@@ -105,44 +105,44 @@ enum Answer<T> {
     Error(String),
 }
 
-/// Why a request was not answered.
+/// A reason for which a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody there.
+    /// No coordinator listens on the socket.
     #[error("reaching the coordinator at {}: is `skiff serve` running, with this state folder?", path.display())]
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
     /// The connection broke.
     #[error("talking to the coordinator")]
     Broken(#[source] io::Error),
-    /// The coordinator hung up.
-    #[error("the coordinator hung up")]
+    /// The coordinator closed the connection.
+    #[error("the coordinator closed the connection without an answer")]
     HungUp,
-    /// No answer in time.
+    /// The coordinator did not answer in time.
     #[error(
         "the coordinator did not answer within {} s: it is hung or overloaded (see its log); it may still carry out the request",
         ANSWER_PATIENCE.as_secs()
     )]
     Silent,
-    /// Another version's answer.
-    #[error("reading the coordinator's answer: is it of another version?")]
+    /// The answer cannot be read.
+    #[error("reading the coordinator's answer: is it another version of Skiff?")]
     Unreadable(#[source] serde_json::Error),
-    /// The coordinator refused.
+    /// The coordinator refused the request.
     #[error("{reason}")]
     Refused {
-        /// Why.
+        /// Reason for the refusal.
         reason: String,
     },
 }
 
-/// Makes the socket in the folder `state`, in place of one that a crash left behind.
+/// Makes the socket in the folder `state`. Replaces one that a crash left behind.
 ///
 /// # Errors
-/// The system's.
+/// The socket cannot be made.
 pub fn listen(state: &Path) -> io::Result<UnixListener> {
     let path = state.join(SOCKET);
     match std::fs::remove_file(&path) {
@@ -154,7 +154,7 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers every connection; runs until it is dropped.
+/// Accepts and answers connections until it is dropped.
 pub async fn serve(listener: UnixListener, orders: mpsc::Sender<Order>, progress: watch::Receiver<Progress>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
@@ -171,7 +171,7 @@ pub async fn serve(listener: UnixListener, orders: mpsc::Sender<Order>, progress
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a control connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -210,13 +210,13 @@ async fn answer(
     send(&mut write, &line).await
 }
 
-/// Who does not read gives its place up: there are [`MAX_CONNECTIONS`].
+/// Sends a line. Fails after [`PATIENCE`], so that a client that does not read cannot keep its place.
 async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &[u8]) -> io::Result<()> {
     let in_time = tokio::time::timeout(PATIENCE, write.write_all(line)).await;
-    in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other side does not read")))
+    in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
 }
 
-/// Sends each change until the client closes its side. A client that left gives its place up even if nothing changes.
+/// Sends each change until the client closes its side. Notices that even if nothing changes.
 async fn watch(
     read: &mut (impl AsyncReadExt + Unpin),
     write: &mut (impl AsyncWriteExt + Unpin),
@@ -259,16 +259,16 @@ fn to_line<T: Serialize>(answer: &Result<T, String>) -> Vec<u8> {
 /// A client's connection, with its request sent.
 pub struct Client<T> {
     lines: BufReader<UnixStream>,
-    /// True after the first answer. Later ones come when something changes, so they have no time limit.
+    /// True after the first answer. Later answers come when something changes, so they have no time limit.
     is_answered: bool,
     answers: std::marker::PhantomData<T>,
 }
 
 impl<T: for<'de> Deserialize<'de>> Client<T> {
-    /// Asks the coordinator of the folder `state`.
+    /// Sends a request to the coordinator of the folder `state`.
     ///
     /// # Errors
-    /// Nobody there, or a broken connection.
+    /// No coordinator listens there, or the connection broke.
     pub async fn ask(state: &Path, request: &Request) -> Result<Self, ControlError> {
         let path = state.join(SOCKET);
         let connected = UnixStream::connect(&path).await;
@@ -283,7 +283,8 @@ impl<T: for<'de> Deserialize<'de>> Client<T> {
     /// Returns the next answer. The first one has a time limit.
     ///
     /// # Errors
-    /// No first answer in time, a broken or closed connection, an answer that cannot be read, a refusal.
+    /// The first answer did not come in time, the connection broke or was closed, the answer cannot be read, or the
+    /// coordinator refused.
     pub async fn next(&mut self) -> Result<T, ControlError> {
         if self.is_answered {
             return self.read().await;
@@ -307,10 +308,10 @@ impl<T: for<'de> Deserialize<'de>> Client<T> {
     }
 }
 
-/// Asks one thing.
+/// Sends a request and returns the first answer.
 ///
 /// # Errors
-/// As for [`Client`].
+/// Same as [`Client::ask`] and [`Client::next`].
 pub async fn ask_once<T: for<'de> Deserialize<'de>>(state: &Path, request: &Request) -> Result<T, ControlError> {
     Client::ask(state, request).await?.next().await
 }

@@ -1,4 +1,5 @@
-//! Who is there, what they are, and what they last reported. Bounded; reads no clock.
+//! The known devices: which are connected, what they are, and what they last reported. Their number is bounded. Reads no
+//! clock.
 
 use crate::progress::{DeviceProgress, Presence};
 use crate::run::configurator::Pace;
@@ -24,33 +25,33 @@ struct Device {
     note: Option<String>,
 }
 
-/// What a birth or a farewell changes for a run.
+/// The consequence of a birth or a farewell for a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// The device is there and fit for work, in this life.
+    /// The device is connected in this life and can train.
     Here(Here),
-    /// It is not, or holds another pack.
+    /// The device is away, or holds another pack.
     Gone,
-    /// Nothing new.
+    /// Nothing changes.
     Nothing,
 }
 
-/// Why a device's message was not taken; [`Unwelcome::label`] is counted.
+/// A reason for which a device's message is refused. It is counted by [`Unwelcome::label`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unwelcome {
-    /// No room for another device.
+    /// The maximum number of devices is known already.
     #[error("the fleet is full")]
     FleetFull,
-    /// Telemetry without a birth, or of another life.
-    #[error("telemetry of a life that is not known")]
+    /// Telemetry without a birth, or from another life of the device.
+    #[error("telemetry of an unknown life of the device")]
     UnknownLife,
-    /// Telemetry that was overtaken, or came twice.
-    #[error("telemetry that is older than what is known")]
+    /// Telemetry that a newer sample has overtaken, or that came twice.
+    #[error("telemetry that is not newer than the last sample")]
     Overtaken,
 }
 
 impl Unwelcome {
-    /// One word, for counting.
+    /// Returns the label to count the refusal by.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -62,16 +63,16 @@ impl Unwelcome {
 }
 
 impl Fleet {
-    /// An empty fleet of at most `most` devices, in which those with `pack` are fit for work.
+    /// Makes an empty fleet of at most `most` devices. Only devices with `pack` can train.
     #[must_use]
     pub fn new(pack: Digest, most: usize) -> Self {
         Self { pack, most, devices: BTreeMap::new() }
     }
 
-    /// A device says that it is there. One with another pack is known, noted, and never fit for work.
+    /// Takes the birth of a device. A device with another pack is known, but gets a note and never trains.
     ///
     /// # Errors
-    /// No room, and nobody absent who could be forgotten for it.
+    /// The fleet is full, and no absent device can be forgotten to make room.
     pub fn birth(&mut self, device: &DeviceId, birth: Birth, now: Timestamp) -> Result<Change, Unwelcome> {
         let pack = self.pack;
         let known = self.room_for(device, now)?;
@@ -101,10 +102,10 @@ impl Fleet {
         })
     }
 
-    /// A device left. Of an older life than the known one: nothing.
+    /// Takes the farewell of a device. The farewell of an older life changes nothing.
     ///
     /// # Errors
-    /// No room to remember it.
+    /// The fleet is full.
     pub fn gone(&mut self, device: &DeviceId, gone: &Gone, now: Timestamp) -> Result<Change, Unwelcome> {
         let known = self.room_for(device, now)?;
         if known.birth.as_ref().is_some_and(|birth| birth.boot != gone.boot) {
@@ -115,10 +116,10 @@ impl Fleet {
         Ok(Change::Gone)
     }
 
-    /// A device's resources.
+    /// Takes a sample of a device's resources.
     ///
     /// # Errors
-    /// Of an unknown device or life, or overtaken.
+    /// The device or its life is unknown, or the sample is not newer than the last one.
     pub fn telemetry(&mut self, device: &DeviceId, sample: Telemetry, now: Timestamp) -> Result<(), Unwelcome> {
         let known = self.devices.get_mut(device).ok_or(Unwelcome::UnknownLife)?;
         if known.birth.as_ref().is_none_or(|birth| birth.boot != sample.boot) {
@@ -131,22 +132,23 @@ impl Fleet {
         Ok(())
     }
 
-    /// Notes why a device was refused, or refused work.
+    /// Notes why a device was refused or refused work.
     pub fn note(&mut self, device: &DeviceId, note: &str) {
         if let Some(known) = self.devices.get_mut(device) {
-            // It may come from a device and is shown on terminals.
+            // The note may come from a device and is shown on terminals.
             known.note = Some(note.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect());
         }
     }
 
-    /// Returns the newest version of the protocol that a device speaks too; the oldest for an unknown device.
+    /// Returns the newest version of the protocol that the coordinator and the device both speak; the oldest if the device is
+    /// unknown.
     #[must_use]
     pub fn version(&self, device: &DeviceId) -> Version {
         let birth = self.devices.get(device).and_then(|known| known.birth.as_ref());
         birth.and_then(|birth| Version::newest_common(birth.speaks)).unwrap_or(Version::OLDEST)
     }
 
-    /// The devices that are fit for work.
+    /// Returns the connected devices that can train.
     pub fn here(&self) -> impl Iterator<Item = (&DeviceId, Here)> {
         self.devices.iter().filter_map(|(device, known)| match (known.presence, &known.birth) {
             (Presence::Here, Some(birth)) => Some((device, here(birth))),
@@ -154,17 +156,17 @@ impl Fleet {
         })
     }
 
-    /// What the owners of the known devices say of them; of one that holds another pack too.
+    /// Returns the place of each known device, as its owner set it, whether or not the device holds the right pack.
     pub fn places(&self) -> impl Iterator<Item = (&DeviceId, &Place)> {
         self.devices.iter().filter_map(|(device, known)| Some((device, &known.birth.as_ref()?.place)))
     }
 
-    /// The devices that are known to be away.
+    /// Returns the known devices that are away.
     pub fn away(&self) -> impl Iterator<Item = &DeviceId> {
         self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
     }
 
-    /// What a watcher sees; what concerns the run is the caller's to add.
+    /// Returns the state of each device for watchers. The caller adds what concerns the run.
     #[must_use]
     pub fn progress(&self, now: Timestamp) -> Vec<DeviceProgress> {
         self.devices.iter().map(|(device, known)| known.progress(device, now)).collect()
@@ -187,7 +189,7 @@ fn here(birth: &Birth) -> Here {
     Here { boot, train_examples, test_examples, place: place.clone(), memory }
 }
 
-/// How a device feels by its last sample.
+/// Returns the condition of a device by its last sample.
 #[must_use]
 pub fn condition(sample: &Telemetry) -> Condition {
     let hottest = sample.temperatures.iter().map(|(_, celsius)| *celsius).filter(|celsius| celsius.is_finite());
@@ -205,8 +207,8 @@ pub fn condition(sample: &Telemetry) -> Condition {
 }
 
 impl Device {
-    /// Returns true if the birth of a present device says nothing new but the versions that it speaks. A device sends its
-    /// birth in version 2 first, and again in a newer one once it knows that the coordinator reads that.
+    /// Returns true if the birth of a connected device adds only the versions that it speaks. A device sends its birth in
+    /// version 2 first, and again in a newer version once it knows that the coordinator reads that one.
     fn only_learns_versions(&self, birth: &Birth) -> bool {
         let is_there = matches!(self.presence, Presence::Here | Presence::WrongPack);
         let is_same = |before: &Birth| {
@@ -242,7 +244,7 @@ impl Device {
     }
 }
 
-/// A number that JSON has: a device may say what it likes.
+/// Replaces NaN and infinity, which a device may report and JSON cannot hold, by zero.
 fn shown(number: f32) -> f32 {
     if number.is_finite() { number } else { 0.0 }
 }

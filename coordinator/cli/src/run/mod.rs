@@ -27,7 +27,7 @@ pub(crate) enum Action {
     Stop(Door),
     /// List the last runs, oldest first
     List(ListArguments),
-    /// Show a run: its rounds, its best round, who took part
+    /// Show a run: its rounds, its best weights and the devices that took part
     Show(show::Arguments),
     /// Write the weights of a run as a Hugging Face PEFT adapter or as a plain checkpoint
     Export(Box<export::Arguments>),

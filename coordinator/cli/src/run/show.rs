@@ -1,4 +1,4 @@
-//! `skiff run show`: a run from its start to its end, from the journal.
+//! `skiff run show`: shows a whole run from the journal.
 
 use super::{figure, phase};
 use crate::door::Door;
@@ -13,7 +13,7 @@ use skiff_coordinator::views;
 use skiff_protocol::Timestamp;
 use std::io::Write as _;
 
-/// Which run to show.
+/// Arguments of `skiff run show`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -22,7 +22,7 @@ Examples:
 
 It reads the journal, so it works with and without a running coordinator.")]
 pub(crate) struct Arguments {
-    /// The run: its name, the first digits of it, or `last`
+    /// Name of the run, the first digits of its name, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
     /// Print one JSON object
@@ -32,10 +32,10 @@ pub(crate) struct Arguments {
     door: Door,
 }
 
-/// Shows a run.
+/// Prints a run.
 ///
 /// # Errors
-/// No such run, or a journal that cannot be read.
+/// There is no such run, or the journal cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
     let row = find_run(&store, &arguments.run)?;
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(write!(std::io::stdout(), "{text}")?)
 }
 
-/// Returns the present time, for runs that are not ended.
+/// Returns the current time, for runs that have not ended.
 #[expect(clippy::disallowed_methods, reason = "a command line is where the time comes from")]
 pub(crate) fn now() -> Timestamp {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -319,14 +319,15 @@ fn markdown(parts: &[Part<'_>]) -> String {
     };
     let _ = writeln!(
         text,
-        "Training is real (MiniLM-L6, Skiff's trainer and coordinator in one process), time is virtual (a simulation, see \
-         below). {} devices, {} of them in a round, every run as long as {} rounds of a tx2 with every layer, {} steps of {} texts, AdamW {}; accuracy is measured {} \
-         times in that, outside of the virtual time. The figures are means over seeds, with 95 % intervals of Student's t.\n\n\
-         The target is {:.0} % of FedLoRA's final personal accuracy with the same fleet, data and seed; *s to target* is the first time that {SMOOTHED} \
-         measurements in a row are there on average; *x* is FedLoRA's time by the method's, of the same seeds. *Personal* is a mean \
-         over all devices, those left out too, each with its own layers on {} texts of its own mix of classes; *global* is the accuracy of the \
-         global model on 400 texts as the data set has them. *Peak* is the predicted memory of the largest step with its process, and \
-         *of small* the same over devices that hold only some of the layers.",
+        "Training is real (MiniLM-L6, Skiff's trainer and coordinator in one process); time is virtual (simulated, see below). \
+         There are {} devices, and {} of them train in a round. Every run lasts as long as {} rounds of a tx2 with every layer. \
+         A round has {} steps of {} texts, with AdamW at {}. Accuracy is measured {} times in a run, outside of the virtual time. \
+         The figures are means over seeds, with 95 % intervals of Student's t.\n\n\
+         The target is {:.0} % of FedLoRA's final personal accuracy with the same fleet, data and seed; *s to target* is the first time that the mean of {SMOOTHED} \
+         measurements in a row reaches it; *x* is FedLoRA's time divided by the method's, for the same seeds. *Personal* is the mean \
+         accuracy over all devices, also those left out, each with its own layers on {} texts of its own mix of classes. *Global* is \
+         the accuracy of the global model on 400 texts in the data set's own mix. *Peak* is the predicted memory of the largest step \
+         with its process; *of small* is the same over devices that hold only some of the layers.",
         scale.devices,
         scale.trained,
         scale.rounds,
@@ -380,17 +381,18 @@ fn markdown(parts: &[Part<'_>]) -> String {
     for fleet in Fleet::ALL {
         let _ = writeln!(text, "| {} | {} |", fleet.name(), fleet.what());
     }
-    text += "\n## What is assumed\n\n| class | GFLOP/s of a training step | link, Mbit/s | W while training | rank in fedhetlora |\n|---|---|---|---|---|\n";
+    text += "\n## Assumptions\n\n| class | GFLOP/s of a training step | link, Mbit/s | W while training | rank in fedhetlora |\n|---|---|---|---|---|\n";
     for class in CLASSES {
         let rank = if class.rank == 0 { "8".to_owned() } else { class.rank.to_string() };
         let _ = writeln!(text, "| {} | {} | {} | {} | {rank} |", class.name, class.gflops, class.mbits, class.watts);
     }
     let _ = writeln!(
         text,
-        "\nA step takes the matrix products of its active layers by the class's speed, and more where the agent's memory plan does it \
-         in parts; measuring a gain (before and after the training, 16 texts, every layer) is counted, merging is not. A transfer \
-         takes the trainable tensors by the link. Energy is the class's power while it computes and {RADIO_WATTS} W while it \
-         transfers. A method that needs every layer leaves out the devices that have no memory or no time for it."
+        "\nThe time of a step is the matrix products of its active layers, divided by the class's speed. It is longer if the agent's memory \
+         plan does the step in parts. Measuring a gain (before and after the training, 16 texts, every layer) takes time, merging takes \
+         none. The time of a transfer is the size of the trainable tensors, divided by the link's speed. Energy is the class's power \
+         while it computes, and {RADIO_WATTS} W while it transfers. A method that needs every layer leaves out devices without the \
+         memory or the time for it."
     );
     text
 }

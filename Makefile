@@ -9,12 +9,12 @@ SHELL := bash
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
 
 # Rooms whose wording `make check` holds to the rules of plain English.
-english := Makefile .ci agent coordinator/blobs/src coordinator/cli coordinator/protocol/fuzz \
+english := Makefile .ci agent coordinator/blobs/src coordinator/cli coordinator/protocol \
     coordinator/src/arrivals.rs coordinator/src/config.rs coordinator/src/doors coordinator/src/fleet coordinator/src/hub \
     coordinator/src/hub.rs coordinator/src/lib.rs coordinator/src/measures.rs coordinator/src/merge/model \
     coordinator/src/progress.rs coordinator/src/release coordinator/src/results.rs coordinator/src/run/configurator/tests \
     coordinator/src/serve coordinator/src/serve.rs coordinator/src/store coordinator/src/transfers.rs \
-    coordinator/src/views.rs cross models tests
+    coordinator/src/views.rs cross docs models tests
 
 target := $(or $(CARGO_TARGET_DIR),target)
 onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)

@@ -1,4 +1,5 @@
-//! Stochastic layer dropout (DropPEFT, arXiv 2503.10217): the draw of the layers that a batch passes through.
+//! Stochastic layer dropout: the draw of the layers that a batch passes through. It is our reading of the abstract of DropPEFT
+//! (arXiv:2503.10217).
 
 use skiff_base::random::Random;
 

@@ -1,4 +1,4 @@
-//! The URL of a broker, taken apart.
+//! Parses the URL of a broker.
 
 use crate::error::LinkError;
 use url::Url;
@@ -14,7 +14,7 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// Takes `text` apart.
+    /// Parses `text`.
     pub(crate) fn parse(text: &str) -> Result<Self, LinkError> {
         let bad = |problem: &str| LinkError::BadUrl { url: without_password(text), problem: problem.to_owned() };
         let url = Url::parse(text).map_err(|error| bad(&error.to_string()))?;

@@ -1,12 +1,12 @@
-//! How long to rest before the next attempt to connect.
+//! Computes the time to wait before the next attempt to connect.
 
 use std::time::Duration;
 
 const SHORTEST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Doubles from [`SHORTEST`] to [`LONGEST`]; of each rest between half and all is taken, so that a fleet whose broker comes
-/// back does not knock all at once.
+/// Exponential back-off: the limit doubles from [`SHORTEST`] to [`LONGEST`]. Each rest is drawn between half the limit and
+/// the limit, so that the devices of a fleet do not all reconnect at the same moment.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -17,12 +17,12 @@ impl Backoff {
         Self { next: SHORTEST }
     }
 
-    /// After a connection that held.
+    /// Starts again at [`SHORTEST`], after a connection that held.
     pub(crate) const fn reset(&mut self) {
         self.next = SHORTEST;
     }
 
-    /// The next rest; `draw` is any number, drawn evenly.
+    /// Returns the next rest. `draw` is a uniformly drawn number.
     pub(crate) fn rest(&mut self, draw: u32) -> Duration {
         let whole = self.next;
         self.next = LONGEST.min(whole * 2);

@@ -8,10 +8,10 @@ use crate::{Publication, QUEUE};
 use rumqttc::{AsyncClient, EventLoop, LastWill, MqttOptions, ValidatedTopicFilter};
 use std::fmt;
 
-/// Largest packet that is read, in bytes. It is far above the protocol's messages, so that an oversized one is a message to
-/// refuse and not a broken connection.
+/// Maximum size of a packet that is read, in bytes. It is far above the protocol's limit, so that an oversized message is
+/// refused and does not break the connection.
 const MAX_PACKET_BYTES: usize = 1 << 20;
-/// Number of publications that the broker has not acknowledged yet.
+/// Maximum number of publications that the broker has not acknowledged yet.
 const IN_FLIGHT: u16 = 64;
 /// Seconds after which a silent connection is checked. The broker publishes the last will after one and a half times that.
 const KEEP_ALIVE_S: u16 = 15;
@@ -31,7 +31,7 @@ pub struct LinkConfig {
     pub subscriptions: Vec<String>,
 }
 
-/// The broker in messages to the operator.
+/// Names of the broker and of this client, for messages to the operator.
 pub(crate) struct Broker {
     url: String,
     /// "user x" or "a client without a user name".

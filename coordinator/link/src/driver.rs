@@ -1,4 +1,4 @@
-//! Keeps one connection: connects, subscribes, hands on what comes, rests, and tries again.
+//! Keeps one connection up: connects, subscribes, passes on messages, and after a failure rests and tries again.
 
 use crate::LinkEvent;
 use crate::backoff::Backoff;
@@ -17,11 +17,11 @@ use tokio::select;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long the broker may take to acknowledge the subscriptions.
+/// Maximum time for the broker to acknowledge the subscriptions.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(20);
-/// A connection that lasted this long held: the next rest is a short one.
+/// Time after which a connection counts as stable, so that the next rest is a short one.
 const HELD_AFTER: Duration = Duration::from_secs(10);
-/// How long the rest of the queue may take when the link is closed.
+/// Maximum time to send the rest of the queue when the link is closed.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Driver {
@@ -33,7 +33,7 @@ pub(crate) struct Driver {
     closing: oneshot::Receiver<()>,
 }
 
-/// How far a connection has come.
+/// Progress of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Connecting,
@@ -43,7 +43,7 @@ enum Phase {
 }
 
 impl Phase {
-    /// How long until something has to have happened, or is known to hold.
+    /// Returns the time limit of the phase, or the time until an established connection counts as stable.
     const fn patience(self) -> Duration {
         match self {
             Self::Connecting | Self::Subscribing => SUBSCRIBE_PATIENCE,
@@ -52,7 +52,7 @@ impl Phase {
     }
 }
 
-/// How a connection ended.
+/// End of a connection.
 enum End {
     Closed,
     Lost { reason: String, held: bool },
@@ -103,7 +103,7 @@ impl Driver {
         }
     }
 
-    /// One connection, from the first packet to its end.
+    /// Runs one connection from the first packet to its end.
     async fn keep_connection(&mut self) -> End {
         let mut phase = Phase::Connecting;
         let mut timer = pin!(sleep(Duration::ZERO));
@@ -145,7 +145,7 @@ impl Driver {
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish).await,
                 Ok(_) => {}
                 Err(error) => {
-                    // A connection that broke is cleared away already; clearing without one would lose the queue.
+                    // A broken connection is cleared already. Clearing without a connection would lose the queue.
                     if self.connection.diagnostics().connected {
                         self.connection.clean();
                     }
@@ -182,7 +182,7 @@ impl Driver {
         let payload = &publish.payload[..publish.payload.len().min(MAX_MESSAGE_BYTES + 1)];
         match std::str::from_utf8(&publish.topic) {
             Ok(topic) => self.inbox.message(topic.to_owned(), payload.to_vec()).await,
-            Err(_) => tracing::warn!(broker = %self.broker, "a message on a topic that is not UTF-8 is ignored"),
+            Err(_) => tracing::warn!(broker = %self.broker, "ignoring a message whose topic is not UTF-8"),
         }
     }
 
@@ -197,7 +197,7 @@ impl Driver {
             Some(())
         };
         if timeout(DRAIN_PATIENCE, goodbye).await.is_err() {
-            tracing::warn!(broker = %self.broker, "the queue could not be sent: the connection is cut");
+            tracing::warn!(broker = %self.broker, "the queue could not be sent in time: cutting the connection");
         }
     }
 
@@ -207,19 +207,19 @@ impl Driver {
     }
 }
 
-/// How a rest ended.
+/// End of a rest.
 #[derive(PartialEq, Eq)]
 enum Rest {
     Over,
     Closed,
 }
 
-/// Evenly drawn; where the system gives no random number rests are only less scattered.
+/// Draws a uniform number. If the system has no random numbers, the rests are only less scattered.
 fn draw() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX)
 }
 
-/// What went wrong, for the operator.
+/// Describes an error and its remedy for the operator.
 fn explain(broker: &Broker, error: &ConnectionError) -> String {
     let who = &broker.who;
     if let ConnectionError::ConnectionRefused(code) = error {
@@ -230,15 +230,13 @@ fn explain(broker: &Broker, error: &ConnectionError) -> String {
             ConnectReturnCode::BadClientId => format!("the broker {broker} refused the client id of {who}"),
             ConnectReturnCode::ServiceUnavailable => format!("the broker {broker} is up but not available"),
             ConnectReturnCode::RefusedProtocolVersion => {
-                format!("the broker {broker} does not speak MQTT 3.1.1: switch it on there")
+                format!("the broker {broker} does not speak MQTT 3.1.1: enable that version in the broker")
             }
-            ConnectReturnCode::Success => format!("the broker {broker} broke the connection off"),
+            ConnectReturnCode::Success => format!("the broker {broker} closed the connection"),
         };
     }
     if let ConnectionError::NetworkTimeout = error {
-        return format!(
-            "the broker {broker} does not answer: check its address and that the network lets through to it"
-        );
+        return format!("the broker {broker} does not answer: check its address, and that no firewall blocks it");
     }
     if let ConnectionError::Tls(_) = error {
         return format!(

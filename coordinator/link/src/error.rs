@@ -12,7 +12,7 @@ pub enum LinkError {
     BadUrl {
         /// The URL without its password.
         url: String,
-        /// What is wrong with it.
+        /// Fault of the URL.
         problem: String,
     },
     /// A setting needs another one, which is missing.

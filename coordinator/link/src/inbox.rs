@@ -1,5 +1,5 @@
-//! The queue between the connection and whoever reads it; it never stops the connection for long. What nobody will ever
-//! read is thrown away.
+//! The queue between the connection and its reader. It never holds the connection up for long: if the reader is too slow,
+//! messages are dropped.
 
 use crate::LinkEvent;
 use std::future::pending;
@@ -7,17 +7,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// How long a full inbox holds the connection (and with it the broker) back before messages are dropped.
+/// Time for which a full inbox holds the connection (and with it the broker) up before messages are dropped.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Inbox {
     reader: mpsc::Sender<LinkEvent>,
-    /// The newest `Up` or `Down`, where the reader has not been told of it for want of room.
+    /// Newest `Up` or `Down`, if there was no room yet to send it to the reader.
     owed: Option<LinkEvent>,
-    /// The last `Up` or `Down` that was told or is owed.
+    /// Last `Up` or `Down` that was sent or is owed.
     state: Option<LinkEvent>,
-    /// The reader was waited for in vain: no more waiting until it takes something.
+    /// True if the reader took nothing in time. Then messages are dropped at once until it takes one.
     congested: bool,
     dropped: u64,
 }
@@ -27,7 +27,7 @@ impl Inbox {
         Self { reader, owed: None, state: None, congested: false, dropped: 0 }
     }
 
-    /// Owes the reader `Up` or `Down`, in place of one it was not told yet; nothing for a `Down` that it was told.
+    /// Owes the reader `Up` or `Down`, in place of an older one that was not sent yet. Ignores a `Down` that equals the last.
     pub(crate) fn owe(&mut self, state: LinkEvent) {
         let repeated = matches!(state, LinkEvent::Down { .. }) && self.state.as_ref() == Some(&state);
         if !repeated {
@@ -36,7 +36,7 @@ impl Inbox {
         }
     }
 
-    /// Tells what is owed as soon as there is room; waits for ever where nothing is owed. May be cancelled.
+    /// Sends the owed event as soon as there is room. Waits forever if none is owed. May be cancelled.
     pub(crate) async fn settle(&mut self) {
         if self.owed.is_none() {
             return pending().await;
@@ -49,7 +49,7 @@ impl Inbox {
         self.owed = None;
     }
 
-    /// Hands on a message, or drops it where the reader takes nothing for [`PATIENCE`].
+    /// Passes on a message, or drops it if the reader takes nothing for [`PATIENCE`].
     pub(crate) async fn message(&mut self, topic: String, payload: Vec<u8>) {
         let patience = if self.congested { Duration::ZERO } else { PATIENCE };
         let handed_on = timeout(patience, async {
@@ -62,12 +62,12 @@ impl Inbox {
         });
         if handed_on.await.is_ok() {
             if std::mem::take(&mut self.congested) {
-                tracing::info!(dropped = self.dropped, "messages are taken again");
+                tracing::info!(dropped = self.dropped, "the reader takes messages again; some were dropped");
             }
         } else {
             self.dropped += 1;
             if !std::mem::replace(&mut self.congested, true) {
-                tracing::warn!(dropped = self.dropped, "messages are dropped: nobody takes them");
+                tracing::warn!(dropped = self.dropped, "dropping messages because the reader does not take them");
             }
         }
     }

@@ -1,8 +1,8 @@
-//! One MQTT connection, kept up: the road between an agent, the broker and the coordinator.
+//! Keeps one MQTT connection to the broker up, for an agent or the coordinator.
 //!
-//! It knows nothing of what the messages say; `skiff-protocol` does. It promises little, on purpose: a message may be
-//! lost with a connection (the session is clean, MQTT's acknowledgement is the broker's), so whoever needs an answer
-//! repeats the question.
+//! This crate does not know the messages; `skiff-protocol` does. It promises little, on purpose: a message may be lost with
+//! a connection, because the session is clean and only the broker acknowledges. So a sender that needs an answer repeats
+//! its message until the answer comes.
 //!
 //! ```text
 //!             Link::open
@@ -13,16 +13,16 @@
 //!   │             ▼                        ▼                    ▼
 //!   └────────── resting (Down, bounded exponential back-off with jitter)
 //! ```
-//! `Link::close` sends what is queued, then DISCONNECT; a link that is dropped, or cannot send the rest in time, just cuts
-//! the connection, and the last will speaks for it.
+//! [`Link::close`] sends the queue, then DISCONNECT. A link that is dropped, or that cannot send its queue in time, cuts the
+//! connection, and the broker publishes the last will.
 //!
-//! **Bounds.** [`QUEUE`] publications wait to be sent; then [`Link::publish`] waits. [`INBOX`] events wait to be taken; then
-//! the broker is held back for half a second, and after that messages are dropped and counted until there is room again,
-//! so a reader that stands still (perhaps in `publish`) can never stop the connection. `Up` and `Down` are not dropped, but
-//! where several wait only the newest is told.
+//! **Bounds.** At most [`QUEUE`] publications wait to be sent; then [`Link::publish`] waits. At most [`INBOX`] events wait
+//! for the reader; then the connection is held up for half a second, and after that messages are dropped and counted until
+//! there is room again. So a blocked reader (perhaps in `publish`) can never stop the connection. `Up` and `Down` are not
+//! dropped, but if several wait, only the newest is sent.
 //!
 //! Rooms: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
-//! above), `inbox` (the reader's queue), `backoff` (how long to rest),
+//! above), `inbox` (the reader's queue), `backoff` (time to rest),
 //! `refusals` (messages that are not accepted).
 
 mod address;
@@ -47,62 +47,62 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-/// Publications that wait to be sent before [`Link::publish`] waits itself.
+/// Maximum number of publications that wait to be sent. At the limit, [`Link::publish`] waits.
 pub const QUEUE: usize = 64;
-/// Events that wait to be taken before messages are dropped.
+/// Maximum number of events that wait for the reader. At the limit, messages are dropped.
 pub const INBOX: usize = 256;
-/// The longest that [`Link::close`] takes.
+/// Maximum duration of [`Link::close`].
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How sure the broker is to have a publication.
+/// Guarantee that the broker gets a publication.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Qos {
     /// Sent once, never repeated.
     AtMostOnce,
-    /// The broker acknowledges it; lost with the connection all the same.
+    /// Acknowledged by the broker. It may still be lost with the connection.
     AtLeastOnce,
 }
 
-/// A message on its way out.
+/// A message to publish.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Publication {
-    /// Where to.
+    /// Topic to publish on.
     pub topic: String,
-    /// At most [`MAX_MESSAGE_BYTES`].
+    /// Content, of at most [`MAX_MESSAGE_BYTES`].
     pub payload: Vec<u8>,
-    /// How sure.
+    /// Guarantee of delivery to the broker.
     pub qos: Qos,
-    /// The broker keeps it for those who subscribe later.
+    /// True if the broker keeps the message for later subscribers.
     pub retain: bool,
 }
 
-/// What happens on a link.
+/// An event on a link.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LinkEvent {
-    /// Connected, and every subscription acknowledged: again, where the link was up before. Publications of the connection
-    /// before may be lost.
+    /// The link is connected, and the broker has acknowledged every subscription. Publications from before a reconnection
+    /// may be lost.
     Up,
-    /// Not connected; the link goes on trying. Told once for each new reason.
+    /// The link is not connected and keeps trying. Sent once for each new reason.
     Down {
-        /// For the operator: what failed, with which broker, and what to look at.
+        /// Text for the operator: the failure, the broker, and what to check.
         reason: String,
     },
-    /// A publication of somebody. One of the broker's may overtake `Up`.
+    /// A message came. Retained messages may come before `Up`.
     Message {
-        /// Where it was published.
+        /// Topic of the message.
         topic: String,
-        /// What was published; one above [`MAX_MESSAGE_BYTES`] comes cut to a byte more than that, which the codec
+        /// Content of the message. One above [`MAX_MESSAGE_BYTES`] is cut to one byte more than that, which the codec
         /// refuses as oversized.
         payload: Vec<u8>,
     },
 }
 
-/// The link came to an end: its task was lost with the runtime.
+/// The link ended, because its runtime stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the link to the broker is closed")]
 pub struct LinkClosed;
 
-/// The sending end of a connection; see the crate's text.
+/// The sending end of a connection; see the crate's doc.
 #[derive(Debug)]
 pub struct Link {
     client: rumqttc::AsyncClient,
@@ -113,10 +113,10 @@ pub struct Link {
 impl Link {
     /// Checks `config`, reads the certificates it names and starts to connect, in a task of the current tokio runtime.
     ///
-    /// A broker that is away is no error: [`LinkEvent::Down`] tells of it and the link goes on trying.
+    /// An unreachable broker is not an error: the link sends [`LinkEvent::Down`] and keeps trying.
     ///
     /// # Errors
-    /// What cannot become right by trying again: an URL that is none, certificates that cannot be read.
+    /// The configuration is wrong: the URL is invalid, or a certificate or password file cannot be read.
     pub fn open(config: LinkConfig) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
         let (inbox, events) = mpsc::channel(INBOX);
         let (close, closing) = oneshot::channel();
@@ -126,27 +126,27 @@ impl Link {
         Ok((Self { client, driver, close }, events))
     }
 
-    /// Queues `publication`; waits where [`QUEUE`] others wait already, be it for a connection.
+    /// Queues `publication`. Waits while [`QUEUE`] others wait, even without a connection.
     ///
-    /// Publications keep their order. `Ok` says that the queue took it, not that anybody has it.
+    /// Publications keep their order. `Ok` means that the message is queued, not that anybody received it.
     ///
     /// # Errors
     /// [`LinkClosed`].
     ///
     /// # Panics
-    /// Where the payload is larger than [`MAX_MESSAGE_BYTES`] or the topic is not one: `skiff_protocol` makes neither.
+    /// The payload is larger than [`MAX_MESSAGE_BYTES`] or the topic is invalid. `skiff_protocol` makes neither.
     pub async fn publish(&self, publication: Publication) -> Result<(), LinkClosed> {
         let (topic, payload, options) = unpack(publication);
         self.client.publish(topic, payload, options).await.map_err(|error| closed(&error))
     }
 
-    /// Queues `publication` if there is room, and says whether there was: for what is not worth waiting for.
+    /// Queues `publication` if there is room. Returns true if it was queued.
     ///
     /// # Errors
     /// [`LinkClosed`].
     ///
     /// # Panics
-    /// As [`Link::publish`].
+    /// Same as [`Link::publish`].
     pub fn try_publish(&self, publication: Publication) -> Result<bool, LinkClosed> {
         let (topic, payload, options) = unpack(publication);
         match self.client.try_publish(topic, payload, options) {
@@ -156,9 +156,10 @@ impl Link {
         }
     }
 
-    /// Sends what is queued, then DISCONNECT, so that the last will stays unsaid. Without a connection nothing is sent.
+    /// Sends the queue, then DISCONNECT, so that the broker does not publish the last will. Without a connection, nothing is
+    /// sent.
     ///
-    /// Takes at most [`CLOSE_PATIENCE`]. Where the rest cannot be sent in that time the connection is cut instead, and the
+    /// Takes at most [`CLOSE_PATIENCE`]. If the queue cannot be sent in that time, the connection is cut instead, and the
     /// broker publishes the last will.
     pub async fn close(self) {
         let Self { client: _client, mut driver, close } = self;
@@ -176,7 +177,7 @@ fn unpack(publication: Publication) -> (String, Vec<u8>, PublishOptions) {
     (topic, payload, PublishOptions::new(qos.into()).retain(retain))
 }
 
-/// What remains of the client's errors when there is room.
+/// Turns a client's error into [`LinkClosed`], the only one possible if there is room and the topic is valid.
 fn closed(error: &ClientError) -> LinkClosed {
     if let ClientError::InvalidRequest(request) = error {
         panic!("not a topic to publish on: {request:?}");

@@ -1,9 +1,9 @@
-//! A TCP stream that acknowledges at once what it read.
+//! A TCP stream that acknowledges every read at once.
 //!
-//! Brokers (rumqttd always, Mosquitto without `set_tcp_nodelay`) leave Nagle's algorithm on: a message after another
-//! waits until the first was acknowledged, and the system delays that for 40 ms. A round has a dozen such messages in a
-//! row. So every read asks for an acknowledgement without delay (`TCP_QUICKACK`, which the kernel forgets again). Elsewhere
-//! than on Linux it is a plain stream.
+//! Brokers (rumqttd always, Mosquitto without `set_tcp_nodelay`) leave Nagle's algorithm on: a second message waits until
+//! the first is acknowledged, and the system delays the acknowledgement for 40 ms. A round has a dozen such messages in a
+//! row. So every read asks for an acknowledgement without delay (`TCP_QUICKACK`, which the kernel resets by itself). On
+//! systems other than Linux this is a plain stream.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ pub(crate) struct Prompt(pub(crate) TcpStream);
 impl Prompt {
     fn acknowledge(&self) {
         #[cfg(target_os = "linux")]
-        // Where the system refuses, the message is only slower.
+        // If the system refuses, the message is only slower.
         let _ = rustix::net::sockopt::set_tcp_quickack(&self.0, true);
     }
 }

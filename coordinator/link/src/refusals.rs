@@ -23,7 +23,7 @@ impl Refused {
         Self { label: "unknown_topic", reason: "the topic is not one of Skiff's".to_owned() }
     }
 
-    /// Refuses a message that another topic is for.
+    /// Refuses a message that belongs on another topic.
     #[must_use]
     pub fn wrong_topic() -> Self {
         Self { label: "wrong_topic", reason: "the message does not belong on its topic".to_owned() }

@@ -32,7 +32,7 @@ pub struct BrokerSettings {
     pub client_key_file: Option<PathBuf>,
 }
 
-/// A text that never appears in a log.
+/// A text that is never logged.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -78,7 +78,7 @@ impl Default for BrokerSettings {
 }
 
 impl fmt::Debug for BrokerSettings {
-    /// Leaves out every password, also the URL's.
+    /// Leaves out every password, also the one in the URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BrokerSettings")
             .field("url", &without_password(&self.url))

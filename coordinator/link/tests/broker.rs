@@ -16,7 +16,7 @@ use tokio::time::timeout;
 /// Longest wait of a test. Nothing takes this long, not even with all cores busy; a test that waits longer has found a fault.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A Mosquitto of the test's own, in a folder of its own; killed with it.
+/// A Mosquitto for one test, in its own folder. It is killed when it is dropped.
 struct Broker {
     folder: TempDir,
     port: u16,
@@ -47,7 +47,7 @@ impl Broker {
     fn start_with(&mut self, settings: &str) {
         let port = self.port;
         let settings = settings.replace("{folder}", self.folder.path().to_str().unwrap());
-        // Started by root it would become another user, who may not read the folder.
+        // Without this, a Mosquitto started by root becomes another user, who may not read the folder.
         let settings = format!("user root\nlistener {port} 127.0.0.1\n{settings}\n");
         std::fs::write(self.file("broker.conf"), settings).unwrap();
         self.restart();
@@ -202,7 +202,7 @@ async fn a_wrong_password_is_said_so_and_the_right_one_works() {
     let mut broker = Broker::prepare();
     broker.run("mosquitto_passwd", "-b -c passwords ann right");
     broker.start_with("allow_anonymous false\npassword_file {folder}/passwords");
-    let with = |password: &str| LinkConfig {
+    let config_with = |password: &str| LinkConfig {
         broker: BrokerSettings {
             user: Some("ann".into()),
             password: Some(password.into()),
@@ -210,11 +210,11 @@ async fn a_wrong_password_is_said_so_and_the_right_one_works() {
         },
         ..broker.config(password, "t/#")
     };
-    let (_link, mut events) = Link::open(with("wrong")).unwrap();
+    let (_link, mut events) = Link::open(config_with("wrong")).unwrap();
     let reason = next_down(&mut events).await;
     assert!(reason.contains(r#"refused user "ann": check user and password"#), "{reason}");
     assert!(!reason.contains("wrong"), "{reason}");
-    let (_link, mut events) = Link::open(with("right")).unwrap();
+    let (_link, mut events) = Link::open(config_with("right")).unwrap();
     assert_eq!(next(&mut events).await, LinkEvent::Up);
     let url = format!("mqtt://ann:right@127.0.0.1:{}", broker.port);
     let (_link, mut events) = Link::open(LinkConfig { broker: at(url), ..broker.config("by-url", "t/#") }).unwrap();
@@ -262,7 +262,7 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
     let mut broker = Broker::prepare();
     make_certificates(&broker);
     broker.start_with(TLS_SETTINGS);
-    let with = |client_id: &str, ca: &str| LinkConfig {
+    let config_with = |client_id: &str, ca: &str| LinkConfig {
         broker: BrokerSettings { ca_file: Some(broker.file(ca)), ..at(format!("mqtts://127.0.0.1:{}", broker.port)) },
         ..broker.config(client_id, "t/#")
     };
@@ -270,19 +270,19 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
         broker: BrokerSettings {
             client_cert_file: Some(broker.file("client.pem")),
             client_key_file: Some(broker.file("client.key")),
-            ..with("full", "ca.pem").broker
+            ..config_with("full", "ca.pem").broker
         },
-        ..with("full", "ca.pem")
+        ..config_with("full", "ca.pem")
     })
     .unwrap();
     assert_eq!(next(&mut events).await, LinkEvent::Up);
     link.publish(publication("t/1", b"hidden")).await.unwrap();
     assert_eq!(next(&mut events).await, message("t/1", b"hidden"));
 
-    let (_link, mut events) = Link::open(with("stranger", "stranger.pem")).unwrap();
+    let (_link, mut events) = Link::open(config_with("stranger", "stranger.pem")).unwrap();
     let reason = next_down(&mut events).await;
     assert!(reason.contains("ca_file") && reason.contains("UnknownIssuer"), "{reason}");
-    let (_link, mut events) = Link::open(with("anonymous", "ca.pem")).unwrap();
+    let (_link, mut events) = Link::open(config_with("anonymous", "ca.pem")).unwrap();
     let reason = next_down(&mut events).await;
     assert!(reason.to_lowercase().contains("certificate"), "{reason}");
 
@@ -290,9 +290,9 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
         broker: BrokerSettings {
             client_cert_file: Some(broker.file("client.pem")),
             client_key_file: Some(broker.file("broker.key")),
-            ..with("mixed", "ca.pem").broker
+            ..config_with("mixed", "ca.pem").broker
         },
-        ..with("mixed", "ca.pem")
+        ..config_with("mixed", "ca.pem")
     });
     assert!(broken.unwrap_err().to_string().contains("broker.key"));
 }
@@ -322,9 +322,9 @@ async fn a_reader_that_stands_still_loses_messages_but_not_the_connection() {
     for _ in 0..4 * skiff_link::INBOX {
         fast.publish(publication("t/many", b"x")).await.unwrap();
     }
-    // More than its queue holds: it has to go on sending although nobody reads what it receives.
+    // More than its queue holds: it must keep sending although nobody reads what it receives.
     for _ in 0..4 * skiff_link::QUEUE {
-        timeout(PATIENCE, slow.publish(publication("elsewhere", b"y"))).await.expect("it goes on").unwrap();
+        timeout(PATIENCE, slow.publish(publication("elsewhere", b"y"))).await.expect("the link keeps sending").unwrap();
     }
     slow.publish(publication("t/last", b"z")).await.unwrap();
     assert_eq!(next(&mut echo).await, message("t/last", b"z"));

@@ -9,7 +9,7 @@ SHELL := bash
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
 
 # Rooms whose wording `make check` holds to the rules of plain English.
-english := Makefile .ci agent coordinator/blobs/src coordinator/cli coordinator/link coordinator/protocol \
+english := Makefile .ci agent coordinator/blobs/src coordinator/cli coordinator/demo coordinator/link coordinator/protocol \
     coordinator/src/arrivals.rs coordinator/src/config.rs coordinator/src/doors coordinator/src/fleet coordinator/src/hub \
     coordinator/src/hub.rs coordinator/src/lib.rs coordinator/src/measures.rs coordinator/src/merge/model \
     coordinator/src/progress.rs coordinator/src/release coordinator/src/results.rs coordinator/src/run/configurator/tests \

@@ -1,4 +1,4 @@
-//! The agents as processes of their own: started, watched, stopped.
+//! Starts, watches and stops the agents, each in its own process.
 
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,42 +12,38 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long agents have to say goodbye.
+/// Time that agents have to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 const TAIL_LINES: usize = 12;
 
-/// What every agent is told.
+/// Settings that all agents share.
 pub(super) struct Common {
-    /// The agent's program.
+    /// Path of the agent's program.
     pub(super) program: PathBuf,
-    /// The broker's URL.
+    /// URL of the broker.
     pub(super) broker: String,
-    /// The fleet.
+    /// Name of the fleet.
     pub(super) fleet: String,
-    /// The coordinator's public key.
+    /// Public key of the coordinator.
     pub(super) coordinator_key: String,
-    /// The pack's folder.
+    /// Folder of the pack.
     pub(super) pack: PathBuf,
-    /// ONNX Runtime, where it is not the system's.
+    /// Path of ONNX Runtime; `None` for the system's.
     pub(super) onnxruntime: Option<PathBuf>,
 }
 
-/// The agent's program, beside this one, and so is the one that it starts to train.
+/// Returns the path of the agent's program. It must be in this program's folder, together with the worker's.
 pub(super) fn program() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program's folder")?;
     for name in ["skiff-agent", "skiff-worker"] {
         let program = own.with_file_name(name);
-        ensure!(
-            program.is_file(),
-            "{} is missing; build it, for instance with: cargo build --release -p {name}",
-            program.display()
-        );
+        ensure!(program.is_file(), "{} is missing; build it with: cargo build --release -p {name}", program.display());
     }
     Ok(own.with_file_name("skiff-agent"))
 }
 
-/// `agent.toml` of one agent in `folder`.
+/// Returns the text of `agent.toml` for one agent in `folder`.
 fn settings(common: &Common, device: &DeviceId, password: &str, folder: &Path) -> anyhow::Result<String> {
     let mut table = toml::Table::new();
     let mut set = |key: &str, value: &str| drop(table.insert(key.to_owned(), value.into()));
@@ -65,7 +61,7 @@ fn settings(common: &Common, device: &DeviceId, password: &str, folder: &Path) -
     if let Some(library) = &common.onnxruntime {
         set("onnxruntime", &path(library)?);
     }
-    // As many agents as this machine can bear share its cores.
+    // Several agents share the cores of this machine.
     table.insert("threads".to_owned(), 1.into());
     table.insert("telemetry_seconds".to_owned(), 1.into());
     Ok(table.to_string())
@@ -77,14 +73,14 @@ struct Agent {
     log: PathBuf,
 }
 
-/// Running agents; those that still run when this is dropped are killed.
+/// The running agents. They are killed when this is dropped.
 #[derive(Default)]
 pub(super) struct Agents {
     running: Vec<Agent>,
 }
 
 impl Agents {
-    /// Starts one more, in `folder`, where its examples are.
+    /// Starts an agent in `folder`, which holds its examples.
     pub(super) fn start(
         &mut self,
         common: &Common,
@@ -105,24 +101,24 @@ impl Agents {
             .with_context(|| format!("writing {}", config.display()))?;
         let output = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
         let mut command = Command::new(&common.program);
-        // What the user has set for agents of their own is not for these.
+        // The user's environment may configure another agent. It must not reach these agents.
         let own = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("SKIFF_");
         for (name, _) in std::env::vars_os().filter(|(name, _)| own(name)) {
             command.env_remove(name);
         }
         command.arg("run").arg("--config").arg(&config).arg("--exit-with-parent");
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // Ctrl-C is for this process, which then tells the agents.
+        // Ctrl-C must reach only this process, which then stops the agents.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("starting {}", common.program.display()))?;
         self.running.push(Agent { device, child, log });
         Ok(())
     }
 
-    /// Fails when an agent has ended, with its last words.
+    /// Fails if an agent has ended, with the last lines of its log.
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
         for agent in &mut self.running {
-            if let Some(status) = agent.child.try_wait().context("looking after an agent")? {
+            if let Some(status) = agent.child.try_wait().context("checking whether an agent is running")? {
                 let log = fs::read_to_string(&agent.log).unwrap_or_default();
                 bail!("{}", last_words(&agent.device, status, &log));
             }
@@ -130,10 +126,10 @@ impl Agents {
         Ok(())
     }
 
-    /// Asks all to stop, and kills those that do not within some seconds.
+    /// Asks all agents to stop, and kills those that do not within [`FAREWELL`].
     pub(super) async fn stop(mut self) {
         for agent in &mut self.running {
-            // One that has ended is not signalled: its process id may be somebody else's by now.
+            // Never signal an agent that has ended: another process may have its process id by now.
             if matches!(agent.child.try_wait(), Ok(None)) {
                 let _ = kill_process(Pid::from_child(&agent.child), Signal::TERM);
             }
@@ -161,8 +157,8 @@ fn last_words(device: &DeviceId, status: ExitStatus, log: &str) -> String {
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
     let tail = if tail.is_empty() { "(nothing)".to_owned() } else { tail };
     format!(
-        "{device} ended early ({status}). Its last words:\n  {tail}\nMend what they name; to keep the agents' folders and \
-         try them by hand (skiff-agent doctor --config FOLDER/{device}/agent.toml), run the demo with --keep FOLDER"
+        "{device} ended early ({status}). The end of its log:\n  {tail}\nTo look closer, run the demo with --keep FOLDER, \
+         then: skiff-agent doctor --config FOLDER/{device}/agent.toml"
     )
 }
 
@@ -174,10 +170,10 @@ mod tests {
     use std::sync::Mutex;
     use tempfile::TempDir;
 
-    /// A file that a process just forked still has open for writing cannot be executed: one test starts at a time.
+    /// Lets one test start at a time. A script cannot be executed while a process that another test forked has it open.
     static STARTS: Mutex<()> = Mutex::new(());
 
-    /// A script in the place of the agent's program, running.
+    /// Starts a script in place of the agent's program.
     fn started(script: &str) -> (TempDir, Agents) {
         let _alone = STARTS.lock().unwrap();
         let folder = tempfile::tempdir().unwrap();

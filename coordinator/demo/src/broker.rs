@@ -1,8 +1,8 @@
 //! An MQTT broker inside this process, for demonstrations and tests: loopback only, nothing on disk.
 //!
-//! What it does not do, and a broker for a fleet must: survive a restart, encrypt, keep devices out of each other's
-//! topics. It keeps a line for every topic it has ever seen, so it is not for months either. Use Mosquitto or another
-//! broker there; `cross/mosquitto.conf.example` is a start.
+//! A real fleet needs more: this broker forgets everything at a restart, does not encrypt, and lets a device use the topics
+//! of another. It also keeps a line for every topic it has ever seen, so its memory grows over months. Use Mosquitto or
+//! another broker for a fleet; start from `cross/mosquitto.conf.example`.
 
 use rumqttd::{Config, ConnectionSettings, RouterConfig, ServerSettings};
 use std::collections::BTreeMap;
@@ -11,63 +11,64 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A packet may be this large; far above the protocol's messages, so that an oversized one reaches who refuses it.
+/// Maximum size of a packet in bytes. It is far above the protocol's limit, so that an oversized message reaches its reader,
+/// who refuses it.
 const MAX_PACKET_BYTES: usize = 1 << 20;
-/// Messages are kept in segments of this size, so many for each subscription; older ones are forgotten.
+/// Size in bytes of a segment of kept messages. Each subscription has a fixed number of segments; older ones are dropped.
 const SEGMENT_BYTES: usize = 1 << 20;
 const SEGMENTS: usize = 16;
 const MAX_CONNECTIONS: usize = 1024;
-/// At a free port, another program may be faster.
+/// Maximum number of attempts to listen on a free port, since another program may take the port first.
 const ATTEMPTS: usize = 5;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Who may connect.
+/// Clients that may connect.
 #[derive(Clone)]
 pub enum Access {
     /// Every program on this machine.
     Anybody,
-    /// Those who know a password, by user name.
+    /// Clients with a password from this table, by user name.
     Accounts(BTreeMap<String, String>),
 }
 
-/// Why there is no broker.
+/// A reason for which the broker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// An address that other machines can reach.
+    /// Other machines can reach the address.
     #[error(
-        "the embedded broker does not encrypt and listens on the loopback only, not on {listen}; use 127.0.0.1, or a broker of its own such as Mosquitto"
+        "the embedded broker does not encrypt and listens only on the loopback, not on {listen}; use 127.0.0.1, or a separate broker such as Mosquitto"
     )]
     NotLoopback {
         /// The address.
         listen: SocketAddr,
     },
-    /// The address is taken, or not this machine's.
+    /// The address is in use, or does not belong to this machine.
     #[error("the embedded broker cannot listen on {listen}; choose another port")]
     Listen {
         /// The address.
         listen: SocketAddr,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// It does not answer.
+    /// The broker does not answer.
     #[error("the embedded broker on {listen} did not answer")]
     Silent {
         /// The address.
         listen: SocketAddr,
-        /// How the last attempt to reach it ended.
+        /// The error of the last attempt to reach it.
         source: io::Error,
     },
 }
 
-/// A broker that runs as long as this process.
+/// A broker that runs until this process ends.
 #[derive(Debug)]
 pub struct EmbeddedBroker {
     address: SocketAddr,
 }
 
 impl EmbeddedBroker {
-    /// Starts a broker on `listen` (port 0: any free one) and returns once it has answered. Blocks for some milliseconds.
+    /// Starts a broker on `listen` (port 0: any free one) and returns once it has answered. Blocks for a few milliseconds.
     ///
     /// # Errors
     /// See [`BrokerError`].
@@ -93,20 +94,20 @@ impl EmbeddedBroker {
         Self::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), access)
     }
 
-    /// Where it listens, as `mqtt://127.0.0.1:PORT`.
+    /// Returns the URL of the broker, such as `mqtt://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("mqtt://{}", self.address)
     }
 
-    /// Where it listens.
+    /// Returns the address of the broker.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     fn start_once(listen: SocketAddr, access: &Access) -> Result<Self, BrokerError> {
-        // rumqttd neither reports a port it chose nor a port it could not have; so the port is tried out before.
+        // rumqttd reports neither the port it chose nor a port that is in use, so the port is tested first.
         let address = TcpListener::bind(listen)
             .and_then(|listener| listener.local_addr())
             .map_err(|source| BrokerError::Listen { listen, source })?;
@@ -121,10 +122,10 @@ impl EmbeddedBroker {
     }
 }
 
-/// 128 random bits in hexadecimal digits.
+/// Draws a password: 128 random bits in hexadecimal digits.
 ///
 /// # Panics
-/// Where the operating system has no random numbers.
+/// The operating system has no random numbers.
 #[must_use]
 pub fn random_password() -> String {
     let mut bytes = [0_u8; 16];
@@ -142,7 +143,7 @@ fn configuration(listen: SocketAddr, access: &Access, probe: &str) -> Config {
         dynamic_filters: false,
     };
     if let Access::Accounts(passwords) = access {
-        // Hashes compare in constant time.
+        // BLAKE3 hashes are compared in constant time.
         let hash = |password: &str| blake3::hash(password.as_bytes());
         let mut hashes: BTreeMap<String, blake3::Hash> =
             passwords.iter().map(|(user, password)| (user.clone(), hash(password))).collect();
@@ -172,7 +173,7 @@ fn configuration(listen: SocketAddr, access: &Access, probe: &str) -> Config {
     }
 }
 
-/// Connects with an account that only our broker has, so that a stranger on the port is not taken for it.
+/// Connects with an account that only this broker has, so that another broker on the port is not taken for it.
 fn await_answer(address: SocketAddr, probe: &str, thread: &JoinHandle<()>) -> Result<(), BrokerError> {
     let attempts = START_TIMEOUT.as_millis() / PROBE_INTERVAL.as_millis();
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
@@ -187,7 +188,7 @@ fn await_answer(address: SocketAddr, probe: &str, thread: &JoinHandle<()>) -> Re
     Err(BrokerError::Silent { listen: address, source: last })
 }
 
-/// One MQTT 3.1.1 CONNECT with `probe` as client, user and password; then DISCONNECT.
+/// Sends one MQTT 3.1.1 CONNECT with `probe` as client id, user and password, then DISCONNECT.
 fn connect(address: SocketAddr, probe: &str) -> io::Result<()> {
     const CLEAN_SESSION_USER_PASSWORD: u8 = 0b1100_0010;
     const KEEP_ALIVE_S: u8 = 10;
@@ -205,7 +206,7 @@ fn connect(address: SocketAddr, probe: &str) -> io::Result<()> {
     let mut answer = [0_u8; 4];
     stream.read_exact(&mut answer)?;
     if answer != [0x20, 2, 0, 0] {
-        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "another program listens there"));
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "another program listens on the port"));
     }
     stream.write_all(&[0xe0, 0])
 }

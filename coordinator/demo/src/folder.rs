@@ -6,26 +6,27 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Readable by its owner only, for passwords and keys are in it; removed when dropped, unless it is to be kept.
+/// The folder of a demo. Only its owner can read it, because it holds passwords and keys. It is removed when it is dropped,
+/// unless the user wants to keep it.
 pub(super) enum RunFolder {
     Passing(TempDir),
     Kept(PathBuf),
 }
 
 impl RunFolder {
-    /// Makes `keep`, or a folder for temporary files where that is `None`.
+    /// Makes the folder `keep`, or a temporary one if that is `None`.
     pub(super) fn make(keep: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = keep else {
             let made = tempfile::Builder::new().prefix("skiff-demo-").tempdir();
             return made.map(Self::Passing).with_context(|| {
                 format!(
-                    "making a folder in {}; set TMPDIR to one that you can write to",
+                    "making a folder in {}; set TMPDIR to a folder that you can write to",
                     std::env::temp_dir().display()
                 )
             });
         };
         if path.exists() {
-            bail!("{} is there already; --keep takes the name of a new folder", path.display());
+            bail!("{} exists already; --keep takes the name of a new folder", path.display());
         }
         let make = || {
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -41,7 +42,7 @@ impl RunFolder {
         }
     }
 
-    /// The folder of agent `name`.
+    /// Returns the folder of agent `name`.
     pub(super) fn agent(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }

@@ -1,9 +1,9 @@
-//! The demo: a whole fleet on one machine that learns while you watch. It is for trying Skiff out, not for production.
+//! The demo: trains a whole fleet on one machine while you watch. It is for trying Skiff out, not for production.
 //!
-//! Real parts throughout: the embedded broker ([`crate::broker`]) and the coordinator run in this process, every agent is a
-//! `skiff-agent run` of its own, and they speak MQTT. Rooms, in the order of a demo: [`Options`], `folder` (where it
-//! happens), `shares` (the data), `agents` (the processes), `screen` and `table` (what one sees), `outcome` (what came of
-//! it). However it ends, the agents are stopped and the folder is removed; agents also end when this process is killed.
+//! All parts are real. The embedded broker ([`crate::broker`]) and the coordinator run in this process; each agent is a
+//! process `skiff-agent run`; they talk over MQTT. Rooms, in the order of a demo: [`Options`], `folder` (files of the
+//! demo), `shares` (training data), `agents` (processes), `screen` and `table` (display), `outcome` (result). However the
+//! demo ends, the agents are stopped and the folder is removed. The agents also end when this process is killed.
 
 mod agents;
 pub mod broker;
@@ -46,19 +46,19 @@ use tracing_subscriber::prelude::*;
 const FLEET: &str = "demo";
 const COORDINATOR: &str = "coordinator";
 const STOPPED: u8 = 130;
-/// Data, pack, broker and coordinator, agents.
+/// Number of stages of the set-up: data, pack, broker with coordinator, agents.
 const STAGES: u64 = 4;
-/// How long agents may take from their start to the coordinator.
+/// Maximum time from the start of the agents until the coordinator knows them all.
 const ARRIVAL: Duration = Duration::from_secs(180);
-/// How often agents are looked after.
+/// Time between two checks that the agents are running.
 const WATCH: Duration = Duration::from_millis(250);
-/// Where `cross/fetch` puts it.
+/// Path of the ONNX Runtime that `cross/fetch` downloads.
 const FETCHED_ONNXRUNTIME: &str = ".cache/onnxruntime/libonnxruntime.so";
 
 /// Runs the demo to its end, or until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// Whatever keeps it from its end, with the remedy.
+/// The demo cannot start or finish; the text names the remedy.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     check(options)?;
@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What would be found out minutes later.
+/// Checks the options and files first, so that a mistake is not found only minutes later.
 fn check(options: &Options) -> anyhow::Result<()> {
     agents::program()?;
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -98,7 +98,7 @@ fn check(options: &Options) -> anyhow::Result<()> {
     if let Some(library) = onnxruntime() {
         ensure!(
             library.is_file(),
-            "SKIFF_ONNXRUNTIME names {}, which is no file; name libonnxruntime.so, or unset it and run `make demo`, which fetches one",
+            "SKIFF_ONNXRUNTIME names {}, which is not a file; set it to the path of libonnxruntime.so, or unset it and run `make demo`, which fetches one",
             library.display()
         );
     }
@@ -113,7 +113,7 @@ fn check(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The screen is for the table; what is logged goes to a file.
+/// Sends the log to a file, because the screen shows the table.
 fn start_log(path: &Path) -> anyhow::Result<()> {
     let file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
     let usual = || Targets::new().with_default(LevelFilter::INFO).with_target("rumqttd", LevelFilter::OFF);
@@ -123,7 +123,7 @@ fn start_log(path: &Path) -> anyhow::Result<()> {
     log.try_init().map_err(|error| anyhow::anyhow!("starting the log: {error}"))
 }
 
-/// `None`: stopped by the user.
+/// Runs the demo. Returns `None` if the user stopped it.
 async fn play(
     options: &Options,
     folder: &RunFolder,
@@ -132,7 +132,7 @@ async fn play(
     started: Instant,
 ) -> anyhow::Result<Option<Outcome>> {
     let bar = screen.set_up(STAGES);
-    // A thread cannot be cancelled; the folder must not be removed under it, so its few seconds are waited for.
+    // The thread cannot be cancelled, and it needs the folder. So wait the few seconds until it ends.
     let (prepared, manifest) = prepare(options, folder, &bar).await?;
     if stop.is_asked() {
         return Ok(None);
@@ -159,16 +159,16 @@ async fn play(
     };
     bar.finish_and_clear();
     agents.stop().await;
-    // Where the coordinator could not go on, that is the cause of all else.
-    coordinator.shutdown().await.context("the coordinator could not go on")?;
+    // If the coordinator failed, that is the cause of all other failures.
+    coordinator.shutdown().await.context("the coordinator failed")?;
     conducted
 }
 
-/// Deals out the data and makes the pack.
+/// Distributes the data to the agents and makes the pack.
 async fn prepare(options: &Options, folder: &RunFolder, bar: &ProgressBar) -> anyhow::Result<(Shares, Manifest)> {
     let (options, bar, path) = (options.clone(), bar.clone(), folder.path().to_owned());
     let work = move || {
-        bar.set_message("dealing out the data");
+        bar.set_message("distributing the data");
         let dealing = Dealing { devices: options.agents as usize, alpha: options.alpha, seed: options.seed };
         let shares = shares::prepare(options.data().map(PathBuf::as_path), dealing)?;
         for (at, (train, test)) in shares.train.iter().zip(&shares.test).enumerate() {
@@ -234,14 +234,14 @@ async fn start_coordinator(
     Ok((coordinator, common, devices))
 }
 
-/// The one that is named, the one that was fetched, or the system's.
+/// Returns the path of ONNX Runtime: the one that the user set, else the fetched one; `None` for the system's.
 fn onnxruntime() -> Option<PathBuf> {
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let path = named.or_else(|| Some(PathBuf::from(FETCHED_ONNXRUNTIME)).filter(|path| path.is_file()))?;
     Some(std::path::absolute(&path).unwrap_or(path))
 }
 
-/// Waits until `expected` agents have said that they are there.
+/// Waits until `expected` agents are connected.
 async fn await_arrival(
     agents: &mut Agents,
     mut progress: watch::Receiver<Progress>,
@@ -255,7 +255,7 @@ async fn await_arrival(
             agents.check()?;
             let seen = progress.borrow_and_update().clone();
             let here = seen.devices.iter().filter(|device| device.presence == Presence::Here).count();
-            bar.set_message(format!("{here} of {expected} agents are here"));
+            bar.set_message(format!("{here} of {expected} agents are connected"));
             if here >= expected {
                 return anyhow::Ok(());
             }
@@ -267,7 +267,7 @@ async fn await_arrival(
     })
 }
 
-/// Shows the run until it has ended.
+/// Shows the run until it ends.
 async fn conduct(
     agents: &mut Agents,
     mut progress: watch::Receiver<Progress>,
@@ -287,7 +287,7 @@ async fn conduct(
         let Some(run) = &seen.run else { continue };
         if let (None, Some(reason)) = (run.accuracy_before, run.closed.first().and_then(|first| first.skipped.as_ref()))
         {
-            bail!("no round can be done: {reason}");
+            bail!("no round can run: {reason}");
         }
         if !run.phase.is_end() {
             continue;

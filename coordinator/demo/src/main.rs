@@ -5,7 +5,7 @@ use skiff_demo::Options;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-/// Trains a whole fleet on this machine: a broker, a coordinator and agents as processes of their own.
+/// Trains a whole fleet on this machine: a broker, a coordinator, and agents in separate processes.
 #[derive(Parser, Debug)]
 #[command(name = "skiff-demo", version)]
 struct Line {

@@ -1,4 +1,4 @@
-//! What a user of the demo can set.
+//! The options of the demo.
 
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::run::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
@@ -6,60 +6,61 @@ use skiff_coordinator::run::sharing::Sharing;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The most agents: each is a process that holds the model.
+/// Maximum number of agents. Each is a process that holds the model.
 const MAX_AGENTS: i64 = 32;
-/// Test examples of the evaluation between rounds; all of them are used before the first and after the last.
+/// Number of test examples for evaluations between rounds. The evaluations before the first and after the last round use
+/// all of them.
 const EVALUATED: u64 = 200;
 
-/// Learns on this machine as a fleet does: a broker, the coordinator, and agents with unequal shares of the data.
+/// Trains a whole fleet on this machine: a broker, the coordinator, and agents with unequal shares of the data.
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     after_help = "Examples:\n  skiff-demo\n  skiff-demo --data path/to/agnews --dropout bandit --json result.json\n\n\
     Exit status: 0 done; 1 failed; 2 wrong usage; 130 stopped by Ctrl-C."
 )]
 pub struct Options {
-    /// A folder with a training and a test file (CSV, TSV or JSONL), or `generated`: commands to a home assistant
+    /// Folder with a training and a test file (CSV, TSV or JSONL), or `generated` for commands to a home assistant
     #[arg(long, value_name = "FOLDER", default_value = "generated")]
     data: PathBuf,
-    /// Write the result to this file too, as JSON
+    /// Also write the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
     /// Folder with the model: config.json, model.safetensors and tokenizer.json
     #[arg(long, value_name = "FOLDER", default_value = ".cache/minilm")]
     pub(super) checkpoint: PathBuf,
-    /// Rounds of training [default: 12 for short texts, 8 for long ones]
+    /// Number of training rounds [default: 12 for short texts, 8 for long ones]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Agents, each a process with one thread
+    /// Number of agents, each a process with one thread
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=MAX_AGENTS))]
     pub(super) agents: u32,
-    /// How alike the agents' data are: 0.1 gives each few labels, 100 nearly the same mix to all
+    /// Similarity of the agents' data: with 0.1, each agent has few labels; with 100, all have nearly the same mix
     #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = alpha)]
     pub(super) alpha: f64,
-    /// Probability with which a batch skips a layer, 0 to 0.9, or `bandit`: the coordinator finds one for each agent
+    /// Probability that a batch skips a layer, 0 to 0.9, or `bandit` to let the coordinator find one for each agent
     #[arg(long, value_name = "RATE|bandit", default_value = "0.2")]
     dropout: Dropout,
-    /// Layers that each agent shares, those of least importance to it; the others stay its own [default: all]
+    /// Number of layers that each agent shares, the least important ones first [default: all]
     #[arg(long, value_name = "N")]
     share: Option<u32>,
-    /// Training steps of each agent in a round [default: 30 for short texts, 18 for long ones]
+    /// Number of training steps of each agent in a round [default: 30 for short texts, 18 for long ones]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     steps: Option<u32>,
-    /// Examples in a step [default: 16 for short texts, 8 for long ones]
+    /// Number of examples in a step [default: 16 for short texts, 8 for long ones]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     batch: Option<u32>,
     /// Learning rate [default: 0.004 for short texts, 0.002 for long ones]
     #[arg(long, value_name = "NUMBER")]
     lr: Option<f32>,
-    /// From it data, shares, batches and masks are drawn
+    /// Seed for data, shares, batches and masks
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
-    /// Keep the pack, the shares, settings and logs in this new folder
+    /// Keep the pack, shares, settings and logs in this new folder
     #[arg(long, value_name = "FOLDER")]
     pub(super) keep: Option<PathBuf>,
 }
 
-/// How much work a round is: what a demo can do in less than four minutes on two idle cores.
+/// Work of a run, chosen so that the demo takes less than four minutes on two idle cores.
 struct Pace {
     rounds: u32,
     steps: u32,
@@ -68,11 +69,11 @@ struct Pace {
 }
 
 impl Pace {
-    /// Commands and single sentences.
+    /// Pace for commands and single sentences.
     const SHORT: Self = Self { rounds: 12, steps: 30, batch: 16, learning_rate: 4e-3 };
-    /// Paragraphs.
+    /// Pace for paragraphs.
     const LONG: Self = Self { rounds: 8, steps: 18, batch: 8, learning_rate: 2e-3 };
-    /// Texts are short up to this many bytes on average.
+    /// Maximum mean length of short texts, in bytes.
     const SHORT_BYTES: usize = 100;
 
     fn of(mean_text_bytes: usize) -> Self {
@@ -80,7 +81,7 @@ impl Pace {
     }
 }
 
-/// `--dropout`.
+/// Value of `--dropout`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Dropout {
     Fixed(f32),
@@ -109,12 +110,12 @@ fn alpha(text: &str) -> Result<f64, String> {
 }
 
 impl Options {
-    /// The data's folder; `None`: generated.
+    /// Returns the folder of the data; `None` for generated data.
     pub(super) fn data(&self) -> Option<&PathBuf> {
         (self.data != *"generated").then_some(&self.data)
     }
 
-    /// The run, where the agents hold `test_examples` in all, and texts have `mean_text_bytes`.
+    /// Returns the settings of the run, for `test_examples` over all agents and texts of `mean_text_bytes` on average.
     pub(super) fn run_settings(&self, test_examples: u64, mean_text_bytes: usize) -> RunSettings {
         let pace = Pace::of(mean_text_bytes);
         let rates = match self.dropout {

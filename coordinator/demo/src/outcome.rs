@@ -1,4 +1,4 @@
-//! How a demo ended: for people and, as JSON, for programs.
+//! The result of a demo, as text and as JSON.
 
 use super::table::{bytes, clock};
 use anyhow::Context;
@@ -9,38 +9,38 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-/// What `--json` writes.
+/// Result of a demo, as `--json` writes it.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(super) struct Outcome {
     /// Accuracy of the initial weights on the test examples of all devices.
     pub(super) accuracy_before: f64,
-    /// Accuracy of the merged weights.
+    /// Accuracy of the last merged weights on the same examples.
     pub(super) accuracy_after: f64,
-    /// Rounds that were merged.
+    /// Number of merged rounds.
     pub(super) rounds: usize,
-    /// The whole demo, set-up included.
+    /// Duration of the whole demo in seconds, including the set-up.
     pub(super) seconds: f64,
-    /// Bytes that devices sent.
+    /// Number of bytes that devices sent.
     pub(super) bytes_up: u64,
-    /// Bytes sent to devices.
+    /// Number of bytes sent to devices.
     pub(super) bytes_down: u64,
-    /// By device.
+    /// Figures of each agent.
     pub(super) agents: Vec<AgentOutcome>,
 }
 
-/// What became of one device.
+/// Figures of one agent.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub(super) struct AgentOutcome {
-    /// Its name.
+    /// Name of the agent.
     pub(super) id: String,
-    /// Largest resident memory of its process.
+    /// Largest resident memory of its process, in bytes.
     pub(super) peak_rss_bytes: u64,
-    /// Layers that were active in its steps, on average; `null` where it never trained.
+    /// Mean number of active layers in its steps; `null` if it never trained.
     pub(super) mean_active_layers: Option<f32>,
 }
 
 impl Outcome {
-    /// `None` where the run ended without an evaluation before or after it.
+    /// Makes the result of a run. Returns `None` without an evaluation both before and after the run.
     pub(super) fn new(run: &RunProgress, devices: &[DeviceProgress], elapsed: Duration) -> Option<Self> {
         let agent = |device: &DeviceProgress| AgentOutcome {
             id: device.device.to_string(),
@@ -58,7 +58,7 @@ impl Outcome {
         })
     }
 
-    /// Writes the result to `path`: whole, or not at all.
+    /// Writes the result to `path`, completely or not at all.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let write = || {

@@ -1,6 +1,6 @@
-//! What one sees: bars while the demo sets up, then a table that grows by a line a round, and below it every device.
+//! The display: bars while the demo sets up, then a table that grows by a line each round, with the devices below it.
 //!
-//! On a terminal the lines below the table are redrawn; elsewhere only lines that stay are written.
+//! On a terminal, the lines of the devices are redrawn. Elsewhere only the lines of the table are written.
 
 use super::table;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -23,7 +23,7 @@ impl Screen {
         Self { multi: MultiProgress::with_draw_target(target), live }
     }
 
-    /// A line that stays. A reader that has gone away is no reason to stop.
+    /// Writes a permanent line. Ignores errors: the demo continues without a reader.
     pub(super) fn say(&self, line: &str) {
         if self.live {
             let _ = self.multi.println(line);
@@ -33,14 +33,14 @@ impl Screen {
         }
     }
 
-    /// A bar over `stages` stages of the set-up.
+    /// Returns a progress bar for the `stages` stages of the set-up.
     pub(super) fn set_up(&self, stages: u64) -> ProgressBar {
         let bar = self.multi.add(ProgressBar::new(stages).with_style(style("{spinner} {bar:24.cyan} {wide_msg}")));
         bar.enable_steady_tick(TICK);
         bar
     }
 
-    /// The table of a run of a model with `layers` layers.
+    /// Returns the table for a run of a model with `layers` layers.
     pub(super) fn table(&self, layers: usize) -> Table<'_> {
         let status = self.multi.add(ProgressBar::new_spinner().with_style(style("{spinner:.green} {wide_msg:.bold}")));
         status.enable_steady_tick(TICK);
@@ -53,7 +53,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("our templates are well-formed").progress_chars("━━─")
 }
 
-/// What stands in the table.
+/// Rows that the table already shows.
 #[derive(Default)]
 struct Shown {
     before: bool,
@@ -61,7 +61,7 @@ struct Shown {
 }
 
 impl Shown {
-    /// Lines of `progress` that are not in the table yet.
+    /// Returns the lines of `progress` that are not in the table yet.
     fn news(&mut self, progress: &Progress, layers: usize) -> Vec<String> {
         let Some(run) = &progress.run else { return Vec::new() };
         let mut lines = Vec::new();
@@ -69,7 +69,7 @@ impl Shown {
             self.before = true;
             lines.push(table::before(accuracy));
         }
-        // A round is closed when it is merged, and only then evaluated: its line waits for its accuracy.
+        // A round closes when it is merged and is evaluated only then, so its line waits for the accuracy.
         let settled = |round: &&RoundProgress| {
             round.skipped.is_some() || round.accuracy.is_some() || run.round > round.round || run.phase.is_end()
         };
@@ -82,7 +82,7 @@ impl Shown {
     }
 }
 
-/// The table, and the devices below it until it is dropped.
+/// The table, with the devices below it until it is dropped.
 pub(super) struct Table<'a> {
     screen: &'a Screen,
     layers: usize,
@@ -110,7 +110,7 @@ impl Table<'_> {
         }
         self.status.set_message(match &progress.run {
             Some(run) => table::status(run),
-            None => format!("{} agents are here", progress.devices.len()),
+            None => format!("{} agents are connected", progress.devices.len()),
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The data: read or generated, cut to the demo's size, and dealt out to devices as unequally as devices are.
+//! Reads or generates the data, cuts it to the demo's size, and distributes it unequally over the devices.
 
 use anyhow::{Context, ensure};
 use skiff_data::corpus::{GenerateOptions, generate};
@@ -6,31 +6,31 @@ use skiff_data::{Example, dataset, labels, open, read, split};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Training examples in all.
+/// Maximum number of training examples over all devices.
 pub(super) const MOST_TRAINING: usize = 4_800;
-/// Test examples in all: the first of the file, so that figures of different runs compare.
+/// Maximum number of test examples over all devices. They are the first of the file, so that different runs are comparable.
 pub(super) const MOST_TEST: usize = 1_000;
 
-/// What each device gets; index = device.
+/// Examples of each device; the index is the device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Shares {
-    /// The data set's name.
+    /// Name of the data set.
     pub(super) name: String,
-    /// Every label there is, in the order of the class numbers.
+    /// All labels, in the order of the class numbers.
     pub(super) labels: Vec<String>,
-    /// Non-IID training examples.
+    /// Training examples of each device, distributed non-IID.
     pub(super) train: Vec<Vec<Example>>,
-    /// Even parts of the test examples.
+    /// Test examples of each device, in equal parts.
     pub(super) test: Vec<Vec<Example>>,
 }
 
 impl Shares {
-    /// Test examples of all devices.
+    /// Returns the number of test examples over all devices.
     pub(super) fn test_examples(&self) -> u64 {
         self.test.iter().map(Vec::len).sum::<usize>() as u64
     }
 
-    /// Mean length of a training text, or of both of a pair.
+    /// Returns the mean length in bytes of a training text, or of both texts of a pair.
     pub(super) fn mean_text_bytes(&self) -> usize {
         let pair = |example: &Example| example.pair.as_ref().map_or(0, String::len);
         let lengths = self.train.iter().flatten().map(|example| example.text.len() + pair(example));
@@ -38,18 +38,18 @@ impl Shares {
     }
 }
 
-/// How to deal.
+/// Settings for the distribution of the data.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dealing {
-    /// How many devices.
+    /// Number of devices.
     pub(super) devices: usize,
-    /// Concentration of the Dirichlet distribution: small is unequal.
+    /// Concentration of the Dirichlet distribution; smaller values give more unequal shares.
     pub(super) alpha: f64,
-    /// The same seed, the same shares.
+    /// Seed of the shares; equal seeds give equal shares.
     pub(super) seed: u64,
 }
 
-/// Reads the data set in `folder`, or writes one where there is none, and deals it out.
+/// Reads the data set in `folder`, or generates one if that is `None`, and distributes it.
 pub(super) fn prepare(folder: Option<&Path>, dealing: Dealing) -> anyhow::Result<Shares> {
     let Some(folder) = folder else {
         let corpus = generate(&GenerateOptions { seed: dealing.seed, ..GenerateOptions::default() })?;
@@ -93,7 +93,7 @@ fn classes_of(examples: &[Example], order: &[usize], labels: &[String]) -> Vec<u
     order.iter().map(|&at| numbers[examples[at].label.as_str()]).collect()
 }
 
-/// One JSON object a line, with `text`, `text_pair` where there is one, and `label`.
+/// Writes examples as JSON, one object per line, with `text`, `label` and, for pairs, `text_pair`.
 pub(super) fn write(path: &Path, examples: &[Example]) -> anyhow::Result<()> {
     let mut lines = String::new();
     for example in examples {

@@ -1,17 +1,17 @@
-//! Ctrl-C and SIGTERM.
+//! Listens for Ctrl-C and SIGTERM.
 
 use anyhow::Context;
 use tokio::select;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether the user wants an end.
+/// The user's request to stop.
 pub(super) struct Stop {
     asked: watch::Receiver<bool>,
 }
 
 impl Stop {
-    /// Listens from now on, for as long as the runtime lives.
+    /// Starts to listen, for as long as the runtime lives.
     pub(super) fn listen() -> anyhow::Result<Self> {
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
@@ -31,7 +31,7 @@ impl Stop {
         *self.asked.borrow()
     }
 
-    /// Returns when it is asked for.
+    /// Returns when the user asks to stop.
     pub(super) async fn asked(&mut self) {
         if self.asked.wait_for(|asked| *asked).await.is_err() {
             std::future::pending().await

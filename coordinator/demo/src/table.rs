@@ -1,19 +1,19 @@
-//! The words and figures of the table, line by line.
+//! Formats the lines of the table.
 
 use indicatif::HumanBytes;
 use skiff_coordinator::progress::{DeviceProgress, Phase, Presence, RoundProgress, RunProgress};
 use std::time::Duration;
 
-/// Above the rounds.
+/// Heading of the table.
 pub(super) const HEADER: &str =
     "  round  accuracy  dropout  active layers   step time    bytes up  bytes down     time";
 
-/// The evaluation before the first round.
+/// Returns the line of the evaluation before the first round.
 pub(super) fn before(accuracy: f64) -> String {
     format!("{:>7}  {accuracy:>8.3}", "before")
 }
 
-/// A closed round.
+/// Returns the line of a closed round.
 pub(super) fn row(round: &RoundProgress, layers: usize) -> String {
     let time = clock(Duration::from_millis(round.train_ms + round.evaluate_ms));
     let wire = format!("{:>10}  {:>10}  {time:>7}", bytes(round.bytes_up), bytes(round.bytes_down));
@@ -28,7 +28,7 @@ pub(super) fn row(round: &RoundProgress, layers: usize) -> String {
     )
 }
 
-/// What a device does, beside its bar.
+/// Returns the state of a device, shown beside its bar.
 pub(super) fn device(device: &DeviceProgress, layers: usize) -> String {
     let state = match device.presence {
         Presence::Here => device.state.as_str(),
@@ -51,7 +51,7 @@ pub(super) fn device(device: &DeviceProgress, layers: usize) -> String {
     line
 }
 
-/// What the run does.
+/// Returns the state of the run.
 pub(super) fn status(run: &RunProgress) -> String {
     let doing = match run.phase {
         Phase::Gathering => "waiting for agents",
@@ -63,17 +63,17 @@ pub(super) fn status(run: &RunProgress) -> String {
     };
     let round =
         if run.round == 0 { "before round 1".to_owned() } else { format!("round {} of {}", run.round, run.rounds) };
-    let answers = format!("{} of {} agents are through", run.answered, run.ordered);
+    let answers = format!("{} of {} agents are done", run.answered, run.ordered);
     format!("{round}: {doing}, {answers}, {}", clock(Duration::from_millis(run.elapsed_ms)))
 }
 
-/// `1:05`.
+/// Formats a duration, such as `1:05`.
 pub(super) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     format!("{}:{:02}", seconds / 60, seconds % 60)
 }
 
-/// `1.50 MiB`.
+/// Formats a number of bytes, such as `1.50 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
@@ -185,7 +185,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_status_says_where_the_run_is() {
-        assert_eq!(status(&run()), "round 3 of 8: training, 2 of 4 agents are through, 1:05");
+        assert_eq!(status(&run()), "round 3 of 8: training, 2 of 4 agents are done, 1:05");
         let first = RunProgress { round: 0, phase: Phase::Evaluating, ..run() };
         assert!(status(&first).starts_with("before round 1: evaluating"));
     }

@@ -8,14 +8,6 @@ SHELL := bash
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
 
-# Rooms whose wording `make check` holds to the rules of plain English.
-english := Makefile .ci agent coordinator/blobs/src coordinator/cli coordinator/demo coordinator/link coordinator/protocol \
-    coordinator/src/arrivals.rs coordinator/src/config.rs coordinator/src/doors coordinator/src/fleet coordinator/src/hub \
-    coordinator/src/hub.rs coordinator/src/lib.rs coordinator/src/measures.rs coordinator/src/merge/model \
-    coordinator/src/progress.rs coordinator/src/release coordinator/src/results.rs coordinator/src/run/configurator/tests \
-    coordinator/src/serve coordinator/src/serve.rs coordinator/src/store coordinator/src/transfers.rs \
-    coordinator/src/views.rs cross docs models tests
-
 target := $(or $(CARGO_TARGET_DIR),target)
 onnxruntime := $(or $(SKIFF_ONNXRUNTIME),$(CURDIR)/.cache/onnxruntime/libonnxruntime.so)
 binaries := -p skiff-pack -p skiff-agent -p skiff-worker -p skiff-cli -p skiff-demo --bins
@@ -86,7 +78,7 @@ test: tools
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace --no-fail-fast
 
 check: tools
-	@tests/english $(english)
+	@tests/english
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories were not checked"; fi

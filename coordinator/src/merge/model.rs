@@ -81,7 +81,7 @@ impl Model {
     /// It must hold exactly the tensors of the head and of `shared_layers`, at LoRA rank `rank`.
     ///
     /// # Errors
-    /// What is wrong with it, in words for the device's operator.
+    /// Fault of the update, as a text for the device's operator.
     pub fn check_update(
         &self,
         bytes: &[u8],

@@ -3,13 +3,13 @@
 //! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
 //! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself, because
 //! devices may share different layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
-//! no more than its training examples. So the weight of a device that repeats few examples many times is that of its data.
+//! no more than its training examples. So a device gains no weight by repeating few examples many times.
 //!
 //! # Numerics
 //! A value is rounded to a multiple of `2⁻⁶⁰` and summed in an `i128`. This is exact for magnitudes from `2⁻³⁷` up; smaller
 //! ones are off by at most `2⁻⁶¹`. Integer addition is associative and commutative, so neither the order of arrival nor
-//! a replay changes a bit. The mean is rounded to the nearest `2⁻⁶⁰`, then to the nearest f32. With magnitudes below
-//! [`MAX_MAGNITUDE`] and at most [`MAX_EXAMPLES`] examples, the sum stays below `2¹²⁴`: it cannot overflow.
+//! a replay changes a bit. The mean is rounded to the nearest `2⁻⁶⁰`, then to the nearest f32. The sum cannot overflow:
+//! for magnitudes below [`MAX_MAGNITUDE`] and at most [`MAX_EXAMPLES`] examples it stays below `2¹²⁴`.
 //! Memory is 16 bytes for each parameter, whatever the number of devices.
 
 use super::{Ranks, Server};

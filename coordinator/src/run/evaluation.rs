@@ -77,7 +77,7 @@ impl Evaluation {
 /// Checks a device's report on `ordered` examples of at most `max_tokens` tokens.
 ///
 /// # Errors
-/// What is wrong with it, in words for the operator.
+/// Fault of the report, as a text for the operator.
 pub(super) fn check(
     report: &EvaluationReport,
     ordered: u64,
@@ -124,7 +124,7 @@ fn fits_task(metrics: &TaskMetrics, ModelTask { task, labels }: &ModelTask) -> R
     if fits { Ok(()) } else { Err(format!("it reports on {}, the model's task is {task}", metrics.task())) }
 }
 
-/// Checks that the metrics are those of `examples` examples; `numbers`: how many numbers a regression has for each, if known.
+/// Checks that the metrics add up for `examples` examples. `numbers` is how many numbers a regression has for each, if known.
 fn adds_up(metrics: &TaskMetrics, examples: u64, correct: u64, numbers: Option<u64>) -> Result<(), String> {
     let (adds_up, is_finite) = match metrics {
         TaskMetrics::Unknown => (true, true),

@@ -692,12 +692,12 @@ impl Run {
     }
 
     fn share_examples(&self) -> BTreeMap<DeviceId, u64> {
-        let has = |device: DeviceId| {
+        let with_examples = |device: DeviceId| {
             let examples = self.here(&device).map_or(0, |here| here.test_examples);
             (device, examples)
         };
         // Always draws the same devices, so that accuracies can be compared.
-        let held = self.select(Purpose::Evaluate, 0).into_iter().map(has).collect();
+        let held = self.select(Purpose::Evaluate, 0).into_iter().map(with_examples).collect();
         share(self.ledger.start.settings.examples_after(self.ledger.round), &held)
     }
 

@@ -163,7 +163,7 @@ impl World {
         self.sent.push((index, command));
     }
 
-    /// What must hold after each step.
+    /// Checks the invariants that hold after each step.
     fn check(&self) {
         assert_eq!(Ledger::replay(&self.journal).unwrap(), self.run.ledger, "the journal tells another story");
         if let Some(deadline) = self.run.deadline() {

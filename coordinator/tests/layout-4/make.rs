@@ -168,13 +168,13 @@ impl World {
         runs.iter().map(|&run| Ledger::replay(&store.entries(run).unwrap()).unwrap()).collect()
     }
 
-    /// What this version says of its runs; dropping the store moves the write-ahead log into the database.
+    /// Saves what this version knows of its runs. Dropping the store moves the write-ahead log into the database.
     fn save(&mut self, out: &Path) {
         self.stop_agents();
         let name = fs::read_to_string(self.path("name")).unwrap();
         let folder = out.join(&name);
         let store = self.store();
-        let of = |run: RunId| {
+        let summary = |run: RunId| {
             let entries = store.entries(run).unwrap();
             let ledger = Ledger::replay(&entries).unwrap();
             let explained: Vec<_> = explain(&entries, None, Some(ledger.closed.len() as u32)).unwrap();
@@ -190,7 +190,7 @@ impl World {
                 "settings": ledger.start.settings, "explained": explained,
             })
         };
-        let runs: Vec<_> = store.runs().unwrap().into_iter().map(of).collect();
+        let runs: Vec<_> = store.runs().unwrap().into_iter().map(summary).collect();
         drop(store);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join("blobs/blobs")).unwrap();

@@ -186,8 +186,8 @@ mod tests {
 
     #[test]
     fn schedules_are_whole_on_their_side_of_the_middle() {
-        let at = |round| Moment { round, rounds: 11 };
-        let factors = |schedule: Schedule| [1, 6, 11].map(|round| schedule.factor(at(round)));
+        let moment = |round| Moment { round, rounds: 11 };
+        let factors = |schedule: Schedule| [1, 6, 11].map(|round| schedule.factor(moment(round)));
         assert_eq!(factors(Schedule::Constant), [1.0, 1.0, 1.0]);
         assert_eq!(factors(Schedule::WarmUp), [0.0, 1.0, 1.0]);
         assert_eq!(factors(Schedule::CoolDown), [1.0, 1.0, 0.0]);

@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// 1 for regression].
     #[arg(long, value_name = "FILE|N")]
     labels: Option<String>,
-    /// Way of fine-tuning, beside the task's head [default: lora].
+    /// Method of fine-tuning, in addition to the task's head [default: lora].
     #[arg(long, value_enum)]
     peft: Option<PeftName>,
     /// LoRA's rank, or a Houlsby adapter's width [default: 8, or 64].
@@ -45,22 +45,22 @@ pub(crate) struct Arguments {
     /// Linear layers that get LoRA, by the end of their names, or all-linear [default: those of query and value].
     #[arg(long, value_name = "NAMES", value_delimiter = ',', alias = "targets")]
     target: Vec<String>,
-    /// Different ranks for layers whose names end so: END_OF_NAME=RANK.
+    /// Different ranks by the ends of layers' names: END_OF_NAME=RANK.
     #[arg(long, value_name = "PATTERN=RANK", value_delimiter = ',', value_parser = pattern::<usize>)]
     rank_pattern: Vec<(String, usize)>,
-    /// Different alphas for layers whose names end so: END_OF_NAME=ALPHA.
+    /// Different alphas by the ends of layers' names: END_OF_NAME=ALPHA.
     #[arg(long, value_name = "PATTERN=ALPHA", value_delimiter = ',', value_parser = pattern::<f32>)]
     alpha_pattern: Vec<(String, f32)>,
     /// Scale LoRA's update by alpha / sqrt(rank) (rsLoRA).
     #[arg(long)]
     rslora: bool,
-    /// Keep LoRA's A as it was drawn and train only B (FFA-LoRA): half the bytes to send.
+    /// Keep the drawn values of LoRA's A and train only B (FFA-LoRA), which halves the bytes to send.
     #[arg(long)]
     freeze_a: bool,
     /// Storage of the frozen matrices.
     #[arg(long, value_enum, default_value = "f32")]
     frozen: StorageName,
-    /// Folder with an adapter of Hugging Face PEFT: its settings and values instead of new ones.
+    /// Folder with an adapter of Hugging Face PEFT, whose settings and values replace new ones.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["peft", "rank", "alpha", "target", "rank_pattern", "alpha_pattern", "rslora"])]
     adapter: Option<PathBuf>,
     /// Seed of the initial values.
@@ -153,7 +153,7 @@ impl Arguments {
             ("--rank", self.rank.is_some() && kind == PeftName::Bitfit),
         ];
         if let Some((flag, _)) = of_lora.into_iter().find(|(_, given)| *given && kind != PeftName::Lora) {
-            bail!("{flag} is a setting of LoRA; leave it away, or choose --peft lora");
+            bail!("{flag} is a setting of LoRA; leave it out, or choose --peft lora");
         }
         Ok(match kind {
             PeftName::Bitfit => Peft::BitFit,
@@ -177,7 +177,7 @@ impl Arguments {
 
 /// Reads a file of names, or a count that names the classes `0`, `1`, ...
 fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
-    /// Room for the most and longest names that a pack takes.
+    /// Maximum size of the file, in bytes: room for the most and longest names in a pack.
     const MAX_BYTES: u64 = 32 << 20;
     if let Ok(count) = argument.parse::<usize>() {
         if count > MAX_LABELS {
@@ -193,7 +193,7 @@ fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
-/// Larger than any `config.json`.
+/// Maximum size of `config.json`, in bytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
 
 /// Checks the folder before minutes are spent on the weights. The builder reports faults of `config.json`.

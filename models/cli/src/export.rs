@@ -26,14 +26,14 @@ pub(crate) struct Arguments {
     /// Tuned values of the trainable tensors, as `skiff-agent train --out` writes them [default: the pack's initial values].
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// The folder to write; an earlier export there is replaced, anything else is not.
+    /// The folder to write; an earlier export there is replaced, anything else is refused.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Merge the tuned values into the model's own weights and write a plain checkpoint.
     #[arg(long)]
     merged: bool,
-    /// Take the model's own weights from this checkpoint instead of the pack, which may hold them in fewer bits, and the
-    /// tokenizer's other files with them.
+    /// Take the model's own weights and the tokenizer's other files from this checkpoint. The pack may store the weights in
+    /// fewer bits.
     #[arg(long, value_name = "DIR", requires = "merged")]
     checkpoint: Option<PathBuf>,
     /// Print the result as JSON.
@@ -73,11 +73,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     screen.clear();
     let (exported, rounded) = written?;
     if arguments.weights.is_none() {
-        eprintln!("skiff-pack: no --weights: this holds the pack's initial, untrained values");
+        eprintln!("skiff-pack: no --weights: the export holds the pack's initial, untrained values");
     }
     if rounded {
         eprintln!(
-            "skiff-pack: the pack holds rounded weights, and so does the checkpoint; give --checkpoint for the original ones"
+            "skiff-pack: the pack and the exported checkpoint have rounded weights; give --checkpoint for the original ones"
         );
     }
     let mut out = std::io::stdout().lock();

@@ -24,18 +24,18 @@ pub(crate) struct Arguments {
     /// Print the manifest and the predicted memory as JSON.
     #[arg(long)]
     json: bool,
-    /// List every tensor too.
+    /// Also list every tensor.
     #[arg(long, conflicts_with = "json")]
     tensors: bool,
 }
 
-/// The step whose memory is predicted.
+/// Step for the prediction of memory.
 #[derive(clap::Args)]
 pub(crate) struct Batch {
-    /// Examples in the step whose memory is predicted.
+    /// Number of examples in the step for the prediction of memory.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
-    /// Tokens of each example [default: 128, or the most that the model takes].
+    /// Number of tokens of each example [default: 128, or the model's maximum].
     #[arg(long)]
     tokens: Option<u32>,
 }

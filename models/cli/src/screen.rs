@@ -1,10 +1,10 @@
-//! A progress bar on standard error, if that is a terminal; and numbers for people.
+//! A progress bar on standard error, if that is a terminal; and readable numbers.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use skiff_models::pack::Progress;
 use std::time::Duration;
 
-/// A spinner that becomes a bar when bytes are counted.
+/// Spinner that becomes a bar when bytes are counted.
 pub(crate) struct Screen {
     bar: ProgressBar,
     counts: bool,
@@ -35,7 +35,7 @@ impl Screen {
         }
     }
 
-    /// Shows the work in progress, if nothing is counted.
+    /// Shows the current work, without counting bytes.
     pub(crate) fn say(&self, doing: &str) {
         self.bar.set_message(doing.to_owned());
     }
@@ -45,7 +45,7 @@ impl Screen {
     }
 }
 
-/// `1.2 MB`, `340 kB`.
+/// Returns a size such as `1.2 MB` or `340 kB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
     match units.into_iter().find(|(unit, _)| bytes as f64 >= *unit) {
@@ -54,7 +54,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `1,234,567`.
+/// Returns a number such as `1,234,567`.
 pub(crate) fn count(number: usize) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();

@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 /// Largest accepted size of a `tokenizer.json`, in bytes; the largest known ones have 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Loads `path` like the agent, compares its ids with the rows of the model's table of words, and returns the number of
+/// Loads `path` like the agent, compares its ids with the rows of the model's word embedding, and returns the number of
 /// tokens.
 pub(crate) fn check(path: &Path, vocabulary: Option<usize>) -> anyhow::Result<usize> {
     let found =

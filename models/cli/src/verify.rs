@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(crate) struct Arguments {
     /// The pack's folder.
     pack: PathBuf,
-    /// Path of libonnxruntime.so [default: searched for as by the agent].
+    /// Path of libonnxruntime.so [default: searched for in the same places as by the agent].
     #[arg(long, env = "SKIFF_ONNXRUNTIME")]
     onnxruntime: Option<PathBuf>,
     /// Print the findings as JSON.
@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// The findings; a pack that is not sound is an error instead.
+/// Findings about a sound pack; a fault is an error instead.
 #[derive(Serialize)]
 struct Findings {
     files: usize,
@@ -63,7 +63,7 @@ fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
     );
     pack.check_weights()?;
     let manifest = pack.manifest();
-    screen.say("making the graphs again");
+    screen.say("rebuilding the graphs");
     let design_to_the_byte = pack.check_design()?;
     screen.say("loading the tokenizer");
     let tokens = tokenizer::check(&pack.tokenizer_path(), Some(manifest.layout.vocabulary))?;
@@ -86,7 +86,7 @@ fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
     };
     if let Some(difference) = fused_difference.filter(|difference| difference.is_nan() || *difference > FUSED_TOLERANCE)
     {
-        bail!("the fused graphs score otherwise than the plain ones, by {difference:.1e} of the largest score");
+        bail!("the scores of the fused graphs differ from the plain ones by {difference:.1e} of the largest score");
     }
     let sets = std::iter::once(&manifest.stages).chain(fused.then_some(&manifest.fused));
     Ok(Findings {
@@ -152,13 +152,13 @@ impl Findings {
             writeln!(out, "{}", serde_json::to_string(self)?)?;
             return Ok(());
         }
-        writeln!(out, "files     {} are those the manifest vouches for (digest {})", self.files, &self.digest[..16])?;
+        writeln!(out, "files     {} match the manifest (digest {})", self.files, &self.digest[..16])?;
         let how = if self.design_to_the_byte { "to the byte" } else { "in their ports; another version made the pack" };
-        writeln!(out, "design    its graphs, made again, are the pack's {how}")?;
+        writeln!(out, "design    the rebuilt graphs equal the pack's {how}")?;
         writeln!(out, "tokens    {} in the tokenizer, all known to the model", self.tokens)?;
         writeln!(
             out,
-            "graphs    {} run with ONNX Runtime {}; those for training load in {:.0} ms",
+            "graphs    {} run with ONNX Runtime {}; the training graphs load in {:.0} ms",
             self.graphs,
             self.onnxruntime,
             self.open_seconds * 1e3

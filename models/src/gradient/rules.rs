@@ -12,7 +12,7 @@ type Gradients = Result<Vec<Option<Id>>, GraphError>;
 /// Appends the gradients of those operands of `node` that are in `active`, given `dy`, the gradient of its first result.
 ///
 /// # Errors
-/// [`GraphError::NoRule`]; a shape error, which would be a wrong rule.
+/// [`GraphError::NoRule`]; a shape error, which means that a rule is wrong.
 pub(super) fn rule(g: &mut Graph, node: &Node, dy: Id, active: &BTreeSet<Id>) -> Gradients {
     let (x, y) = (&node.inputs, node.outputs[0]);
     let wants = |operand: usize| x.get(operand).is_some_and(|id| active.contains(id));
@@ -137,7 +137,7 @@ fn sigmoid(g: &mut Graph, y: Id, dy: Id) -> Result<Id, GraphError> {
     g.mul(dy, slope)
 }
 
-/// `relu' = 1` if `y > 0`, else 0; at 0 as in PyTorch.
+/// `relu' = 1` if `y > 0`, otherwise 0, as in PyTorch.
 fn relu(g: &mut Graph, y: Id, dy: Id) -> Result<Id, GraphError> {
     let slope = g.op(Op::Sign, &[y])?;
     g.mul(dy, slope)
@@ -207,7 +207,7 @@ fn permute(g: &mut Graph, order: &[usize], dy: Id) -> Result<Id, GraphError> {
     g.permute(dy, &back)
 }
 
-/// Returns the rows in their old order: the two indices of a relayout are each other's inverse.
+/// Returns the rows in their old order; the two indices of a relayout are inverse to each other.
 fn relayout(g: &mut Graph, node: &Node, dy: Id) -> Result<Id, GraphError> {
     let [a, to, back] = [node.inputs[0], node.inputs[1], node.inputs[2]];
     let (source, index) = (g.shape(a).clone(), g.shape(to).clone());
@@ -224,8 +224,8 @@ fn mean_last(g: &mut Graph, a: Id, dy: Id) -> Result<Id, GraphError> {
     g.scale(spread, 1.0 / size as f32)
 }
 
-/// `dA` is the transposed convolution with the same kernel, `dC` the sum over examples and positions. There is no rule for
-/// the kernel, which never trains.
+/// `dA` is the transposed convolution with the same kernel, `dC` the sum over examples and positions. The kernel never
+/// trains, so it has no rule.
 fn conv_1d(g: &mut Graph, node: &Node, [padding, groups]: [usize; 2], dy: Id, wants: [bool; 3]) -> Gradients {
     let x = &node.inputs;
     let mut gradients = vec![None; 3];

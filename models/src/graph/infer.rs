@@ -1,4 +1,4 @@
-//! Shapes: which operands each operator takes, and the shapes of its results. One function for each family of operators.
+//! The operands and the shapes of results of each operator, in one function for each family of operators.
 
 use super::{Attention, Dim, Op, Shape, broadcast, elements};
 
@@ -227,7 +227,7 @@ impl Op {
             Self::LayerNorm { .. } => "[..., D], [D] and [D]",
             Self::RmsNorm { .. } => "[..., D] and [D]",
             Self::Permute(_) => "one operand and each of its dimensions once",
-            Self::Reshape(_) => "one operand of as many elements",
+            Self::Reshape(_) => "one operand with the same number of elements",
             Self::Gather => "[N, ...] and integers",
             Self::Relayout => "[N, ...], integers, and the integers of the way back",
             Self::ScatterRows => "[N, ...], integers [I] and [I, ...]",
@@ -247,7 +247,7 @@ impl Op {
             Self::LayerNormGrad => "[..., D], [..., D], [D], [..., 1] and [..., 1]",
             Self::RmsNormGrad => "[..., D], [..., D], [D] and [..., 1]",
             Self::Attention(_) => "[Q, h*d], [T, k*d], [T, k*d], [B], and [B] if each example has one query",
-            Self::AttentionGrad(_) => "what Attention takes, and [Q, h*d]",
+            Self::AttentionGrad(_) => "the operands of Attention, and [Q, h*d]",
         }
     }
 }

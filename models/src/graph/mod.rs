@@ -1,8 +1,8 @@
 //! A small tensor graph: nodes made by methods that infer and check shapes at once.
 //!
-//! A graph is built once, on a workstation, and written as ONNX; nothing here computes. Values are numbered in the order
-//! they are made, so every operand comes before its node and that order is a topological one.
-//! [`crate::gradient`] appends the nodes of derivatives; [`Graph::extract`] cuts out what a set of outputs needs.
+//! A graph is built once, on a workstation, and written as ONNX; nothing here computes. Values are numbered in the order of
+//! their creation, which is a topological order: every operand comes before its node. [`crate::gradient`] appends the nodes
+//! of derivatives. [`Graph::extract`] returns the nodes for a set of outputs.
 
 mod infer;
 mod op;
@@ -24,7 +24,7 @@ pub struct Id(usize);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
-    /// 32-bit floating point: what is computed with.
+    /// 32-bit floating point: values of computations.
     F32,
     /// 16-bit floating point: frozen weights.
     F16,
@@ -45,7 +45,7 @@ pub enum Source {
     Node {
         /// Position in [`Graph::nodes`].
         node: usize,
-        /// The position among its results.
+        /// Position among the node's results.
         output: usize,
     },
 }
@@ -81,7 +81,7 @@ pub struct Graph {
     nodes: Vec<Node>,
 }
 
-/// Appends nodes to a graph that take the place of a given one; `None` to keep it.
+/// Appends nodes that replace a given node; `None` to keep the node.
 pub(crate) type Expansion = fn(&mut Graph, &Node) -> Result<Option<Id>, GraphError>;
 
 /// Reasons for which a graph cannot be built or differentiated.
@@ -96,7 +96,7 @@ pub enum GraphError {
         node: String,
         /// The operands that it takes.
         expected: String,
-        /// The operands that it was given.
+        /// The operands that were given.
         found: String,
     },
     /// An operator does not accept an operand of this type.
@@ -110,16 +110,16 @@ pub enum GraphError {
         operand: char,
         /// The operands that it takes.
         expected: String,
-        /// The operands that it was given.
+        /// The operands that were given.
         found: DType,
     },
-    /// Two values of one name.
+    /// Two values have the same name.
     #[error("two values are named {name:?}")]
     DuplicateName {
         /// The name.
         name: String,
     },
-    /// A reshape whose target cannot be written as ONNX.
+    /// ONNX cannot express the target of a reshape.
     #[error("reshape of {from} to {shape} leaves more than one dimension unknown")]
     AmbiguousReshape {
         /// The source.
@@ -127,13 +127,13 @@ pub enum GraphError {
         /// The target.
         shape: String,
     },
-    /// An operator has no rule for a derivative that was asked for.
+    /// An operator has no rule for a required derivative.
     #[error("operator {op} has no differentiation rule")]
     NoRule {
         /// The operator.
         op: &'static str,
     },
-    /// A derivative was asked with respect to something that the loss does not depend on.
+    /// The loss does not depend on a value for which a derivative is required.
     #[error("the output does not depend on {name:?}")]
     Independent {
         /// The value.
@@ -169,7 +169,7 @@ impl Graph {
         &self.values[id.0].shape
     }
 
-    /// Adds a tensor that the caller gives.
+    /// Adds an input tensor.
     pub fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Id {
         self.push(Value { name: name.to_owned(), shape, dtype, source: Source::Input })
     }
@@ -180,7 +180,7 @@ impl Graph {
         self.push(Value { name, shape: Vec::new(), dtype: DType::F32, source: Source::Constant(value) })
     }
 
-    /// Gives a value a name for people.
+    /// Gives a value a readable name.
     pub fn rename(&mut self, id: Id, name: &str) -> Id {
         name.clone_into(&mut self.values[id.0].name);
         id
@@ -189,7 +189,7 @@ impl Graph {
     /// Applies `op` to `inputs` and returns its results.
     ///
     /// # Errors
-    /// Operands whose shapes or types do not fit, naming the operator and the node.
+    /// Operands with shapes or types that do not fit; the error names the operator and the node.
     pub fn apply(&mut self, op: Op, inputs: &[Id]) -> Result<Vec<Id>, GraphError> {
         let shapes: Vec<&Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
         let node = self.nodes.len();
@@ -228,7 +228,7 @@ impl Graph {
         Ok(self.apply(op, inputs)?[0])
     }
 
-    /// Appends `a + b`, broadcast as NumPy does.
+    /// Appends `a + b`, broadcast as in NumPy.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -253,7 +253,8 @@ impl Graph {
         self.mul(a, factor)
     }
 
-    /// Appends `a` with its dimensions in the order `perm`; two in a row are one, and an order that changes nothing is none.
+    /// Appends `a` with its dimensions in the order `perm`. Two permutations in a row become one, and one without effect is left
+    /// out.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -268,7 +269,7 @@ impl Graph {
         if stays { Ok(source) } else { self.op(Op::Permute(perm), &[source]) }
     }
 
-    /// Appends `a` with its last two dimensions exchanged; twice is nothing.
+    /// Appends `a` with its last two dimensions exchanged. Two exchanges in a row are left out.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -279,7 +280,7 @@ impl Graph {
         self.permute(a, &perm)
     }
 
-    /// Appends `a` in another shape of as many elements; of two in a row only the last is kept.
+    /// Appends `a` in another shape with the same number of elements. If two reshapes follow each other, only the last is kept.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -291,7 +292,7 @@ impl Graph {
         if self.shape(source) == &shape { Ok(source) } else { self.op(Op::Reshape(shape), &[source]) }
     }
 
-    /// Lets the nodes from number `first` on read `instead(node, operand)`, if that is a value.
+    /// Replaces operands of the nodes from number `first` by `instead(node, operand)`, if that is a value.
     pub(crate) fn redirect(&mut self, first: usize, instead: &dyn Fn(&Node, usize) -> Option<Id>) {
         for node in &mut self.nodes[first..] {
             let found: Vec<Option<Id>> = (0..node.inputs.len()).map(|operand| instead(node, operand)).collect();
@@ -333,7 +334,7 @@ impl Graph {
         Ok((copy, ids))
     }
 
-    /// Returns true if a value has a name that was given to it, and not one by its number.
+    /// Returns true if a value has a given name instead of one from its number.
     fn was_named(&self, id: Id) -> bool {
         let value = self.value(id);
         match value.source {
@@ -359,7 +360,7 @@ impl Graph {
         self.reshape(summed, shape.clone())
     }
 
-    /// Returns the nodes that `outputs` need, in order, and the values they start from: inputs, and those in `cut`.
+    /// Returns the nodes for `outputs`, in order, and the values from which they start: inputs, and values in `cut`.
     #[must_use]
     pub fn extract(&self, outputs: &[Id], cut: &BTreeSet<Id>) -> Extract {
         let mut extract = Extract { outputs: outputs.to_vec(), ..Extract::default() };
@@ -401,7 +402,7 @@ impl Graph {
 }
 
 impl Node {
-    /// Returns the operands the computation reads. A [`Op::Relayout`] keeps its inverse index for the derivative only.
+    /// Returns the operands of the computation. The inverse index of an [`Op::Relayout`] is for the derivative only.
     #[must_use]
     pub fn operands(&self) -> &[Id] {
         if self.op == Op::Relayout { &self.inputs[..2] } else { &self.inputs }
@@ -413,9 +414,9 @@ impl Node {
 pub struct Extract {
     /// Positions in [`Graph::nodes`].
     pub nodes: BTreeSet<usize>,
-    /// Values the part starts from.
+    /// Values from which the part starts.
     pub inputs: BTreeSet<Id>,
-    /// Values it ends in.
+    /// Values in which the part ends.
     pub outputs: Vec<Id>,
 }
 

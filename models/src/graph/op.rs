@@ -1,4 +1,4 @@
-//! The operators: what each computes and what shapes it takes. Each is one ONNX operator, or two or three plain ones.
+//! The operators, with their formulas and shapes. Each is one ONNX operator, or two or three plain ones.
 
 use super::{DType, Shape};
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 /// An operator. `A`, `B`, `C` are its operands in order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Op {
-    /// `alpha * op(A) op(B) + C`, all matrices; `C` may be absent or broadcast; `op` transposes if asked.
+    /// `alpha * op(A) op(B) + C`, all matrices; `C` may be absent or broadcast. `op` may transpose its operand.
     Gemm {
         /// Factor of the product.
         alpha: f32,
@@ -33,7 +33,7 @@ pub enum Op {
     Sigmoid,
     /// `max(A, 0)`.
     Relu,
-    /// -1, 0 or 1, as `A` is negative, zero or positive.
+    /// Sign of `A`: -1, 0 or 1.
     Sign,
     /// The cosine.
     Cos,
@@ -67,9 +67,9 @@ pub enum Op {
     Gather,
     /// Zeros in the shape of `A`, with the rows of `C` added at the integers `B`: the adjoint of `Gather`.
     ScatterRows,
-    /// Rows of `A` in the order `B`; `C` is the order back. Its derivative is the same movement backwards. That is exact if
-    /// every row of `A` that `C` does not name, or names only once of several, has a gradient of zero; the batch layout
-    /// guarantees it.
+    /// Rows of `A` in the order `B`; `C` is the inverse order. The derivative is the inverse movement. It is exact if the
+    /// gradient is zero for every row of `A` that `C` does not name, or names only once of several. The batch layout guarantees
+    /// that.
     Relayout,
     /// The sum over `axes`, which stay as ones.
     ReduceSum {
@@ -88,7 +88,7 @@ pub enum Op {
     Conv1d {
         /// Number of zeros at each end: half the kernel's length less one.
         padding: usize,
-        /// Groups of channels that do not mix.
+        /// Number of groups of channels that do not mix.
         groups: usize,
     },
     /// The adjoint of [`Op::Conv1d`] with kernel `B`, as a function of its operand `A`.
@@ -98,29 +98,31 @@ pub enum Op {
         /// The same as there.
         groups: usize,
     },
-    /// `Y[i, j] = A[i, j - i + S - 1]` over the last two dimensions, `[S, 2 S]` to `[S, S]`: what is stored by distance
-    /// `j - i`, from `1 - S` on, is looked up by position.
+    /// `Y[i, j] = A[i, j - i + S - 1]` over the last two dimensions, `[S, 2 S]` to `[S, S]`. It turns values by distance `j - i`,
+    /// starting at `1 - S`, into values by position.
     Skew,
     /// `Y[i, j - i + S - 1] = A[i, j]`, zero elsewhere, `[S, S]` to `[S, 2 S]`: the adjoint of [`Op::Skew`].
     Unskew,
     /// `A` as F32.
     Cast,
-    /// `A` as F16, to the nearest, ties to even. Fused: ONNX Runtime's own conversion takes a number at a time.
+    /// `A` as F16, to the nearest, ties to even. Fused, because ONNX Runtime's own conversion takes one number at a time.
     Narrow,
     /// `A * B` along the first dimension: integers and the scale of each row.
     Dequantize,
-    /// `B gelu'(A)`: the adjoint of [`Op::Gelu`]. It and those below are fused: one kernel each, in graphs that may use them.
+    /// `B gelu'(A)`: the adjoint of [`Op::Gelu`]. This operator and the ones below are fused: each has one kernel, in graphs
+    /// that may use it.
     GeluGrad,
     /// `A (B - sum(A B))` over the last dimension: the adjoint of [`Op::Softmax`] with the result `A`.
     SoftmaxGrad,
-    /// The adjoint of [`Op::LayerNorm`] by its operand: of `A`, the result's gradient, the operand, the weight, `mean`, `inv_std`.
+    /// The adjoint of [`Op::LayerNorm`] by its operand. Operands: the result's gradient, the operand, the weight, `mean`,
+    /// `inv_std`.
     LayerNormGrad,
-    /// The same of [`Op::RmsNorm`]: of `A`, the result's gradient, the operand, the weight, `inv_rms`.
+    /// The adjoint of [`Op::RmsNorm`] by its operand. Operands: the result's gradient, the operand, the weight, `inv_rms`.
     RmsNormGrad,
-    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of the rows of `A`, `B`, `C` that are of one example;
-    /// `D` has the first row of each example.
+    /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) over the rows of `A`, `B`, `C` of one example. `D` has
+    /// the first row of each example.
     Attention(Attention),
-    /// The adjoint of [`Op::Attention`] by queries, keys and values: of its operands and the gradient of its result.
+    /// The adjoint of [`Op::Attention`] by queries, keys and values. Operands: those operands and the gradient of its result.
     AttentionGrad(Attention),
 }
 
@@ -133,13 +135,13 @@ pub struct Attention {
     pub key_heads: usize,
     /// Features of a head.
     pub size: usize,
-    /// The factor of `Q K^T`.
+    /// Factor of `Q K^T`.
     pub scale: f32,
-    /// True if no query sees a later key.
+    /// Whether queries see no later keys.
     pub causal: bool,
-    /// Number of keys up to its own that a query sees, if it is limited.
+    /// Number of keys that a query sees, up to its own, if it is limited.
     pub window: Option<usize>,
-    /// There is one query for each example; a fifth operand has its row among the keys.
+    /// Whether each example has only one query. A fifth operand then has the query's row among the keys.
     pub one_query: bool,
 }
 
@@ -211,7 +213,7 @@ impl Op {
         }
     }
 
-    /// Returns the type of the results, or the position of an operand of a wrong type.
+    /// Returns the type of the results, or the position of an operand with a wrong type.
     pub(super) fn infer_type(&self, dtypes: &[DType]) -> Result<DType, usize> {
         let wrong = dtypes.iter().enumerate().position(|(operand, dtype)| !self.accepts(operand).contains(dtype));
         match (self, wrong) {

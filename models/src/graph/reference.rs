@@ -1,10 +1,10 @@
-//! A slow evaluator in f64 over `ndarray`: what the operators mean, against which rules and the written graphs are tested.
+//! A slow evaluator in f64 over `ndarray`. It defines the operators for tests of rules and of written graphs.
 
 use super::{Attention, Graph, Id, Op, Shape, Source, reshape_target};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, IxDyn, Zip, concatenate};
 use std::collections::BTreeMap;
 
-/// Evaluates `wanted`, given every input it depends on.
+/// Evaluates `wanted` from all inputs on which it depends.
 pub(crate) fn evaluate(graph: &Graph, given: &BTreeMap<Id, ArrayD<f64>>, wanted: &[Id]) -> Vec<ArrayD<f64>> {
     let mut known = given.clone();
     for (at, value) in graph.values.iter().enumerate() {
@@ -21,7 +21,7 @@ pub(crate) fn evaluate(graph: &Graph, given: &BTreeMap<Id, ArrayD<f64>>, wanted:
     wanted.iter().map(|id| known[id].clone()).collect()
 }
 
-/// Returns the results of `op` on `x`; `first` are the dimensions of the first operand as the graph knows them.
+/// Returns the results of `op` on `x`. `first` are the first operand's dimensions in the graph.
 fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     let result = match op {
         Op::Gemm { alpha, trans_a, trans_b } => gemm(x, *alpha, [*trans_a, *trans_b]),
@@ -195,7 +195,7 @@ fn dequantize(x: &[&ArrayD<f64>]) -> ArrayD<f64> {
     x[0] * &x[1].to_shape(sizes).expect("a scale for each row")
 }
 
-/// A query: its row, its head, the weight of each key that it sees.
+/// A query: its row, its head, and the weight of each visible key.
 type Query = (usize, usize, Vec<(usize, f64)>);
 
 fn attended(form: &Attention, x: &[&ArrayD<f64>]) -> Vec<Query> {
@@ -266,7 +266,7 @@ fn batched_product(a: &ArrayD<f64>, b: &ArrayD<f64>) -> ArrayD<f64> {
         (lead.to_vec(), [matrix[0], matrix[1]])
     };
     let ((lead_a, [rows, inner]), (lead_b, [_, columns])) = (split(a), split(b));
-    // Counts through the leading dimensions that both broadcast to.
+    // Counts through the leading dimensions after broadcasting.
     let counter = broadcast(&[&ArrayD::zeros(lead_a), &ArrayD::zeros(lead_b)], |_, _| 0.0);
     let stack = |array: &ArrayD<f64>, matrix: [usize; 2]| {
         let all = array.broadcast([counter.shape(), &matrix].concat()).expect("broadcasts").to_owned();

@@ -1,4 +1,4 @@
-//! Dimensions that may be unknown until a batch is there: products of a number and symbols such as `T`.
+//! Dimensions that may be unknown until a batch exists: products of a number and symbols such as `T`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ pub struct Dim {
 }
 
 impl Dim {
-    /// Returns a dimension known when the graph is built.
+    /// Returns a dimension that is known when the graph is built.
     #[must_use]
     pub fn fixed(size: usize) -> Self {
         Self { factor: size, symbols: Vec::new() }
     }
 
-    /// Returns a dimension known when the graph runs.
+    /// Returns a dimension that is known when the graph runs.
     #[must_use]
     pub fn symbol(name: &str) -> Self {
         Self { factor: 1, symbols: vec![name.into()] }
@@ -34,19 +34,19 @@ impl Dim {
         Self { factor: self.factor * other.factor, symbols }
     }
 
-    /// Returns half of it, if its number is even.
+    /// Returns half of the dimension, if its number is even.
     #[must_use]
     pub fn half(&self) -> Option<Self> {
         self.factor.is_multiple_of(2).then(|| Self { factor: self.factor / 2, symbols: self.symbols.clone() })
     }
 
-    /// Returns its size, if each symbol has the size that `of` gives it.
+    /// Returns the dimension's size, with the sizes of symbols from `of`.
     #[must_use]
     pub fn size(&self, of: &dyn Fn(&str) -> usize) -> usize {
         self.symbols.iter().fold(self.factor, |product, symbol| product.saturating_mul(of(symbol)))
     }
 
-    /// Returns its size, if that is known.
+    /// Returns the dimension's size, if it is known.
     #[must_use]
     pub fn known(&self) -> Option<usize> {
         self.symbols.is_empty().then_some(self.factor)
@@ -81,8 +81,8 @@ pub fn elements(shape: &Shape) -> Dim {
     shape.iter().fold(Dim::fixed(1), |product, dim| product.times(dim))
 }
 
-/// Returns the dimensions of `target` for a reshape of `source`, as ONNX writes them: a size, 0 for the size that `source`
-/// has at the same position, -1 for the rest. Returns `None` if that would be more than one.
+/// Returns the dimensions of `target` for a reshape of `source` in ONNX's form: a size, 0 for the size of `source` at the
+/// same position, or -1 for an unknown one. Returns `None` if more than one dimension is unknown.
 #[must_use]
 pub fn reshape_target(source: &[Dim], target: &[Dim]) -> Option<Vec<i64>> {
     let written = |(axis, dim): (usize, &Dim)| match dim.known() {
@@ -94,7 +94,7 @@ pub fn reshape_target(source: &[Dim], target: &[Dim]) -> Option<Vec<i64>> {
     (sizes.iter().filter(|&&size| size < 0).count() <= 1).then_some(sizes)
 }
 
-/// Returns the shape that two shapes broadcast to, as in NumPy; `None` if they do not.
+/// Returns the common shape after broadcasting as in NumPy; `None` if the shapes do not broadcast.
 #[must_use]
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
     let rank = a.len().max(b.len());
@@ -111,7 +111,7 @@ pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
         .collect()
 }
 
-/// Returns a shape for people: `[T, 384]`.
+/// Returns a readable shape: `[T, 384]`.
 #[must_use]
 pub fn show_shape(shape: &[Dim]) -> String {
     format!("[{}]", shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
-//! The operands that operators take, and the errors for all others.
+//! The operands of operators, and the errors for other operands.
 
 use super::{DType, Dim, Graph, GraphError, Id, Op, Shape};
 

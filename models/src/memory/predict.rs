@@ -8,17 +8,17 @@ use crate::task::Task;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bytes that a step takes.
+/// Memory of a step, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Prediction {
-    /// Frozen weights of the active layers and the head, and the rows of tables that the tokens name: pages of the mapped file,
-    /// which the system may take back.
+    /// Frozen weights of the active layers and the head, and the rows of tables for the tokens. They are pages of the mapped
+    /// file, which the system may take back.
     pub mapped: u64,
     /// Trainable tensors, their gradients and the optimizer's two moments.
     pub trained: u64,
     /// Tensors that the active layers keep from the forward to the backward pass.
     pub kept: u64,
-    /// The most that one graph needs beside that while it runs.
+    /// Maximum that one running graph needs in addition.
     pub working: u64,
 }
 
@@ -30,13 +30,13 @@ impl Prediction {
     }
 }
 
-/// Bytes of a trainable element: itself twice, its gradient, and the optimizer's two moments, each in f32.
+/// Bytes for a trainable element: two copies of it, its gradient, and the optimizer's two moments, each in f32.
 const TRAINED_BYTES: u64 = 5 * 4;
 
-/// The arena's regions double in size, so that a part of them stays unused: two fifths of what was measured.
+/// Share for the unused part of the arena, because its regions double in size: two fifths, by measurement.
 const ARENA_SLACK: (u64, u64) = (7, 5);
 
-/// Predicts a step of a design with those stages. All layers count as of the most frequent kind.
+/// Predicts a step of a design with those stages. All layers count as the most frequent kind.
 #[must_use]
 pub fn predict(design: &Design, stages: &Stages, step: Step, policy: Policy) -> Prediction {
     let layout = design.layout();
@@ -79,7 +79,7 @@ fn mapped(stages: &Stages, layers: usize, step: Step) -> u64 {
     let bytes = |tensor: &FrozenTensor| {
         let bytes = |shape: &[usize]| shape.iter().product::<usize>() as u64 * width(tensor.storage.dtype());
         let whole = bytes(&tensor.shape);
-        // A head that is tied to a table reads all of it.
+        // A head that shares a table reads all of it.
         match tensor.extent {
             Extent::Rows if !in_head.contains(tensor.name.as_str()) => whole.min(tokens * bytes(&tensor.shape[1..])),
             Extent::Rows | Extent::Whole => whole,
@@ -100,7 +100,7 @@ struct Running<'a> {
     head: Part<'a>,
     /// Bytes of the activations between two stages.
     hidden: u64,
-    /// Whether all layers but the highest are computed again in the backward pass.
+    /// Whether the backward pass computes all layers except the highest again.
     recomputes: bool,
 }
 
@@ -113,10 +113,10 @@ impl Running<'_> {
             + active.min(1) * (self.hidden + self.last.residuals())
     }
 
-    /// Returns the most bytes that one graph needs beside what is kept.
+    /// Returns the maximum number of bytes that one graph needs in addition to the kept values.
     ///
-    /// Gradients flow while a layer's residuals are still there; in the forward pass, the last layer's already count as kept.
-    /// The residuals of a layer that is computed again are there beside what all layers keep.
+    /// Gradients are computed while a layer's residuals still exist. In the forward pass, the last layer's residuals already
+    /// count as kept. The residuals of a layer that is computed again are added to the values that all layers keep.
     fn working(&self) -> u64 {
         let again = if self.recomputes { self.block.residuals() } else { 0 };
         let last_again = if self.recomputes { self.last.residuals() } else { 0 };
@@ -131,7 +131,7 @@ impl Running<'_> {
     }
 }
 
-/// The graphs of a stage that run, with the sizes of their symbols.
+/// The running graphs of a stage, with the sizes of their symbols.
 struct Part<'a> {
     graph: &'a Graph,
     cuts: &'a Cuts,
@@ -157,12 +157,12 @@ impl<'a> Part<'a> {
         ids.into_iter().filter(computed).map(|&id| self.bytes(id)).sum()
     }
 
-    /// Returns the bytes that the forward file carries over: its outputs except the stage's own result.
+    /// Returns the bytes of the forward file's residuals: its outputs except the stage's own result.
     fn residuals(&self) -> u64 {
         self.cuts.backward.as_ref().map_or(0, |cut| self.computed(&cut.inputs))
     }
 
-    /// Returns the bytes that the embedding leaves for all layers, its activations among them.
+    /// Returns the bytes of the embedding's outputs for all layers, including its activations.
     fn contexts(&self) -> u64 {
         self.computed(&self.cuts.evaluate.outputs)
     }
@@ -175,7 +175,7 @@ impl<'a> Part<'a> {
         self.cuts.backward.as_ref().map_or(0, |cut| self.peak(cut))
     }
 
-    /// Returns the most bytes that are alive at once while `cut` runs, without its inputs.
+    /// Returns the maximum number of live bytes while `cut` runs, without its inputs.
     fn peak(&self, cut: &Extract) -> u64 {
         let graph = self.graph;
         let last = last_uses(graph, cut);

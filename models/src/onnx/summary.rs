@@ -1,4 +1,4 @@
-//! Reads what a model consists of, for tests and tools that look at what ONNX Runtime made of a graph.
+//! Reads the nodes of a model, for tests and tools that examine graphs optimised by ONNX Runtime.
 
 use super::proto::{GraphProto, ModelProto};
 use prost::{DecodeError, Message};
@@ -6,21 +6,21 @@ use prost::{DecodeError, Message};
 /// One node of a model, by names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSummary {
-    /// For instance `MatMul`.
+    /// Operator, for example `MatMul`.
     pub op_type: String,
-    /// Empty for standard operators.
+    /// Domain of the operator; empty for standard operators.
     pub domain: String,
     /// Its name.
     pub name: String,
-    /// The values it reads; an operand left out is an empty name.
+    /// Values that it reads; an omitted operand has an empty name.
     pub inputs: Vec<String>,
-    /// The values it makes.
+    /// Values that it makes.
     pub outputs: Vec<String>,
 }
 
-/// Returns the nodes of the model in `bytes`, in their order there; those of inner graphs (branches, loops) are left out.
+/// Returns the nodes of the model in `bytes`, in order. Nodes of inner graphs (branches, loops) are left out.
 ///
-/// Memory is at most a constant times the length of `bytes`, and inner messages are followed to a fixed depth.
+/// Memory is at most a constant times the length of `bytes`, and inner messages are read to a fixed depth.
 ///
 /// # Errors
 /// Bytes that are not an ONNX model.
@@ -35,7 +35,7 @@ pub fn nodes(bytes: &[u8]) -> Result<Vec<NodeSummary>, DecodeError> {
     Ok(graph(bytes)?.node.into_iter().map(summary).collect())
 }
 
-/// Returns the names of the model's inputs, in their order there; bounded like [`nodes`].
+/// Returns the names of the model's inputs, in order. Same bounds as [`nodes`].
 ///
 /// # Errors
 /// Bytes that are not an ONNX model.

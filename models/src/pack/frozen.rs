@@ -1,4 +1,4 @@
-//! The frozen tensors in their mapped file: pages come in as they are used and go when the system needs memory.
+//! The frozen tensors in their mapped file. Pages are loaded at their first use, and dropped when the system needs memory.
 
 use super::storage::FILLER;
 use crate::graph::DType;
@@ -54,7 +54,7 @@ impl Frozen {
         Ok(Self { map, file, index })
     }
 
-    /// Returns the file that is mapped.
+    /// Returns the mapped file.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
@@ -77,8 +77,8 @@ impl Frozen {
         self.index.values().map(|entry| entry.range.len()).sum()
     }
 
-    /// Returns the values of the tensor called `name`, widened to f32; int8 ones with their scales. Returns `None` if
-    /// it, or its scales, are missing.
+    /// Returns the values of the tensor called `name`, widened to f32 and multiplied by their scales if they are int8. Returns
+    /// `None` if the tensor or its scales are missing.
     #[must_use]
     pub fn values(&self, name: &str) -> Option<Vec<f32>> {
         let tensor = self.tensor(name)?;
@@ -110,7 +110,7 @@ impl Frozen {
     }
 }
 
-/// Returns the place of each tensor in `bytes`, which are a whole file.
+/// Returns the place of each tensor in `bytes`, the contents of a file.
 fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
     let start = bytes.as_ptr().addr();
     let tensors = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
@@ -129,7 +129,7 @@ fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
     tensors.tensors().into_iter().filter(|(name, _)| !name.starts_with(FILLER)).map(entry).collect()
 }
 
-/// Reads the header of a whole file in memory, as [`Frozen::open`] does: for tests with hostile bytes.
+/// Same as [`Frozen::open`], but checks the header of a file in memory, for tests with hostile bytes.
 ///
 /// # Errors
 /// The errors of [`Frozen::open`].

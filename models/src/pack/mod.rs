@@ -1,4 +1,4 @@
-//! The pack: the folder that a device holds of a model.
+//! The pack: a model's folder on a device.
 //!
 //! ```text
 //! manifest.json          sizes, labels, trainable tensors, ports of every graph, blake3 of every file
@@ -34,36 +34,36 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-/// The pack format this build reads and writes.
+/// Pack format that this build reads and writes.
 pub const FORMAT: u32 = 3;
-/// Largest accepted manifest, in bytes.
+/// Maximum size of the manifest, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
-/// `manifest.json`.
+/// Contents of `manifest.json`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// The Skiff that made it.
+    /// Version of Skiff that made the pack.
     pub made_by: String,
-    /// The name that its checkpoint gives itself, if any.
+    /// The checkpoint's own name, if it has one.
     pub base_model: Option<String>,
-    /// Model, task, what trains, how the rest is stored.
+    /// Model, task, method of fine-tuning, and storage of the frozen tensors.
     pub design: Design,
-    /// Class names, in the order of the scores; names of the numbers; none for a language model.
+    /// Names of the classes, in the order of the scores, or names of the numbers. A language model has none.
     pub labels: Vec<String>,
-    /// Facts that a batch needs about the model.
+    /// Properties that determine the form of a batch.
     pub layout: Layout,
-    /// Layers that can be skipped.
+    /// Number of layers that can be skipped.
     pub layers: usize,
     /// The trainable tensors.
     pub schema: Schema,
-    /// The graphs, of plain operators.
+    /// The graphs with plain operators.
     pub stages: StageSpecs,
-    /// The same with fused operators.
+    /// The graphs with fused operators.
     pub fused: StageSpecs,
-    /// Rounding errors of the frozen matrices, if they are stored in fewer bits.
+    /// Rounding errors of the frozen matrices, if they are stored with fewer bits.
     pub rounding: Option<Rounding>,
     /// Every other file of the pack.
     pub files: BTreeMap<String, FileEntry>,
@@ -79,7 +79,7 @@ pub struct FileEntry {
     pub blake3: String,
 }
 
-/// Why a directory is not a pack to be trusted.
+/// Reason for which a folder is not a valid pack.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// A file cannot be read.
@@ -90,15 +90,15 @@ pub enum PackError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The manifest is not one.
+    /// The manifest cannot be parsed.
     #[error("reading the manifest {path}; make the pack again with `skiff-pack build`", path = path.display())]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// The parser's error, with its place in the file.
+        /// The parser's error, with its position in the file.
         source: serde_json::Error,
     },
-    /// Made for another version of Skiff.
+    /// The pack was made for another version of Skiff.
     #[error("{path} has pack format {found}, this build reads {FORMAT}; use the matching Skiff or make the pack again", path = path.display())]
     Format {
         /// The manifest.
@@ -106,13 +106,13 @@ pub enum PackError {
         /// The value that was found.
         found: u64,
     },
-    /// The manifest names a file outside the pack, or one it does not list.
+    /// The manifest names a file outside the pack, or does not list a file.
     #[error("the manifest names {name:?}, which is not a file of the pack")]
     Foreign {
         /// The name.
         name: String,
     },
-    /// A file's bytes are not those the manifest vouches for.
+    /// A file's bytes do not match the manifest's digest.
     #[error("{path} is damaged: its blake3 is {found}, the manifest says {expected}; copy or make the pack again", path = path.display())]
     Damaged {
         /// The file.
@@ -122,7 +122,7 @@ pub enum PackError {
         /// The file's.
         found: String,
     },
-    /// A file is longer or shorter than the manifest says, or not a file.
+    /// A file is not as long as in the manifest, or is not a file.
     #[error("{path} is damaged: it has {found} bytes, the manifest says {expected}; copy or make the pack again", path = path.display())]
     Size {
         /// The file.
@@ -140,7 +140,7 @@ pub enum PackError {
         /// The mismatch.
         what: String,
     },
-    /// The pack differs from what this Skiff builds from the manifest's design.
+    /// The pack differs from this Skiff's result for the manifest's design.
     #[error("{path} does not agree with its own design: {what}; make the pack again with `skiff-pack build`", path = path.display())]
     Design {
         /// The manifest, or a graph.
@@ -161,10 +161,10 @@ pub enum PackError {
     },
 }
 
-/// The file of frozen weights.
+/// File name of the frozen weights.
 const FROZEN: &str = "frozen.safetensors";
 
-/// An opened pack: its frozen weights mapped, everything else verified.
+/// An open pack, with mapped frozen weights and verified other files.
 #[derive(Debug)]
 pub struct Pack {
     directory: PathBuf,
@@ -174,11 +174,11 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// Opens the pack in `directory` and verifies it, but for the values of the frozen weights: that takes as long as reading
-    /// them, and is [`Pack::check_weights`].
+    /// Opens the pack in `directory` and verifies everything except the values of the frozen weights. [`Pack::check_weights`]
+    /// verifies these, which takes as long as reading them.
     ///
     /// # Errors
-    /// A missing, damaged or foreign file, another format, a manifest that contradicts itself.
+    /// A missing, damaged or foreign file; another format; a manifest that contradicts itself.
     pub fn open(directory: &Path) -> Result<Self, PackError> {
         let path = directory.join("manifest.json");
         let text = files::read_bounded(&path, MAX_MANIFEST_BYTES);
@@ -198,7 +198,7 @@ impl Pack {
         Ok(pack)
     }
 
-    /// Reads the frozen weights and compares their digest.
+    /// Reads the frozen weights and compares their digest with the manifest's.
     ///
     /// # Errors
     /// A damaged file, or one that cannot be read.
@@ -221,7 +221,7 @@ impl Pack {
         &self.manifest
     }
 
-    /// Returns blake3 of the manifest, which vouches for every other file: two packs with one digest are the same.
+    /// Returns blake3 of the manifest, which contains the digest of every other file. Packs with the same digest are the same.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         self.digest
@@ -251,9 +251,10 @@ impl Pack {
         self.schema().read(&bytes).map_err(|source| PackError::Tensors { path, source })
     }
 
-    /// Makes the graphs of the manifest's design again and compares them: tensors, ports, and, where this version of Skiff made
-    /// the pack, every byte. So whoever trusts the design knows what the graphs compute; digests only say that nothing was
-    /// damaged since. `true` if the bytes were compared too.
+    /// Builds the graphs of the manifest's design again and compares tensors and ports. If this version of Skiff made the pack,
+    /// it also compares every byte, and returns `true`.
+    ///
+    /// The comparison shows that the graphs compute the design. Digests only show that nothing was damaged since.
     ///
     /// # Errors
     /// A design that differs from the graphs' own; the error names the first difference.
@@ -263,13 +264,13 @@ impl Pack {
         let manifest = self.file("manifest.json");
         let again = design.stages()?;
         if again.schema() != *schema {
-            return differs(manifest, "its trainable tensors are others than `schema` says");
+            return differs(manifest, "its trainable tensors differ from `schema`");
         }
         if again.specs() != *stages {
-            return differs(manifest, "its graphs have other ports than `stages` says");
+            return differs(manifest, "the ports of its graphs differ from `stages`");
         }
         for crate::stage::FrozenTensor { name, source, .. } in &again.frozen {
-            // Scalings, frequencies, distances: values that are the design's and not the checkpoint's.
+            // Scalings, frequencies and distances come from the design instead of the checkpoint.
             if let FrozenSource::Values(values) = source
                 && self.frozen.values(name).as_deref() != Some(values)
             {
@@ -278,13 +279,13 @@ impl Pack {
         }
         let fused_again = design.fused_stages()?;
         if fused_again.specs() != *fused {
-            return differs(manifest, "its fused graphs have other ports than `fused` says");
+            return differs(manifest, "the ports of its fused graphs differ from `fused`");
         }
         let same_maker = *made_by == build::maker();
         for (name, bytes) in [&again, &fused_again].into_iter().flat_map(Stages::files).filter(|_| same_maker) {
             let found = self.manifest.files.get(name).map(|entry| entry.blake3.as_str());
             if found != Some(blake3::hash(bytes).to_hex().as_str()) {
-                return differs(self.file(name), "the graph is another one");
+                return differs(self.file(name), "the graph differs");
             }
         }
         Ok(same_maker)
@@ -302,11 +303,11 @@ impl Pack {
         self.directory.join(name)
     }
 
-    /// Checks that every tensor that a graph reads exists, in the type and shape that the graph takes.
+    /// Checks that every tensor that a graph reads exists, with the graph's type and shape.
     fn check_ports(&self) -> Result<(), PackError> {
         for (stage, layer) in [&self.manifest.stages, &self.manifest.fused].into_iter().flat_map(of_layers) {
             for graph in stage.graphs() {
-                // A rank is a letter, and the same wherever it stands in one graph.
+                // A rank is a letter, with the same value everywhere in one graph.
                 let mut letters = BTreeMap::new();
                 for port in graph.inputs.iter().chain(&graph.outputs) {
                     self.check_port(port, layer, &mut letters)?;
@@ -342,14 +343,14 @@ impl Pack {
         if fits {
             return Ok(());
         }
-        // A letter that stands nowhere else may be any number; 0 says so.
+        // A letter that occurs only once may be any number, which 0 stands for.
         let size = |dim: &String| dim.parse().unwrap_or_else(|_| letters.get(dim).copied().unwrap_or(0));
         let expected = port.shape.iter().map(size).collect();
         fail(TensorError::Shape { name, expected, found: shape.to_vec() })
     }
 }
 
-/// Parses the format before anything else, so that a newer pack is called newer and not malformed.
+/// Parses the format before anything else, so that a newer pack is reported as newer, not as malformed.
 fn parse_manifest(path: &Path, text: &[u8]) -> Result<Manifest, PackError> {
     let malformed = |source| PackError::Manifest { path: path.to_owned(), source };
     let value: serde_json::Value = serde_json::from_slice(text).map_err(malformed)?;
@@ -378,14 +379,14 @@ fn check_digest(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), P
     if found == entry.blake3 { Ok(()) } else { Err(PackError::Damaged { path, expected: entry.blake3.clone(), found }) }
 }
 
-/// Reads the file rather than mapping it, so that verifying leaves no pages resident.
+/// Reads the file instead of mapping it, so that no pages stay resident.
 fn digest_of_file(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Returns every stage with each layer that it serves.
+/// Returns every stage with each of its layers.
 fn of_layers(stages: &StageSpecs) -> impl Iterator<Item = (&StageSpec, usize)> {
     let kinds = stages.kinds.iter().enumerate();
     let blocks = kinds.flat_map(|(layer, &kind)| {
@@ -407,14 +408,14 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     for stages in [stages, &manifest.fused] {
         let lasts = stages.last_blocks.len();
         if stages.kinds.len() != *layers || stages.kinds.iter().any(|&kind| kind >= stages.blocks.len()) {
-            return fail("a layer is of a kind that is not there".to_owned());
+            return fail("a layer has a kind that does not exist".to_owned());
         }
         if lasts != 0 && lasts != stages.blocks.len() {
             return fail(format!("{lasts} kinds of highest layer for {} kinds of layer", stages.blocks.len()));
         }
     }
     if manifest.layout != design.layout() {
-        return fail("the layout is not the one of this design".to_owned());
+        return fail("the layout does not belong to this design".to_owned());
     }
     if design.head.task != Task::CausalLm && labels.len() != design.head.labels {
         return fail(format!("{} labels, but the head has {}", labels.len(), design.head.labels));

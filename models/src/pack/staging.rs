@@ -8,10 +8,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// `NAME.partial` beside a folder `NAME` that is being made.
+/// The folder `NAME.partial` beside a new folder `NAME`, until `NAME` is complete.
 ///
-/// It is locked while it is written to, so two processes never write to one. The next process overwrites what a killed one
-/// left there.
+/// It is locked during the writing, so that two processes never write to the same folder. The next process overwrites the
+/// remains of a killed one.
 #[derive(Debug)]
 pub(super) struct Staging {
     out: PathBuf,
@@ -40,7 +40,7 @@ impl Staging {
     }
 
     /// Moves the folder to its final place and flushes it to the disk. An older folder there is swapped out in one step and then
-    /// removed, so a reader finds the one or the other.
+    /// removed, so that a reader finds either the old or the new folder.
     pub(super) fn commit(mut self) -> io::Result<()> {
         sync(&self.path)?;
         if self.out.exists() {
@@ -69,7 +69,7 @@ impl Drop for Staging {
     }
 }
 
-/// Creates the folder, or takes over one that nobody writes to.
+/// Creates the folder, or takes over one that no process writes to.
 fn lock(path: &Path) -> io::Result<Lock> {
     loop {
         match fs::create_dir(path) {
@@ -80,7 +80,7 @@ fn lock(path: &Path) -> io::Result<Lock> {
             LockError::InUse { .. } => io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it"),
             LockError::Io { source, .. } => source,
         })?;
-        // The other process may have moved the folder into its place just before.
+        // Another process may have moved the folder into its place meanwhile.
         let found = fs::symlink_metadata(path);
         if found.is_ok_and(|found| lock.metadata().is_ok_and(|own| own.ino() == found.ino())) {
             return Ok(lock);
@@ -88,7 +88,7 @@ fn lock(path: &Path) -> io::Result<Lock> {
     }
 }
 
-/// Flushes every file and folder below, so that a folder that exists after a power cut is whole.
+/// Flushes every file and folder below, so that a folder that exists after a power cut is complete.
 fn sync(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -3,8 +3,8 @@
 //! ```text
 //! header, padded to a page │ embed │ layer 0 │ layer 1 │ ... │ head        each begins a page; within each: f32, f16, int8
 //! ```
-//! So the pages of a layer hold nothing of another one, and every value is aligned to its size. `safetensors` allows no holes:
-//! a tensor of zeros named `.filler.N` stands in each.
+//! The pages of a layer therefore hold nothing of another layer, and every value is aligned to its size. `safetensors` allows
+//! no holes, so a tensor of zeros named `.filler.N` fills each.
 
 use crate::checkpoint::{CheckpointError, TensorFile};
 use crate::stage::FrozenTensor;
@@ -17,21 +17,21 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Rounding errors of matrices that are stored in fewer bits.
+/// Rounding errors of matrices that are stored with fewer bits.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rounding {
-    /// `sqrt(sum (w' - w)^2 / sum w^2)` over all of them.
+    /// `sqrt(sum (w' - w)^2 / sum w^2)` over all matrices.
     pub relative_rms: f64,
     /// The largest `|w' - w|`.
     pub largest: f64,
     /// The matrix with the largest relative error.
     pub worst: String,
-    /// That error.
+    /// The largest relative error of a matrix.
     pub worst_relative_rms: f64,
 }
 
-/// A tensor to be written, and the source of its values.
+/// A tensor to write, and the source of its values.
 pub(super) struct Piece<'a> {
     pub(super) tensor: &'a FrozenTensor,
     pub(super) values: Values<'a>,
@@ -42,7 +42,7 @@ pub(super) enum Values<'a> {
     File(&'a TensorFile, &'a str),
 }
 
-/// Why the file of frozen tensors cannot be written.
+/// Reason for which the file of frozen tensors cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The file cannot be written.
@@ -56,7 +56,7 @@ pub enum StorageError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A value too large for 16 bits.
+    /// A value is too large for 16 bits.
     #[error("tensor {name:?} holds {value}, which 16-bit floating point cannot; store the weights as f32 or int8")]
     Overflow {
         /// The tensor.
@@ -74,7 +74,7 @@ const SCALE: &str = ".scale";
 /// The largest finite 16-bit floating point number.
 const LARGEST_F16: f32 = 65_504.0;
 
-/// Writes the file of `pieces`, telling `progress` how many of how many bytes are done. The same tensors give the same bytes.
+/// Writes the file of `pieces`. Reports the finished and the total bytes to `progress`. The same tensors give the same bytes.
 pub(super) fn write(
     path: &Path,
     pieces: &[Piece<'_>],
@@ -99,7 +99,7 @@ pub(super) fn write(
 /// The place of each tensor in the data.
 struct Places {
     tensors: Vec<Place>,
-    /// Name, type, shape and begin of everything in the header.
+    /// Name, type, shape and start of every entry in the header.
     entries: Vec<(String, &'static str, Vec<usize>, [usize; 2])>,
     bytes: usize,
 }

@@ -1,4 +1,4 @@
-//! Settings for the layers whose name ends so, in the order in which they are looked at.
+//! Settings for layers by the ends of their names, in the order of the search.
 
 use serde::de::{Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
@@ -6,22 +6,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Ends of names, each with a value. The first that fits a name holds, as in Hugging Face PEFT's `get_pattern_key`.
+/// Ends of names, each with a value. The first end that fits a name counts, as in Hugging Face PEFT's `get_pattern_key`.
 ///
-/// In files it is a map whose order counts. Collected from pairs, longer ends come before shorter ones, as the more exact.
+/// In files it is a map, and its order counts. If collected from pairs, longer ends come before shorter ones, because they
+/// are more exact.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Patterns<T>(Vec<(String, T)>);
 
-/// The most patterns of a file.
+/// Maximum number of patterns in a file.
 const MAX_PATTERNS: usize = 4096;
 
 impl<T> Patterns<T> {
-    /// Returns the value of the first pattern that `name` is or ends in after a dot.
+    /// Returns the value of the first pattern that fits `name`: the whole name, or its end after a dot.
     pub fn first(&self, name: &str) -> Option<&T> {
         self.0.iter().find(|(end, _)| super::ends_with_parts(name, end)).map(|(_, value)| value)
     }
 
-    /// Returns true if there are none.
+    /// Returns true if there are no patterns.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -32,12 +33,12 @@ impl<T> Patterns<T> {
         self.0.iter().map(|(end, _)| end.as_str())
     }
 
-    /// Returns the values, in that order.
+    /// Returns the values, in the order of the ends.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|(_, value)| value)
     }
 
-    /// Puts a pattern last, or another value where the end is there already, as Python's dictionaries do.
+    /// Appends a pattern, or replaces the value of an existing end, like Python's dictionaries.
     fn put(&mut self, end: String, value: T) {
         match self.0.iter_mut().find(|(known, _)| *known == end) {
             Some((_, known)) => *known = value,
@@ -54,7 +55,7 @@ impl<T> Default for Patterns<T> {
 }
 
 impl<T> FromIterator<(String, T)> for Patterns<T> {
-    /// Sorts the longest first; of two values for one end the last.
+    /// Collects the pairs and sorts the longest end first. If an end has two values, the last one counts.
     fn from_iter<I: IntoIterator<Item = (String, T)>>(pairs: I) -> Self {
         let mut patterns = Self::default();
         pairs.into_iter().for_each(|(end, value)| patterns.put(end, value));

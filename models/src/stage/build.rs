@@ -1,4 +1,4 @@
-//! A stage under construction: an architecture writes its formula with these methods.
+//! A stage under construction. An architecture writes its formula with these methods.
 
 use super::ports::{BatchPart, Binding, of_layer};
 use super::tensors::{Extent, FrozenSource, FrozenTensor, Initial, TrainableTensor};
@@ -8,7 +8,7 @@ use crate::storage::Storage;
 use crate::tensors::TensorSpec;
 use std::collections::BTreeMap;
 
-/// The choice of a linear layer to add a bias.
+/// Choice of a linear layer to add a bias or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bias {
     /// Add a bias.
@@ -17,23 +17,23 @@ pub enum Bias {
     No,
 }
 
-/// Standard deviation 0.02, as BERT draws its matrices, as the bound of a uniform draw (which needs no logarithm and so has
-/// the same bits on every machine).
+/// Bound of a uniform draw with BERT's standard deviation of 0.02. A uniform draw needs no logarithm and therefore has the
+/// same bits on every machine.
 const MATRIX_BOUND: f32 = 0.034_641_016;
 
 /// A stage under construction.
 ///
 /// Tensors are named as in the model's own checkpoints. A name may start with the block's prefix, in which `{layer}` stands
-/// for the layer: the graphs of two layers that differ in nothing else are then the same.
+/// for the layer. Two layers with no other difference then have the same graph.
 #[derive(Debug)]
 pub struct Stage<'a> {
     /// The computation so far.
     pub graph: Graph,
-    /// Whether it may have operators that are computed in one pass, such as [`Op::Attention`] and adjoints.
+    /// Whether the stage may have fused operators, such as [`Op::Attention`] and adjoints.
     pub(super) fused: bool,
     peft: &'a Peft,
     storage: Storage,
-    /// Prefix of every tensor's name, with `{layer}` in it for a block.
+    /// Prefix of every tensor's name, which contains `{layer}` for a block.
     prefix: String,
     pub(super) layer: Option<usize>,
     pub(super) bindings: BTreeMap<Id, Binding>,
@@ -46,7 +46,7 @@ pub struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Starts an empty stage whose tensors' names begin with `prefix`; `layer` takes the place of `{layer}` in it.
+    /// Starts an empty stage. The names of its tensors begin with `prefix`, in which `layer` replaces `{layer}`.
     #[must_use]
     pub fn new(peft: &'a Peft, storage: Storage, prefix: &str, layer: Option<usize>) -> Self {
         Self {
@@ -78,13 +78,13 @@ impl<'a> Stage<'a> {
         self.fused
     }
 
-    /// Lets a block compute only the rows that `part` names, one of each example.
+    /// Lets a block compute only the rows in `part`, one of each example.
     #[must_use]
     pub fn for_rows(self, part: BatchPart) -> Self {
         Self { only: Some(part), ..self }
     }
 
-    /// Returns the rows of `x` (`[T, D]`) that the block computes, and their places if they are not all rows.
+    /// Returns the rows of `x` (`[T, D]`) that the block computes, and their places if some rows are left out.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -131,10 +131,11 @@ impl<'a> Stage<'a> {
         built
     }
 
-    /// Applies `x W^T + b` with the model's own `W` (`[outputs, inputs]`) and `b`, and what PEFT adds to it there: for LoRA
-    /// (Hu et al., arXiv 2106.09685) `s B A x`, for an adapter (Houlsby et al., arXiv 1902.00751) `y + U gelu(D y + d) + u`
-    /// with `y` the layer's result. The scale `s` is an input of the graph and the rank a free dimension, so one graph serves
-    /// layers, and devices, of different ranks.
+    /// Applies `x W^T + b` with the model's own `W` (`[outputs, inputs]`) and `b`, and the additions of fine-tuning.
+    ///
+    /// LoRA (Hu et al., arXiv 2106.09685) adds `s B A x`. An adapter (Houlsby et al., arXiv 1902.00751) gives
+    /// `y + U gelu(D y + d) + u`, with `y` the layer's result. The scale `s` is an input of the graph and the rank a free
+    /// dimension, so one graph serves layers and devices with different ranks.
     ///
     /// `x` is `[T, inputs]`, the result `[T, outputs]`.
     ///
@@ -156,7 +157,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Adds a layer like [`Stage::linear`], the last of a part that is added to its own input: the place of a Houlsby adapter.
+    /// Same as [`Stage::linear`], but for the last layer of a residual part, which is the place of a Houlsby adapter.
     ///
     /// # Errors
     /// A shape of `x` that does not fit.
@@ -181,8 +182,8 @@ impl<'a> Stage<'a> {
         self.graph.add(y, wide)
     }
 
-    /// Applies `x W^T + b` with trainable `W` and `b`: a layer of the task's head. They begin as the checkpoint has them if it
-    /// has them in that shape.
+    /// Applies `x W^T + b` with trainable `W` and `b`, a layer of the task's head. Their first values come from the checkpoint,
+    /// if it has them in this shape.
     ///
     /// # Errors
     /// A shape of `x` that does not fit.
@@ -227,7 +228,7 @@ impl<'a> Stage<'a> {
     /// Declares a table `name` (`[rows, size]`) and returns its rows at the integers `index`. Only those rows are widened.
     ///
     /// # Errors
-    /// An index that is not of integers.
+    /// An index with other elements than integers.
     pub fn rows(&mut self, name: &str, [rows, size]: [usize; 2], index: Id) -> Result<Id, GraphError> {
         let declared = self.frozen.len();
         let (table, scale) = self.stored(name, &[rows, size], self.storage);
@@ -242,10 +243,10 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Declares a frozen tensor of rank 2 or more; the value is f32 in every storage.
+    /// Declares a frozen tensor of rank 2 or more. The value is f32 for every storage format.
     ///
     /// # Errors
-    /// None for the shapes a model has.
+    /// None for the shapes of models.
     pub fn matrix(&mut self, name: &str, shape: &[usize]) -> Result<Id, GraphError> {
         let widened = format!("{}{name} as f32", self.prefix);
         if let Some(&id) = self.known.get(&widened) {
@@ -277,12 +278,12 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Declares a frozen tensor whose values are known here.
+    /// Declares a frozen tensor with the given values.
     pub fn given(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Id {
         self.declare_frozen(name, shape, Storage::F32, FrozenSource::Values(values))
     }
 
-    /// Returns the tensor's name in the model's own checkpoint: with prefix and layer.
+    /// Returns the tensor's name in the model's own checkpoint, with prefix and layer.
     fn full_name(&self, name: &str) -> String {
         let template = format!("{}{name}", self.prefix);
         self.layer.map_or_else(|| template.clone(), |layer| of_layer(&template, layer))
@@ -351,7 +352,7 @@ impl<'a> Stage<'a> {
         self.input(name, Binding::Frozen(format!("{}{name}", self.prefix)), dtype, dims)
     }
 
-    /// Declares a trainable tensor; its name in the pack is the one that Hugging Face PEFT gives it.
+    /// Declares a trainable tensor. Its name in the pack is Hugging Face PEFT's.
     fn train(&mut self, name: &str, shape: &[usize], initial: Initial) -> Id {
         let dims = shape.iter().map(|&size| size.into()).collect();
         self.train_shaped(name, dims, shape, initial)
@@ -380,5 +381,5 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// `x W^T + b`.
+/// Appends `x W^T + b`.
 pub(crate) const TIMES_TRANSPOSED: Op = Op::Gemm { alpha: 1.0, trans_a: false, trans_b: true };

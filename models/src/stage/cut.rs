@@ -9,12 +9,12 @@ use crate::lower::lower;
 use crate::onnx;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The result of a stage.
+/// Result of a stage.
 #[derive(Clone, Copy, Debug)]
 pub enum Ending {
     /// Activations for the next stage.
     Hidden(Id),
-    /// The loss, and the scores it comes from.
+    /// The loss and its scores.
     Loss {
         /// Scalar.
         loss: Id,
@@ -34,11 +34,11 @@ pub struct CompiledStage {
     pub frozen: Vec<FrozenTensor>,
     /// In the order of their use.
     pub trainable: Vec<TrainableTensor>,
-    /// The whole stage with its derivative.
+    /// The complete stage with its derivative.
     pub graph: Graph,
-    /// The part of it that each file is.
+    /// The part of the stage in each file.
     pub cuts: Cuts,
-    /// The same with the large residuals in half precision, if the stage has that form.
+    /// The parts with the large residuals in half precision, if the stage has that form.
     pub half: Option<(Graph, Cuts)>,
 }
 
@@ -60,7 +60,7 @@ struct Passes {
     lowest: Option<Extract>,
 }
 
-/// An activation in half precision, and that widened again.
+/// An activation in half precision, and the same value widened again.
 #[derive(Clone, Copy)]
 struct Halved {
     narrow: Id,
@@ -69,7 +69,7 @@ struct Halved {
 
 /// The result of a stage, as values of its graph.
 struct Ends {
-    /// The value that is differentiated.
+    /// The value to differentiate.
     result: Id,
     /// Outputs of `evaluate`.
     evaluated: Vec<Id>,
@@ -85,7 +85,7 @@ struct Derived {
     computed: BTreeSet<Id>,
     /// Outputs of `backward`.
     gradients: Vec<Id>,
-    /// The position of the first node that belongs to the derivative.
+    /// Position of the derivative's first node.
     first_gradient: usize,
 }
 
@@ -100,14 +100,14 @@ struct PassFiles {
 type Files = Vec<(String, Vec<u8>)>;
 
 impl Stage<'_> {
-    /// Differentiates the stage and cuts its files, called `graphs/{stem}.….onnx`.
+    /// Differentiates the stage and cuts its files, with the names `graphs/{stem}.….onnx`.
     ///
     /// # Errors
     /// A stage that cannot be differentiated or written.
     pub fn compile(mut self, stem: &str, ending: Ending) -> Result<CompiledStage, GraphError> {
         let Ends { result, evaluated, flowing } = self.bind_ends(ending);
         let computed = self.forward_values();
-        // Made before the gradient's nodes, which read them in the one variant of the graph.
+        // Made before the gradient's nodes, which read these values in one variant of the graph.
         let halves = self.halves(ending, &computed)?;
         let first_gradient = self.graph.nodes().len();
         let gradients = self.differentiate(ending, result)?;
@@ -117,7 +117,7 @@ impl Stage<'_> {
         let mut files = Files::new();
         let whole = self.passes(&derived);
         let PassFiles { forward, backward, lowest } = self.pass_files(stem, &whole, &mut files)?;
-        // Scores that the backward graph needs were a residual so far.
+        // Until here, scores for the backward graph were a residual.
         if let Ending::Loss { logits, .. } = ending {
             self.bindings.insert(logits, Binding::Logits);
         }
@@ -185,8 +185,8 @@ impl Stage<'_> {
         Passes { forward, backward, lowest }
     }
 
-    /// Adds to a block of fused operators each of its activations in half precision, and widened again. Statistics of rows
-    /// stay whole: they would save little, and their rounding would move whole rows.
+    /// Adds each activation of a fused block in half precision, and the same value widened again. Statistics of rows stay in
+    /// full precision: they would save little, and their rounding would change whole rows.
     fn halves(&mut self, ending: Ending, computed: &BTreeSet<Id>) -> Result<BTreeMap<Id, Halved>, GraphError> {
         const NARROWEST: usize = 16;
         let block = self.layer.is_some() && self.only.is_none() && matches!(ending, Ending::Hidden(_));
@@ -236,7 +236,7 @@ impl Stage<'_> {
         self.graph.nodes().iter().flat_map(|node| node.outputs.iter().copied()).collect()
     }
 
-    /// Returns true if a value costs less to compute again in the backward graph than to carry over.
+    /// Returns true if the backward graph can compute a value again at less cost than carrying it over.
     fn is_done_again(&self, id: Id) -> bool {
         let again = |op: &Op| matches!(op, Op::Permute(_) | Op::Reshape(_) | Op::Cast | Op::Dequantize);
         self.graph.producer(id).is_some_and(|node| again(&node.op))

@@ -1,12 +1,13 @@
 //! A stage of a model, and the graphs cut from it: forward, backward, evaluate.
 //!
-//! A stage is one graph from its inputs to its result. An architecture writes it as a formula with the methods of [`Stage`],
-//! which declare the frozen and trainable tensors as they are used: a pack holds exactly what its graphs read. The stage's
-//! derivative is appended to the same graph, and each file is a cut of it. The values that the backward file needs of the
-//! forward one are carried over as *residuals*: every computed value that a gradient node reads, except movements
-//! (permutations, reshapes) and the widening of stored weights, which are done again.
+//! A stage is one graph from its inputs to its result. An architecture writes it as a formula with the methods of [`Stage`].
+//! These declare the frozen and trainable tensors at their first use, so that a pack holds exactly the tensors of its graphs.
 //!
-//! Rooms: `ports` (the contract of the files), `tensors` (what a stage declares), `build` (the methods for formulas), `cut`
+//! The stage's derivative is appended to the same graph, and each file is a part of it. Values are carried from the forward
+//! to the backward file as *residuals*. These are all computed values that gradient nodes read. Movements (permutations,
+//! reshapes) and the widening of stored weights are computed again instead.
+//!
+//! Rooms: `ports` (the contract of the files), `tensors` (declared tensors), `build` (the methods for formulas), `cut`
 //! (differentiates a stage and writes its files).
 
 mod build;

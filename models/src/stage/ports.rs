@@ -1,15 +1,15 @@
-//! The contract between a pack and what runs it: graph files, their inputs and outputs, and the meaning of each.
+//! The contract between a pack and the program that runs it: graph files, their inputs and outputs, and the meaning of each.
 
 use crate::graph::DType;
 use serde::{Deserialize, Serialize};
 
-/// The meaning of a graph file's input or output when it runs. `{layer}` in a tensor's name stands for the layer.
+/// Meaning of a graph file's input or output. `{layer}` in a tensor's name stands for the layer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Binding {
     /// The activations that flow from stage to stage, `[T, D]`.
     Hidden,
-    /// The loss's gradient with respect to them.
+    /// The loss's gradient with respect to these activations.
     HiddenGradient,
     /// A part of the batch.
     Batch(BatchPart),
@@ -19,9 +19,9 @@ pub enum Binding {
     Trainable(String),
     /// The gradient of a trainable tensor.
     Gradient(String),
-    /// Carried from the forward to the backward graph of the same stage and layer, under this name.
+    /// A value with this name, carried from the forward to the backward graph of the same stage and layer.
     Residual(String),
-    /// Made once for a batch by the `embed` stage, read by the blocks, under this name.
+    /// A value with this name, which the `embed` stage makes once for a batch and the blocks read.
     Context(String),
     /// Scores, `[B, C]` or `[T, C]`.
     Logits,
@@ -30,13 +30,13 @@ pub enum Binding {
 }
 
 impl Binding {
-    /// Returns the name of the frozen tensor, if it is one.
+    /// Returns the name of the frozen tensor, if the binding is one.
     #[must_use]
     pub fn frozen(&self) -> Option<&str> {
         if let Self::Frozen(name) = self { Some(name) } else { None }
     }
 
-    /// Returns the name of the trainable tensor that it is, or is the gradient of.
+    /// Returns the name of the trainable tensor, if the binding is one or its gradient.
     #[must_use]
     pub fn trained(&self) -> Option<&str> {
         if let Self::Trainable(name) | Self::Gradient(name) = self { Some(name) } else { None }
@@ -59,9 +59,9 @@ pub enum BatchPart {
     TokenTypeIds,
     /// `[T]` i64: place of each token in its example, counted from the layout's first position.
     PositionIds,
-    /// `[B, h, S]` i64: where attention finds each query head's part of a token in `[T*h, d]`.
+    /// `[B, h, S]` i64: index in `[T*h, d]` of each query head's part of a token.
     ToHeads,
-    /// `[T, h]` i64: the way back, from `[B*h*S, d]`.
+    /// `[T, h]` i64: the inverse of `ToHeads`, an index in `[B*h*S, d]`.
     ToTokens,
     /// `[B, k, S]` i64: the same as `ToHeads` for key heads, if there are fewer.
     ToKeyHeads,
@@ -75,13 +75,13 @@ pub enum BatchPart {
     SlotMask,
     /// `[B, 1, 1, S]` f32: 0 for a token, a large negative number for padding.
     KeyBias,
-    /// `[S, S]` f32: 0 where the key (column) is not after the query (row), a large negative number if it is.
+    /// `[S, S]` f32: a large negative number if the key (column) is after the query (row), otherwise 0.
     CausalBias,
-    /// `[S, S]` f32: the same, and the large negative number too where the key is before the layout's window.
+    /// `[S, S]` f32: same as `CausalBias`, but with the large negative number also for keys before the layout's window.
     WindowBias,
-    /// `[2*S]` i64: in place `c` the relative embedding's row for a query `S - 1 - c` tokens after its key.
+    /// `[2*S]` i64: element `c` is the relative embedding's row for a query `S - 1 - c` tokens after its key.
     KeyDistances,
-    /// `[2*S]` i64: in place `c` the row for a query `c - (S - 1)` tokens after its key.
+    /// `[2*S]` i64: element `c` is the relative embedding's row for a query `c - (S - 1)` tokens after its key.
     QueryDistances,
     /// `[B]` i64: the first token of each example.
     FirstTokens,
@@ -91,14 +91,14 @@ pub enum BatchPart {
     Targets,
     /// `[B, 1]` f32: the weight of each squared error, `1 / (B C)`.
     ExampleWeights,
-    /// `[T]` i64: the vocabulary index of the next token, which the model predicts; 0 if none counts.
+    /// `[T]` i64: the vocabulary index of the next token, which the model predicts; 0 if it does not count.
     NextTokens,
-    /// `[T, 1]` f32: its weight in the loss; all weights of a batch sum to 1.
+    /// `[T, 1]` f32: weight of the next token in the loss; all weights of a batch sum to 1.
     TokenWeights,
 }
 
 impl BatchPart {
-    /// Returns its element type.
+    /// Returns the part's element type.
     #[must_use]
     pub const fn dtype(self) -> DType {
         match self {
@@ -158,7 +158,7 @@ pub struct StageSpec {
     pub forward: GraphSpec,
     /// Gradients of the stage's trainable tensors and of its input; absent if the stage has neither.
     pub backward: Option<GraphSpec>,
-    /// `backward` without the gradient of the input, for the lowest layer that trains; absent if that is the same.
+    /// `backward` without the gradient of the input, for the lowest layer that trains; absent if it equals `backward`.
     pub backward_lowest: Option<GraphSpec>,
     /// The result alone.
     pub evaluate: GraphSpec,
@@ -167,7 +167,7 @@ pub struct StageSpec {
     pub half: Option<HalfSpec>,
 }
 
-/// Graph files of a stage whose residuals are in half precision.
+/// Graph files of a stage with residuals in half precision.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HalfSpec {
@@ -193,16 +193,16 @@ impl StageSpec {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageSpecs {
-    /// Tokens to activations, and what all blocks read.
+    /// Stage from tokens to activations, and the values that all blocks read.
     pub embed: StageSpec,
-    /// One for each kind of layer.
+    /// One stage for each kind of layer.
     pub blocks: Vec<StageSpec>,
-    /// For each layer, its place in `blocks`.
+    /// Index in `blocks` for each layer.
     pub kinds: Vec<usize>,
-    /// Activations to scores and loss.
+    /// Stage from activations to scores and loss.
     pub head: StageSpec,
-    /// Like `blocks`, for the highest layer that runs, if the head reads one row of each example: no other row is computed,
-    /// and the activations are `[B, D]`. Empty if the head reads more.
+    /// Like `blocks`, but for the highest layer that runs, if the head reads one row of each example. No other row is computed,
+    /// and the activations are `[B, D]`. Empty if the head reads more rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_blocks: Vec<StageSpec>,
 }

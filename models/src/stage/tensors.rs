@@ -12,11 +12,11 @@ pub struct FrozenTensor {
     pub shape: Vec<usize>,
     /// Its storage.
     pub storage: Storage,
-    /// The layer it belongs to.
+    /// Layer of the tensor.
     pub layer: Option<usize>,
-    /// Its values.
+    /// Source of its values.
     pub source: FrozenSource,
-    /// The part of it that a batch reads.
+    /// Part of the tensor that a batch reads.
     pub extent: Extent,
 }
 
@@ -25,7 +25,7 @@ pub struct FrozenTensor {
 pub enum Extent {
     /// The whole tensor.
     Whole,
-    /// A table: the rows that the batch names.
+    /// The rows that the batch names, of a table.
     Rows,
 }
 
@@ -34,9 +34,9 @@ pub enum Extent {
 pub enum FrozenSource {
     /// The checkpoint's tensor of that name.
     Checkpoint,
-    /// These.
+    /// The given values.
     Values(Vec<f32>),
-    /// An adapter's tensor of that name, or values drawn as for one that trains.
+    /// The adapter's tensor of that name, or values drawn as for a trainable tensor.
     Initial(Initial),
 }
 
@@ -49,15 +49,15 @@ pub struct TrainableTensor {
     pub initial: Initial,
 }
 
-/// The first values of a tensor that trains.
+/// First values of a trainable tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Initial {
     /// Zeros.
     Zeros,
-    /// Uniform between minus and plus this.
+    /// Uniform between minus and plus this bound.
     Uniform(f32),
     /// The checkpoint's tensor of that name.
     Checkpoint(String),
-    /// The checkpoint's tensor of that name if it is there in that shape, else uniform between minus and plus this.
+    /// The checkpoint's tensor of that name if it has this shape, otherwise uniform between minus and plus this bound.
     CheckpointOr(String, f32),
 }

@@ -9,7 +9,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-/// A copy of a golden checkpoint, and a pack made of it.
+/// A copy of a golden checkpoint, and its pack.
 struct Fixture {
     folder: tempfile::TempDir,
     checkpoint: PathBuf,
@@ -78,7 +78,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn an_interrupted_export_leaves_nothing_or_the_earlier_one_under_the_targets_name() {
     let fixture = Fixture::new();
     let weights = fixture.pack.initial_weights().unwrap();
-    // A panic at each step of the progress stands for a kill there: nothing is tidied up.
+    // A panic at a step of the progress stands for a kill at this step: nothing is cleaned up.
     let stop_at = |step: usize| {
         let mut steps = 0;
         let mut progress = |_: skiff_models::pack::Progress<'_>| {
@@ -275,7 +275,7 @@ fn a_merged_checkpoint_without_relative_positions_asks_for_no_norm_of_them() {
 #[test]
 fn a_merged_checkpoint_is_not_called_quantised() {
     let fixture = Fixture::new();
-    // As the build put it there.
+    // In the state that the build left.
     let path = fixture.pack.file("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["quantization_config"] = serde_json::json!({ "quant_method": "bitsandbytes", "load_in_8bit": true });

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// A golden variant's folder.
+/// Returns a golden variant's folder.
 fn golden(variant: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(variant)
 }
@@ -26,7 +26,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// How bytes are damaged.
+/// Way to damage bytes.
 #[derive(Clone, Debug)]
 enum Damage {
     Cut(prop::sample::Index),
@@ -121,18 +121,18 @@ proptest! {
     }
 }
 
-/// A pack of the golden BERT, with the adapter of a case if one is named.
+/// Builds a pack of the golden BERT, with the adapter of a case if one is named.
 fn pack(folder: &Path, adapter: Option<&str>) -> Pack {
     let out = folder.join("pack");
-    // As many as the cases' adapters have.
+    // The number in the cases' adapters.
     let labels = (0..4).map(|label| label.to_string()).collect();
     let options = BuildOptions::new(&golden("bert/checkpoint"), &out, labels);
     build(&BuildOptions { adapter: adapter.map(golden), ..options }, &mut |_| {}).unwrap();
     Pack::open(&out).unwrap()
 }
 
-/// Hands `cases` damaged copies of `sound` to `read`, the same in every run. A reader that hangs is a failure, not a test that
-/// never ends.
+/// Passes `cases` damaged copies of `sound` to `read`, the same in every run. If a reader hangs, the test fails instead of
+/// running forever.
 fn each_damaged(sound: Vec<u8>, cases: u32, read: impl Fn(&[u8]) + Send + 'static) {
     const LONGEST: Duration = Duration::from_secs(120);
     let config =
@@ -242,7 +242,7 @@ fn a_damaged_models_nodes_and_inputs_are_listed_or_refused() {
         each_damaged(sound, 500, |bytes| {
             let (nodes, inputs) = (nodes(bytes), input_names(bytes));
             assert_eq!(nodes.is_ok(), inputs.is_ok());
-            // Each takes two bytes at least, so memory is bounded by what was read.
+            // Each takes at least two bytes, so the number of bytes read bounds the memory.
             assert!(nodes.unwrap_or_default().len() + inputs.unwrap_or_default().len() <= bytes.len());
         });
     }

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
-//! Every rule against central differences in f64, on random shapes.
+//! Compares every rule with central differences in f64, on random shapes.
 
 use super::gradient;
 use crate::graph::reference::{erf, evaluate};
@@ -9,7 +9,8 @@ use ndarray::{ArrayD, IxDyn};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-/// Central differences in f64 with h = 1e-5 err by about h^2 + 1e-16/h, some 1e-10; constants of the graph are f32 (6e-8).
+/// Tolerance. Central differences in f64 with h = 1e-5 are off by about h^2 + 1e-16/h, some 1e-10. Constants of the graph are
+/// f32 (6e-8).
 const DIFFERENCE_TOLERANCE: f64 = 1e-6;
 const STEP: f64 = 1e-5;
 
@@ -19,7 +20,7 @@ struct Case {
     output: Id,
 }
 
-/// Pseudo-random values in -1..1, different for each `salt`.
+/// Returns pseudo-random values in -1..1, different for each `salt`.
 fn noise(shape: &[usize], salt: u64) -> ArrayD<f64> {
     let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     ArrayD::from_shape_simple_fn(IxDyn(shape), || {
@@ -89,20 +90,20 @@ fn shapes() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(1..4usize, 1..5)
 }
 
-/// Returns the order that brings `axis` to the end, which is also the order back: the two are swapped.
+/// Returns the order that swaps `axis` with the last one, which is its own inverse.
 fn last_and(axis: usize, rank: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rank).collect();
     order.swap(axis, rank - 1);
     order
 }
 
-/// `shape` with ones where `ones` has a bit, and without its first dimensions as far as those are ones and `short` says so.
+/// Returns `shape` with ones at the bits of `ones`. If `short` is set, leading ones are left out.
 fn narrowed(shape: &[usize], ones: u8, short: bool) -> Vec<usize> {
     let narrow = shape.iter().enumerate().map(|(axis, &size)| if ones >> axis & 1 == 1 { 1 } else { size });
     narrow.skip(if short { ones.trailing_ones() as usize } else { 0 }).collect()
 }
 
-/// Integers that are given and not differentiated.
+/// Integer inputs, which are not differentiated.
 fn integers(case: &mut Case, name: &str, shape: &[usize], values: &[usize]) -> Id {
     let id = case.graph.input(name, DType::I64, fixed(shape));
     let values = values.iter().map(|&value| value as f64).collect();
@@ -122,7 +123,7 @@ proptest! {
     ) {
         let mut case = case(&[&shape], salt, |_, x| x[0]);
         let x = case.inputs[0].0;
-        // Some rows are chosen more than once, which adds up, and some not at all, which is zero.
+        // Rows that are chosen more than once add up; rows that are never chosen get zero.
         let chosen: Vec<usize> = choices[..index.iter().product()].iter().map(|choice| choice.index(shape[0])).collect();
         let chosen = integers(&mut case, "chosen", &index, &chosen);
         let rows = case.graph.op(Op::Gather, &[x, chosen]).unwrap();
@@ -188,7 +189,7 @@ proptest! {
         let axes: Vec<usize> = (0..shape.len()).filter(|axis| chosen >> axis & 1 == 1).collect();
         prop_assume!(!axes.is_empty());
         check(case(&[&shape], salt, |g, x| {
-            // Squared before and after, so that the gradient differs from place to place.
+            // Squared before and after, so that the gradient differs between elements.
             let square = g.mul(x[0], x[0]).unwrap();
             let sum = g.op(Op::ReduceSum { axes }, &[square]).unwrap();
             g.mul(sum, sum).unwrap()
@@ -239,7 +240,7 @@ proptest! {
         let sides = [narrowed(&shape, left, short_left), narrowed(&shape, right, short_right)];
         for op in [Op::Add, Op::Sub, Op::Mul] {
             check(case(&[&sides[0], &sides[1]], salt, |g, x| g.op(op.clone(), x).unwrap()));
-            // One value in both positions, and in one beside itself broadcast.
+            // One value as both operands, and once beside its own broadcast.
             check(case(&[&sides[0]], salt, |g, x| g.op(op.clone(), &[x[0], x[0]]).unwrap()));
             check(case(&[&sides[0], &sides[1]], salt, |g, x| {
                 let once = g.op(op.clone(), x).unwrap();
@@ -475,7 +476,7 @@ proptest! {
     fn permutations_agree(sizes in prop::array::uniform4(1..4usize), order in Just(vec![0, 1, 2, 3]).prop_shuffle(), salt: u64) {
         check(case(&[&sizes], salt, |g, x| {
             let moved = g.permute(x[0], &order).unwrap();
-            // Squared, so that the gradient itself differs from place to place and two movements are not merged.
+            // Squared, so that the gradient differs between elements and two movements are not merged.
             let square = g.mul(moved, moved).unwrap();
             g.permute(square, &order).unwrap()
         }));
@@ -496,7 +497,7 @@ proptest! {
         for (to, &from) in order.iter().enumerate() {
             back[from as usize] = to as f64;
         }
-        // Index inputs are given, not differentiated: `check` differentiates all inputs, so they are added here.
+        // Index inputs are not differentiated. `check` differentiates all inputs, so they are added here.
         let mut moved = case(&[&[m, n]], salt, |_, x| x[0]);
         let into = moved.graph.input("into", DType::I64, fixed(&[m, 1]));
         let home = moved.graph.input("home", DType::I64, fixed(&[1, m]));

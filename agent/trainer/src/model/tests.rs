@@ -1,5 +1,5 @@
-//! A model small enough to differentiate by hand: a language model of three layers, of which the middle one is of a kind that
-//! does not train, with a context that the embedding leaves for the others.
+//! A model that is small enough to differentiate by hand: a language model of three layers. The middle layer does not train,
+//! and the embedding offers a context to the others.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
@@ -27,7 +27,7 @@ fn tokens_by(width: usize) -> Shape {
     shape(&["T".into(), width.into()])
 }
 
-/// Rows of `words` by the tokens; the context: rows of `places` by their positions.
+/// Looks up rows of `words` by the tokens. The context has rows of `places` by the positions.
 fn embed() -> (StageSpec, Vec<(String, Vec<u8>)>) {
     let mut g = Formula::default();
     let mut gather = |table: &str, rows: usize, index: &str, result: &str| {
@@ -60,7 +60,7 @@ fn embed() -> (StageSpec, Vec<(String, Vec<u8>)>) {
     (stage, vec![("embed.onnx".to_owned(), bytes)])
 }
 
-/// `x + context * tanh(x W^T)`.
+/// Computes `x + context * tanh(x W^T)`.
 fn block(trains: bool) -> CompiledStage {
     let peft = Peft::BitFit;
     let mut stage = Draft::new(&peft, Storage::F32, "layer.{layer}.", Some(usize::from(!trains)));
@@ -77,7 +77,7 @@ fn block(trains: bool) -> CompiledStage {
     stage.compile(if trains { "trained" } else { "plain" }, Ending::Hidden(y)).unwrap()
 }
 
-/// `x W^T`, with a bias and in training if `trains`; the loss of the next token.
+/// Computes `x W^T` and the loss of the next token. The layer has a bias and trains if `trains` is set.
 fn head(trains: bool) -> CompiledStage {
     let peft = Peft::BitFit;
     let mut stage = Draft::new(&peft, Storage::F32, "", None);
@@ -134,7 +134,7 @@ fn stages(head_trains: bool) -> (StageSpecs, Vec<(String, Vec<u8>)>) {
     )
 }
 
-/// Returns the model with the stages that `change` leaves, and its weights.
+/// Returns the model with its stages after `change`, and its weights.
 fn open(head_trains: bool, change: impl FnOnce(&mut StageSpecs)) -> Result<(Model, NamedTensors), TrainerError> {
     let folder = tempfile::tempdir().unwrap();
     let (mut specs, files) = stages(head_trains);

@@ -24,7 +24,7 @@ pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
     LinkConfig {
         broker: config.broker.clone(),
         client_id: format!("skiff-{}-{}", config.fleet, config.device),
-        // Whoever is the coordinator by then, it reads the oldest version.
+        // Every future coordinator reads the oldest version.
         will: Some(desk.publication(&Message::Gone(Gone { boot, clean: false }), Version::OLDEST)),
         subscriptions: device_filters(&config.fleet, &config.device),
     }
@@ -124,7 +124,7 @@ impl Outbox {
         let carrier = tokio::spawn(async move {
             while let Some(publication) = waiting.recv().await {
                 let carried = match publication.qos {
-                    // What is not worth an acknowledgement is not worth waiting for: it must not hold up what is.
+                    // Publications without an acknowledgement are not waited for, so that they never delay those with one.
                     Qos::AtMostOnce => link.try_publish(publication).map(drop),
                     Qos::AtLeastOnce => link.publish(publication).await,
                 };

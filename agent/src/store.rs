@@ -26,7 +26,7 @@ const QUOTA_BYTES: u64 = 4 << 30;
 /// Limit of the memory file, in bytes. The largest answer, which it may hold, is smaller than the largest message.
 const MAX_MEMORY_BYTES: u64 = 256 * 1024;
 const MAGIC: [u8; 8] = *b"SKIFFMEM";
-/// Format that is written. The one before, 1, is still read.
+/// Format of written files. Format 1 is still read.
 const VERSION: u32 = 2;
 const DIGEST_AT: usize = MAGIC.len() + 4;
 const BODY_AT: usize = DIGEST_AT + 32;
@@ -92,7 +92,7 @@ impl Store {
     /// Removes damaged blobs and blobs that the memory does not name.
     ///
     /// # Errors
-    /// Every [`StoreError`]. A torn memory is none: it is set aside.
+    /// Every [`StoreError`]. A torn memory is not an error: it is set aside.
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
         let lock = lock(folder)?;
         let memory = read_memory(&folder.join("memory"))?;
@@ -115,10 +115,10 @@ impl Store {
         Ok((store, recovered))
     }
 
-    /// Reads what the folder remembers without changing anything; an agent may be running with it.
+    /// Reads the folder's memory without changing anything; an agent may be running with it.
     ///
     /// # Errors
-    /// No memory there ([`StoreError::Io`]), or one that cannot be read.
+    /// A memory that is missing ([`StoreError::Io`]) or cannot be read.
     pub fn peek(folder: &Path) -> Result<Memory, StoreError> {
         let path = folder.join("memory");
         let io = |source| StoreError::Io { doing: "reading", path: path.clone(), source };
@@ -247,7 +247,7 @@ fn decode(bytes: &[u8]) -> Result<Memory, Flaw> {
     read.ok_or(Flaw::Torn)
 }
 
-/// Reads a value of which nothing may be left over.
+/// Reads a value, and refuses bytes after it.
 fn whole<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Some(value),

@@ -1,8 +1,7 @@
 //! Work on this device: a thread that waits for it, and the process that does it.
 //!
 //! One piece of [`Work`](skiff_contract::Work) is in hand at a time. [`Queue::begin`] cancels the work before, which ends at its next
-//! step and reports nothing more. The process of a device that had nothing to do for a while is ended, and the next work gets a new
-//! one.
+//! step and reports nothing more. After some time without work, the process is ended; the next work gets a new one.
 
 pub mod process;
 pub mod queue;

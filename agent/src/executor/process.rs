@@ -1,9 +1,9 @@
-//! The process that trains, of a program of its own. If it crashes, the agent survives; and what only training needs is not part of
-//! the agent.
+//! The process that trains, which runs a separate program. If it crashes, the agent survives. The agent's program stays free of
+//! everything that only training needs.
 //!
 //! If the system runs out of memory or a library crashes, the process ends and the agent reports that the work failed. If the process
-//! is not needed any more, it is killed and all its memory is free again. It reads the agent's blobs; it writes to its pipe, and a
-//! note that is replaced as a whole, so it may be killed at any moment.
+//! is not needed any more, it is killed, which frees all its memory. It may be killed at any moment: it reads the agent's blobs, and
+//! writes only to its pipe and a note that is replaced as a whole.
 //!
 //! The agent and its worker may come from different builds. They exchange a [`greeting`](skiff_contract::greeting) first, and if they
 //! do not belong together, every piece of work fails with a reason that names both versions.
@@ -32,10 +32,10 @@ const FILE: &str = "skiff-worker";
 /// The worker's verb for the agent. The agent's version and frames follow it.
 const VERB: &str = "work";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Name of the variable with a command that starts programs of this device, words between spaces. It is needed if the system does not
-/// start them by itself, for example under an emulator.
+/// Name of the variable with a command that starts this device's programs, as words between spaces. It is needed if the system cannot
+/// start them itself, for example under an emulator.
 const LAUNCHER: &str = "SKIFF_LAUNCHER";
-/// Time between two questions whether the work is cancelled, while no step ends.
+/// Time between two checks for a cancellation, during a step.
 const LOOK: Duration = Duration::from_secs(1);
 /// Time that a cancelled step may still take. The longest steps take some seconds.
 const STEP_PATIENCE: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ const STEP_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Pid(Arc<AtomicU32>);
 
 impl Pid {
-    /// Returns the process id while there is a process.
+    /// Returns the process id, if there is a process.
     #[must_use]
     pub fn get(&self) -> Option<u32> {
         Some(self.0.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
@@ -57,10 +57,10 @@ impl Pid {
 pub struct Program(Vec<OsString>);
 
 impl Program {
-    /// Finds the worker beside this program, under the name that it has now: an upgrade may replace the file later.
+    /// Finds the worker beside this program, at its present path: an upgrade may replace the file later.
     ///
     /// # Errors
-    /// The system does not tell where this program is.
+    /// The system does not know the path of this program.
     pub fn beside_this() -> io::Result<Self> {
         let launcher = env::var(LAUNCHER).unwrap_or_default();
         let launcher = launcher.split_whitespace().map(OsString::from);
@@ -94,7 +94,7 @@ impl Program {
     }
 }
 
-/// A [`Workshop`] in a process of its own. The process starts with the first request, and again if it has ended.
+/// A [`Workshop`] in a separate process. The process starts with the first request, and again if it has ended.
 #[derive(Debug)]
 pub struct WorkerProcess {
     program: Program,
@@ -110,19 +110,19 @@ struct Running {
     child: Child,
     requests: ChildStdin,
     replies: ChildStdout,
-    /// True once the worker has greeted and was set up.
+    /// Whether the worker has greeted and is set up.
     ready: bool,
 }
 
-/// The reasons for which a process is of no more use.
+/// Reason for which a process is of no more use.
 enum Broken {
-    /// It ended, or it was silent after it should have stopped.
+    /// The process ended, or did not stop in time.
     Ended,
-    /// It is of a build with other frames.
+    /// The process belongs to a build with other frames.
     Mismatch(Mismatch),
-    /// The agent cannot tell it what to do.
+    /// The agent cannot send requests to the process.
     Unsayable(io::Error),
-    /// Its replies make no sense.
+    /// The replies cannot be read.
     Unreadable(io::Error),
 }
 
@@ -133,7 +133,7 @@ impl WorkerProcess {
         Self { program, patience: STEP_PATIENCE, setup, pid, running: None }
     }
 
-    /// Asks what there is to train.
+    /// Asks for the inventory of the pack and the examples.
     ///
     /// # Errors
     /// A broken pack; examples that cannot be read or do not fit the pack; a process that ends, or is of another build.
@@ -141,7 +141,7 @@ impl WorkerProcess {
         self.ask(&Request::TakeInventory, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// Asks what keeps this device from training. Returns names and findings.
+    /// Asks for problems that keep this device from training. Returns names and findings.
     ///
     /// # Errors
     /// A process that ends, or is of another build.
@@ -161,7 +161,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Returns the process, started if there is none alive.
+    /// Returns the process, and starts it if none is alive.
     fn running(&mut self) -> anyhow::Result<&mut Running> {
         let lives = |running: &mut Running| running.child.try_wait().is_ok_and(|ended| ended.is_none());
         let running = match self.running.take_if(lives) {
@@ -206,7 +206,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Kills the process, if there is one. Returns how it ended, by itself or killed.
+    /// Kills the process, if there is one. Returns its exit status.
     fn end(&mut self) -> Option<ExitStatus> {
         let Running { mut child, .. } = self.running.take()?;
         let _ = child.kill();
@@ -251,7 +251,7 @@ impl Running {
         Ok(())
     }
 
-    /// Sends a request and returns its last reply: what was asked for, or the reason of a failure.
+    /// Sends a request and returns its last reply: the product, or the reason of a failure.
     fn converse<T: DeserializeOwned>(
         &mut self,
         request: &Request,
@@ -272,7 +272,7 @@ impl Running {
         }
     }
 
-    /// Sends a request. A process that has ended is no error here: the next reading says how it ended.
+    /// Sends a request. A process that has ended is no error here; the next read reports it.
     fn send(&mut self, request: &Request) -> Result<(), Broken> {
         match send(&mut self.requests, request) {
             Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Broken::Unsayable(error)),
@@ -282,7 +282,7 @@ impl Running {
 }
 
 impl Broken {
-    /// Tells a process that ended, perhaps in the middle of a frame, from one whose bytes make no sense.
+    /// Distinguishes a process that ended, perhaps in the middle of a frame, from one that sent unreadable bytes.
     fn reading(error: io::Error) -> Self {
         let ended = matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::TimedOut);
         if ended { Self::Ended } else { Self::Unreadable(error) }

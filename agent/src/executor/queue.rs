@@ -1,4 +1,4 @@
-//! The thread that waits for work to be done, so that the agent can listen meanwhile.
+//! The thread that waits for the worker, so that the agent can listen meanwhile.
 
 use crate::participant::Event;
 use skiff_contract::work::{Product, Work, Workshop};
@@ -11,13 +11,13 @@ use std::time::Duration;
 use std::{io, thread};
 use tokio::sync::mpsc;
 
-/// A piece of work, and whether it is cancelled.
+/// A piece of work with its flag for cancellation.
 type Entry = (Work, Arc<AtomicBool>);
 
 /// A queue with one place, and the thread that serves it. The thread ends when the queue is dropped, after the current step.
 #[derive(Debug)]
 pub struct Queue {
-    /// The next work. Whoever begins other work cancels what waits here.
+    /// The next work. Beginning other work cancels the waiting one.
     next: Arc<Mutex<Option<Entry>>>,
     wake: SyncSender<()>,
     in_hand: Option<Arc<AtomicBool>>,
@@ -42,7 +42,7 @@ impl Queue {
             loop {
                 match woken.recv_timeout(idle) {
                     Ok(()) => {
-                        // Taken in a statement of its own: the place must be free while the work lasts.
+                        // Taken in a separate statement: the place must be free during the work.
                         let entry = place(&queue).take();
                         if let Some((work, cancelled)) = entry {
                             do_work(&mut workshop, &open, &work, &cancelled, &reports);
@@ -99,7 +99,7 @@ fn do_work<W: Workshop>(
     let ticket = work.ticket;
     let mut step = |sample: Option<WorkSample>| {
         if let Some(sample) = sample {
-            // A sample that does not fit into the channel is not missed: the next one is newer.
+            // A sample that does not fit into the channel may be lost: the next one is newer.
             let _ = reports.try_send(Event::Stepped { ticket, sample });
         }
         if is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn an_idle_workshop_is_dropped_and_opened_again() {
-        /// Tells when it is dropped.
+        /// Reports its drop.
         struct Closing(std::sync::mpsc::Sender<()>);
         impl Drop for Closing {
             fn drop(&mut self) {

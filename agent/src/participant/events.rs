@@ -44,7 +44,7 @@ pub enum Event {
     LookedUp {
         /// The offer.
         offer: Offer,
-        /// The part of the payload that the store has.
+        /// The stored part of the payload.
         found: Found,
     },
     /// [`Action::StoreChunk`] or [`Action::Assemble`] of this payload was done, or failed.

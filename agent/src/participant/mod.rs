@@ -27,7 +27,7 @@
 //! Another run's `Stop` is only answered: it has nothing to stop here.
 //!
 //! **Delivery.** Nothing is sent while the link is down. When it comes up, or a new coordinator appears, the agent sends its
-//! birth, says what it works on, and repeats its offer. It sends its last answer again only if the link to a known coordinator
+//! birth, reports its current work, and repeats its offer. It sends its last answer again only if the link to a known coordinator
 //! comes back. A new coordinator repeats its open command when it sees the birth, and the agent answers then: by that time it
 //! knows which version to write in, and the oldest version has no room for everything that an answer holds. An offer of weights
 //! that arrives before its command waits in one slot; offers of other weights than the command's are not answered.
@@ -318,7 +318,7 @@ impl Participant {
         self.introduce(false, now)
     }
 
-    /// Learns what the coordinator speaks. Says the birth again if it can now be said in a newer version.
+    /// Learns the coordinator's protocol versions. Sends the birth again if a newer version is now possible.
     fn announced(&mut self, announcement: Announcement) -> Vec<Action> {
         let before = self.version();
         self.announced = Some(announcement);
@@ -336,7 +336,7 @@ impl Participant {
         Action::Say(Message::Birth(self.profile.birth.clone()))
     }
 
-    /// Says the birth and what the device works on; to a known coordinator also the last answer.
+    /// Sends the birth and the current work; to a known coordinator also the last answer.
     fn introduce(&mut self, is_known: bool, now: Timestamp) -> Vec<Action> {
         let mut actions = vec![self.birth()];
         let has_answered = matches!(&self.memory, Some(Memory { settled: Settled::Answered(_), .. }));
@@ -516,7 +516,7 @@ impl Participant {
         self.phase = Phase::Resting;
         let kept = personal.as_ref().map(|personal| personal.blob);
         actions.push(self.remember(Memory { settled, personal, ..memory }));
-        // Only now: where the storing fails, what was held before holds again.
+        // Only now: if the storing fails, the earlier state must hold again.
         self.held.extend(kept);
         actions.extend(self.stand(now));
         actions

@@ -1,4 +1,4 @@
-//! The program that trains on a device for its agent: an order becomes an update.
+//! The program that trains on a device for its agent: it turns an order into an update.
 //!
 //! The agent starts it as a process, talks to it in the frames of `skiff-contract`, and ends it when there is nothing to do. It knows
 //! no fleet and no network.

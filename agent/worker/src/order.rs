@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Orders do not clip gradients.
 const CLIP_NORM: f32 = f32::INFINITY;
 
-/// An order, with everything that this device carries it out with.
+/// An order, with everything that this device needs for it.
 pub struct OrderedTraining<'a> {
     /// The pack.
     pub pack: &'a Pack,
@@ -32,7 +32,7 @@ pub struct OrderedTraining<'a> {
     pub train: &'a dyn Examples,
     /// Examples to measure the gain of the training on.
     pub probe: &'a dyn Examples,
-    /// The ways in which steps are done, so that they fit into memory.
+    /// Ways of doing the steps within the memory limit.
     pub ways: Ways,
 }
 

@@ -1,13 +1,13 @@
-//! The layers that a device hands in, and those that it keeps: personalised layer sharing, our reading of DropPEFT's abstract.
+//! The layers that a device shares, and the layers that it keeps: personalised layer sharing, our reading of DropPEFT's abstract.
 
 use skiff_protocol::messages::SharingPlan;
 use std::cmp::Ordering;
 
-/// Returns the layers to share, ascending, out of those that `importance` has a value for.
+/// Returns the layers to share, in ascending order. `importance` has a value for each candidate.
 ///
-/// Layers of equal importance are taken from the lowest. A layer that never ran has an importance of 0 and nothing to
-/// share: of least and most important layers it comes last, as does one whose value is no number. A `k` larger than the
-/// number of layers shares all; a fixed layer that does not exist is left out.
+/// Among layers of equal importance, the lowest comes first. A layer that never ran has an importance of 0 and nothing to
+/// share. It comes last in both orders, least and most important, and so does a layer with NaN as importance. A `k` larger
+/// than the number of layers shares all. A fixed layer that does not exist is left out.
 #[must_use]
 pub(crate) fn shared_layers(plan: &SharingPlan, importance: &[f32]) -> Vec<u32> {
     let all = || (0..).take(importance.len());
@@ -19,7 +19,7 @@ pub(crate) fn shared_layers(plan: &SharingPlan, importance: &[f32]) -> Vec<u32> 
     }
 }
 
-/// The `k` first layers by `order` of their importance, those that never ran after all others.
+/// Returns the first `k` layers by `order` of their importance. Layers that never ran come after all others.
 fn first(k: u32, importance: &[f32], order: impl Fn(&f32, &f32) -> Ordering) -> Vec<u32> {
     let mut ranked: Vec<(u32, f32)> = (0..).zip(importance.iter().copied()).collect();
     let never_ran = |value: f32| value.is_nan() || value <= 0.0;

@@ -145,7 +145,7 @@ struct Outcome {
     mean_loss: f32,
     /// Mean loss over the last 20 steps.
     loss_last_20: f32,
-    /// Absent with `--evaluate 0`.
+    /// Result of the evaluation; absent with `--evaluate 0`.
     #[serde(flatten)]
     found: Found,
     evaluate_examples_per_second: Option<f64>,
@@ -155,10 +155,10 @@ struct Outcome {
     peak_rss_bytes: u64,
 }
 
-/// Figures of the evaluation; those of other tasks are absent.
+/// Figures of the evaluation; figures of other tasks are absent.
 #[derive(Serialize, Default)]
 struct Found {
-    /// Share of examples or, if the task is one of tokens, of tokens.
+    /// Share of correct examples or, for a task on tokens, of correct tokens.
     accuracy: Option<f64>,
     macro_f1: Option<f64>,
     /// F1 of each class by its label; a class that is neither in the examples nor predicted has none.
@@ -249,7 +249,7 @@ fn writable(path: &Path) -> anyhow::Result<()> {
     let tried = File::options().append(true).create(true).open(path);
     tried.with_context(|| format!("--out {}: no file can be written there", path.display()))?;
     if !known {
-        // It comes with the result.
+        // The file comes with the result.
         let _ = std::fs::remove_file(path);
     }
     Ok(())

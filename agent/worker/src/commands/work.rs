@@ -28,7 +28,7 @@ pub struct Arguments {
 /// Carries out the requests on standard input until it ends, and replies on standard output.
 ///
 /// # Errors
-/// An agent with other frames, a request that makes no sense, a closed output.
+/// An agent with other frames; an unreadable request; a closed output.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     go_first();
     // Libraries that print must not write between the replies: their output goes where the log goes.
@@ -86,7 +86,7 @@ fn serve(mut requests: impl Read, mut replies: impl Write) -> anyhow::Result<()>
 fn step(requests: &mut impl Read, replies: &mut impl Write, sample: Option<WorkSample>) -> ControlFlow<()> {
     match send(replies, &Reply::<Product>::Step(sample)).and_then(|()| receive(requests)) {
         Ok(Some(Request::Continue)) => ControlFlow::Continue(()),
-        // If anything is wrong with the pipes, the next reading or writing fails.
+        // If the pipes are broken, the next read or write fails.
         Ok(_) | Err(_) => ControlFlow::Break(()),
     }
 }

@@ -184,7 +184,7 @@ mod tests {
         for model_type in ["bert", "deberta-v2", "llama"] {
             for (key, value, hint) in [
                 ("quantization_config", json!({"quant_method": "gptq", "bits": 4}), "dequantize"),
-                ("pruned_heads", json!({"0": [1]}), "all heads"),
+                ("pruned_heads", json!({"0": [1]}), "no pruned heads"),
                 ("per_layer_config", json!({"1": {"hidden_size": 4}}), "every layer"),
                 ("problem_type", json!("multi_label_classification"), "token-classification"),
             ] {

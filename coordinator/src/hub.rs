@@ -1,7 +1,7 @@
 //! The coordinator without clock and sockets: joins the engine of a run, the fleet, the transfers and the journal.
 //!
-//! The shell in [`crate::serve`] calls the hub at four points, each time with the current time. The hub returns effects,
-//! and the shell carries them out. Only the hub writes the journal.
+//! The shell in [`crate::serve`] calls the hub at four points and passes the current time in. The hub returns effects, and
+//! the shell carries them out. Only the hub writes the journal.
 //!
 //! ```text
 //!  call                                                      ┌──────────────┐  returned effects
@@ -56,7 +56,7 @@ pub enum HubError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The folder of blobs cannot be read or written.
-    #[error("keeping weights and updates")]
+    #[error("reading or writing weights and updates")]
     Blobs(#[from] BlobError),
 }
 
@@ -178,7 +178,7 @@ impl Hub {
                 LinkEvent::Up => {
                     tracing::info!("connected to the broker");
                     self.connected = true;
-                    // A device that hears of this life's presence then knows its versions already.
+                    // The versions go first, so that a device knows them before it answers the coordinator's presence.
                     self.publish(self.writer.announcement());
                     self.publish(self.writer.presence(true));
                     let steps = self.transfers.nudge(now);

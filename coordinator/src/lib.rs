@@ -4,8 +4,8 @@
 //! It runs no model and sees no training data: devices report the accuracy, and updates are only averaged.
 //!
 //! Rooms. Pure: [`run`] (the engine, with the configurator and the sharing of layers), [`merge`] (the mean and its
-//! alternatives), [`fleet`] (who is there). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
-//! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (where all of them meet).
+//! alternatives), [`fleet`] (the known devices). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
+//! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them).
 //! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
 //! everybody: [`config`], [`progress`] (views for a watcher) and [`measures`] (figures of evaluations). [`release`] is a room for later.
 //!

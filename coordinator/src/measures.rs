@@ -1,4 +1,4 @@
-//! Figures of an evaluation: by which measure a task is judged, and what counts and sums amount to.
+//! Figures of an evaluation: the main measure of each task, and the figures that follow from counts and sums.
 
 use crate::run::{Entry, Evaluation, ModelTask, Record};
 use serde::{Deserialize, Serialize};
@@ -7,34 +7,34 @@ use skiff_models::task::Task;
 use skiff_protocol::metrics::{TaskMetrics, Tokens};
 use std::collections::BTreeMap;
 
-/// The main measure of a task: tables show it, and the best round is the best by it.
+/// The main measure of a task. Tables show it, and it decides which round is the best.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// Share of examples, or of tokens, that were right. Higher is better.
+    /// Share of correct examples or tokens. Higher is better.
     #[default]
     Accuracy,
     /// Micro-averaged F1 over spans of tokens. Higher is better.
     SpanF1,
-    /// Pearson's correlation with the examples' numbers. Higher is better.
+    /// Pearson's correlation between predicted and true numbers. Higher is better.
     PearsonR,
-    /// `exp` of the mean loss of a token. Lower is better.
+    /// `exp` of the mean loss per token. Lower is better.
     Perplexity,
 }
 
-/// Named figures of an evaluation. Figures of other tasks, and those that are not defined, are absent.
+/// Named figures of an evaluation. Figures of other tasks and undefined figures are absent.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Figures {
-    /// Number of examples evaluated; of tokens, if the task is one of tokens.
+    /// Number of evaluated examples, or of tokens for tasks on tokens.
     pub examples: u64,
-    /// Number of those from devices that report counts for the task's measures. Devices of protocol version 2 report only
-    /// the right ones and the loss.
+    /// Number of those examples whose devices report counts for the task's measures. Devices with protocol version 2 report
+    /// only the number of correct examples and the loss.
     pub measured: u64,
-    /// Share of `examples` that were right.
+    /// Share of `examples` that are correct.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
-    /// Mean of the classes' F1.
+    /// Unweighted mean of the F1 of all classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub macro_f1: Option<f64>,
     /// Micro-averaged F1 over spans.
@@ -51,13 +51,13 @@ pub struct Figures {
     pub perplexity: Option<f64>,
 }
 
-/// The parts of an evaluation, by the names of classes or of types of span.
+/// Figures of an evaluation for each class or type of span, by name.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Parts {
-    /// F1 of each class or type of span that is in the examples or predicted.
+    /// F1 of each class or type of span that occurs in the examples or in the predictions.
     pub f1: BTreeMap<String, f64>,
-    /// Confusion matrix without its zeros: true class, predicted class, number of examples.
+    /// Non-zero entries of the confusion matrix: true class, predicted class, number of examples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confusion: Option<Vec<(String, String, u64)>>,
 }
@@ -77,7 +77,7 @@ impl Measure {
         }
     }
 
-    /// Returns the main measure of what was counted, for a run that does not know its task.
+    /// Returns the main measure for the counts in `metrics`, for a run that does not know its task.
     #[must_use]
     pub fn of_metrics(metrics: &TaskMetrics) -> Self {
         match metrics {

@@ -120,7 +120,7 @@ impl Transfers {
         self.settle(device, update, ReceiverEvent::Incomplete { held }, now)
     }
 
-    /// Drops the updates that are no longer wanted, and tells their devices.
+    /// Refuses the updates that are no longer wanted, and frees their slots.
     pub fn judge_again(&mut self, judge: impl Fn(&DeviceId, &Offer) -> Verdict, now: Timestamp) -> Vec<Step> {
         let mut steps = Vec::new();
         let unwanted = |device: &DeviceId, offer: &Offer| match judge(device, offer) {

@@ -1,4 +1,4 @@
-//! `skiff serve`: the coordinator as a process of its own.
+//! `skiff serve`: runs the coordinator.
 
 use anyhow::Context as _;
 use clap::Args;

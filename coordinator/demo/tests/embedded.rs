@@ -1,5 +1,5 @@
-//! The coordinator over a real broker, with devices that speak the protocol but train nothing: what a round costs beyond
-//! the training is all it costs here.
+//! The coordinator over a real broker, with devices that speak the protocol but do not train. So a round here costs only its
+//! overhead.
 #![allow(
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
@@ -32,7 +32,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 const PACK: Digest = Digest([9; 32]);
-/// 0.3 MB of f32, as LoRA on a small model has.
+/// Trainable weights of 0.3 MB, as with LoRA on a small model.
 const PARAMETERS: usize = 75_000;
 
 fn fleet() -> FleetId {
@@ -46,7 +46,7 @@ fn model() -> Model {
     Model { pack: PACK, schema: Schema { tensors: vec![spec] }, layers: 1, initial, task }
 }
 
-/// A device that adds one to every weight and calls it training.
+/// A simulated device that adds one to every weight instead of training.
 struct Device {
     name: DeviceId,
     schema: Schema,

@@ -181,7 +181,7 @@ async fn what_is_published_while_the_broker_is_away_waits_for_it_within_bounds()
         let kept = Publication { retain: true, ..publication(&format!("t/{number}"), b"kept") };
         assert_eq!(link.try_publish(kept), Ok(true));
     }
-    // A few more attempts fail; the queue stays as it is.
+    // Let a few more attempts fail. The queue must not change.
     let away = tokio::net::TcpListener::bind(("127.0.0.1", broker.port)).await.unwrap();
     for _ in 0..2 {
         drop(timeout(PATIENCE, away.accept()).await.unwrap().unwrap());
@@ -322,7 +322,7 @@ async fn a_reader_that_stands_still_loses_messages_but_not_the_connection() {
     for _ in 0..4 * skiff_link::INBOX {
         fast.publish(publication("t/many", b"x")).await.unwrap();
     }
-    // More than its queue holds: it must keep sending although nobody reads what it receives.
+    // These are more messages than the queue holds. So the link must keep sending although nobody reads its events.
     for _ in 0..4 * skiff_link::QUEUE {
         timeout(PATIENCE, slow.publish(publication("elsewhere", b"y"))).await.expect("the link keeps sending").unwrap();
     }

@@ -140,3 +140,36 @@ fn a_fleets_run_and_a_devices_own_model_come_out_while_everything_runs() {
         assert_eq!(is_personal, *tensor != global[name], "{name}");
     }
 }
+
+/// The folder was written by the version before journals had migrations (coordinator/tests/layout-4/README.md).
+#[test]
+fn an_old_state_folder_is_migrated_checked_shown_and_exported_without_a_coordinator() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let old = places::tree().join("coordinator/tests/layout-4/finished");
+    let copied = Command::new("cp").arg("-r").args([&old, &state]).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    let skiff = |arguments: &[&str]| {
+        let done = Command::new(places::binary("skiff")).args(arguments).arg("--state").arg(&state).output().unwrap();
+        (done.status.success(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (listed, _, advice) = skiff(&["run", "list"]);
+    assert!(!listed && advice.contains("skiff store migrate"), "{advice}");
+    let (tried, text, _) = skiff(&["store", "migrate", "--dry-run"]);
+    assert!(tried && text.contains("would be migrated"), "{text}");
+    assert!(!skiff(&["run", "list"]).0, "a dry run changes nothing");
+    assert!(skiff(&["store", "migrate"]).0);
+    let (good, text, faults) = skiff(&["store", "check"]);
+    assert!(good, "{text}{faults}");
+    assert!(skiff(&["store", "gc", "--dry-run"]).0);
+    let (_, runs, _) = skiff(&["run", "list", "--json"]);
+    let runs: Vec<Value> = runs.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(runs.len(), 2);
+    let (_, shown, _) = skiff(&["run", "show", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["run"], &shown["accuracy_after"]), (&runs[1]["run"], &runs[1]["accuracy_after"]), "{shown}");
+    assert!(!shown["devices"].as_array().unwrap().is_empty(), "{shown}");
+    assert_eq!(shown["closed"].as_array().unwrap().len() as u64, shown["rounds"].as_u64().unwrap());
+    let (shown, text, _) = skiff(&["run", "show"]);
+    assert!(shown && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}

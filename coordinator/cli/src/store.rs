@@ -66,6 +66,10 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
         Action::Migrate(arguments) => {
             let (state, _lock) = locked(&arguments.door)?;
             let migrated = SqliteStore::migrate_folder(&state, !arguments.dry_run)?;
+            if !arguments.dry_run {
+                // Opening writes what this layout keeps beside the database: the last record's number, the blobs' owner.
+                SqliteStore::open(&state, &DiskBlobs::open(state.join("blobs"), u64::MAX)?)?;
+            }
             Ok(write!(std::io::stdout(), "{}", migrate_text(&migrated, arguments))?)
         }
         Action::Gc(arguments) => {

@@ -689,7 +689,7 @@ fn log(run: RunId, record: &Record) {
         Record::Evaluated(evaluation) => {
             tracing::info!(%run, accuracy = evaluation.accuracy(), examples = evaluation.examples, "evaluated");
             for (device, reason) in &evaluation.left_out {
-                tracing::warn!(%run, %device, reason, "left out of the evaluation");
+                tracing::warn!(%run, %device, reason, "device is left out of the evaluation");
             }
         }
         Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),

@@ -152,7 +152,7 @@ impl Coordinator {
     /// A setting is out of range, the current run has not ended, or the coordinator has stopped.
     pub async fn start_run(&self, settings: &RunSettings) -> anyhow::Result<String> {
         let serde_json::Value::Object(settings) = serde_json::to_value(settings)? else {
-            bail!("settings are a table");
+            bail!("run settings must be a table");
         };
         self.ask(|reply| Order::StartRun(settings, reply)).await
     }

@@ -120,7 +120,7 @@ impl Transfers {
         self.settle(device, update, ReceiverEvent::Incomplete { held }, now)
     }
 
-    /// Refuses the updates that are no longer wanted, and frees their slots.
+    /// Refuses running uploads that are no longer wanted, and drops such waiting ones.
     pub fn judge_again(&mut self, judge: impl Fn(&DeviceId, &Offer) -> Verdict, now: Timestamp) -> Vec<Step> {
         let mut steps = Vec::new();
         let unwanted = |device: &DeviceId, offer: &Offer| match judge(device, offer) {

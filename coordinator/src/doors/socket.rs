@@ -120,7 +120,7 @@ pub enum ControlError {
     #[error("talking to the coordinator")]
     Broken(#[source] io::Error),
     /// The coordinator closed the connection.
-    #[error("the coordinator closed the connection without an answer")]
+    #[error("the coordinator closed the connection")]
     HungUp,
     /// The coordinator did not answer in time.
     #[error(

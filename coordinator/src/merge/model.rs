@@ -31,27 +31,27 @@ pub struct Model {
     pub task: ModelTask,
 }
 
-/// Why updates were not merged.
+/// A reason for which updates were not merged.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// A blob could not be read or stored.
-    #[error("blob of {whose}")]
+    #[error("reading or storing the blob of {whose}")]
     Blob {
-        /// Device or purpose of the blob.
+        /// Owner of the blob: a device, or what it is for.
         whose: String,
         /// Cause.
         source: BlobError,
     },
     /// The tensors in a blob are not those that were stored.
-    #[error("tensors of {whose}")]
+    #[error("reading or writing the tensors of {whose}")]
     Tensors {
-        /// Device or purpose of the tensors.
+        /// Owner of the tensors: a device, or what they are for.
         whose: String,
         /// Cause.
         source: TensorError,
     },
     /// An update cannot be added.
-    #[error("update of {device}")]
+    #[error("adding the update of {device}")]
     Update {
         /// Device that delivered it.
         device: DeviceId,
@@ -348,6 +348,6 @@ pub(crate) mod tests {
             stale: None,
         }];
         let error = model.merge(&job(base, updates), &blobs).unwrap_err();
-        assert_eq!(error.to_string(), "blob of lost");
+        assert_eq!(error.to_string(), "reading or storing the blob of lost");
     }
 }

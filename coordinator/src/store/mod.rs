@@ -173,7 +173,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The blobs beside the journal cannot be looked at.
-    #[error("looking at the blobs beside the journal")]
+    #[error("reading the blobs beside the journal")]
     Blobs(#[from] BlobError),
     /// The file is no journal, or is damaged as a whole.
     #[error(

@@ -22,17 +22,15 @@ use crate::run::sharing::{Change, Policy};
 use crate::run::{Merged, RunSettings};
 use crate::store::SqliteStore;
 use crate::store::keys;
-use crate::transfers::chain;
 use anyhow::{Context as _, anyhow, bail};
-use rustix::fs::FlockOperation;
+use skiff_base::chain;
 use skiff_base::files::{self, Access};
+use skiff_base::lock::{Lock, LockError};
 use skiff_blobs::{Blobs, DiskBlobs};
 use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
 use skiff_protocol::topics::coordinator_filters;
 use skiff_protocol::transfer::WINDOW;
 use skiff_protocol::{BootId, RunId, Timestamp};
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -79,7 +77,8 @@ impl Coordinator {
     pub async fn start_with(config: Config, model: Model) -> anyhow::Result<Self> {
         config.check()?;
         let state = &config.state;
-        make_state_folder(state).with_context(|| format!("making the state folder {}", state.display()))?;
+        // It holds the key and the control socket. An existing folder keeps its mode.
+        files::make_private_folder(state).with_context(|| format!("making the state folder {}", state.display()))?;
         let lock = lock(state)?;
         remember_pack(state, &config.pack).with_context(|| format!("writing {PACK_FILE} in {}", state.display()))?;
         let signer = keys::load_or_create(state)?;
@@ -425,22 +424,16 @@ fn link_config(config: &Config, will: Publication) -> LinkConfig {
     }
 }
 
-/// Makes the state folder, if there is none, for its owner alone: it holds the signing key and the control socket.
-fn make_state_folder(state: &Path) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(state)
-}
-
 /// Reads a run's name: 16 hexadecimal digits.
 fn parse_run(text: &str) -> Option<RunId> {
     u64::from_str_radix(text, 16).ok().map(RunId).filter(|run| run.to_string() == text)
 }
 
-fn lock(state: &Path) -> anyhow::Result<File> {
-    let path = state.join("lock");
-    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another coordinator is using the state folder {}", state.display()))?;
-    Ok(file)
+fn lock(state: &Path) -> anyhow::Result<Lock> {
+    Lock::file(&state.join("lock")).map_err(|error| match error {
+        LockError::InUse { .. } => anyhow!("another coordinator is using the state folder {}", state.display()),
+        LockError::Io { .. } => error.into(),
+    })
 }
 
 fn remember_pack(state: &Path, pack: &Path) -> std::io::Result<()> {

@@ -6,6 +6,7 @@
 //! gives its slot to a waiting one, and queues again when its device sends a message.
 
 use crate::run::Verdict;
+use skiff_base::chain;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::messages::short_reason;
 use skiff_protocol::transfer::{
@@ -319,12 +320,6 @@ impl Transfers {
 fn store_failed(device: &DeviceId, error: &BlobError) -> ReceiverEvent {
     tracing::error!(%device, error = %chain(error), "cannot store an update");
     ReceiverEvent::StoreFailed { reason: format!("the coordinator cannot store it: {error}") }
-}
-
-/// Returns an error and its causes as one text, for the log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Running engines, and offers that wait for a slot.

@@ -444,13 +444,8 @@ mod tests {
             let _ = fs::remove_file(&path);
             std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
             let error = Adapter::open(folder.path()).unwrap_err();
-            let mut chain = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                chain = format!("{chain}: {error}");
-                cause = error.source();
-            }
-            assert!(chain.contains(name) && chain.ends_with("not a regular file"), "{chain}");
+            let text = skiff_base::chain(&error);
+            assert!(text.contains(name) && text.ends_with("not a regular file"), "{text}");
         }
     }
 

@@ -3,6 +3,7 @@
 
 use safetensors::SafeTensors;
 use serde_json::Value;
+use skiff_base::chain;
 use skiff_models::Pack;
 use skiff_models::pack::{BuildOptions, ExportError, Storage, build, export_adapter, export_merged};
 use std::fs;
@@ -67,11 +68,6 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
         .collect();
     files.sort();
     files
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[test]

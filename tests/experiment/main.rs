@@ -14,21 +14,21 @@ mod plot;
 mod report;
 mod simulation;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use data::{Data, labels_of};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use methods::{Method, Tuning};
 use plan::{Narrowed, Planned};
-use rustix::fs::{FlockOperation, flock};
 use simulation::{Opened, Outcome, Task, simulate};
+use skiff_base::files::{self, Access};
+use skiff_base::lock::{Lock, LockError};
 use skiff_coordinator::merge::model::Model;
 use skiff_models::Pack;
 use skiff_models::pack::{BuildOptions, build};
 use skiff_tests::places;
 use skiff_trainer::Runtime;
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -153,14 +153,8 @@ fn kept(runs: &Path, planned: &Planned) -> anyhow::Result<Option<Outcome>> {
 
 fn keep(runs: &Path, planned: &Planned, outcome: &Outcome) -> anyhow::Result<()> {
     let path = runs.join(planned.file());
-    let written = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(runs)?;
-        serde_json::to_writer_pretty(&mut file, outcome)?;
-        file.as_file().sync_all()?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    written().with_context(|| format!("writing {}", path.display()))
+    let text = serde_json::to_vec_pretty(outcome)?;
+    files::replace(&path, &text, Access::Shared).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Values that all runs of a data set share.
@@ -195,10 +189,12 @@ fn opened(out: &Path, set: &Path, method: &Method) -> anyhow::Result<Opened> {
 }
 
 /// Folder for the blobs of runs, emptied of a killed experiment's, and the lock that keeps a second experiment out.
-fn room(out: &Path) -> anyhow::Result<(File, PathBuf)> {
-    let lock = File::create(out.join("lock")).with_context(|| format!("making a lock in {}", out.display()))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
-        format!("another experiment works in {}; wait for it, or choose another --out", out.display())
+fn room(out: &Path) -> anyhow::Result<(Lock, PathBuf)> {
+    let lock = Lock::file(&out.join("lock")).map_err(|error| match error {
+        LockError::InUse { .. } => {
+            anyhow!("another experiment works in {}; wait for it, or choose another --out", out.display())
+        }
+        LockError::Io { .. } => error.into(),
     })?;
     let scratch = out.join("scratch");
     match std::fs::remove_dir_all(&scratch) {

@@ -199,7 +199,7 @@ fn a_checkpoint_that_lacks_a_tensor_is_told_which_and_leaves_nothing_behind() {
     fs::write(checkpoint.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"))
         .unwrap();
     let error = build(&options(checkpoint, folder.path().join("out")), &mut |_| {}).unwrap_err();
-    let source = packs::chain(&error);
+    let source = skiff_base::chain(&error);
     assert!(source.contains("\"bert.encoder.layer.2.") && source.contains("is missing"), "{source}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the checkpoint is there");
 }

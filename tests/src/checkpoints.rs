@@ -1,9 +1,9 @@
 //! Checkpoints with random weights, of any architecture and size: speed and memory do not depend on the values.
 
-use crate::packs::chain;
 use crate::places;
 use half::f16;
 use serde_json::{Map, Value, json};
+use skiff_base::chain;
 use skiff_base::random::Random;
 use skiff_models::architectures::{Head, Model};
 use skiff_models::design::Design;

@@ -2,6 +2,7 @@
 
 use crate::places;
 use serde::Deserialize;
+use skiff_base::chain;
 use skiff_models::Pack;
 use skiff_models::pack::{BuildOptions, Storage, build};
 use skiff_models::peft::Peft;
@@ -127,11 +128,4 @@ pub fn minilm(labels: &[&str], folder: &Path) -> Pack {
 pub fn made(options: &BuildOptions) -> Pack {
     build(options, &mut |_| {}).unwrap_or_else(|error| panic!("{}: {}", options.checkpoint.display(), chain(&error)));
     Pack::open(&options.out).unwrap_or_else(|error| panic!("{}: {}", options.out.display(), chain(&error)))
-}
-
-/// Returns the messages of an error and its causes.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -3,9 +3,9 @@
 use super::table::{bytes, clock};
 use anyhow::Context;
 use serde::Serialize;
+use skiff_base::files::{self, Access};
 use skiff_coordinator::progress::{DeviceProgress, RunProgress};
 use std::fmt;
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,16 +60,9 @@ impl Outcome {
 
     /// Writes the result to `path`, completely or not at all.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-            file.persist(path)?;
-            anyhow::Ok(())
-        };
-        write().with_context(|| {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        files::replace(path, &text, Access::Shared).with_context(|| {
             format!("writing the result to {}; name a file in a folder you can write to", path.display())
         })
     }

@@ -242,20 +242,23 @@ fn explain(broker: &Broker, error: &ConnectionError) -> String {
         return format!(
             "no TLS connection to {broker}: {}: check that ca_file signs the broker's certificate, that the certificate \
              names this host, and the client certificate",
-            chain(error)
+            root_cause(error)
         );
     }
     if let ConnectionError::Io(_) = error {
-        return format!("no connection to the broker {broker}: {}: check that it runs and its address", chain(error));
+        return format!(
+            "no connection to the broker {broker}: {}: check that it runs and its address",
+            root_cause(error)
+        );
     }
     if let ConnectionError::MqttState(StateError::ConnectionAborted) = error {
         return format!("the broker {broker} closed the connection");
     }
-    format!("the connection to the broker {broker} broke: {}", chain(error))
+    format!("the connection to the broker {broker} broke: {}", root_cause(error))
 }
 
-/// The innermost cause, which the outer ones repeat.
-fn chain(error: &ConnectionError) -> String {
+/// Returns the innermost cause, which the outer ones repeat.
+fn root_cause(error: &ConnectionError) -> String {
     let mut cause: &dyn Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;

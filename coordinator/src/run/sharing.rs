@@ -4,9 +4,9 @@
 //! is journalled. The record of each order holds what the device was ordered to share.
 
 use serde::{Deserialize, Serialize};
+use skiff_base::files::{self, Access};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{Place, SharingPlan, TrainReport};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
@@ -147,14 +147,8 @@ impl Policy {
     /// A file that cannot be written.
     pub fn write(&self, state: &Path) -> Result<(), PolicyError> {
         let path = state.join(FILE);
-        let written = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(state)?;
-            file.write_all(self.to_string().as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            fs::File::open(state)?.sync_all()
-        };
-        written().map_err(|source| PolicyError::File { path: path.clone(), source })
+        files::replace(&path, self.to_string().as_bytes(), Access::Owner)
+            .map_err(|source| PolicyError::File { path, source })
     }
 
     /// Checks the policy for a model of `layers` layers.

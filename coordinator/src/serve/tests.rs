@@ -102,12 +102,12 @@ async fn what_cannot_be_opened_is_named() {
     assert!(format!("{error:#}").contains("http://"), "{error:#}");
 }
 
-#[test]
-fn a_new_state_folder_is_for_its_owner_alone() {
+#[tokio::test]
+async fn a_new_state_folder_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
-    let folder = tempfile::TempDir::new().unwrap();
+    let folder = TempDir::new().unwrap();
     let state = folder.path().join("var/skiff");
-    make_state_folder(&state).unwrap();
-    make_state_folder(&state).unwrap();
+    let config = Config { state: state.clone(), ..config(&folder) };
+    Coordinator::start_with(config, tiny()).await.unwrap().shutdown().await.unwrap();
     assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
 }

@@ -1,9 +1,10 @@
 //! The coordinator's signing key in its state folder: drawn at the first start, kept ever after.
 
+use skiff_base::files::{self, Access};
 use skiff_protocol::Signer;
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The secret's file, readable by its owner only.
@@ -66,7 +67,9 @@ pub fn load_or_create(state: &Path) -> Result<Signer, KeyError> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let mut secret = [0; 32];
             getrandom::fill(&mut secret).map_err(|error| KeyError::Random { reason: error.to_string() })?;
-            write_secret(&path, &secret).map_err(io("writing", &path))?;
+            // Flushed before devices are given its public half.
+            let line = format!("{}\n", blake3::Hash::from_bytes(secret).to_hex());
+            files::replace(&path, line.as_bytes(), Access::Owner).map_err(io("writing", &path))?;
             secret
         }
         Err(error) => return Err(io("reading", &path)(error)),
@@ -75,19 +78,6 @@ pub fn load_or_create(state: &Path) -> Result<Signer, KeyError> {
     let public = state.join(PUBLIC_FILE);
     fs::write(&public, format!("{}\n", signer.verifier())).map_err(io("writing", &public))?;
     Ok(signer)
-}
-
-/// Written aside and renamed, so that a crash leaves no half a key; devices are given its public half right after, so
-/// the name is flushed too.
-fn write_secret(path: &Path, secret: &[u8; 32]) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    let _ = fs::remove_file(&aside);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    writeln!(file, "{}", blake3::Hash::from_bytes(*secret).to_hex())?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
-    fs::File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

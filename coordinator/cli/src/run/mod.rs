@@ -298,7 +298,13 @@ fn status(progress: &Progress, run: &RunProgress) {
 
 fn ending(run: &RunProgress) -> String {
     let reason = run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-    format!(
+    let merged = run.closed.iter().any(|closed| closed.skipped.is_none());
+    let advice = if merged {
+        format!("skiff run export {} --out DIR writes its best weights as a PEFT adapter\n", run.run)
+    } else {
+        String::new()
+    };
+    let line = format!(
         "{}{reason}; {} {} -> {} in {}, {} up, {} down\n",
         phase(run.phase),
         run.measure.name(),
@@ -307,7 +313,8 @@ fn ending(run: &RunProgress) -> String {
         seconds(run.elapsed_ms),
         bytes(run.bytes_up),
         bytes(run.bytes_down),
-    )
+    );
+    line + &advice
 }
 
 fn list(rows: &[RunRow]) -> String {

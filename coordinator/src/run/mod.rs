@@ -39,6 +39,7 @@
 //! - *The coordinator was killed*: the phase continues and its deadline starts again; stored updates are not asked for again.
 
 pub mod configurator;
+mod deliveries;
 pub mod draw;
 pub(crate) mod evaluation;
 pub mod explain;
@@ -47,6 +48,7 @@ mod record;
 mod settings;
 pub mod sharing;
 
+pub use deliveries::{ACCEPTED_REPEAT_MS, MAX_STOPS, REPEAT_MS};
 pub use evaluation::{Evaluation, ModelTask};
 pub use ledger::{Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
 pub use record::{Assignment, Entry, Merged, Record, Start};
@@ -54,6 +56,7 @@ pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
 use crate::merge::Merging;
 use configurator::{Facts, Limits, Pace, Unfit};
+use deliveries::{Deliveries, Open};
 use draw::draw;
 use sharing::Policy;
 use skiff_protocol::messages::{
@@ -63,12 +66,6 @@ use skiff_protocol::time::Timestamp;
 use skiff_protocol::{BootId, DeviceId, Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Time after which a command without an answer is repeated, in milliseconds.
-pub const REPEAT_MS: u64 = 2_000;
-/// Time after which an accepted command is repeated, in milliseconds.
-pub const ACCEPTED_REPEAT_MS: u64 = 10_000;
-/// Largest number of times that a stop is sent to a device.
-pub const MAX_STOPS: u32 = 5;
 /// Largest number of characters of a reason that a device gives; longer ones are cut.
 pub const MAX_REASON: usize = 200;
 
@@ -220,10 +217,9 @@ pub struct Run {
     conditions: BTreeMap<DeviceId, Condition>,
     /// Online devices, and devices of the last order that went offline.
     seen: BTreeMap<DeviceId, Seen>,
-    deliveries: BTreeMap<DeviceId, Delivery>,
+    deliveries: Deliveries,
     /// Reports on the evaluation, or the reason why there is none that counts.
     reports: BTreeMap<DeviceId, Result<EvaluationReport, String>>,
-    stops: BTreeMap<DeviceId, Stop>,
     /// Time of the last event, in milliseconds.
     now_ms: u64,
 }
@@ -232,20 +228,6 @@ pub struct Run {
 enum Seen {
     Here(Here),
     Gone { since_ms: u64 },
-}
-
-/// Delivery of a device's open command.
-#[derive(Debug)]
-struct Delivery {
-    epoch: u64,
-    due_ms: u64,
-}
-
-#[derive(Debug)]
-struct Stop {
-    command: Command,
-    sent: u32,
-    due_ms: u64,
 }
 
 impl Run {
@@ -311,15 +293,12 @@ impl Run {
     /// Returns the time to send [`Event::Tick`]; an earlier tick does nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        let is_here = |device: &DeviceId| self.here(device).is_some();
-        let commands =
-            self.deliveries.iter().filter(|(device, _)| is_here(device)).map(|(_, delivery)| delivery.due_ms);
-        let stops = self.stops.iter().filter(|(device, _)| is_here(device)).map(|(_, stop)| stop.due_ms);
+        let commands = self.deliveries.deadline_ms(|device| self.here(device).is_some());
         let graces = self.ledger.selected.iter().filter_map(|device| self.grace_ends_ms(device));
         let phase = self.ledger.deadline_ms();
         // A grace period that is over has had its effect and is no deadline any more.
         let graces = graces.filter(|&ends| phase.is_some() && self.now_ms < ends);
-        commands.chain(stops).chain(graces).chain(phase).min().map(Timestamp)
+        commands.into_iter().chain(graces).chain(phase).min().map(Timestamp)
     }
 
     /// Returns true if the update of a device for the order with that epoch is still expected.
@@ -381,9 +360,8 @@ impl Run {
             conditions: BTreeMap::new(),
             now_ms,
             seen: BTreeMap::new(),
-            deliveries: BTreeMap::new(),
+            deliveries: Deliveries::default(),
             reports: BTreeMap::new(),
-            stops: BTreeMap::new(),
         })
     }
 }
@@ -397,8 +375,7 @@ impl Run {
                 let before = self.seen.insert(device.clone(), Seen::Here(here));
                 let is_same = matches!(before, Some(Seen::Here(before)) if before.boot == boot);
                 if !is_same {
-                    // Every message on its way to the device counts as lost.
-                    self.deliveries.remove(&device);
+                    self.deliveries.on_restart(&device);
                 }
             }
             Event::DeviceGone(device) => {
@@ -453,7 +430,7 @@ impl Run {
             }
             Event::StopRequested { reason } => {
                 if !self.ledger.is_ended() {
-                    self.stop(&self.pending());
+                    self.stop(self.pending().into_keys());
                     self.journal(Record::RunEnded { stopped: Some(reason) }, now_ms, actions);
                 }
             }
@@ -465,8 +442,7 @@ impl Run {
         if answer.run != self.ledger.start.run {
             return;
         }
-        if self.stops.get(&device).is_some_and(|stop| stop.command.epoch == answer.epoch) {
-            self.stops.remove(&device);
+        if self.deliveries.on_stopped(&device, answer.epoch) {
             return;
         }
         if answer.epoch != self.epoch_of(&device) || !self.is_pending(&device) {
@@ -475,12 +451,9 @@ impl Run {
         match answer.outcome {
             Outcome::Accepted { has_weights } => {
                 let is_this_life = self.here(&device).is_some_and(|here| here.boot == answer.boot);
-                if let Some(delivery) = self.deliveries.get_mut(&device).filter(|_| is_this_life) {
-                    delivery.due_ms = now_ms + ACCEPTED_REPEAT_MS;
-                    if !has_weights {
-                        let weights = self.ordered(&device).map_or(self.ledger.weights, |ordered| ordered.weights);
-                        actions.push(Action::OfferWeights(device, weights));
-                    }
+                if is_this_life && self.deliveries.on_accepted(&device, now_ms) && !has_weights {
+                    let weights = self.ordered(&device).map_or(self.ledger.weights, |ordered| ordered.weights);
+                    actions.push(Action::OfferWeights(device, weights));
                 }
             }
             Outcome::Refused { reason } => self.put_out(device, answer.epoch, &reason, now_ms, actions),
@@ -550,9 +523,9 @@ impl Run {
             Phase::Train(training) => {
                 let record = self.decide_training(training, now_ms, is_due)?;
                 if let Record::DeviceOut { device, .. } = &record {
-                    self.stop(&BTreeSet::from([device.clone()]));
+                    self.stop([device.clone()]);
                 } else if record != Record::Collected || !self.ledger.start.settings.asynchronous {
-                    self.stop(&self.pending());
+                    self.stop(self.pending().into_keys());
                 }
                 Some(record)
             }
@@ -561,12 +534,12 @@ impl Run {
                 if !is_due && examples.keys().any(waits) {
                     return None;
                 }
-                let evaluating = examples.keys().filter(|device| !self.reports.contains_key(*device)).cloned();
-                self.stop(&evaluating.collect());
+                let evaluating = examples.keys().filter(|device| !self.reports.contains_key(*device));
+                self.stop(evaluating.cloned().collect::<Vec<_>>());
                 Some(Record::Evaluated(Evaluation::sum(&self.reports)))
             }
             Phase::Done => {
-                self.stop(&self.pending());
+                self.stop(self.pending().into_keys());
                 Some(Record::RunEnded { stopped: None })
             }
             Phase::Merge(_) | Phase::Ended(_) => None,
@@ -585,7 +558,7 @@ impl Run {
         if purpose == Purpose::Train
             && let Some(reason) = self.hopeless()
         {
-            self.stop(&self.pending());
+            self.stop(self.pending().into_keys());
             return Some(Record::RunEnded { stopped: Some(reason) });
         }
         let settings = &self.ledger.start.settings;
@@ -756,10 +729,11 @@ impl Run {
                 if examples.contains_key(device) && !self.reports.contains_key(device))
     }
 
-    /// Returns the devices with an open order.
-    fn pending(&self) -> BTreeSet<DeviceId> {
+    /// Returns the devices with an open order, and its epoch.
+    fn pending(&self) -> Open {
         let carried = self.ledger.carried.assignments.keys();
-        self.ledger.selected.iter().chain(carried).filter(|device| self.is_pending(device)).cloned().collect()
+        let pending = self.ledger.selected.iter().chain(carried).filter(|device| self.is_pending(device));
+        pending.map(|device| (device.clone(), self.epoch_of(device))).collect()
     }
 
     /// Returns a device's open order to train.
@@ -779,38 +753,27 @@ impl Run {
     }
 }
 
-/// Sends commands, and repeats them until they are answered.
+/// Commands to devices.
 impl Run {
     fn send_commands(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        let pending = self.pending();
-        self.deliveries.retain(|device, _| pending.contains(device));
-        for device in pending {
-            let epoch = self.epoch_of(&device);
-            let is_due = self.deliveries.get(&device).is_none_or(|sent| sent.epoch != epoch || now_ms >= sent.due_ms);
-            if !is_due || self.here(&device).is_none() {
-                continue;
-            }
+        let open = self.pending();
+        let is_online = |seen: Option<&Seen>| matches!(seen, Some(Seen::Here(_)));
+        for device in self.deliveries.due_orders(&open, |device| is_online(self.seen.get(device)), now_ms) {
             if let Some((round, order)) = self.order(&device) {
-                self.stops.remove(&device);
-                self.deliveries.insert(device.clone(), Delivery { epoch, due_ms: now_ms + REPEAT_MS });
+                let epoch = self.epoch_of(&device);
+                self.deliveries.on_sent(&device, epoch, now_ms);
                 actions.push(Action::SendCommand(device, self.command(round, epoch, order)));
             }
         }
-        self.stops.retain(|_, stop| stop.sent < MAX_STOPS);
-        for (device, stop) in &mut self.stops {
-            if now_ms >= stop.due_ms && matches!(self.seen.get(device), Some(Seen::Here(_))) {
-                stop.sent += 1;
-                stop.due_ms = now_ms + REPEAT_MS;
-                actions.push(Action::SendCommand(device.clone(), stop.command.clone()));
-            }
-        }
+        let stops = self.deliveries.due_stops(|device| is_online(self.seen.get(device)), now_ms);
+        actions.extend(stops.into_iter().map(|(device, command)| Action::SendCommand(device, command)));
     }
 
     /// Orders devices to drop their open order, unless the next one reaches them first.
-    fn stop(&mut self, devices: &BTreeSet<DeviceId>) {
+    fn stop(&mut self, devices: impl IntoIterator<Item = DeviceId>) {
         for device in devices {
-            let command = self.command(self.ledger.round, self.epoch_of(device) + 1, Order::Stop);
-            self.stops.insert(device.clone(), Stop { command, sent: 0, due_ms: 0 });
+            let command = self.command(self.ledger.round, self.epoch_of(&device) + 1, Order::Stop);
+            self.deliveries.stop(device, command);
         }
     }
 

@@ -1,0 +1,184 @@
+//! Sends commands to devices, and repeats them until they are answered. Reads no clock and knows no phase.
+//!
+//! ```text
+//!            due                answered: accepted
+//!  (open) ─────────► sent ──────────────────────────► accepted
+//!            ▲  repeat_ms passed │ ▲  accepted_repeat_ms passed │
+//!            └───────────────────┘ └────────────────────────────┘
+//! ```
+//! The engine says which orders are open ([`Open`]), and which devices are online. An order that is not open any more is
+//! forgotten. A stop is repeated on its own, at most [`MAX_STOPS`] times; a newer order to the same device takes its place.
+//! An offline device gets nothing: its command is due until it is back.
+
+use skiff_protocol::DeviceId;
+use skiff_protocol::messages::Command;
+use std::collections::BTreeMap;
+
+/// Time after which a command without an answer is repeated, in milliseconds.
+pub const REPEAT_MS: u64 = 2_000;
+/// Time after which an accepted command is repeated, in milliseconds.
+pub const ACCEPTED_REPEAT_MS: u64 = 10_000;
+/// Largest number of times that a stop is sent to a device.
+pub const MAX_STOPS: u32 = 5;
+
+/// Devices with an open order, and its epoch.
+pub(super) type Open = BTreeMap<DeviceId, u64>;
+
+/// The commands that wait for an answer.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    orders: BTreeMap<DeviceId, Delivery>,
+    stops: BTreeMap<DeviceId, Stop>,
+}
+
+/// Delivery of a device's open order.
+#[derive(Debug)]
+struct Delivery {
+    epoch: u64,
+    due_ms: u64,
+}
+
+#[derive(Debug)]
+struct Stop {
+    command: Command,
+    sent: u32,
+    due_ms: u64,
+}
+
+impl Deliveries {
+    /// Sends the device's order again at the next opportunity: its messages are lost.
+    pub(super) fn on_restart(&mut self, device: &DeviceId) {
+        self.orders.remove(device);
+    }
+
+    /// Repeats the device's order less often. Returns false if the order was not sent.
+    pub(super) fn on_accepted(&mut self, device: &DeviceId, now_ms: u64) -> bool {
+        let Some(delivery) = self.orders.get_mut(device) else { return false };
+        delivery.due_ms = now_ms + ACCEPTED_REPEAT_MS;
+        true
+    }
+
+    /// Ends the stop that a device answered. Returns false if the answer is to another command.
+    pub(super) fn on_stopped(&mut self, device: &DeviceId, epoch: u64) -> bool {
+        let answers = self.stops.get(device).is_some_and(|stop| stop.command.epoch == epoch);
+        if answers {
+            self.stops.remove(device);
+        }
+        answers
+    }
+
+    /// Sends `command`, a stop, to a device unless its next order is sent before.
+    pub(super) fn stop(&mut self, device: DeviceId, command: Command) {
+        self.stops.insert(device, Stop { command, sent: 0, due_ms: 0 });
+    }
+
+    /// Forgets the orders that are not open any more, and returns the open ones that are due at online devices.
+    pub(super) fn due_orders(
+        &mut self,
+        open: &Open,
+        is_online: impl Fn(&DeviceId) -> bool,
+        now_ms: u64,
+    ) -> Vec<DeviceId> {
+        self.orders.retain(|device, _| open.contains_key(device));
+        let is_due = |(device, epoch): &(&DeviceId, &u64)| {
+            self.orders.get(device).is_none_or(|sent| sent.epoch != **epoch || now_ms >= sent.due_ms)
+        };
+        let due = open.iter().filter(is_due).map(|(device, _)| device);
+        due.filter(|device| is_online(device)).cloned().collect()
+    }
+
+    /// Notes that the device's order of `epoch` is sent now. A stop for the device is dropped.
+    pub(super) fn on_sent(&mut self, device: &DeviceId, epoch: u64, now_ms: u64) {
+        self.stops.remove(device);
+        self.orders.insert(device.clone(), Delivery { epoch, due_ms: now_ms + REPEAT_MS });
+    }
+
+    /// Returns the stops to send now to online devices, and counts them as sent.
+    pub(super) fn due_stops(&mut self, is_online: impl Fn(&DeviceId) -> bool, now_ms: u64) -> Vec<(DeviceId, Command)> {
+        self.stops.retain(|_, stop| stop.sent < MAX_STOPS);
+        let mut due = Vec::new();
+        for (device, stop) in &mut self.stops {
+            if now_ms >= stop.due_ms && is_online(device) {
+                stop.sent += 1;
+                stop.due_ms = now_ms + REPEAT_MS;
+                due.push((device.clone(), stop.command.clone()));
+            }
+        }
+        due
+    }
+
+    /// Returns the time of the next repetition to an online device, in milliseconds.
+    pub(super) fn deadline_ms(&self, is_online: impl Fn(&DeviceId) -> bool) -> Option<u64> {
+        let orders = self.orders.iter().map(|(device, delivery)| (device, delivery.due_ms));
+        let stops = self.stops.iter().map(|(device, stop)| (device, stop.due_ms));
+        orders.chain(stops).filter(|(device, _)| is_online(device)).map(|(_, due_ms)| due_ms).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use skiff_protocol::RunId;
+    use skiff_protocol::messages::Order;
+
+    fn device(name: &str) -> DeviceId {
+        name.parse().unwrap()
+    }
+
+    fn stop(epoch: u64) -> Command {
+        Command { run: RunId(1), started_ms: 0, round: 1, epoch, order: Order::Stop }
+    }
+
+    const ONLINE: fn(&DeviceId) -> bool = |_| true;
+
+    #[test]
+    fn an_order_is_due_until_it_is_sent_then_after_each_pause() {
+        let mut deliveries = Deliveries::default();
+        let open = Open::from([(device("a"), 3)]);
+        let due = |deliveries: &mut Deliveries, now_ms| !deliveries.due_orders(&open, ONLINE, now_ms).is_empty();
+        assert!(due(&mut deliveries, 0) && due(&mut deliveries, 0));
+        deliveries.on_sent(&device("a"), 3, 0);
+        assert!(!due(&mut deliveries, REPEAT_MS - 1) && due(&mut deliveries, REPEAT_MS));
+        assert_eq!(deliveries.deadline_ms(ONLINE), Some(REPEAT_MS));
+        assert!(deliveries.on_accepted(&device("a"), 1_000));
+        assert!(!due(&mut deliveries, REPEAT_MS) && due(&mut deliveries, 1_000 + ACCEPTED_REPEAT_MS));
+        deliveries.on_restart(&device("a"));
+        assert!(due(&mut deliveries, 1_001));
+        assert!(!deliveries.on_accepted(&device("a"), 1_001), "what was not sent is not accepted");
+    }
+
+    #[test]
+    fn another_epoch_is_another_order_and_a_closed_one_is_forgotten() {
+        let mut deliveries = Deliveries::default();
+        deliveries.on_sent(&device("a"), 3, 0);
+        assert_eq!(deliveries.due_orders(&Open::from([(device("a"), 4)]), ONLINE, 1), [device("a")]);
+        assert_eq!(deliveries.due_orders(&Open::new(), ONLINE, 1), []);
+        assert_eq!(deliveries.deadline_ms(ONLINE), None);
+    }
+
+    #[test]
+    fn offline_devices_get_nothing_and_wake_nobody() {
+        let mut deliveries = Deliveries::default();
+        let offline = |_: &DeviceId| false;
+        assert_eq!(deliveries.due_orders(&Open::from([(device("a"), 1)]), offline, 9), []);
+        deliveries.stop(device("a"), stop(2));
+        assert_eq!(deliveries.due_stops(offline, 9), []);
+        assert_eq!(deliveries.deadline_ms(offline), None);
+        assert_eq!(deliveries.due_stops(ONLINE, 9), [(device("a"), stop(2))]);
+    }
+
+    #[test]
+    fn a_stop_is_repeated_a_bounded_number_of_times_and_ends_with_its_answer_or_the_next_order() {
+        let mut deliveries = Deliveries::default();
+        deliveries.stop(device("a"), stop(2));
+        let sent = (0..20).map(|turn| deliveries.due_stops(ONLINE, turn * REPEAT_MS).len()).sum::<usize>();
+        assert_eq!(sent, MAX_STOPS as usize);
+        deliveries.stop(device("a"), stop(2));
+        assert!(!deliveries.on_stopped(&device("a"), 1) && deliveries.on_stopped(&device("a"), 2));
+        assert_eq!(deliveries.due_stops(ONLINE, 0), []);
+        deliveries.stop(device("a"), stop(4));
+        deliveries.on_sent(&device("a"), 5, 0);
+        assert_eq!(deliveries.due_stops(ONLINE, 0), []);
+    }
+}

@@ -164,7 +164,7 @@ impl Coordinator {
         self.ask(Order::StopRun).await
     }
 
-    /// Waits until the coordinator stops by itself, which it does only after a fatal error.
+    /// Waits until the coordinator stops without a request, which it does only after a fatal error.
     ///
     /// # Errors
     /// The fatal error.

@@ -4,7 +4,7 @@ use skiff_base::random::Random;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::StepMemory;
 
-/// A kind of device. Speeds are assumed in the ratio 1 : 2 : 4, about that of three generations of Jetson boards. Links are
+/// A kind of device. Speeds are assumed in the ratio 1 : 2 : 4, about the ratio of three generations of Jetson boards. Links are
 /// assumed fast enough that training takes most of a round's time.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Class {

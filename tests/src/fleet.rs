@@ -186,7 +186,7 @@ impl Fleet {
     /// Sends SIGKILL to an agent.
     ///
     /// # Panics
-    /// If it had ended by itself.
+    /// If it had ended on its own.
     pub fn kill_agent(&mut self, device: &str) {
         let mut agent = self.agents.remove(device).expect("the agent was started");
         assert!(agent.try_wait().is_ok_and(|ended| ended.is_none()), "{device} had ended: {}", self.log(device));
@@ -215,7 +215,7 @@ impl Fleet {
     /// Sends SIGKILL to the coordinator.
     ///
     /// # Panics
-    /// If it had ended by itself.
+    /// If it had ended on its own.
     pub fn kill_coordinator(&mut self) {
         let mut coordinator = self.coordinator.take().expect("the coordinator was started");
         assert!(coordinator.try_wait().is_ok_and(|ended| ended.is_none()), "it had ended: {}", self.log("coordinator"));

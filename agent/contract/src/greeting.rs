@@ -29,7 +29,7 @@ const FIXED_BYTES: usize = MAGIC.len() + 4 + 4 + 1;
 
 /// Identifies the frames of a build: `1-89abcdef`.
 ///
-/// The digest is that of one value of every frame, as this build writes it. So two builds of which one has swapped two fields
+/// The digest covers one value of every frame, as this build writes it. So two builds of which one has swapped two fields
 /// differ here, even if somebody forgot to raise the version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FramesId {

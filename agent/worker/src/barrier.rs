@@ -15,7 +15,7 @@ use std::time::Duration;
 const VARIABLE: &str = "SKIFF_WORKER_BARRIER";
 /// Time between two looks at the `.hold` file.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Number of looks after which the barrier opens by itself: ten minutes.
+/// Number of looks after which the barrier opens without a release: ten minutes.
 const MAX_PAUSES: u32 = 12_000;
 
 /// The barrier of one training.

@@ -1,7 +1,7 @@
 //! The mean of updates, streamed; the settings of a merge; and the checks that every update must pass.
 //!
 //! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
-//! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor by itself, because
+//! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor separately, because
 //! devices may share different layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
 //! no more than its training examples. So a device gains no weight by repeating few examples many times.
 //!

@@ -2,7 +2,7 @@
 //!
 //! A configuration, an [`Arm`] of the bandit, is a mean dropout rate, its shape over depth and its schedule over rounds. More
 //! dropout makes a round faster and teaches less. An arm is worth what the whole round gains per second with it, because every
-//! device waits for the slowest. The idea is that of DropPEFT (arXiv:2503.10217, "online configurator"), by our reading of its
+//! device waits for the slowest. The idea comes from DropPEFT (arXiv:2503.10217, "online configurator"), by our reading of its
 //! abstract; candidates, policy and constants are ours and can be configured ([`Bandit`]).
 //!
 //! One decision covers all devices of a round:

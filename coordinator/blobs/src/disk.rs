@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// File that names the owning journal.
 const OWNER: &str = "journal";
@@ -19,6 +20,8 @@ pub struct DiskBlobs {
     quota_bytes: u64,
     used_bytes: AtomicU64,
     next_aside: AtomicU64,
+    /// Held while a file or folder gets or loses its name, so that names and `used_bytes` agree whichever threads are at work.
+    names: Mutex<()>,
 }
 
 impl DiskBlobs {
@@ -28,7 +31,13 @@ impl DiskBlobs {
     /// [`BlobError::Io`].
     pub fn open(root: impl Into<PathBuf>, quota_bytes: u64) -> Result<Self, BlobError> {
         let root = root.into();
-        let blobs = Self { root, quota_bytes, used_bytes: AtomicU64::new(0), next_aside: AtomicU64::new(0) };
+        let blobs = Self {
+            root,
+            quota_bytes,
+            used_bytes: AtomicU64::new(0),
+            next_aside: AtomicU64::new(0),
+            names: Mutex::new(()),
+        };
         remove_folder(&blobs.root.join("aside"))?;
         for folder in ["aside", "blobs", "partial"] {
             let path = blobs.root.join(folder);
@@ -45,7 +54,13 @@ impl DiskBlobs {
     /// The store that another process has open in the folder `root`, to read from.
     #[must_use]
     pub fn of_another(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), quota_bytes: 0, used_bytes: AtomicU64::new(0), next_aside: AtomicU64::new(0) }
+        Self {
+            root: root.into(),
+            quota_bytes: 0,
+            used_bytes: AtomicU64::new(0),
+            next_aside: AtomicU64::new(0),
+            names: Mutex::new(()),
+        }
     }
 
     fn blob_path(&self, digest: Digest) -> PathBuf {
@@ -76,15 +91,40 @@ impl DiskBlobs {
         }
     }
 
-    /// Gives a file that was written aside its name, for good.
-    fn rename_into_place(&self, aside: &Path, digest: Digest) -> Result<(), BlobError> {
+    /// Gives a file that was written aside the name of its digest, for good. Returns false if the blob is there already; then
+    /// the file is removed.
+    fn rename_into_place(&self, aside: &Path, digest: Digest) -> Result<bool, BlobError> {
         let path = self.blob_path(digest);
-        fs::rename(aside, &path).map_err(|error| {
+        let names = self.lock_names();
+        let is_new = !path.is_file();
+        let placed = if is_new { fs::rename(aside, &path) } else { fs::remove_file(aside) };
+        drop(names);
+        placed.map_err(|error| {
             let _ = fs::remove_file(aside);
             io_error("writing", &path)(error)
         })?;
         let folder = self.root.join("blobs");
-        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io_error("flushing", &folder))
+        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io_error("flushing", &folder))?;
+        Ok(is_new)
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a chunk that was written aside its name. Returns false if the whole blob exists: then no chunk is needed.
+    fn name_chunk(&self, aside: &Path, digest: Digest, index: u32, bytes: u64) -> Result<bool, BlobError> {
+        let folder = self.partial_path(digest);
+        let path = folder.join(index.to_string());
+        let _names = self.lock_names();
+        if self.blob_path(digest).is_file() {
+            return Ok(false);
+        }
+        let replaced = fs::metadata(&path).map_or(0, |meta| meta.len());
+        self.claim(bytes)?;
+        let named = fs::create_dir_all(&folder).and_then(|()| fs::rename(aside, &path));
+        self.release(if named.is_ok() { replaced } else { bytes });
+        named.map(|()| true).map_err(io_error("writing", &path))
     }
 
     fn claim(&self, wanted_bytes: u64) -> Result<(), BlobError> {
@@ -150,10 +190,10 @@ impl Blobs for DiskBlobs {
         self.claim(bytes.len() as u64)?;
         let written =
             self.write_aside(|file| file.write_all(bytes)).and_then(|aside| self.rename_into_place(&aside, digest));
-        if written.is_err() {
+        if !matches!(written, Ok(true)) {
             self.release(bytes.len() as u64);
         }
-        written.map(|()| digest)
+        written.map(|_| digest)
     }
 
     fn contains(&self, digest: Digest) -> bool {
@@ -234,25 +274,13 @@ impl Blobs for DiskBlobs {
         if bytes.len() != expected || bytes.is_empty() {
             return Err(BlobError::WrongChunk { digest, index, found: bytes.len(), expected });
         }
-        if self.contains(digest) {
-            return Ok(());
-        }
-        let folder = self.partial_path(digest);
-        let path = folder.join(index.to_string());
-        let replaced = fs::metadata(&path).map_or(0, |meta| meta.len());
-        self.claim(bytes.len() as u64)?;
         let aside = self.aside_path();
-        let place = || fs::create_dir_all(&folder).and_then(|()| fs::rename(&aside, &path));
-        // Another thread may abandon the folder in between, because the payload is whole or wrong: it is made once more.
-        let written = fs::write(&aside, bytes).and_then(|()| place().or_else(|_| place()));
-        match written {
-            Ok(()) => self.release(replaced),
-            Err(_) => {
-                let _ = fs::remove_file(&aside);
-                self.release(bytes.len() as u64);
-            }
+        let written = fs::write(&aside, bytes).map_err(io_error("writing", &aside));
+        let stored = written.and_then(|()| self.name_chunk(&aside, digest, index, bytes.len() as u64));
+        if !matches!(stored, Ok(true)) {
+            let _ = fs::remove_file(&aside);
         }
-        written.map_err(io_error("writing", &path))
+        stored.map(drop)
     }
 
     fn assemble(&self, digest: Digest, total_bytes: u64) -> Result<Assembly, BlobError> {
@@ -286,22 +314,24 @@ impl Blobs for DiskBlobs {
             self.abandon(digest)?;
             return Ok(Assembly::WrongDigest);
         }
-        self.rename_into_place(&aside, digest)?;
-        self.used_bytes.fetch_add(total_bytes, Ordering::Relaxed);
+        if self.rename_into_place(&aside, digest)? {
+            self.used_bytes.fetch_add(total_bytes, Ordering::Relaxed);
+        }
         self.abandon(digest)?;
         Ok(Assembly::Whole)
     }
 
     fn abandon(&self, digest: Digest) -> Result<(), BlobError> {
-        // Moved aside in one step: another thread may be storing a chunk of it.
         let (folder, aside) = (self.partial_path(digest), self.aside_path());
+        let names = self.lock_names();
         match fs::rename(&folder, &aside) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             moved => moved.map_err(io_error("removing", &folder))?,
         }
+        drop(names);
+        // No other thread can reach it under this name.
         let bytes = folder_bytes(&aside)?;
-        // A chunk that was being stored may still have landed in it.
-        remove_folder(&aside).or_else(|_| remove_folder(&aside))?;
+        remove_folder(&aside)?;
         self.release(bytes);
         Ok(())
     }

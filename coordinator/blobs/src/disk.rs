@@ -252,10 +252,12 @@ impl Blobs for DiskBlobs {
     fn held(&self, digest: Digest, total_bytes: u64) -> Result<Held, BlobError> {
         let mut held = Held::default();
         let folder = self.partial_path(digest);
-        if !folder.is_dir() {
-            return Ok(held);
-        }
-        for entry in entries(&folder)? {
+        // Another thread may remove the folder at any moment, because the payload is whole or wrong.
+        let found = match entries(&folder) {
+            Err(BlobError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(held),
+            found => found?,
+        };
+        for entry in found {
             let index = entry.file_name().to_str().and_then(|name| name.parse().ok());
             let bytes = match entry.metadata() {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,

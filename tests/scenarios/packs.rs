@@ -94,7 +94,9 @@ fn a_design_that_is_not_that_of_the_graphs_is_found() {
         ("other values", |manifest| manifest["design"]["peft"]["alpha"] = 99.0.into()),
         ("trainable tensors", |manifest| manifest["design"]["peft"]["rank"] = 7.into()),
         ("trainable tensors", |manifest| manifest["design"]["peft"]["targets"] = serde_json::json!(["key"])),
-        ("other ports", |manifest| manifest["stages"]["blocks"][0]["forward"]["outputs"][1]["name"] = "other".into()),
+        ("the ports of its graphs differ", |manifest| {
+            manifest["stages"]["blocks"][0]["forward"]["outputs"][1]["name"] = "other".into()
+        }),
     ];
     let (_folder, pack) = pack();
     assert!(Pack::open(&pack).unwrap().check_design().unwrap(), "made by this version");

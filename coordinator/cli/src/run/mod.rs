@@ -300,7 +300,7 @@ fn ending(run: &RunProgress) -> String {
     let reason = run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
     let merged = run.closed.iter().any(|closed| closed.skipped.is_none());
     let advice = if merged {
-        format!("skiff run export {} --out DIR writes its best weights as a PEFT adapter\n", run.run)
+        format!("skiff run export {} --out DIR writes its best weights for PEFT\n", run.run)
     } else {
         String::new()
     };

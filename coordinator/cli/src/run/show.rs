@@ -88,7 +88,7 @@ fn as_text(details: &RunDetails) -> String {
         text += &format!("\n{}", table(&rows));
     }
     if details.last.is_some() {
-        text += &format!("\nskiff run export {} --out DIR writes its best weights as a PEFT adapter\n", run.run);
+        text += &format!("\nskiff run export {} --out DIR writes its best weights for PEFT\n", run.run);
     }
     text
 }

@@ -19,7 +19,7 @@ use crate::hub::{Effect, Hub, Parts};
 use crate::merge::model::Model;
 use crate::progress::Progress;
 use crate::run::sharing::{Change, Policy};
-use crate::run::{Merged, RunSettings};
+use crate::run::{MergeJob, Merged, RunSettings};
 use crate::store::SqliteStore;
 use crate::store::keys;
 use anyhow::{Context as _, anyhow, bail};
@@ -353,8 +353,7 @@ impl Shell {
                     let (checker, checked) = (Arc::clone(&self.checker), self.checked.clone());
                     tokio::spawn(async move {
                         let check = move || checker.lock().unwrap_or_else(PoisonError::into_inner).check(&arrival);
-                        let done = tokio::task::spawn_blocking(check).await;
-                        let result = done.unwrap_or_else(|error| Checked::Failed { reason: error.to_string() });
+                        let result = in_thread(check).await.unwrap_or_else(|reason| Checked::Failed { reason });
                         // Fails if the coordinator is stopping. The device then offers its update again.
                         let _ = checked.send(result).await;
                     });
@@ -362,18 +361,30 @@ impl Shell {
                 Effect::Merge(job) => {
                     let (model, blobs, merged) =
                         (Arc::clone(&self.model), Arc::clone(&self.blobs), self.merged.clone());
-                    tokio::task::spawn_blocking(move || {
-                        let weights = model.merge(&job, &*blobs).map_err(|error| chain(&error));
-                        if let Err(reason) = &weights {
-                            tracing::error!(reason, "merging failed");
-                        }
+                    tokio::spawn(async move {
                         // Fails if the coordinator is stopping. The merge is then started again at the next start.
-                        let _ = merged.blocking_send(((job.run, job.epoch), weights));
+                        let _ = merged.send(merge(model, blobs, job).await).await;
                     });
                 }
             }
         }
     }
+}
+
+/// Merges in a thread. A merge that fails or panics ends with the reason.
+async fn merge(model: Arc<Model>, blobs: Arc<dyn Blobs>, job: MergeJob) -> MergeEnd {
+    let about = (job.run, job.epoch);
+    let merge = move || model.merge(&job, &*blobs).map_err(|error| chain(&error));
+    let merged = in_thread(merge).await.flatten();
+    if let Err(reason) = &merged {
+        tracing::error!(reason, "merging failed");
+    }
+    (about, merged)
+}
+
+/// Works in a thread beside the loop. Returns an error in words if the work panics.
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| format!("a fault in the coordinator's code: {error}"))
 }
 
 /// Answers an operator's order and returns its effects.

@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
 use crate::doors::socket::{Request, ask_once};
-use crate::merge::model::tests::tiny;
+use crate::merge::model::tests::{blob, tiny};
+use crate::merge::{Merging, Rule};
 use crate::progress::Phase;
+use crate::run::MergeInput;
+use skiff_blobs::MemoryBlobs;
 use tempfile::TempDir;
 
 /// Address without a broker. Everything but the fleet works without one.
@@ -110,4 +113,27 @@ async fn a_new_state_folder_is_for_its_owner_alone() {
     let config = Config { state: state.clone(), ..config(&folder) };
     Coordinator::start_with(config, tiny()).await.unwrap().shutdown().await.unwrap();
     assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_merge_that_panics_ends_with_a_reason() {
+    let (model, blobs) = (Arc::new(tiny()), MemoryBlobs::new(1 << 20));
+    let base = blobs.put(&model.initial).unwrap();
+    let update = blobs.put(&blob(&[("head", 1.0)])).unwrap();
+    let input = |name: &str| MergeInput {
+        device: name.parse().unwrap(),
+        update,
+        examples: 1,
+        shared_layers: vec![],
+        rank: 0,
+        stale: None,
+    };
+    // No settings allow this share: it takes more values away than there are.
+    let merging = Merging { rule: Rule::TrimmedMean { share: 0.9 }, ..Merging::default() };
+    let updates = ["a", "b", "c", "d"].map(input).to_vec();
+    let job = MergeJob { run: RunId(1), epoch: 2, base, moments: None, merging, updates };
+    let (about, merged) = merge(model, Arc::new(blobs), job).await;
+    assert_eq!(about, (RunId(1), 2));
+    let reason = merged.unwrap_err();
+    assert!(reason.contains("fault in the coordinator's code") && reason.contains("panicked"), "{reason}");
 }

@@ -18,7 +18,7 @@ demo_options := $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') $(
 bench_json := $(if $(BENCH_JSON),--json '$(abspath $(BENCH_JSON))')
 # A name without a slash is searched for in PATH.
 bench_options := $(bench_json) $(if $(PEERS),--peers '$(if $(findstring /,$(PEERS)),$(abspath $(PEERS)),$(PEERS))') \
-    $(if $(QUICK),--quick) $(if $(XXL),--xxl) $(if $(CGROUP),--cgroup '$(CGROUP)')
+    $(if $(DATA),--data '$(abspath $(DATA))') $(if $(QUICK),--quick) $(if $(XXL),--xxl) $(if $(CGROUP),--cgroup '$(CGROUP)')
 
 define help
 Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their data stays with them.
@@ -52,10 +52,13 @@ To change what is measured, on a machine that does nothing else:
                             that of CGROUP=FOLDER, a memory cgroup of yours
   make bench BENCH_JSON=FILE       write the results to FILE too, for programs
 
+  make bench DATA=FOLDER           your texts in place of the generated ones
+
 To compare more (docs/experiments has a report), where --list says what there is:
 
   make experiment EXPERIMENT='--list'
   make experiment EXPERIMENT='--seeds 3'      the whole table, in a few hours; interrupted, the next start resumes it
+  make experiment DATA=FOLDER                 your texts, or a public data set (docs/data-sets.md), in place of the generated ones
 
 Needed: Linux on x86_64 or aarch64, Rust 1.95 or newer, a C compiler, python3 with pip (it fetches ONNX Runtime and MiniLM).
 `make test` also builds an older commit from git's history: a clone, not an archive, and not a shallow one.
@@ -97,7 +100,8 @@ bench: tools
 experiment: tools
 	@cross/fetch
 	@cargo build --release --locked -p skiff-tests --bin skiff-experiment
-	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff-experiment' --out '$(target)/experiment' $(or $(EXPERIMENT),--quick)
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' '$(target)/release/skiff-experiment' --out '$(target)/experiment' \
+	    $(if $(DATA),--data '$(DATA)') $(or $(EXPERIMENT),--quick)
 
 golden: tools
 	@python3 -m venv .cache/golden

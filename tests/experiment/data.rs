@@ -2,17 +2,18 @@
 
 use anyhow::{Context, ensure};
 use skiff_base::random::Random;
+use skiff_data::corpus::{GenerateOptions, generate};
 use skiff_data::{Example, dataset, labels, read, split};
 use skiff_models::Pack;
 use skiff_trainer::{Examples, Sequence, Target};
 use skiff_worker::corpus::Corpus;
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The data sets, by their folders.
-pub(crate) const SETS: [&str; 4] = ["hwu64", "agnews", "sst2", "mrpc"];
+/// Name of the data set that the experiment writes itself.
+pub(crate) const GENERATED: &str = "generated";
 /// Number of tokens to which texts are cut.
 pub(crate) const MAX_TOKENS: u32 = 64;
 /// Number of training examples of all devices, drawn from the file.
@@ -21,6 +22,56 @@ const MOST_TRAINING: usize = 12_000;
 const TESTED_BY_DEVICE: usize = 24;
 /// Number of test examples for the accuracy of the global model.
 const TESTED_GLOBALLY: usize = 400;
+
+/// A data set that was asked for, before it is read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Source {
+    /// Name of the set in plans and reports.
+    pub(crate) name: String,
+    /// Digest of its files, so that the result of a run is only used again for the same texts.
+    pub(crate) digest: String,
+    /// Folder with its training and test file; `None` for the generated set.
+    folder: Option<PathBuf>,
+}
+
+impl Source {
+    /// Returns the data sets in `folders`, or the generated one if there are none.
+    ///
+    /// # Errors
+    /// A folder has no training and test file, or two folders have the same name.
+    pub(crate) fn all(folders: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
+        if folders.is_empty() {
+            let options = format!("{:?}", GenerateOptions::default());
+            return Ok(vec![Self { name: GENERATED.to_owned(), digest: options, folder: None }]);
+        }
+        let mut sources: Vec<Self> = Vec::new();
+        for folder in folders {
+            let set = dataset(folder).context("--data takes folders, each with a training and a test file")?;
+            ensure!(
+                sources.iter().all(|other| other.name != set.name),
+                "--data has two folders with the name {}; rename one of them",
+                set.name
+            );
+            let mut hasher = blake3::Hasher::new();
+            for part in [&set.train, &set.test] {
+                hasher.update(&std::fs::read(part).with_context(|| format!("reading {}", part.display()))?);
+            }
+            let digest = hasher.finalize().to_hex().to_string();
+            sources.push(Self { name: set.name, digest, folder: Some(folder.clone()) });
+        }
+        Ok(sources)
+    }
+
+    /// Returns the folder with the training and the test file. The generated set is first written to `beside`.
+    pub(crate) fn ready(&self, beside: &Path) -> anyhow::Result<PathBuf> {
+        if let Some(folder) = &self.folder {
+            return Ok(folder.clone());
+        }
+        let folder = beside.join(GENERATED);
+        generate(&GenerateOptions::default())?.write(&folder)?;
+        Ok(folder)
+    }
+}
 
 /// A data set, as tokens.
 pub(crate) struct Data {
@@ -32,8 +83,7 @@ pub(crate) struct Data {
 
 /// Reads the labels of the data set in `folder`.
 pub(crate) fn labels_of(folder: &Path) -> anyhow::Result<Vec<String>> {
-    let set =
-        dataset(folder).with_context(|| format!("{}: --data takes the folder of the data sets", folder.display()))?;
+    let set = dataset(folder)?;
     Ok(labels(&[read::<Example>(&set.train)?, read::<Example>(&set.test)?].concat()))
 }
 

@@ -16,7 +16,7 @@ mod simulation;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
-use data::{Data, labels_of};
+use data::{Data, Source, labels_of};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use methods::{Method, Tuning};
 use plan::{Narrowed, Planned};
@@ -49,9 +49,10 @@ struct Options {
     /// Folder for the results
     #[arg(long, value_name = "FOLDER", default_value = "target/experiment")]
     out: PathBuf,
-    /// The folder of the data sets: hwu64, agnews, sst2, mrpc
-    #[arg(long, value_name = "FOLDER")]
-    data: Option<PathBuf>,
+    /// Your data sets: folders, each with a training and a test file (CSV, TSV or JSON Lines). The first one gets the table's
+    /// main part, the others a short one. Without it, commands to a home assistant that the experiment writes itself
+    #[arg(long, value_name = "FOLDERS", value_delimiter = ',')]
+    data: Vec<PathBuf>,
     /// Write a summary for programs to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -61,9 +62,6 @@ struct Options {
     /// Only these fleets (see --list)
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     fleets: Vec<String>,
-    /// Only these data sets
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    sets: Vec<String>,
     /// Only these concentrations of Dirichlet's distribution: 0.1, 1, 10
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
     alphas: Vec<f64>,
@@ -104,12 +102,13 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
+    let sources = Source::all(&options.data)?;
     let planned = plan::cells(&Narrowed {
         quick: options.quick,
         every: options.every,
         methods: &options.methods,
         fleets: &options.fleets,
-        sets: &options.sets,
+        sets: &sources,
         alphas: &options.alphas,
         seeds: if options.quick { options.seeds.min(2) } else { options.seeds },
         rounds: options.rounds,
@@ -129,7 +128,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     if !options.report && !open.is_empty() {
-        done.extend(carry_out(options, &runs, open, done.len())?);
+        done.extend(carry_out(options, &sources, &runs, open, done.len())?);
     }
     if done.is_empty() {
         bail!("there are no runs in {} yet; leave --report out to make them", runs.display());
@@ -163,18 +162,20 @@ struct Prepared {
     packs: BTreeMap<(String, Tuning), Opened>,
 }
 
-fn prepare(options: &Options, open: &VecDeque<Planned>) -> anyhow::Result<Prepared> {
-    let folder = options.data.clone().unwrap_or_else(|| places::tree().join("../shared/data"));
+fn prepare(options: &Options, sources: &[Source], open: &VecDeque<Planned>) -> anyhow::Result<Prepared> {
+    let texts = options.out.join("texts");
+    let folders = sources.iter().map(|source| Ok((source.name.clone(), source.ready(&texts)?)));
+    let folders: BTreeMap<String, PathBuf> = folders.collect::<anyhow::Result<_>>()?;
     let mut prepared = Prepared { data: BTreeMap::new(), packs: BTreeMap::new() };
     for Planned { cell, method, .. } in open {
         let key = (cell.data.clone(), method.tuning);
-        let set = folder.join(&cell.data);
+        let set = &folders[&cell.data];
         if !prepared.packs.contains_key(&key) {
             let out = options.out.join("packs").join(format!("{}-{}", cell.data, method.tuning.name()));
-            prepared.packs.insert(key.clone(), opened(&out, &set, method)?);
+            prepared.packs.insert(key.clone(), opened(&out, set, method)?);
         }
         if !prepared.data.contains_key(&cell.data) {
-            prepared.data.insert(cell.data.clone(), Data::load(&set, &prepared.packs[&key].pack)?);
+            prepared.data.insert(cell.data.clone(), Data::load(set, &prepared.packs[&key].pack)?);
         }
     }
     Ok(prepared)
@@ -208,9 +209,15 @@ fn room(out: &Path) -> anyhow::Result<(Lock, PathBuf)> {
 }
 
 /// Carries out runs, several at a time, and keeps each as soon as it is done.
-fn carry_out(options: &Options, runs: &Path, open: VecDeque<Planned>, done: usize) -> anyhow::Result<Vec<Outcome>> {
+fn carry_out(
+    options: &Options,
+    sources: &[Source],
+    runs: &Path,
+    open: VecDeque<Planned>,
+    done: usize,
+) -> anyhow::Result<Vec<Outcome>> {
     let (_lock, scratch) = room(&options.out)?;
-    let prepared = prepare(options, &open)?;
+    let prepared = prepare(options, sources, &open)?;
     let library = places::tree().join(".cache/onnxruntime/libonnxruntime.so");
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(library.as_path());
     // One thread each: two runs side by side are faster than two threads on one.

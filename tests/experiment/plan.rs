@@ -1,6 +1,6 @@
 //! Runs of an experiment.
 
-use crate::data::SETS;
+use crate::data::Source;
 use crate::fleets::Fleet;
 use crate::methods::{self, Method, QUICK};
 use crate::simulation::{Cell, Scale};
@@ -20,7 +20,8 @@ pub(crate) struct Narrowed<'a> {
     pub(crate) every: bool,
     pub(crate) methods: &'a [String],
     pub(crate) fleets: &'a [String],
-    pub(crate) sets: &'a [String],
+    /// The data sets; the first one gets the main part of the table.
+    pub(crate) sets: &'a [Source],
     pub(crate) alphas: &'a [f64],
     pub(crate) seeds: u64,
     pub(crate) rounds: Option<u32>,
@@ -42,23 +43,21 @@ impl Planned {
     }
 }
 
-/// Returns true if the table's part on that fleet, with that data, has the method.
-fn is_of_part(fleet: Fleet, data: &str, alpha: f64, method: &str) -> bool {
+/// Returns true if the table's part on that fleet has the method, for the main data set or for another one.
+fn is_of_part(fleet: Fleet, is_main_set: bool, alpha: f64, method: &str) -> bool {
     let alike = alpha > 5.0;
     let different = alpha < 0.5;
     let is_main = ["fedlora", "droppeft", "droppeft-share-all"].contains(&method);
-    match (fleet, data) {
-        (Fleet::Roomy, "hwu64") if alike || different => is_main || method == "droppeft-share-most",
-        (Fleet::Roomy, "hwu64") => method != "droppeft-share-most",
-        (Fleet::MemoryBound, "hwu64") if different => is_main,
-        (Fleet::MemoryBound, "hwu64") if !alike => {
+    match (fleet, is_main_set) {
+        (Fleet::Roomy, true) if alike || different => is_main || method == "droppeft-share-most",
+        (Fleet::Roomy, true) => method != "droppeft-share-most",
+        (Fleet::MemoryBound, true) if different => is_main,
+        (Fleet::MemoryBound, true) if !alike => {
             let others = ["fedhetlora", "ffa-lora", "fedadapter", "fedbuff", "droppeft-fedbuff", "fixed-0.35"];
             is_main || others.contains(&method)
         }
-        (Fleet::DeadlineBound | Fleet::Field, "hwu64") | (Fleet::MemoryBound, "agnews" | "sst2" | "mrpc") => {
-            is_main && !alike && !different
-        }
-        (Fleet::Roomy | Fleet::MemoryBound | Fleet::DeadlineBound | Fleet::Field, _) => false,
+        (Fleet::DeadlineBound | Fleet::Field, true) | (Fleet::MemoryBound, false) => is_main && !alike && !different,
+        (Fleet::MemoryBound, true) | (Fleet::Roomy | Fleet::DeadlineBound | Fleet::Field, false) => false,
     }
 }
 
@@ -70,15 +69,14 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
     let methods = methods::all();
     known("method", narrowed.methods, &methods.iter().map(|method| method.name).collect::<Vec<_>>())?;
     known("fleet", narrowed.fleets, &Fleet::ALL.map(Fleet::name))?;
-    known("data set", narrowed.sets, &SETS)?;
     for alpha in narrowed.alphas {
         ensure!(alpha.is_finite() && *alpha > 0.0, "--alphas has {alpha}; give numbers above 0");
     }
     let wanted = |names: &[String], name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let alphas = if narrowed.every && !narrowed.alphas.is_empty() { narrowed.alphas } else { &ALPHAS };
     let same = |a: f64, b: f64| (a - b).abs() < 1e-9;
-    let is_quick = |fleet: Fleet, data: &str, alpha: f64, method: &str| {
-        fleet == Fleet::MemoryBound && data == "hwu64" && same(alpha, 1.0) && QUICK.contains(&method)
+    let is_quick = |fleet: Fleet, is_main_set: bool, alpha: f64, method: &str| {
+        fleet == Fleet::MemoryBound && is_main_set && same(alpha, 1.0) && QUICK.contains(&method)
     };
     let rounds = narrowed.rounds.unwrap_or(if narrowed.quick { 15 } else { FULL.rounds });
     let steps = narrowed.steps.unwrap_or(FULL.steps);
@@ -93,13 +91,13 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
     let mut cells = Vec::new();
     for seed in 1..=narrowed.seeds {
         for fleet in Fleet::ALL.into_iter().filter(|fleet| wanted(narrowed.fleets, fleet.name())) {
-            for data in SETS.into_iter().filter(|data| wanted(narrowed.sets, data)) {
+            for (at, source) in narrowed.sets.iter().enumerate() {
                 for &alpha in alphas {
                     let asked = |method: &&Method| {
                         let in_table = match (narrowed.every, narrowed.quick) {
                             (true, _) => true,
-                            (false, true) => is_quick(fleet, data, alpha, method.name),
-                            (false, false) => is_of_part(fleet, data, alpha, method.name),
+                            (false, true) => is_quick(fleet, at == 0, alpha, method.name),
+                            (false, false) => is_of_part(fleet, at == 0, alpha, method.name),
                         };
                         let of_alpha = narrowed.alphas.is_empty() || narrowed.alphas.iter().any(|&a| same(a, alpha));
                         in_table && of_alpha && wanted(narrowed.methods, method.name)
@@ -108,7 +106,8 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
                         let cell = Cell {
                             method: method.name.to_owned(),
                             fleet: fleet.name().to_owned(),
-                            data: data.to_owned(),
+                            data: source.name.clone(),
+                            texts: source.digest.clone(),
                             alpha,
                             seed,
                             scale,
@@ -134,7 +133,7 @@ pub(crate) fn told(planned: &[Planned]) -> String {
     for fleet in Fleet::ALL {
         text += &format!("  {:<20} {}\n", fleet.name(), fleet.what());
     }
-    text += &format!("\nData sets\n  {}\n\nRuns\n", SETS.join(", "));
+    text += "\nRuns\n";
     let mut parts: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for Planned { cell, .. } in planned {
         let part = parts.entry(format!("{}, {}, alpha {}", cell.fleet, cell.data, cell.alpha)).or_default();

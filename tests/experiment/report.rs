@@ -13,6 +13,7 @@ use crate::plot::{Curve, curves};
 use crate::simulation::{Outcome, Point};
 use anyhow::Context;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -90,8 +91,9 @@ fn seconds_to(outcome: &Outcome, target: f64) -> Option<f64> {
 impl<'a> Part<'a> {
     fn all(outcomes: &'a [Outcome]) -> Vec<Self> {
         let mut parts: Vec<Self> = Vec::new();
+        let sets: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.cell.data.as_str()).collect();
         for fleet in Fleet::ALL.map(Fleet::name) {
-            for data in crate::data::SETS {
+            for &data in &sets {
                 let here = |outcome: &&Outcome| outcome.cell.fleet == fleet && outcome.cell.data == data;
                 let mut alphas: Vec<f64> = outcomes.iter().filter(here).map(|outcome| outcome.cell.alpha).collect();
                 alphas.sort_by(f64::total_cmp);
@@ -466,7 +468,7 @@ mod tests {
             personal,
         };
         Outcome {
-            cell: Cell { method: text(method), fleet, data, alpha: 1.0, seed, scale, settings },
+            cell: Cell { method: text(method), fleet, data, texts: String::new(), alpha: 1.0, seed, scale, settings },
             points: accuracies.iter().enumerate().map(point).collect(),
             peak_memory_bytes: 1,
             small_peak_memory_bytes: None,

@@ -56,6 +56,8 @@ pub(crate) struct Cell {
     pub(crate) method: String,
     pub(crate) fleet: String,
     pub(crate) data: String,
+    /// Digest of the data set's files.
+    pub(crate) texts: String,
     /// Dirichlet's concentration: similarity of the devices' data.
     pub(crate) alpha: f64,
     pub(crate) seed: u64,
@@ -740,6 +742,7 @@ mod tests {
                 method: name.to_owned(),
                 fleet: text(),
                 data: text(),
+                texts: text(),
                 alpha: 1.0,
                 seed: 1,
                 scale,

@@ -1,4 +1,4 @@
-//! Reads whole data sets: the generated one always, the real ones beside the project where they are.
+//! Reads whole data sets: the generated one always, public ones if `SKIFF_DATA_SETS` names their folder (docs/data-sets.md).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use skiff_data::corpus::{GenerateOptions, generate};
@@ -7,17 +7,22 @@ use skiff_data::{Example, Passage, Rated, dataset, labels, open, read};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The folder of a real set, or `None` with a word on why its test does less.
-fn real_set(name: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    // Straight to the stream: the test runner keeps what macros print of a test that passes.
-    let absent = folder.display();
-    let _ =
-        writeln!(std::io::stderr(), "{absent} is absent: the real set {name:?} is NOT tested, only the generated one");
-    None
+/// Returns the folder of a public set. If `SKIFF_DATA_SETS` is not set, prints that its test does less and returns `None`.
+///
+/// # Panics
+/// If `SKIFF_DATA_SETS` is set and lacks the set.
+fn public_set(name: &str) -> Option<PathBuf> {
+    let Some(sets) = std::env::var_os("SKIFF_DATA_SETS") else {
+        // Straight to the stream: the test runner keeps what macros print of a test that passes.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIFF_DATA_SETS is not set: the public set {name:?} is NOT tested, only the generated one"
+        );
+        return None;
+    };
+    let folder = Path::new(&sets).join(name);
+    assert!(folder.is_dir(), "SKIFF_DATA_SETS has no folder {name:?}");
+    Some(folder)
 }
 
 /// Reads both parts and shares the training part out as a fleet does.
@@ -45,7 +50,7 @@ fn the_generated_set_is_read() {
 
 #[test]
 fn ag_news_is_read_and_joined_as_elsewhere() {
-    let Some(folder) = real_set("agnews") else { return };
+    let Some(folder) = public_set("agnews") else { return };
     let (train, test) = check(&folder, 37_430, 7_600, 4);
     assert_eq!(labels(&train), ["1", "2", "3", "4"]);
     assert_eq!(
@@ -57,7 +62,7 @@ fn ag_news_is_read_and_joined_as_elsewhere() {
 
 #[test]
 fn hwu64_is_read() {
-    let Some(folder) = real_set("hwu64") else { return };
+    let Some(folder) = public_set("hwu64") else { return };
     let (train, _) = check(&folder, 9_960, 1_076, 64);
     assert_eq!(
         (train[0].label.as_str(), train[0].text.as_str()),
@@ -67,7 +72,7 @@ fn hwu64_is_read() {
 
 #[test]
 fn sst2_is_read_with_its_quotes_and_spaces() {
-    let Some(folder) = real_set("sst2") else { return };
+    let Some(folder) = public_set("sst2") else { return };
     let (train, test) = check(&folder, 67_349, 872, 2);
     assert_eq!(train[0].text, "hide new secretions from the parental units ");
     assert_eq!(test[0].label, "1");
@@ -75,7 +80,7 @@ fn sst2_is_read_with_its_quotes_and_spaces() {
 
 #[test]
 fn mrpc_is_read_as_pairs_with_their_quotes() {
-    let Some(folder) = real_set("mrpc") else { return };
+    let Some(folder) = public_set("mrpc") else { return };
     let (train, test) = check(&folder, 3_667, 1_725, 2);
     assert!(train.iter().chain(&test).all(|example| example.pair.is_some()));
     assert_eq!(train[0].label, "1");
@@ -91,11 +96,11 @@ fn mrpc_is_read_as_pairs_with_their_quotes() {
 }
 
 #[test]
-fn a_real_set_is_also_texts_for_a_language_model() {
-    let Some(folder) = real_set("sst2") else { return };
+fn a_public_set_is_also_texts_for_a_language_model() {
+    let Some(folder) = public_set("sst2") else { return };
     let passages: Vec<Passage> = read(&folder.join("dev.tsv")).unwrap();
     assert_eq!(passages.len(), 872);
     let lines: Vec<Passage> =
-        open(&real_set("mrpc").unwrap().join("test.txt")).unwrap().collect::<Result<_, _>>().unwrap();
+        open(&public_set("mrpc").unwrap().join("test.txt")).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(lines.len(), 1_726, "a .txt file is a text on each line, whatever they say");
 }

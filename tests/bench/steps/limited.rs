@@ -37,7 +37,7 @@ pub(crate) fn measure() -> Vec<Value> {
     checkpoints::write(&checkpoints::deberta_xxlarge(), &checkpoint).unwrap();
     let mut measured = Vec::new();
     for stored in STORED {
-        let pack = pack(&checkpoint, stored, 2, folder.path());
+        let pack = pack(&checkpoint, stored, &["a", "b"].map(str::to_owned), folder.path());
         forget(&pack.join("frozen.safetensors")).unwrap();
         match last_line(&mut skiff(&pack, limit.as_deref().unwrap_or_default())) {
             Ok(line) => {

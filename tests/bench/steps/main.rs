@@ -1,6 +1,7 @@
 //! Cost of training, each line a process of its own on two threads: steps on three sizes of BERT, real text, and with `--xxl` a
 //! large DeBERTa in little memory. If `--peers PYTHON` is given, PyTorch and PEFT take their turn between Skiff's lines. Tables on standard
-//! output; with `--json FILE` the same for programs; `--quick` leaves all but `MiniLM` out, and most of the text.
+//! output; with `--json FILE` the same for programs; `--quick` leaves all but `MiniLM` out, and most of the text; `--data FOLDER` takes
+//! your texts in place of the generated ones.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 mod limited;
@@ -35,11 +36,9 @@ fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Makes a pack for `labels` classes in `folder`.
-fn pack(checkpoint: &Path, (name, frozen): (&str, Storage), labels: usize, folder: &Path) -> PathBuf {
+/// Makes a pack for classes with these names in `folder`.
+fn pack(checkpoint: &Path, (name, frozen): (&str, Storage), labels: &[String], folder: &Path) -> PathBuf {
     let out = folder.join(name);
-    // AG News numbers its classes from 1.
-    let labels = (1..=labels).map(|label| label.to_string()).collect();
-    drop(packs::made(&BuildOptions { frozen, ..BuildOptions::new(checkpoint, &out, labels) }));
+    drop(packs::made(&BuildOptions { frozen, ..BuildOptions::new(checkpoint, &out, labels.to_vec()) }));
     out
 }

@@ -1,16 +1,13 @@
-//! PyTorch and PEFT, which the project's scripts run. They lie below the source tree's parent, where the project keeps what
-//! several repositories use.
+//! PyTorch and PEFT, run by the scripts in `tests/bench/peers`.
 
 use crate::process::last_line;
 use serde_json::Value;
 use skiff_tests::{places, results};
-use std::path::PathBuf;
 use std::process::Command;
 
-/// A Python that has the packages, and the folder of the scripts.
+/// A Python that has the packages.
 pub(crate) struct Peers {
     python: String,
-    scripts: PathBuf,
 }
 
 impl Peers {
@@ -22,7 +19,7 @@ impl Peers {
             );
             return None;
         };
-        let found = Self { python, scripts: places::tree().join("../shared/tools/peers") };
+        let found = Self { python };
         match found.problem() {
             None => Some(found),
             Some(problem) => {
@@ -33,10 +30,6 @@ impl Peers {
     }
 
     fn problem(&self) -> Option<String> {
-        let scripts = ["torch_peft_step.py", "torch_peft_text.py"].map(|name| self.scripts.join(name));
-        if let Some(missing) = scripts.iter().find(|script| !script.is_file()) {
-            return Some(format!("its script {} is not there", missing.display()));
-        }
         let python = &self.python;
         let imported = Command::new(python).args(["-c", "import torch, transformers, peft"]).output();
         match imported {
@@ -52,7 +45,10 @@ impl Peers {
     /// Returns the result of `script` with these arguments. A failure prints a sentence only, because the benchmark is Skiff's.
     pub(crate) fn run(&self, script: &str, arguments: &[&str]) -> Option<Value> {
         let mut command = Command::new(&self.python);
-        command.arg(self.scripts.join(script)).args(arguments).args(["--threads", crate::THREADS]);
+        command
+            .arg(places::tree().join("tests/bench/peers").join(script))
+            .args(arguments)
+            .args(["--threads", crate::THREADS]);
         // Nothing is fetched, and no warning stands in the table.
         command.env("HF_HUB_OFFLINE", "1");
         last_line(&mut command).map_err(|error| println!("PyTorch has no line here: {error}")).ok()

@@ -49,8 +49,7 @@ struct Found {
 struct Peer {
     median_s: f64,
     min_s: f64,
-    /// MiB.
-    vmhwm: f64,
+    peak_rss_bytes: f64,
 }
 
 fn models(quick: bool) -> Vec<Model> {
@@ -74,11 +73,11 @@ impl Model {
         vec![
             way("keep", all, Some("train")),
             way("half", all, None),
-            way("recompute", all, Some("ckpt")),
+            way("recompute", all, Some("checkpoint")),
             way("keep", half, Some("skip")),
             way("half", half, None),
             way("recompute", half, None),
-            way(EVALUATE, all, Some("eval")),
+            way(EVALUATE, all, Some("evaluate")),
         ]
     }
 
@@ -89,7 +88,8 @@ impl Model {
             checkpoints::write(config, &made).unwrap();
             made.clone()
         });
-        let packs = STORED.map(|stored| pack(&checkpoint, stored, 4, folder)).to_vec();
+        let packs =
+            STORED.map(|stored| pack(&checkpoint, stored, &["a", "b", "c", "d"].map(str::to_owned), folder)).to_vec();
         if self.config.is_some() {
             std::fs::remove_dir_all(made).unwrap();
         }
@@ -195,8 +195,8 @@ fn skiff(model: &Model, way: &Way, pack: &Path) -> Value {
 }
 
 fn torch(model: &Model, way: &Way, peers: Option<&Peers>) -> Option<Value> {
-    let arguments = [model.shape, BATCH, way.peer?, "sdpa", "--seq", TOKENS, "--steps", model.steps];
-    peers?.run("torch_peft_step.py", &arguments)
+    let arguments = [model.shape, way.peer?, "--batch", BATCH, "--tokens", TOKENS, "--steps", model.steps];
+    peers?.run("step.py", &arguments)
 }
 
 impl Found {
@@ -224,7 +224,7 @@ impl Found {
 
 impl Peer {
     fn print(&self, model: &Model, way: &Way, beside: &Found) {
-        let peak = format!("{:.0}", self.vmhwm * 1024.0 * 1024.0 / 1e6);
+        let peak = format!("{:.0}", self.peak_rss_bytes / 1e6);
         row(model, "PyTorch f32", way, [self.median_s, self.min_s], beside.speed(self.median_s), [&peak, "", "", ""]);
     }
 }

@@ -1,18 +1,21 @@
-//! Real text: AG News with `MiniLM`, from the file to the accuracy.
+//! Text with `MiniLM`, from the file to the accuracy: commands to a home assistant that the benchmark writes itself, or the texts of
+//! `--data FOLDER`.
 
 use crate::peers::Peers;
 use crate::process::{agent, labelled, last_line};
 use crate::{STORED, THREADS, pack, scratch};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skiff_tests::places;
-use std::path::Path;
+use skiff_data::corpus::{GenerateOptions, generate};
+use skiff_data::{DataSet, Example, dataset, labels, read};
+use skiff_tests::{places, results};
+use std::path::{Path, PathBuf};
 
 const BATCH: &str = "8";
 const LEARNING_RATE: &str = "1e-3";
 const TEST_ROWS: &str = "1000";
 
-/// The part of `skiff-agent train --json`'s output that the table shows.
+/// The part of a program's output that the table shows.
 #[derive(Deserialize)]
 struct Found {
     examples_per_second: f64,
@@ -21,42 +24,50 @@ struct Found {
     peak_rss_bytes: f64,
 }
 
-/// The part of the peers' output that the table shows.
-#[derive(Deserialize)]
-struct Peer {
-    examples_per_s: f64,
-    eval_examples_per_s: f64,
-    accuracy: f64,
-    /// MiB.
-    peak_rss_mb: f64,
+/// Texts to train on and to evaluate.
+struct Texts {
+    name: String,
+    train: PathBuf,
+    test: PathBuf,
+    labels: Vec<String>,
 }
 
-/// Prints the table and returns it. If the texts are missing, prints a sentence and returns nothing.
+/// Reads what `--data` names, or writes the generated texts into `folder`.
+fn texts(folder: &Path) -> Texts {
+    let given = results::argument("--data").map(PathBuf::from);
+    let folder = given.unwrap_or_else(|| {
+        let folder = folder.join("generated");
+        generate(&GenerateOptions::default()).unwrap().write(&folder).unwrap();
+        folder
+    });
+    let DataSet { name, train, test } = dataset(&folder).unwrap_or_else(|error| panic!("--data: {error}"));
+    let labels = labels(&[read::<Example>(&train).unwrap(), read::<Example>(&test).unwrap()].concat());
+    Texts { name, train, test, labels }
+}
+
+/// Prints the table and returns it.
 pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
-    // Where the project keeps what several repositories use.
-    let data = places::tree().join("../shared/data/agnews");
-    let [train, test] = ["train.csv", "test.csv"].map(|name| data.join(name));
-    if !train.is_file() || !test.is_file() {
-        println!("Real text is left out: {} has no train.csv and test.csv.\n", data.display());
-        return Vec::new();
-    }
+    let folder = scratch();
+    let texts = texts(folder.path());
     let steps = if quick { "60" } else { "300" };
     println!(
         "{:<14} {:<11} {:>10} {:>14} {:>9} {:>8}",
-        "AG News", "program", "examples/s", "evaluated/s", "accuracy", "peak MB"
+        texts.name, "program", "examples/s", "evaluated/s", "accuracy", "peak MB"
     );
-    let folder = scratch();
     let mut measured = Vec::new();
     for (at, stored) in STORED.into_iter().enumerate() {
-        let pack = pack(&places::minilm(), stored, 4, folder.path());
-        let line = skiff(&pack, [&train, &test], steps);
-        Found::deserialize(&line).unwrap().print(stored.0);
-        measured.push(labelled(line, json!({ "program": "Skiff", "model": "MiniLM", "storage": stored.0 })));
+        let pack = pack(&places::minilm(), stored, &texts.labels, folder.path());
+        let line = skiff(&pack, &texts, steps);
+        Found::deserialize(&line).unwrap().print(&format!("Skiff {}", stored.0));
+        measured.push(labelled(
+            line,
+            json!({ "program": "Skiff", "model": "MiniLM", "texts": texts.name, "storage": stored.0 }),
+        ));
         if at == 0
-            && let Some(line) = peers.and_then(|peers| torch(peers, [&train, &test], steps))
+            && let Some(line) = peers.and_then(|peers| torch(peers, &texts, steps))
         {
-            Peer::deserialize(&line).unwrap().print();
-            measured.push(labelled(line, json!({ "program": "PyTorch", "model": "MiniLM" })));
+            Found::deserialize(&line).unwrap().print("PyTorch f32");
+            measured.push(labelled(line, json!({ "program": "PyTorch", "model": "MiniLM", "texts": texts.name })));
         }
     }
     println!(
@@ -66,17 +77,17 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
     measured
 }
 
-fn skiff(pack: &Path, [train, test]: [&Path; 2], steps: &str) -> Value {
+fn skiff(pack: &Path, texts: &Texts, steps: &str) -> Value {
     let mut command = agent();
-    command.arg("train").arg("--pack").arg(pack).arg("--train").arg(train).arg("--test").arg(test).arg("--json");
-    command.args(training(steps)).args(["--evaluate", TEST_ROWS, "--threads", THREADS]);
+    command.arg("train").arg("--pack").arg(pack).arg("--train").arg(&texts.train).arg("--test").arg(&texts.test);
+    command.arg("--json").args(training(steps)).args(["--evaluate", TEST_ROWS, "--threads", THREADS]);
     last_line(&mut command).unwrap()
 }
 
-fn torch(peers: &Peers, [train, test]: [&Path; 2], steps: &str) -> Option<Value> {
-    let (model, train, test) = (places::minilm(), train.to_str()?, test.to_str()?);
-    let arguments = [&[model.to_str()?, train, test][..], &training(steps), &["--eval-rows", TEST_ROWS]].concat();
-    peers.run("torch_peft_text.py", &arguments)
+fn torch(peers: &Peers, texts: &Texts, steps: &str) -> Option<Value> {
+    let (model, train, test) = (places::minilm(), texts.train.to_str()?, texts.test.to_str()?);
+    let arguments = [&[model.to_str()?, train, test][..], &training(steps), &["--evaluate", TEST_ROWS]].concat();
+    peers.run("text.py", &arguments)
 }
 
 /// Options with the same name in both programs.
@@ -85,19 +96,14 @@ const fn training(steps: &str) -> [&str; 6] {
 }
 
 impl Found {
-    fn print(&self, storage: &str) {
-        let speeds = [self.examples_per_second, self.evaluate_examples_per_second];
-        row(&format!("Skiff {storage}"), speeds, self.accuracy, self.peak_rss_bytes / 1e6);
+    fn print(&self, program: &str) {
+        println!(
+            "{:<14} {program:<11} {:>10.1} {:>14.1} {:>9.3} {:>8.0}",
+            "MiniLM",
+            self.examples_per_second,
+            self.evaluate_examples_per_second,
+            self.accuracy,
+            self.peak_rss_bytes / 1e6
+        );
     }
-}
-
-impl Peer {
-    fn print(&self) {
-        let speeds = [self.examples_per_s, self.eval_examples_per_s];
-        row("PyTorch f32", speeds, self.accuracy, self.peak_rss_mb * 1024.0 * 1024.0 / 1e6);
-    }
-}
-
-fn row(program: &str, [training, evaluation]: [f64; 2], accuracy: f64, peak: f64) {
-    println!("{:<14} {program:<11} {training:>10.1} {evaluation:>14.1} {accuracy:>9.3} {peak:>8.0}", "MiniLM");
 }

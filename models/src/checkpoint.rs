@@ -4,16 +4,17 @@
 //! gigabytes takes only the memory of one piece.
 
 use crate::files;
-use crate::tensors::TensorError;
+use crate::tensors::{self, TensorError};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use ndarray::ArrayD;
-use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
+use skiff_base::foreign::{Foreign, START_BYTES};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -91,6 +92,21 @@ pub enum CheckpointError {
 const PIECE: usize = 1 << 20;
 /// Maximum size of a checkpoint's JSON file, in bytes.
 const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Files of a folder without safetensors, and what to do about them.
+const ABSENT_HINTS: [(&str, &str); 7] = [
+    ("pytorch_model.bin", CONVERT),
+    ("pytorch_model.bin.index.json", CONVERT),
+    ("tf_model.h5", CONVERT),
+    ("flax_model.msgpack", CONVERT),
+    (
+        "adapter_config.json",
+        "; it has adapter_config.json: give this folder as --adapter, and the folder of its base model as --checkpoint",
+    ),
+    ("config.json", "; it has config.json: download the weights too, for a clone with `git lfs pull`"),
+    ("manifest.json", "; it has manifest.json: this is a pack already"),
+];
+const CONVERT: &str = "; it has weights in an older format: load them with transformers and save them with save_pretrained, which \
+                       writes safetensors";
 
 impl TensorFile {
     /// Opens the file at `path` and checks its header: sizes that fit the file, no overlap, no holes.
@@ -105,7 +121,10 @@ impl TensorFile {
             reason = "mapped for its header only; files do not shrink meanwhile on a working machine"
         )]
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let tensors = SafeTensors::deserialize(&map).map_err(|error| malformed(path, TensorError::Header(error)))?;
+        if let Some(foreign) = Foreign::recognise(&map[..map.len().min(START_BYTES)]) {
+            return Err(read(io::Error::new(io::ErrorKind::InvalidData, foreign)));
+        }
+        let tensors = tensors::deserialize(&map).map_err(|error| malformed(path, error))?;
         let start = map.as_ptr().addr();
         let entry = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
             let begin = (view.data().as_ptr().addr() - start) as u64;
@@ -212,7 +231,7 @@ impl Checkpoint {
     /// A folder without tensors; a malformed index or header; a shard that is missing or lacks a tensor of the index.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let (whole, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
-        if whole.is_file() {
+        if whole.exists() {
             let file = TensorFile::open(&whole)?;
             let index = file.names().map(|name| (name.to_owned(), 0)).collect();
             return Ok(Self { folder: folder.to_owned(), files: vec![file], index });
@@ -220,12 +239,7 @@ impl Checkpoint {
         if index.is_file() {
             return Self::open_shards(folder, &index);
         }
-        let hint = match folder.join("pytorch_model.bin").is_file() {
-            true => {
-                "; it has pytorch_model.bin: load it with transformers and save it with save_pretrained, which writes safetensors"
-            }
-            false => "",
-        };
+        let hint = ABSENT_HINTS.iter().find(|(name, _)| folder.join(name).exists()).map_or("", |(_, hint)| hint);
         Err(CheckpointError::Absent { folder: folder.to_owned(), hint })
     }
 
@@ -289,9 +303,9 @@ impl Checkpoint {
 /// Reads a file of settings of at most 64 MiB.
 ///
 /// # Errors
-/// The errors of [`files::read_bounded`].
+/// The errors of [`files::read_json_bounded`].
 pub(crate) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    files::read_bounded(path, MAX_JSON_BYTES)
+    files::read_json_bounded(path, MAX_JSON_BYTES)
 }
 
 fn malformed(path: &Path, source: TensorError) -> CheckpointError {
@@ -438,7 +452,53 @@ mod tests {
     fn a_pickled_checkpoint_is_told_how_to_convert() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(Checkpoint::open(folder.path()), Err(CheckpointError::Absent { .. })));
-        fs::write(folder.path().join("pytorch_model.bin"), "x").unwrap();
-        assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("save_pretrained"));
+        let said = |name: &str| {
+            fs::write(folder.path().join(name), "x").unwrap();
+            Checkpoint::open(folder.path()).unwrap_err().to_string()
+        };
+        assert!(said("config.json").contains("git lfs pull"));
+        assert!(said("pytorch_model.bin").contains("save_pretrained"));
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_weights_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let said = |contents: &[u8]| {
+            fs::write(&path, contents).unwrap();
+            message(&Checkpoint::open(folder.path()).unwrap_err())
+        };
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 470\n";
+        for (contents, says) in [
+            (pointer.as_bytes(), "a Git LFS pointer, not the file itself, which has 470 bytes"),
+            (b"<!doctype html><title>Sign in</title>", "a web page (\"Sign in\")"),
+            (b"PK\x03\x04\0\0", "a ZIP archive"),
+            (b"", "empty"),
+            (&[0; 4096], "zeros"),
+        ] {
+            let said = said(contents);
+            assert!(said.contains(says) && said.contains("model.safetensors"), "{said}");
+        }
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(message(&Checkpoint::open(folder.path()).unwrap_err()).contains("it is a folder"));
+    }
+
+    #[test]
+    fn half_a_download_is_named_with_both_lengths() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        file(&path, &[("a", Dtype::F32, &[3], floats(&[1.0, 2.0, 3.0]))]);
+        let whole = fs::read(&path).unwrap();
+        let length = whole.len();
+        let said = |contents: &[u8]| {
+            fs::write(&path, contents).unwrap();
+            message(&Checkpoint::open(folder.path()).unwrap_err())
+        };
+        assert!(
+            said(&whole[..length - 5]).contains(&format!("has {} bytes, and its header says {length}:", length - 5))
+        );
+        assert!(said(&whole[..20]).contains(&format!("says at least {}", length - 12)), "{}", said(&whole[..20]));
+        assert!(said(&[whole.as_slice(), b"x"].concat()).contains(&format!("header says {length}")));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The errors come from `std::io` and do not name the file; the caller adds the name.
 
+use skiff_base::foreign::{Foreign, START_BYTES};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
@@ -23,12 +24,48 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
 }
 
+/// Same as [`read_bounded`], for a file that holds a JSON object. Refuses a file that stands in its place, such as a Git LFS pointer
+/// or a web page, and one that is cut off; the error says what to do.
+///
+/// # Errors
+/// The errors of [`read_bounded`], and contents that cannot be a JSON object.
+pub fn read_json_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let bytes = read_bounded(path, limit)?;
+    if let Some(foreign) = Foreign::recognise(&bytes) {
+        return Err(io::Error::new(ErrorKind::InvalidData, foreign));
+    }
+    let fault = match bytes.trim_ascii() {
+        [b'{', .., b'}'] | [b'[', ..] => return Ok(bytes),
+        [b'{', ..] => "the file is cut off before the end of its JSON object: download or copy it again",
+        [0xef, 0xbb, 0xbf, ..] => {
+            "the file begins with a byte order mark, which JSON does not allow: save it as UTF-8 without one"
+        }
+        _ => "the file does not begin with a JSON object: take the file that belongs to the model",
+    };
+    Err(io::Error::new(ErrorKind::InvalidData, fault))
+}
+
+/// Recognises what stands in the place of the file at `path`. Returns `None` if nothing is recognised or it cannot be read.
+#[must_use]
+pub fn foreign_start(path: &Path) -> Option<Foreign> {
+    let mut start = Vec::with_capacity(START_BYTES);
+    open_regular(path).ok()?.take(START_BYTES as u64).read_to_end(&mut start).ok()?;
+    Foreign::recognise(&start)
+}
+
 /// Opens a file for reading. Refuses a pipe before opening it, because opening would wait for a writer.
 ///
 /// # Errors
 /// A path to anything but a regular file; a file that cannot be opened.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    if !fs::metadata(path)?.is_file() {
+    let found = fs::metadata(path)?;
+    if found.is_dir() {
+        return Err(io::Error::new(
+            ErrorKind::IsADirectory,
+            "it is a folder, not a regular file: name the file inside",
+        ));
+    }
+    if !found.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));
     }
     File::open(path)
@@ -68,7 +105,32 @@ mod tests {
         std::os::unix::fs::symlink(&pipe, &link).unwrap();
         for path in [pipe.as_path(), &link, Path::new("/dev/zero"), folder.path()] {
             let error = read_bounded(path, 1 << 20).unwrap_err();
-            assert_eq!(error.to_string(), "not a regular file", "{}", path.display());
+            assert!(error.to_string().contains("not a regular file"), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_a_json_object_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let read = |contents: &str| {
+            fs::write(&path, contents).unwrap();
+            read_json_bounded(&path, 1 << 20).map_err(|error| error.to_string())
+        };
+        for sound in ["{}", " {\"a\": [1]}\r\n", "[1]"] {
+            assert_eq!(read(sound).unwrap(), sound.as_bytes());
+        }
+        for (contents, says) in [
+            ("", "the file is empty"),
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
+            ("<html><title>404</title></html>", "web page (\"404\")"),
+            ("{\"hidden_size\": 12, \"id2lab", "cut off"),
+            ("{", "cut off"),
+            ("Entry not found", "does not begin with a JSON object"),
+            ("\u{feff}{}", "byte order mark"),
+        ] {
+            let error = read(contents).unwrap_err();
+            assert!(error.contains(says), "{contents}: {error}");
         }
     }
 }

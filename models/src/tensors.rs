@@ -49,8 +49,21 @@ pub struct Schema {
 #[derive(Debug, thiserror::Error)]
 pub enum TensorError {
     /// The bytes are not a safetensors file.
-    #[error("reading the tensors' header")]
+    #[error("reading the tensors' header; take a file in the safetensors format, or download it again")]
     Header(#[source] safetensors::SafeTensorError),
+    /// The file is shorter or longer than its own header says.
+    #[error(
+        "the file has {found} bytes, and its header says {}{expected}: it was not downloaded or copied completely; do so again",
+        if *.inside_header { "at least " } else { "" }
+    )]
+    Length {
+        /// Number of bytes of the file.
+        found: u64,
+        /// Number of bytes by the header.
+        expected: u64,
+        /// True if the file ends within its header, so that only the header's end is known.
+        inside_header: bool,
+    },
     /// The schema does not have the tensor.
     #[error("tensor {name:?} is not in the schema")]
     Unknown {
@@ -167,7 +180,7 @@ impl Schema {
     /// # Errors
     /// A tensor that is missing, unknown, misshaped, of another type, or not finite.
     pub fn read(&self, bytes: &[u8]) -> Result<NamedTensors, TensorError> {
-        let file = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
+        let file = deserialize(bytes)?;
         if let Some(name) = file.names().into_iter().find(|name| self.find(name).is_none()) {
             return Err(TensorError::Unknown { name: name.to_owned() });
         }
@@ -180,8 +193,38 @@ impl Schema {
 /// # Errors
 /// Bytes that are not a safetensors file.
 pub fn names(bytes: &[u8]) -> Result<std::collections::BTreeSet<String>, TensorError> {
-    let file = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
+    let file = deserialize(bytes)?;
     Ok(file.names().into_iter().map(str::to_owned).collect())
+}
+
+/// Checks the header of safetensors bytes.
+///
+/// # Errors
+/// [`TensorError::Length`] for a file of another length than its header says, [`TensorError::Header`] for any other fault.
+pub(crate) fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>, TensorError> {
+    SafeTensors::deserialize(bytes).map_err(|error| wrong_length(bytes).unwrap_or(TensorError::Header(error)))
+}
+
+/// Compares the length of a malformed file with the header's. Returns `None` if the length is right or there is no header.
+fn wrong_length(bytes: &[u8]) -> Option<TensorError> {
+    /// Greatest length of a header in bytes; the same limit as the library's.
+    const MAX_HEADER_BYTES: u64 = 100_000_000;
+    const PREFIX_BYTES: u64 = 8;
+    let found = bytes.len() as u64;
+    let (length, rest) = bytes.split_first_chunk()?;
+    let header_bytes = u64::from_le_bytes(*length);
+    if header_bytes > MAX_HEADER_BYTES || rest.first() != Some(&b'{') {
+        return None;
+    }
+    let header_end = PREFIX_BYTES + header_bytes;
+    if found < header_end {
+        return Some(TensorError::Length { found, expected: header_end, inside_header: true });
+    }
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(rest.get(..usize::try_from(header_bytes).ok()?)?).ok()?;
+    let ends = header.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64());
+    let expected = header_end.checked_add(ends.max().unwrap_or(0))?;
+    (found != expected).then_some(TensorError::Length { found, expected, inside_header: false })
 }
 
 const LORA_A: &str = ".lora_A.";

@@ -7,6 +7,7 @@ use crate::settings::{BrokerSettings, Credentials};
 use crate::{Publication, QUEUE};
 use rumqttc::{AsyncClient, EventLoop, LastWill, MqttOptions, ValidatedTopicFilter};
 use std::fmt;
+use std::path::PathBuf;
 
 /// Maximum size of a packet that is read, in bytes. It is far above the protocol's limit, so that an oversized message is
 /// refused and does not break the connection.
@@ -33,9 +34,15 @@ pub struct LinkConfig {
 
 /// Names of the broker and of this client, for messages to the operator.
 pub(crate) struct Broker {
-    url: String,
+    pub(crate) url: String,
     /// "user x" or "a client without a user name".
     pub(crate) who: String,
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) ca_file: Option<PathBuf>,
+    /// True if this client has a certificate of its own.
+    pub(crate) has_certificate: bool,
 }
 
 impl fmt::Display for Broker {
@@ -54,7 +61,7 @@ impl LinkConfig {
         let address = self.broker.address()?;
         let Credentials { user, password } = self.broker.credentials()?;
 
-        let mut options = MqttOptions::new(self.client_id.clone(), (address.host, address.port));
+        let mut options = MqttOptions::new(self.client_id.clone(), (address.host.clone(), address.port));
         options
             .set_clean_session(true)
             .set_keep_alive(KEEP_ALIVE_S)
@@ -80,7 +87,16 @@ impl LinkConfig {
         connection.set_network_options(network);
 
         let who = user.map_or_else(|| "a client without a user name".to_owned(), |user| format!("user {user:?}"));
-        Ok((Broker { url: without_password(&self.broker.url), who }, client, connection))
+        let broker = Broker {
+            url: without_password(&self.broker.url),
+            who,
+            tls: address.tls,
+            host: address.host,
+            port: address.port,
+            ca_file: self.broker.ca_file.clone(),
+            has_certificate: self.broker.client_cert_file.is_some(),
+        };
+        Ok((broker, client, connection))
     }
 }
 

@@ -5,12 +5,12 @@ use crate::backoff::Backoff;
 use crate::config::{Broker, LinkConfig};
 use crate::error::LinkError;
 use crate::inbox::Inbox;
+use crate::probe::another_protocol;
+use crate::trouble::{explain, explain_protocol, may_be_another_protocol};
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Packet, Publish, QoS, StateError, SubAck,
-    SubscribeFilter, SubscribeReasonCode,
+    AsyncClient, ConnectionError, Event, EventLoop, Packet, Publish, QoS, SubAck, SubscribeFilter, SubscribeReasonCode,
 };
 use skiff_protocol::codec::MAX_MESSAGE_BYTES;
-use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 use tokio::select;
@@ -31,6 +31,8 @@ pub(crate) struct Driver {
     connection: EventLoop,
     inbox: Inbox,
     closing: oneshot::Receiver<()>,
+    /// The last explanation for which the port was probed, and the better one if there is any.
+    probed: Option<(String, Option<String>)>,
 }
 
 /// Progress of a connection.
@@ -65,7 +67,8 @@ impl Driver {
         closing: oneshot::Receiver<()>,
     ) -> Result<Self, LinkError> {
         let (broker, client, connection) = config.connect_options()?;
-        Ok(Self { broker, subscriptions: config.subscriptions, client, connection, inbox: Inbox::new(inbox), closing })
+        let inbox = Inbox::new(inbox);
+        Ok(Self { broker, subscriptions: config.subscriptions, client, connection, inbox, closing, probed: None })
     }
 
     pub(crate) fn client(&self) -> AsyncClient {
@@ -149,7 +152,11 @@ impl Driver {
                     if self.connection.diagnostics().connected {
                         self.connection.clean();
                     }
-                    return End::Lost { reason: explain(&self.broker, &error), held: phase == Phase::Held };
+                    let mut reason = explain(&self.broker, &error);
+                    if phase == Phase::Connecting && may_be_another_protocol(&error) {
+                        reason = self.probe(reason).await;
+                    }
+                    return End::Lost { reason, held: phase == Phase::Held };
                 }
             }
         };
@@ -157,6 +164,19 @@ impl Driver {
             self.say_goodbye().await;
         }
         End::Closed
+    }
+
+    /// Returns a better explanation than `reason` if the port speaks another protocol. Each reason is probed once.
+    async fn probe(&mut self, reason: String) -> String {
+        let better = match &self.probed {
+            Some((known, better)) if *known == reason => better.clone(),
+            Some(_) | None => {
+                let better = another_protocol(&self.broker).await.map(|spoken| explain_protocol(&self.broker, spoken));
+                self.probed = Some((reason.clone(), better.clone()));
+                better
+            }
+        };
+        better.unwrap_or(reason)
     }
 
     fn up(&mut self) -> Phase {
@@ -217,51 +237,4 @@ enum Rest {
 /// Draws a uniform number. If the system has no random numbers, the rests are only less scattered.
 fn draw() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX)
-}
-
-/// Describes an error and its remedy for the operator.
-fn explain(broker: &Broker, error: &ConnectionError) -> String {
-    let who = &broker.who;
-    if let ConnectionError::ConnectionRefused(code) = error {
-        return match code {
-            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
-                format!("the broker {broker} refused {who}: check user and password, and the broker's access list")
-            }
-            ConnectReturnCode::BadClientId => format!("the broker {broker} refused the client id of {who}"),
-            ConnectReturnCode::ServiceUnavailable => format!("the broker {broker} is up but not available"),
-            ConnectReturnCode::RefusedProtocolVersion => {
-                format!("the broker {broker} does not speak MQTT 3.1.1: enable that version in the broker")
-            }
-            ConnectReturnCode::Success => format!("the broker {broker} closed the connection"),
-        };
-    }
-    if let ConnectionError::NetworkTimeout = error {
-        return format!("the broker {broker} does not answer: check its address, and that no firewall blocks it");
-    }
-    if let ConnectionError::Tls(_) = error {
-        return format!(
-            "no TLS connection to {broker}: {}: check that ca_file signs the broker's certificate, that the certificate \
-             names this host, and the client certificate",
-            root_cause(error)
-        );
-    }
-    if let ConnectionError::Io(_) = error {
-        return format!(
-            "no connection to the broker {broker}: {}: check that it runs and its address",
-            root_cause(error)
-        );
-    }
-    if let ConnectionError::MqttState(StateError::ConnectionAborted) = error {
-        return format!("the broker {broker} closed the connection");
-    }
-    format!("the connection to the broker {broker} broke: {}", root_cause(error))
-}
-
-/// Returns the innermost cause, which the outer ones repeat.
-fn root_cause(error: &ConnectionError) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }

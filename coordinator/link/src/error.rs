@@ -24,7 +24,7 @@ pub enum LinkError {
         missing: &'static str,
     },
     /// A file of certificates or keys cannot be used.
-    #[error("reading {setting} {}: it must be a readable PEM file holding {holding}", path.display())]
+    #[error("reading {setting} {}: it must be a readable PEM file holding {holding}{advice}", path.display())]
     BadFile {
         /// The setting that names the file.
         setting: &'static str,
@@ -32,6 +32,8 @@ pub enum LinkError {
         path: PathBuf,
         /// The expected content.
         holding: &'static str,
+        /// The content that was found and the remedy, or nothing.
+        advice: &'static str,
         /// The error of reading or parsing it.
         source: PemError,
     },

@@ -23,7 +23,7 @@
 //!
 //! Rooms: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
 //! above), `inbox` (the reader's queue), `backoff` (time to rest),
-//! `refusals` (messages that are not accepted).
+//! `trouble` (reasons in words), `probe` (the protocol of a port), `refusals` (messages that are not accepted).
 
 mod address;
 mod backoff;
@@ -31,9 +31,11 @@ mod config;
 mod driver;
 mod error;
 mod inbox;
+mod probe;
 mod prompt;
 mod refusals;
 mod settings;
+mod trouble;
 
 pub use config::LinkConfig;
 pub use error::LinkError;

@@ -8,6 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -172,6 +174,7 @@ impl BrokerSettings {
             setting: "client_key_file",
             path: key.clone(),
             holding: "an unencrypted private key",
+            advice: advice(key),
             source,
         })?;
         config.with_client_auth_cert(certificates, private).map_err(|source| LinkError::BadClientCertificate {
@@ -215,7 +218,40 @@ fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer
 }
 
 fn bad_certificates(setting: &'static str, path: &Path, source: PemError) -> LinkError {
-    LinkError::BadFile { setting, path: path.to_owned(), holding: "certificates", source }
+    LinkError::BadFile { setting, path: path.to_owned(), holding: "certificates", advice: advice(path), source }
+}
+
+/// Looks at a file that is not the expected one, and returns what it holds and the remedy, as the end of a sentence.
+fn advice(path: &Path) -> &'static str {
+    /// Number of bytes that are looked at; certificates in text form may have a long text before them.
+    const LOOKED_AT: u64 = 64 << 10;
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut start));
+    if read.is_err() {
+        return "";
+    }
+    let contents = String::from_utf8_lossy(&start);
+    let hints = [
+        (
+            "BEGIN ENCRYPTED PRIVATE KEY",
+            "; this key is encrypted: write it without a passphrase with `openssl pkey -in FILE -out NEW`",
+        ),
+        (
+            "Proc-Type: 4,ENCRYPTED",
+            "; this key is encrypted: write it without a passphrase with `openssl pkey -in FILE -out NEW`",
+        ),
+        (
+            "BEGIN CERTIFICATE REQUEST",
+            "; this is a request that nobody has signed yet: name the certificate made from it",
+        ),
+        ("PRIVATE KEY", "; this is a private key: name the certificate that belongs to it"),
+        ("BEGIN CERTIFICATE", "; this is a certificate: name the key that belongs to it"),
+    ];
+    if start.starts_with(&[0x30, 0x82]) {
+        return "; this is a file in DER or PKCS #12: convert it with `openssl x509 -inform DER -in FILE -out NEW` or \
+                `openssl pkcs12 -in FILE -nodes -out NEW`";
+    }
+    hints.into_iter().find(|(mark, _)| contents.contains(mark)).map_or("", |(_, advice)| advice)
 }
 
 #[cfg(test)]
@@ -254,6 +290,32 @@ mod tests {
         let message = BrokerSettings { password_file: missing, ..at("mqtt://ann@h") };
         let message = message.credentials().err().unwrap().to_string();
         assert_eq!(message, "reading password_file /no/such/file");
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_named_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        for (contents, says) in [
+            (b"\x30\x82\x03\x0f\x30".as_slice(), "in DER"),
+            (b"-----BEGIN PRIVATE KEY-----\nMC4=\n-----END PRIVATE KEY-----\n", "this is a private key"),
+            (
+                b"-----BEGIN CERTIFICATE REQUEST-----\nMC4=\n-----END CERTIFICATE REQUEST-----\n",
+                "nobody has signed yet",
+            ),
+            (b"hello", "holding certificates"),
+        ] {
+            std::fs::write(&path, contents).unwrap();
+            let tls = BrokerSettings { ca_file: Some(path.clone()), ..at("mqtts://h") };
+            let message = tls.transport().err().unwrap().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+        let certificate = b"-----BEGIN CERTIFICATE-----\nMC4=\n-----END CERTIFICATE-----\n";
+        std::fs::write(&path, certificate).unwrap();
+        assert!(advice(&path).contains("name the key"));
+        let encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nMC4=\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        std::fs::write(&path, encrypted).unwrap();
+        assert!(advice(&path).contains("openssl pkey"));
     }
 
     #[test]

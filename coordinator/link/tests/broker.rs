@@ -281,10 +281,10 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
 
     let (_link, mut events) = Link::open(config_with("stranger", "stranger.pem")).unwrap();
     let reason = next_down(&mut events).await;
-    assert!(reason.contains("ca_file") && reason.contains("UnknownIssuer"), "{reason}");
+    assert!(reason.contains("stranger.pem signed the broker's certificate (UnknownIssuer)"), "{reason}");
     let (_link, mut events) = Link::open(config_with("anonymous", "ca.pem")).unwrap();
     let reason = next_down(&mut events).await;
-    assert!(reason.to_lowercase().contains("certificate"), "{reason}");
+    assert!(reason.contains("set client_cert_file and client_key_file"), "{reason}");
 
     let broken = Link::open(LinkConfig {
         broker: BrokerSettings {
@@ -295,6 +295,93 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
         ..config_with("mixed", "ca.pem")
     });
     assert!(broken.unwrap_err().to_string().contains("broker.key"));
+}
+
+/// Makes the broker's certificate with this command of `openssl`, and returns the reason for which a link to that broker is down. An
+/// empty text means that the link is up.
+async fn said_of_certificate(signing: &str) -> String {
+    let mut broker = Broker::prepare();
+    make_certificates(&broker);
+    std::fs::write(broker.file("other-name"), "subjectAltName=DNS:hub.lan").unwrap();
+    std::fs::write(broker.file("authority"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:TRUE").unwrap();
+    std::fs::write(broker.file("for-clients"), "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=clientAuth").unwrap();
+    std::fs::write(broker.file("index.txt"), "").unwrap();
+    let folder = "database = index.txt\nnew_certs_dir = .\nrand_serial = yes\ndefault_md = sha256\npolicy = names";
+    let settings = format!("[ca]\ndefault_ca = folder\n[folder]\n{folder}\n[names]\ncommonName = supplied\n");
+    std::fs::write(broker.file("ca.conf"), settings).unwrap();
+    broker.run("openssl", &format!("{signing} -in broker.csr -out broker.pem"));
+    broker.start_with("allow_anonymous true\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key");
+    let settings = at(format!("mqtts://127.0.0.1:{}", broker.port));
+    let settings = BrokerSettings { ca_file: Some(broker.file("ca.pem")), ..settings };
+    let config = LinkConfig { broker: settings, ..broker.config("a", "t/#") };
+    let (_link, mut events) = Link::open(config).unwrap();
+    match next(&mut events).await {
+        LinkEvent::Down { reason } => reason,
+        LinkEvent::Up | LinkEvent::Message { .. } => String::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_accepted_is_described_with_the_remedy() {
+    let signed = "x509 -req -days 2 -CA ca.pem -CAkey ca.key -CAcreateserial";
+    let dated = "ca -batch -notext -config ca.conf -cert ca.pem -keyfile ca.key -extfile names";
+    for (signing, says) in [
+        (format!("{signed} -extfile names"), ""),
+        (signed.to_owned(), "of X.509 version 1"),
+        (format!("{signed} -extfile authority"), "is an authority certificate (CA:TRUE)"),
+        (format!("{signed} -extfile other-name"), "is for hub.lan, and the URL has 127.0.0.1"),
+        (format!("{signed} -extfile for-clients"), "is not for servers"),
+        (format!("{dated} -startdate 20200101000000Z -enddate 20210101000000Z"), "expired on 2021-01-01 00:00 UTC"),
+        (format!("{dated} -startdate 20900101000000Z -enddate 20910101000000Z"), "valid from 2090-01-01 00:00 UTC on"),
+        ("x509 -req -days 2 -signkey broker.key -extfile names".to_owned(), "UnknownIssuer"),
+    ] {
+        let said = said_of_certificate(&signing).await;
+        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{signing}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_that_is_no_authority_is_taken_as_its_own() {
+    let mut broker = Broker::prepare();
+    make_certificates(&broker);
+    broker.run("openssl", "x509 -req -in broker.csr -signkey broker.key -days 2 -extfile names -out broker.pem");
+    broker.start_with("allow_anonymous true\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key");
+    let url = format!("mqtts://127.0.0.1:{}", broker.port);
+    let settings = BrokerSettings { ca_file: Some(broker.file("broker.pem")), ..at(url) };
+    let (_link, mut events) = Link::open(LinkConfig { broker: settings, ..broker.config("a", "t/#") }).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+}
+
+#[tokio::test]
+async fn an_authority_of_version_1_is_taken() {
+    let mut broker = Broker::prepare();
+    make_certificates(&broker);
+    broker.run("openssl", "req -newkey rsa:2048 -nodes -keyout old.key -out old.csr -subj /CN=old");
+    broker.run("openssl", "x509 -req -in old.csr -key old.key -days 2 -out old.pem");
+    let sign = "-CA old.pem -CAkey old.key -CAcreateserial -days 2 -extfile names";
+    broker.run("openssl", &format!("x509 -req -in broker.csr -out broker.pem {sign}"));
+    broker.start_with("allow_anonymous true\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key");
+    let url = format!("mqtts://127.0.0.1:{}", broker.port);
+    let settings = BrokerSettings { ca_file: Some(broker.file("old.pem")), ..at(url) };
+    let (_link, mut events) = Link::open(LinkConfig { broker: settings, ..broker.config("a", "t/#") }).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+}
+
+#[tokio::test]
+async fn a_url_of_the_other_scheme_is_noticed() {
+    let mut encrypted = Broker::prepare();
+    make_certificates(&encrypted);
+    encrypted.start_with("allow_anonymous true\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key");
+    let (_link, mut events) = Link::open(encrypted.config("a", "t/#")).unwrap();
+    let reason = next_down(&mut events).await;
+    assert!(reason.contains(&format!("speaks TLS on port {}: write mqtts://", encrypted.port)), "{reason}");
+
+    let plain = Broker::start("allow_anonymous true");
+    let settings =
+        BrokerSettings { ca_file: Some(encrypted.file("ca.pem")), ..at(format!("mqtts://127.0.0.1:{}", plain.port)) };
+    let (_link, mut events) = Link::open(LinkConfig { broker: settings, ..plain.config("a", "t/#") }).unwrap();
+    let reason = next_down(&mut events).await;
+    assert!(reason.contains(&format!("speaks MQTT without TLS on port {}:", plain.port)), "{reason}");
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 //!
 //! It knows nothing of Skiff and depends on nothing but the standard library.
 //!
-//! Rooms: [`files`] (replacing a file, private folders), [`lock`] (one process at a time), [`chain`] (an error and its causes),
-//! [`random`] (the same numbers on every platform).
+//! Rooms: [`files`] (replacing a file, private folders), [`foreign`] (contents in the place of others), [`lock`] (one process at
+//! a time), [`chain`] (an error and its causes), [`random`] (the same numbers on every platform).
 
 pub mod files;
+pub mod foreign;
 pub mod lock;
 pub mod random;
 

@@ -5,7 +5,7 @@ use crate::{inspect, tokenizer};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use skiff_models::design::MAX_LABELS;
-use skiff_models::files::read_bounded;
+use skiff_models::files::{foreign_start, read_bounded, read_json_bounded};
 use skiff_models::pack::{BuildOptions, Storage, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
@@ -117,6 +117,7 @@ impl From<StorageName> for Storage {
 /// Builds the pack and shows it.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let json = arguments.json;
+    check_folder(&arguments.checkpoint)?;
     let options = arguments.options()?;
     check_tokenizer(&options.checkpoint)?;
     let mut screen = Screen::new();
@@ -187,14 +188,40 @@ fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
     }
     let reading =
         || format!("reading the labels in {argument} (a number of classes, or a file with one class name a line)");
+    if let Some(foreign) = foreign_start(Path::new(argument)) {
+        return Err(anyhow::Error::new(foreign).context(reading()));
+    }
     let text = read_bounded(Path::new(argument), MAX_BYTES).with_context(reading)?;
     let text = String::from_utf8(text).with_context(reading)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
+/// Maximum size of `tokenizer.json`, in bytes; the largest known ones have 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Maximum size of `config.json`, in bytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
+
+/// Checks that the folder is there, and that nothing else stands in the place of its small files.
+fn check_folder(checkpoint: &Path) -> anyhow::Result<()> {
+    let shown = checkpoint.display();
+    if checkpoint.is_file() {
+        bail!("--checkpoint {shown} is a file; name the folder that holds config.json, the weights and tokenizer.json");
+    }
+    if !checkpoint.exists() {
+        bail!(
+            "--checkpoint {shown}: no such folder; a model of Hugging Face is downloaded first, for example with \
+             `hf download NAME --local-dir DIR`"
+        );
+    }
+    for name in ["config.json", "tokenizer.json"] {
+        let path = checkpoint.join(name);
+        if path.exists() {
+            read_json_bounded(&path, MAX_TOKENIZER_BYTES).with_context(|| format!("reading {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
 
 /// Checks the folder before minutes are spent on the weights. The builder reports faults of `config.json`.
 fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
@@ -221,4 +248,26 @@ fn pattern<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
     let parsed = text.rsplit_once('=').filter(|(name, _)| !name.is_empty());
     let parsed = parsed.and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
     parsed.ok_or_else(|| "expected END_OF_NAME=NUMBER".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use std::fs;
+
+    fn said(result: anyhow::Result<()>) -> String {
+        result.map_or_else(|error| format!("{error:#}"), |()| String::new())
+    }
+
+    #[test]
+    fn a_folder_that_is_no_checkpoint_is_refused_with_a_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(said(check_folder(&folder.path().join("org/model"))).contains("hf download NAME"));
+        let path = folder.path().join("tokenizer.json");
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\nsize 7\n").unwrap();
+        assert!(said(check_folder(folder.path())).contains("git lfs pull"));
+        assert!(said(check_folder(&path)).contains("name the folder"));
+        assert!(said(read_labels(path.to_str().unwrap()).map(drop)).contains("Git LFS pointer"));
+    }
 }

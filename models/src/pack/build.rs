@@ -253,7 +253,7 @@ impl Source {
         if !tokenizer.exists() {
             return Err(BuildError::Tokenizer { path: tokenizer });
         }
-        let bytes = files::read_bounded(&tokenizer, MAX_TOKENIZER_BYTES);
+        let bytes = files::read_json_bounded(&tokenizer, MAX_TOKENIZER_BYTES);
         let bytes = bytes.map_err(|source| BuildError::Read { path: tokenizer, source })?;
         files.put("tokenizer.json", &bytes)?;
 

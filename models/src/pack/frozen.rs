@@ -5,7 +5,6 @@ use crate::graph::DType;
 use crate::tensors::TensorError;
 use half::f16;
 use memmap2::Mmap;
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -113,7 +112,7 @@ impl Frozen {
 /// Returns the place of each tensor in `bytes`, the contents of a file.
 fn index(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, TensorError> {
     let start = bytes.as_ptr().addr();
-    let tensors = SafeTensors::deserialize(bytes).map_err(TensorError::Header)?;
+    let tensors = crate::tensors::deserialize(bytes)?;
     let entry = |(name, view): (String, TensorView<'_>)| {
         let begin = view.data().as_ptr().addr() - start;
         let known = [(Dtype::F32, DType::F32, 4), (Dtype::F16, DType::F16, 2), (Dtype::I8, DType::I8, 1)];

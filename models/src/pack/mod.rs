@@ -181,7 +181,7 @@ impl Pack {
     /// A missing, damaged or foreign file; another format; a manifest that contradicts itself.
     pub fn open(directory: &Path) -> Result<Self, PackError> {
         let path = directory.join("manifest.json");
-        let text = files::read_bounded(&path, MAX_MANIFEST_BYTES);
+        let text = files::read_json_bounded(&path, MAX_MANIFEST_BYTES);
         let text = text.map_err(|source| PackError::Read { path: path.clone(), source })?;
         let manifest = parse_manifest(&path, &text)?;
         for (name, entry) in &manifest.files {
@@ -366,8 +366,12 @@ fn check_size(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), Pac
         return Err(PackError::Foreign { name: name.to_owned() });
     }
     let path = directory.join(name);
-    let found = std::fs::metadata(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
+    let read = |source| PackError::Read { path: path.clone(), source };
+    let found = std::fs::metadata(&path).map_err(read)?;
     if !found.is_file() || found.len() != entry.bytes {
+        if let Some(foreign) = files::foreign_start(&path) {
+            return Err(read(std::io::Error::new(std::io::ErrorKind::InvalidData, foreign)));
+        }
         return Err(PackError::Size { path, expected: entry.bytes, found: found.len() });
     }
     Ok(())

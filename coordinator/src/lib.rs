@@ -7,9 +7,10 @@
 //! alternatives), [`fleet`] (the known devices). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
 //! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them).
 //! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
-//! everybody: [`config`], [`progress`] (views for a watcher) and [`measures`] (figures of evaluations). [`release`] is a room for later.
+//! everybody: [`config`], [`views`] (makes what operators see) and [`measures`] (figures of evaluations). [`release`] is a room for
+//! later.
 //!
-//! The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
+//! Requests of operators, their replies and the views are the crate `skiff-api`. The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 
 pub mod arrivals;
 pub mod config;
@@ -18,7 +19,6 @@ pub mod fleet;
 pub mod hub;
 pub mod measures;
 pub mod merge;
-pub mod progress;
 pub mod release;
 pub mod results;
 pub mod run;

@@ -3,8 +3,8 @@
 //! This module only reads a journal and its blobs, so it works with and without a running coordinator.
 
 use crate::run::{Entry, Record};
-use crate::store::summary::Kept;
 use crate::store::{RunRow, Store, StoreError};
+use skiff_api::details::Kept;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::{Digest, RunId};
 

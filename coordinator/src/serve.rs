@@ -3,7 +3,7 @@
 //! ```text
 //!            LinkEvent          ┌───────┐  Publish
 //! broker ───────────────────────►       ├───────────► outgoing task ──► broker
-//!             Order             │ loop  │  Merge, Check
+//!             Call              │ loop  │  Merge, Check
 //! control ──────────────────────►  Hub  ├───────────► blocking thread ─┐
 //!             deadline          │       │                              │
 //! clock ────────────────────────►       ◄──────────────────────────────┘
@@ -14,15 +14,17 @@
 use crate::arrivals::{Checked, Checker};
 use crate::config::Config;
 use crate::doors::mqtt::Writer;
-use crate::doors::socket::{self, Deleted, Order, PolicyView};
+use crate::doors::{Call, socket};
 use crate::hub::{Effect, Hub, Parts};
 use crate::merge::model::Model;
-use crate::progress::Progress;
-use crate::run::sharing::{Change, Policy};
 use crate::run::{MergeJob, Merged, RunSettings};
 use crate::store::SqliteStore;
-use crate::store::keys;
+use crate::store::{keys, policy};
 use anyhow::{Context as _, anyhow, bail};
+use serde_json::{Map, Value};
+use skiff_api::policy::{Change, Policy, PolicyView};
+use skiff_api::progress::Progress;
+use skiff_api::request::{Deleted, Reply, Request};
 use skiff_base::chain;
 use skiff_base::files::{self, Access};
 use skiff_base::lock::{Lock, LockError};
@@ -52,7 +54,7 @@ pub const PACK_FILE: &str = "pack.path";
 pub struct Coordinator {
     public_key: String,
     progress: watch::Receiver<Progress>,
-    orders: mpsc::Sender<Order>,
+    calls: mpsc::Sender<Call>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -105,22 +107,22 @@ impl Coordinator {
         let (link, events) = Link::open(link_config(&config, will))?;
         let listener =
             socket::listen(state).with_context(|| format!("making the control socket in {}", state.display()))?;
-        let (orders, ordered) = mpsc::channel(16);
+        let (calls, called) = mpsc::channel(16);
         let (published, progress) = watch::channel(hub.progress(clock.now()));
         let (stop, stopping) = oneshot::channel();
-        let doors = tokio::spawn(socket::serve(listener, orders.clone(), progress.clone()));
+        let doors = tokio::spawn(socket::serve(listener, calls.clone(), progress.clone()));
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let sending = tokio::spawn(send(link, queue));
         let (merged, merges) = mpsc::channel(1);
         let (checked, checks) = mpsc::channel(1);
         let checker = Arc::new(Mutex::new(Checker::new(Arc::clone(&model), Arc::clone(&blobs))));
         let (mut defaults, state) = (config.run, config.state);
-        if let Some(Policy { sharing, groups }) = Policy::read(&state)? {
+        if let Some(Policy { sharing, groups }) = policy::read(&state)? {
             (defaults.sharing, defaults.groups) = (sharing, groups);
         }
         let shell = Shell { defaults, state, model, blobs, checker, clock, hub, outgoing, merged, checked, published };
         let task = tokio::spawn(async move {
-            let worked = shell.work(events, ordered, Ended { merges, checks }, stopping).await;
+            let worked = shell.work(events, called, Ended { merges, checks }, stopping).await;
             doors.abort();
             let goodbye = sending.abort_handle();
             // An unreachable broker must not delay the exit. The last will then tells the devices.
@@ -130,7 +132,7 @@ impl Coordinator {
             drop(lock);
             worked
         });
-        Ok(Self { public_key, progress, orders, stop, task })
+        Ok(Self { public_key, progress, calls, stop, task })
     }
 
     /// Returns the key with which devices check this coordinator's messages: 64 hexadecimal digits.
@@ -150,10 +152,12 @@ impl Coordinator {
     /// # Errors
     /// A setting is out of range, the current run has not ended, or the coordinator has stopped.
     pub async fn start_run(&self, settings: &RunSettings) -> anyhow::Result<String> {
-        let serde_json::Value::Object(settings) = serde_json::to_value(settings)? else {
+        let Value::Object(settings) = serde_json::to_value(settings)? else {
             bail!("run settings must be a table");
         };
-        self.ask(|reply| Order::StartRun(settings, reply)).await
+        let reply = self.call(Request::StartRun(settings)).await?;
+        let Reply::RunStarted(run) = reply else { bail!("the coordinator replied {reply:?}") };
+        Ok(run)
     }
 
     /// Stops the current run.
@@ -161,7 +165,7 @@ impl Coordinator {
     /// # Errors
     /// There is no current run, or the coordinator has stopped.
     pub async fn stop_run(&self) -> anyhow::Result<()> {
-        self.ask(Order::StopRun).await
+        self.call(Request::StopRun).await.map(drop)
     }
 
     /// Waits until the coordinator stops without a request, which it does only after a fatal error.
@@ -181,11 +185,8 @@ impl Coordinator {
         self.task.await.context("the coordinator's loop panicked")?
     }
 
-    async fn ask<T>(&self, order: impl FnOnce(socket::Reply<T>) -> Order) -> anyhow::Result<T> {
-        let (reply, answered) = oneshot::channel();
-        let ended = || anyhow!("the coordinator has stopped");
-        self.orders.send(order(reply)).await.map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())?.map_err(|reason| anyhow!(reason))
+    async fn call(&self, request: Request) -> anyhow::Result<Reply> {
+        Call::make(&self.calls, request).await.map_err(|reason| anyhow!(reason))
     }
 }
 
@@ -218,11 +219,11 @@ impl Shell {
     async fn work(
         mut self,
         events: mpsc::Receiver<LinkEvent>,
-        orders: mpsc::Receiver<Order>,
+        calls: mpsc::Receiver<Call>,
         ended: Ended,
         stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
-        let worked = self.turn(events, orders, ended, stopping).await;
+        let worked = self.turn(events, calls, ended, stopping).await;
         self.show();
         let _ = self.outgoing.try_send(self.hub.farewell());
         worked
@@ -231,7 +232,7 @@ impl Shell {
     async fn turn(
         &mut self,
         mut events: mpsc::Receiver<LinkEvent>,
-        mut orders: mpsc::Receiver<Order>,
+        mut calls: mpsc::Receiver<Call>,
         mut ended: Ended,
         mut stopping: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
@@ -250,7 +251,7 @@ impl Shell {
                     }
                     self.hub.link(batch, self.clock.now())?
                 }
-                Some(order) = orders.recv() => self.follow(order)?,
+                Some(call) = calls.recv() => self.follow(call)?,
                 Some((job, merged)) = ended.merges.recv() => self.hub.merge_ended(job, merged, self.clock.now())?,
                 Some(checked) = ended.checks.recv() => self.hub.checked(checked, self.clock.now())?,
                 () = sleep_until(deadline) => self.hub.tick(self.clock.now())?,
@@ -271,62 +272,78 @@ impl Shell {
         let _ = self.published.send(self.hub.progress(self.clock.now()));
     }
 
-    fn follow(&mut self, order: Order) -> anyhow::Result<Vec<Effect>> {
+    /// Carries out a request and answers it. The effects are carried out after the answer.
+    fn follow(&mut self, Call { request, reply }: Call) -> anyhow::Result<Vec<Effect>> {
+        let (answer, effects) = match self.answer(request)? {
+            Ok((answer, effects)) => (Ok(answer), effects),
+            Err(reason) => (Err(reason), Vec::new()),
+        };
+        // Fails if the client hung up. The request is carried out all the same.
+        let _ = reply.send(answer);
+        Ok(effects)
+    }
+
+    /// Carries out a request. The inner result is its reply, or says what is wrong with it.
+    fn answer(&mut self, request: Request) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
         let now = self.clock.now();
-        match order {
-            Order::StartRun(overrides, reply) => {
-                let run = RunId(random()?);
-                let started = match with_overrides(&self.defaults, overrides) {
-                    Ok(settings) => self.hub.start_run(run, settings, now)?,
-                    Err(reason) => Err(reason),
-                };
-                // Before the answer, so that a client that watches next sees this run and not the previous one.
-                self.show();
-                Ok(told(reply, started, run.to_string()))
-            }
-            Order::StopRun(reply) => {
+        let done = match request {
+            Request::Progress | Request::Watch => Ok((Reply::Progress(Box::new(self.hub.progress(now))), Vec::new())),
+            Request::StartRun(overrides) => self.start_run(overrides, now)?,
+            Request::StopRun => {
                 let stopped = self.hub.stop_run("stopped by the operator".to_owned(), now)?;
-                self.show();
-                Ok(told(reply, stopped, ()))
+                stopped.map(|effects| (Reply::Done(()), effects))
             }
-            Order::DeleteRun(run, reply) => {
-                let deleted = match parse_run(&run) {
-                    Some(run) => self.hub.delete_run(run)?,
-                    None => Err(format!("there is no run {run}; `skiff run list` lists all runs")),
-                };
-                self.show();
-                let deleted = deleted.map(|collected| Deleted {
-                    removed_blobs: collected.removed.len() as u64,
-                    removed_bytes: collected.removed_bytes,
-                });
-                let _ = reply.send(deleted);
-                Ok(Vec::new())
-            }
-            Order::ShowPolicy(reply) => {
+            Request::DeleteRun(run) => self.delete_run(&run)?.map(|deleted| (Reply::Deleted(deleted), Vec::new())),
+            Request::ShowPolicy => {
                 let policy = self.policy();
-                let _ = reply.send(self.hub.shares(&policy).map(|shares| PolicyView { policy, shares }));
-                Ok(Vec::new())
+                let shares = self.hub.shares(&policy);
+                shares.map(|shares| (Reply::Policy(PolicyView { policy, shares }), Vec::new()))
             }
-            Order::ComparePolicy(policy, reply) => {
-                let _ = reply.send(self.changes(&policy));
-                Ok(Vec::new())
+            Request::ComparePolicy(policy) => {
+                self.changes(&policy).map(|changes| (Reply::Changes(changes), Vec::new()))
             }
-            Order::SetPolicy(policy, reply) => {
-                // First on disk for later runs, then in the journal of this run, then the answer.
-                let kept = self.changes(&policy).and_then(|changes| {
-                    policy.write(&self.state).map_err(|error| chain(&error))?;
-                    Ok(changes)
-                });
-                let effects = if kept.is_ok() {
-                    (self.defaults.sharing, self.defaults.groups) = (policy.sharing.clone(), policy.groups.clone());
-                    self.hub.set_policy(policy, now)?
-                } else {
-                    Vec::new()
-                };
-                let _ = reply.send(kept);
-                Ok(effects)
-            }
-        }
+            Request::SetPolicy(policy) => self.set_policy(policy, now)?,
+        };
+        // Before the answer, so that a client that watches next sees its own change.
+        self.show();
+        Ok(done)
+    }
+
+    fn start_run(
+        &mut self,
+        overrides: Map<String, Value>,
+        now: Timestamp,
+    ) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
+        let run = RunId(random()?);
+        let started = match with_overrides(&self.defaults, overrides) {
+            Ok(settings) => self.hub.start_run(run, settings, now)?,
+            Err(reason) => Err(reason),
+        };
+        Ok(started.map(|effects| (Reply::RunStarted(run.to_string()), effects)))
+    }
+
+    fn delete_run(&mut self, run: &str) -> anyhow::Result<Result<Deleted, String>> {
+        let Some(run) = parse_run(run) else {
+            return Ok(Err(format!("there is no run {run}; `skiff run list` lists all runs")));
+        };
+        Ok(self.hub.delete_run(run)?.map(|collected| Deleted {
+            removed_blobs: collected.removed.len() as u64,
+            removed_bytes: collected.removed_bytes,
+        }))
+    }
+
+    /// Sets a policy: first on disk for later runs, then in the journal of the current run.
+    fn set_policy(&mut self, policy: Policy, now: Timestamp) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
+        let kept = self.changes(&policy).and_then(|changes| {
+            policy::write(&policy, &self.state).map_err(|error| chain(&error))?;
+            Ok(changes)
+        });
+        let changes = match kept {
+            Ok(changes) => changes,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        (self.defaults.sharing, self.defaults.groups) = (policy.sharing.clone(), policy.groups.clone());
+        Ok(Ok((Reply::Changes(changes), self.hub.set_policy(policy, now)?)))
     }
 
     /// Returns the policy of the current run, or of the next run if there is no current one.
@@ -387,21 +404,7 @@ async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
     tokio::task::spawn_blocking(work).await.map_err(|error| format!("a fault in the coordinator's code: {error}"))
 }
 
-/// Answers an operator's order and returns its effects.
-fn told<T>(reply: socket::Reply<T>, done: Result<Vec<Effect>, String>, answer: T) -> Vec<Effect> {
-    let (effects, answer) = match done {
-        Ok(effects) => (effects, Ok(answer)),
-        Err(reason) => (Vec::new(), Err(reason)),
-    };
-    // Fails if the client hung up. The order is carried out all the same.
-    let _ = reply.send(answer);
-    effects
-}
-
-fn with_overrides(
-    defaults: &RunSettings,
-    overrides: serde_json::Map<String, serde_json::Value>,
-) -> Result<RunSettings, String> {
+fn with_overrides(defaults: &RunSettings, overrides: Map<String, Value>) -> Result<RunSettings, String> {
     let mut settings = serde_json::to_value(defaults).map_err(|error| error.to_string())?;
     if let Some(table) = settings.as_object_mut() {
         table.extend(overrides);

@@ -1,11 +1,13 @@
 //! Makes all views for people and programs, from the engine of the run, the fleet, the journal and the traffic.
 
 use crate::fleet::Fleet;
-use crate::measures::Parts;
-use crate::progress::{Contribution, DeviceProgress, Phase, ROUNDS_SHOWN, RoundProgress, RunDetails, RunProgress};
-use crate::run::{self, Entry, Ledger, Record, Run};
+use crate::measures;
+use crate::run::{self, Entry, Ledger, Record, Run, RunSettings};
 use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError, Traffic};
+use serde_json::{Map, Value};
+use skiff_api::details::{Contribution, RunDetails};
+use skiff_api::progress::{DeviceProgress, Phase, ROUNDS_SHOWN, RoundProgress, RunProgress};
 use skiff_protocol::Timestamp;
 use std::collections::BTreeMap;
 
@@ -96,9 +98,9 @@ pub fn details(store: &dyn Store, row: &RunRow, now: Timestamp) -> Result<RunDet
     };
     details.run = run_with_rounds(&ledger, 0, &store.traffic(row.run)?, now, usize::MAX);
     details.pack = Some(ledger.start.pack.to_string());
-    details.settings = Some((*ledger.start.settings).clone());
+    details.settings = settings_table(&ledger.start.settings);
     details.devices = contributions(&ledger, &entries);
-    details.parts = Parts::of_run(&entries);
+    details.parts = measures::parts_of_run(&entries);
     Ok(details)
 }
 
@@ -164,6 +166,14 @@ fn contributions(ledger: &Ledger, entries: &[Entry]) -> Vec<Contribution> {
         }
     }
     all.into_values().collect()
+}
+
+/// Returns settings as the table that an operator writes.
+fn settings_table(settings: &RunSettings) -> Option<Map<String, Value>> {
+    match serde_json::to_value(settings) {
+        Ok(Value::Object(table)) => Some(table),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 fn mean(rates: &[f32]) -> f32 {

@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 use serde_json::json;
-use skiff_coordinator::progress::RunProgress;
+use skiff_api::progress::RunProgress;
 use skiff_tests::brokers::Broker;
 use skiff_tests::fleet::{FLEET, Fleet};
 use skiff_tests::results;

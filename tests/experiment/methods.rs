@@ -1,8 +1,8 @@
 //! Compared methods of federated fine-tuning, each as settings of the coordinator's own engine.
 
 use crate::fleets::{CLASSES, Class};
+use skiff_api::policy::{Group, Sharing};
 use skiff_coordinator::run::configurator::{Bandit, Policy, Rates, Schedule, Shape};
-use skiff_coordinator::run::sharing::{Group, Sharing};
 use skiff_models::peft::{Lora, Peft};
 
 /// A method.

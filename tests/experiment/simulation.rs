@@ -16,10 +16,10 @@ use crate::fleets::{Availability, Battery, Class, Fleet, RADIO_WATTS, device_id}
 use crate::methods::Method;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use skiff_api::policy::Sharing;
 use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_coordinator::merge::model::Model;
 use skiff_coordinator::run::configurator::Pace;
-use skiff_coordinator::run::sharing::Sharing;
 use skiff_coordinator::run::{Action, Condition, Event, Here, MAX_ROUNDS, Record, Run, RunSettings, Start};
 use skiff_models::Pack;
 use skiff_models::memory::{Plan, Step};

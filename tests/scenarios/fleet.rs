@@ -1,8 +1,8 @@
 //! Real processes over real brokers: agents and coordinators are killed, brokers restarted, bytes forged; the run continues.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_coordinator::measures::Measure;
-use skiff_coordinator::progress::{DeviceProgress, Phase, Presence, Progress};
+use skiff_api::measures::Measure;
+use skiff_api::progress::{DeviceProgress, Phase, Presence, Progress};
 use skiff_link::{BrokerSettings, Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_tests::PATIENCE;
 use skiff_tests::brokers::{Broker, COORDINATOR, password};

@@ -1,7 +1,7 @@
 //! Programs of two releases in one fleet, over a real broker: today's programs, and the previous ones, which speak only protocol version 2.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_coordinator::progress::{Phase, Progress, RunProgress};
+use skiff_api::progress::{Phase, Progress, RunProgress};
 use skiff_tests::brokers::Broker;
 use skiff_tests::fleet::{FLEET, Fleet};
 use skiff_tests::places::Build;

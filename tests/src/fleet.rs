@@ -3,7 +3,7 @@
 use crate::brokers::{Broker, COORDINATOR, password};
 use crate::places::Build;
 use crate::{PATIENCE, packs, places};
-use skiff_coordinator::progress::{Progress, RunProgress};
+use skiff_api::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
 use skiff_models::pack::BuildOptions;
 use skiff_models::task::Task;

@@ -3,8 +3,9 @@
 use crate::door::Door;
 use crate::table::{bytes, number, row, table};
 use clap::Args;
-use skiff_coordinator::doors::socket::{Client, Request};
-use skiff_coordinator::progress::{DeviceProgress, Presence, Progress};
+use skiff_api::progress::{DeviceProgress, Presence, Progress};
+use skiff_api::request::Request;
+use skiff_coordinator::doors::client::Client;
 use std::fmt::Write as _;
 use std::io::Write as _;
 

@@ -11,7 +11,7 @@ mod store;
 mod table;
 
 use clap::{Parser, Subcommand};
-use skiff_coordinator::doors::socket::ControlError;
+use skiff_coordinator::doors::client::ControlError;
 use std::io::Write as _;
 use std::process::ExitCode;
 

@@ -3,8 +3,10 @@
 use crate::door::Door;
 use crate::table::table;
 use clap::{Args, Subcommand};
-use skiff_coordinator::doors::socket::{PolicyView, Request, ask_once};
-use skiff_coordinator::run::sharing::{Change, Policy};
+use skiff_api::policy::{Change, PolicyView};
+use skiff_api::request::Request;
+use skiff_coordinator::doors::client::ask_once;
+use skiff_coordinator::store::policy;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -65,7 +67,7 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
         Action::Show(arguments) => {
             let view: PolicyView = ask_once(&arguments.door.state()?, &Request::ShowPolicy).await?;
             let text = match (arguments.toml, arguments.json) {
-                (true, _) => view.policy.to_string(),
+                (true, _) => policy::to_toml(&view.policy),
                 (false, true) => format!("{}\n", serde_json::to_string(&view)?),
                 (false, false) => shown(&view),
             };
@@ -77,7 +79,7 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
 }
 
 async fn compare(arguments: FileArguments, sets: bool) -> anyhow::Result<()> {
-    let policy = Policy::open(&arguments.file)?;
+    let policy = policy::open(&arguments.file)?;
     let request = if sets { Request::SetPolicy(policy) } else { Request::ComparePolicy(policy) };
     let changes: Vec<Change> = ask_once(&arguments.door.state()?, &request).await?;
     let mut out = std::io::stdout();
@@ -91,7 +93,7 @@ fn shown(view: &PolicyView) -> String {
     let mut rows = vec![vec!["device".to_owned(), "shares".to_owned()]];
     rows.extend(view.shares.iter().map(|(device, share)| vec![device.to_string(), share.to_string()]));
     let devices = if view.shares.is_empty() { "no device has connected yet\n".to_owned() } else { table(&rows) };
-    format!("{}\n{devices}", view.policy)
+    format!("{}\n{devices}", policy::to_toml(&view.policy))
 }
 
 fn told(changes: &[Change], sets: bool) -> String {
@@ -112,6 +114,7 @@ fn told(changes: &[Change], sets: bool) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
+    use skiff_api::policy::Policy;
     use skiff_protocol::messages::Place;
 
     #[test]

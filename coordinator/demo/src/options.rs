@@ -1,8 +1,8 @@
 //! The options of the demo.
 
+use skiff_api::policy::Sharing;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::run::configurator::{Bandit, MAX_MEAN_RATE, Rates, Schedule, Shape};
-use skiff_coordinator::run::sharing::Sharing;
 use std::path::PathBuf;
 use std::str::FromStr;
 

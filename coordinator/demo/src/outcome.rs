@@ -3,8 +3,8 @@
 use super::table::{bytes, clock};
 use anyhow::Context;
 use serde::Serialize;
+use skiff_api::progress::{DeviceProgress, RunProgress};
 use skiff_base::files::{self, Access};
-use skiff_coordinator::progress::{DeviceProgress, RunProgress};
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -98,7 +98,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::super::table::tests::{device, round, run};
     use super::*;
-    use skiff_coordinator::progress::RoundProgress;
+    use skiff_api::progress::RoundProgress;
 
     fn outcome() -> Outcome {
         let skipped = RoundProgress { skipped: Some("too few updates".to_owned()), ..round(2) };

@@ -4,7 +4,7 @@
 
 use super::table;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use skiff_coordinator::progress::{DeviceProgress, Progress, RoundProgress};
+use skiff_api::progress::{DeviceProgress, Progress, RoundProgress};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ impl Drop for Table<'_> {
 mod tests {
     use super::super::table::tests::{round, run};
     use super::*;
-    use skiff_coordinator::progress::{Phase, RunProgress};
+    use skiff_api::progress::{Phase, RunProgress};
 
     #[test]
     fn every_round_is_written_once() {

@@ -1,7 +1,7 @@
 //! Formats the lines of the table.
 
 use indicatif::HumanBytes;
-use skiff_coordinator::progress::{DeviceProgress, Phase, Presence, RoundProgress, RunProgress};
+use skiff_api::progress::{DeviceProgress, Phase, Presence, RoundProgress, RunProgress};
 use std::time::Duration;
 
 /// Heading of the table.
@@ -139,7 +139,7 @@ pub(super) mod tests {
             accuracy_before: Some(0.25),
             accuracy: Some(0.5),
             accuracy_after: None,
-            measure: skiff_coordinator::measures::Measure::Accuracy,
+            measure: skiff_api::measures::Measure::Accuracy,
             metrics_before: None,
             metrics: None,
             metrics_after: None,

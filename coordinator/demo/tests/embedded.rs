@@ -7,9 +7,9 @@
 )]
 
 use ndarray::Array1;
+use skiff_api::progress::RunProgress;
 use skiff_coordinator::config::Config;
 use skiff_coordinator::merge::model::Model;
-use skiff_coordinator::progress::RunProgress;
 use skiff_coordinator::run::{ModelTask, RunSettings};
 use skiff_coordinator::serve::Coordinator;
 use skiff_coordinator::store::{SqliteStore, Store as _};

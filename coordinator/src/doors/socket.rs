@@ -1,25 +1,24 @@
 //! The control socket for operators on the same machine: a Unix socket in the state folder, one JSON request per connection.
 //!
-//! A request is one line; the answer is one line `{"ok": ...}` or `{"error": "..."}`. The answer to `watch` is a line of
-//! [`Progress`] for each change, at most one per [`WATCH_EVERY`], until the client closes its side. The socket's mode is
-//! 0600: only its owner can open it, and whoever opens it can do everything.
+//! A request is one line ([`Envelope`]); the answer is one line `{"ok": ...}` or `{"error": "..."}` ([`Answer`]). The answer to
+//! `watch` is a line of [`Progress`] for each change, at most one per [`WATCH_EVERY`], until the client closes its side. The
+//! socket's mode is 0600: only its owner can open it, and whoever opens it can do everything.
 //!
 //! There are more places for connections than for watchers, so that forgotten watchers never block a request.
 
-use crate::progress::Progress;
-use crate::run::sharing::{Change, Policy, Share};
-use serde::{Deserialize, Serialize};
-use skiff_protocol::DeviceId;
-use std::collections::BTreeMap;
+use super::Call;
+use serde::Serialize;
+use skiff_api::progress::Progress;
+use skiff_api::request::{Answer, Envelope, Reply, Request};
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Name of the socket in the state folder.
 pub const SOCKET: &str = "control.sock";
@@ -27,117 +26,12 @@ pub const SOCKET: &str = "control.sock";
 pub const WATCH_EVERY: Duration = Duration::from_millis(200);
 /// Maximum length of a request in bytes.
 pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
-/// Maximum length in bytes of an answer that a client accepts.
-const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// Maximum number of connections at a time.
 const MAX_CONNECTIONS: usize = 32;
 /// Maximum number of watchers at a time. The other connections are reserved for requests.
 const MAX_WATCHERS: usize = 24;
 /// Time after which a silent client is disconnected.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Time that a client gives the coordinator for its first answer.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-
-/// A request of an operator.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
-    /// Return the current [`Progress`].
-    Progress,
-    /// Return [`Progress`] now and after each change.
-    Watch,
-    /// Start a run with these settings; defaults come from the configuration. Answer: the name of the run.
-    StartRun(serde_json::Map<String, serde_json::Value>),
-    /// Stop the current run.
-    StopRun,
-    /// Delete the ended run with this name. Answer: [`Deleted`].
-    DeleteRun(String),
-    /// Return the sharing policy. Answer: [`PolicyView`].
-    ShowPolicy,
-    /// Return what another policy would change, without setting it. Answer: a [`Change`] for each known device.
-    ComparePolicy(Policy),
-    /// Set another policy, for the current run and all later ones. Answer: same as for [`Request::ComparePolicy`].
-    SetPolicy(Policy),
-}
-
-/// The sharing policy, and its effect on each known device.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PolicyView {
-    /// The policy.
-    pub policy: Policy,
-    /// Layers that each known device shares.
-    pub shares: BTreeMap<DeviceId, Share>,
-}
-
-/// Blobs that were removed with a deleted run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Deleted {
-    /// Number of removed weights and updates.
-    pub removed_blobs: u64,
-    /// Size of the removed blobs, in bytes.
-    pub removed_bytes: u64,
-}
-
-/// A request to the coordinator's loop, with the channel for its answer.
-#[derive(Debug)]
-pub enum Order {
-    /// Start a run with these settings in place of the configured ones.
-    StartRun(serde_json::Map<String, serde_json::Value>, Reply<String>),
-    /// Stop the current run.
-    StopRun(Reply<()>),
-    /// Delete an ended run.
-    DeleteRun(String, Reply<Deleted>),
-    /// Return the sharing policy.
-    ShowPolicy(Reply<PolicyView>),
-    /// Return what another policy would change.
-    ComparePolicy(Policy, Reply<Vec<Change>>),
-    /// Set another policy.
-    SetPolicy(Policy, Reply<Vec<Change>>),
-}
-
-/// Channel for the answer. The error is a text for the operator.
-pub type Reply<T> = oneshot::Sender<Result<T, String>>;
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer<T> {
-    Ok(T),
-    Error(String),
-}
-
-/// A reason for which a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// No coordinator listens on the socket.
-    #[error("reaching the coordinator at {}: is `skiff serve` running, with this state folder?", path.display())]
-    Unreachable {
-        /// The socket.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The connection broke.
-    #[error("talking to the coordinator")]
-    Broken(#[source] io::Error),
-    /// The coordinator closed the connection.
-    #[error("the coordinator closed the connection")]
-    HungUp,
-    /// The coordinator did not answer in time.
-    #[error(
-        "the coordinator did not answer within {} s: it is hung or overloaded (see its log); it may still carry out the request",
-        ANSWER_PATIENCE.as_secs()
-    )]
-    Silent,
-    /// The answer cannot be read.
-    #[error("reading the coordinator's answer: is it another version of Skiff?")]
-    Unreadable(#[source] serde_json::Error),
-    /// The coordinator refused the request.
-    #[error("{reason}")]
-    Refused {
-        /// Reason for the refusal.
-        reason: String,
-    },
-}
 
 /// Makes the socket in the folder `state`. Replaces one that a crash left behind.
 ///
@@ -155,16 +49,16 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 }
 
 /// Accepts and answers connections until it is dropped.
-pub async fn serve(listener: UnixListener, orders: mpsc::Sender<Order>, progress: watch::Receiver<Progress>) {
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, progress: watch::Receiver<Progress>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (orders, progress, watchers) = (orders.clone(), progress.clone(), Arc::clone(&watchers));
+                let (calls, progress, watchers) = (calls.clone(), progress.clone(), Arc::clone(&watchers));
                 tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &orders, progress, &watchers).await {
+                    if let Err(error) = answer(stream, &calls, progress, &watchers).await {
                         tracing::debug!(%error, "a control connection broke");
                     }
                     drop(permit);
@@ -180,7 +74,7 @@ pub async fn serve(listener: UnixListener, orders: mpsc::Sender<Order>, progress
 
 async fn answer(
     stream: UnixStream,
-    orders: &mpsc::Sender<Order>,
+    calls: &mpsc::Sender<Call>,
     mut progress: watch::Receiver<Progress>,
     watchers: &Semaphore,
 ) -> io::Result<()> {
@@ -191,22 +85,21 @@ async fn answer(
         Ok(read) => read?,
         Err(_) => return Ok(()),
     };
-    let line = match serde_json::from_str(&line) {
-        Ok(Request::Progress) => to_line(&Ok(&*progress.borrow())),
-        Ok(Request::Watch) => match watchers.try_acquire() {
+    let answer = match Envelope::read(line.as_bytes()) {
+        Ok((Request::Progress, _)) => Answer::Ok(Reply::Progress(Box::new(progress.borrow().clone()))),
+        Ok((Request::Watch, _)) => match watchers.try_acquire() {
             Ok(_place) => return watch(&mut read, &mut write, &mut progress).await,
-            Err(_) => to_line::<()>(&Err(format!(
+            Err(_) => Answer::Error(format!(
                 "too many watchers: {MAX_WATCHERS} are connected; end one of them (`skiff run watch`, `skiff fleet --watch`)"
-            ))),
+            )),
         },
-        Ok(Request::StartRun(settings)) => to_line(&ask(orders, |reply| Order::StartRun(settings, reply)).await),
-        Ok(Request::StopRun) => to_line(&ask(orders, Order::StopRun).await),
-        Ok(Request::DeleteRun(run)) => to_line(&ask(orders, |reply| Order::DeleteRun(run, reply)).await),
-        Ok(Request::ShowPolicy) => to_line(&ask(orders, Order::ShowPolicy).await),
-        Ok(Request::ComparePolicy(policy)) => to_line(&ask(orders, |reply| Order::ComparePolicy(policy, reply)).await),
-        Ok(Request::SetPolicy(policy)) => to_line(&ask(orders, |reply| Order::SetPolicy(policy, reply)).await),
-        Err(error) => to_line::<()>(&Err(format!("not a request: {error}"))),
+        Ok((request, _)) => match Call::make(calls, request).await {
+            Ok(reply) => Answer::Ok(reply),
+            Err(reason) => Answer::Error(reason),
+        },
+        Err(bad) => Answer::Error(bad.to_string()),
     };
+    let line = to_line(&answer);
     send(&mut write, &line).await
 }
 
@@ -224,7 +117,7 @@ async fn watch(
 ) -> io::Result<()> {
     let changes = async {
         loop {
-            let line = to_line(&Ok(&*progress.borrow_and_update()));
+            let line = to_line(&Answer::Ok(&*progress.borrow_and_update()));
             send(write, &line).await?;
             tokio::time::sleep(WATCH_EVERY).await;
             if progress.changed().await.is_err() {
@@ -239,101 +132,37 @@ async fn watch(
     }
 }
 
-async fn ask<T>(orders: &mpsc::Sender<Order>, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, String> {
-    let (reply, answered) = oneshot::channel();
-    let stopping = |_| "the coordinator is stopping".to_owned();
-    orders.send(order(reply)).await.map_err(|_| stopping(()))?;
-    answered.await.map_err(|_| stopping(()))?
-}
-
-fn to_line<T: Serialize>(answer: &Result<T, String>) -> Vec<u8> {
-    let answer = match answer {
-        Ok(value) => Answer::Ok(value),
-        Err(reason) => Answer::Error(reason.clone()),
-    };
-    let mut line = serde_json::to_vec(&answer).expect("answers are plain values with text keys");
+fn to_line<T: Serialize>(answer: &Answer<T>) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).expect("answers are plain values with text keys");
     line.push(b'\n');
     line
-}
-
-/// A client's connection, with its request sent.
-pub struct Client<T> {
-    lines: BufReader<UnixStream>,
-    /// True after the first answer. Later answers come when something changes, so they have no time limit.
-    is_answered: bool,
-    answers: std::marker::PhantomData<T>,
-}
-
-impl<T: for<'de> Deserialize<'de>> Client<T> {
-    /// Sends a request to the coordinator of the folder `state`.
-    ///
-    /// # Errors
-    /// No coordinator listens there, or the connection broke.
-    pub async fn ask(state: &Path, request: &Request) -> Result<Self, ControlError> {
-        let path = state.join(SOCKET);
-        let connected = UnixStream::connect(&path).await;
-        let mut stream = connected.map_err(|source| ControlError::Unreachable { path, source })?;
-        let mut line = serde_json::to_vec(request).expect("requests are plain values with text keys");
-        line.push(b'\n');
-        let written = tokio::time::timeout(ANSWER_PATIENCE, stream.write_all(&line)).await;
-        written.map_err(|_| ControlError::Silent)?.map_err(ControlError::Broken)?;
-        Ok(Self { lines: BufReader::new(stream), is_answered: false, answers: std::marker::PhantomData })
-    }
-
-    /// Returns the next answer. The first one has a time limit.
-    ///
-    /// # Errors
-    /// The first answer did not come in time, the connection broke or was closed, the answer cannot be read, or the
-    /// coordinator refused.
-    pub async fn next(&mut self) -> Result<T, ControlError> {
-        if self.is_answered {
-            return self.read().await;
-        }
-        let answer = tokio::time::timeout(ANSWER_PATIENCE, self.read()).await.map_err(|_| ControlError::Silent)??;
-        self.is_answered = true;
-        Ok(answer)
-    }
-
-    async fn read(&mut self) -> Result<T, ControlError> {
-        let mut line = Vec::new();
-        let mut bounded = (&mut self.lines).take(MAX_ANSWER_BYTES);
-        let bytes = bounded.read_until(b'\n', &mut line).await.map_err(ControlError::Broken)?;
-        if bytes == 0 {
-            return Err(ControlError::HungUp);
-        }
-        match serde_json::from_slice(&line).map_err(ControlError::Unreadable)? {
-            Answer::Ok(value) => Ok(value),
-            Answer::Error(reason) => Err(ControlError::Refused { reason }),
-        }
-    }
-}
-
-/// Sends a request and returns the first answer.
-///
-/// # Errors
-/// Same as [`Client::ask`] and [`Client::next`].
-pub async fn ask_once<T: for<'de> Deserialize<'de>>(state: &Path, request: &Request) -> Result<T, ControlError> {
-    Client::ask(state, request).await?.next().await
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::super::client::{Client, ControlError, ask_once};
     use super::*;
     use tempfile::TempDir;
 
     struct Door {
         folder: TempDir,
-        orders: mpsc::Receiver<Order>,
+        calls: mpsc::Receiver<Call>,
         progress: watch::Sender<Progress>,
     }
 
     fn open() -> Door {
         let folder = TempDir::new().unwrap();
-        let (send, orders) = mpsc::channel(4);
+        let (send, calls) = mpsc::channel(4);
         let (progress, seen) = watch::channel(Progress::default());
         tokio::spawn(serve(listen(folder.path()).unwrap(), send, seen));
-        Door { folder, orders, progress }
+        Door { folder, calls, progress }
+    }
+
+    async fn answer_next(calls: &mut mpsc::Receiver<Call>, expected: Request, answer: Result<Reply, String>) {
+        let call = calls.recv().await.unwrap();
+        assert_eq!(call.request, expected);
+        call.reply.send(answer).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -347,7 +176,7 @@ mod tests {
 
     #[tokio::test]
     async fn watchers_leave_places_for_requests_and_one_too_many_is_refused() {
-        let Door { folder, mut orders, progress: _published } = open();
+        let Door { folder, mut calls, progress: _published } = open();
         let mut watchers = Vec::new();
         for _ in 0..MAX_WATCHERS {
             let mut watcher = Client::<Progress>::ask(folder.path(), &Request::Watch).await.unwrap();
@@ -359,8 +188,7 @@ mod tests {
             assert!(refused.to_string().starts_with("too many watchers"), "{refused}");
         }
         let answering = tokio::spawn(async move {
-            let Some(Order::StopRun(reply)) = orders.recv().await else { panic!("another order") };
-            reply.send(Ok(())).unwrap();
+            answer_next(&mut calls, Request::StopRun, Ok(Reply::Done(()))).await;
         });
         ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap();
         answering.await.unwrap();
@@ -381,22 +209,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_coordinator_that_does_not_answer_is_given_up() {
-        let Door { folder, orders: _never_read, progress: _published } = open();
+        let Door { folder, calls: _never_read, progress: _published } = open();
         let error = ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap_err();
         assert!(matches!(error, ControlError::Silent), "{error}");
     }
 
     #[tokio::test]
     async fn a_run_is_started_with_what_was_said_and_its_name_told() {
-        let Door { folder, mut orders, .. } = open();
-        let settings = serde_json::from_str(r#"{"rounds": 3}"#).unwrap();
+        let Door { folder, mut calls, .. } = open();
+        let start = Request::StartRun(serde_json::from_str(r#"{"rounds": 3}"#).unwrap());
+        let started = start.clone();
         let answering = tokio::spawn(async move {
-            let Some(Order::StartRun(settings, reply)) = orders.recv().await else { panic!("another order") };
-            reply.send(Ok(format!("run of {}", settings["rounds"]))).unwrap();
-            let Some(Order::StopRun(reply)) = orders.recv().await else { panic!("another order") };
-            reply.send(Err("there is no current run".to_owned())).unwrap();
+            answer_next(&mut calls, started, Ok(Reply::RunStarted("run of 3".to_owned()))).await;
+            answer_next(&mut calls, Request::StopRun, Err("there is no current run".to_owned())).await;
         });
-        let name: String = ask_once(folder.path(), &Request::StartRun(settings)).await.unwrap();
+        let name: String = ask_once(folder.path(), &start).await.unwrap();
         assert_eq!(name, "run of 3");
         let refused = ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap_err();
         assert_eq!(refused.to_string(), "there is no current run");

@@ -1,9 +1,9 @@
 //! The known devices: which are connected, what they are, and what they last reported. Their number is bounded. Reads no
 //! clock.
 
-use crate::progress::{DeviceProgress, Presence};
 use crate::run::configurator::Pace;
 use crate::run::{Condition, Here};
+use skiff_api::progress::{DeviceProgress, Presence};
 use skiff_protocol::messages::{AgentState, Birth, Gone, Place, Telemetry};
 use skiff_protocol::{DeviceId, Digest, Timestamp, Version};
 use std::collections::BTreeMap;

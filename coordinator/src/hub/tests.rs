@@ -6,9 +6,9 @@
 use super::*;
 use crate::arrivals::Checker;
 use crate::merge::model::tests::{blob, tiny};
-use crate::progress::{self, RunProgress};
-use crate::run::sharing::Sharing;
 use crate::store::SqliteStore;
+use skiff_api::policy::Sharing;
+use skiff_api::progress::{self, RunProgress};
 use skiff_blobs::DiskBlobs;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{

@@ -151,7 +151,7 @@ fn adds_up(metrics: &TaskMetrics, examples: u64, correct: u64, numbers: Option<u
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::measures::Figures;
+    use crate::measures;
     use proptest::prelude::*;
     use skiff_protocol::metrics::{Classification, Language, Regression, SpanCounts, Tokens};
 
@@ -239,7 +239,7 @@ pub(crate) mod tests {
         assert_eq!((sum.devices, sum.examples, sum.correct), (2, 4, 2));
         let why: Vec<(&str, &str)> = sum.left_out.iter().map(|(name, why)| (name.as_str(), why.as_str())).collect();
         assert_eq!(why, [("b", "merging metrics of 3 classes into metrics of 2 classes"), ("c", "no examples")]);
-        let figures = Figures::of(&sum).unwrap();
+        let figures = measures::figures(&sum).unwrap();
         assert_eq!((figures.examples, figures.measured, figures.accuracy), (4, 1, Some(0.5)));
     }
 

@@ -1,9 +1,9 @@
 //! Explains each order of a run from its journal: what a device had to do, why, and what the result was.
 
 use crate::run::configurator::{Expected, Gain, expected_active};
-use crate::run::sharing::Share;
 use crate::run::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use serde::Serialize;
+use skiff_api::policy::Share;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::TrainReport;
 use std::fmt;

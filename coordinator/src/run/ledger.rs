@@ -2,10 +2,11 @@
 
 use super::evaluation::Evaluation;
 use super::record::{Assignment, Entry, Merged, Record, Start};
-use crate::measures::{Figures, Measure};
-use crate::progress::RoundProgress;
+use crate::measures;
 use crate::run::configurator::{Configurator, Pace};
-use crate::run::sharing::Policy;
+use skiff_api::measures::{Figures, Measure};
+use skiff_api::policy::Policy;
+use skiff_api::progress::RoundProgress;
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -314,8 +315,8 @@ impl Ledger {
     /// Returns the main measure of the run's task. Until a run from before tasks were recorded is evaluated, it is the accuracy.
     #[must_use]
     pub fn measure(&self) -> Measure {
-        let found = self.last_evaluation.as_ref().map(|evaluation| Measure::of_metrics(&evaluation.metrics));
-        self.start.task.as_ref().map_or(found.unwrap_or_default(), Measure::of_task)
+        let found = self.last_evaluation.as_ref().map(|evaluation| measures::of_metrics(&evaluation.metrics));
+        self.start.task.as_ref().map_or(found.unwrap_or_default(), measures::of_task)
     }
 
     /// Returns true if nothing more will happen.
@@ -493,7 +494,7 @@ impl Ledger {
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
-        let (accuracy, figures) = (evaluation.accuracy(), Figures::of(evaluation));
+        let (accuracy, figures) = (evaluation.accuracy(), measures::figures(evaluation));
         if figures.is_some() {
             self.last_evaluation = Some(evaluation.clone());
         }

@@ -58,7 +58,7 @@ use crate::merge::Merging;
 use configurator::{Facts, Limits, Pace, Unfit};
 use deliveries::{Deliveries, Open};
 use draw::draw;
-use sharing::Policy;
+use skiff_api::policy::Policy;
 use skiff_protocol::messages::{
     Answer, Command, EvaluateOrder, EvaluationReport, Order, Outcome, Place, StepMemory, TrainOrder, TrainReport,
 };

@@ -3,8 +3,8 @@
 use super::evaluation::{Evaluation, ModelTask};
 use super::settings::RunSettings;
 use crate::run::configurator::Choice;
-use crate::run::sharing::{Policy, Share};
 use serde::{Deserialize, Serialize};
+use skiff_api::policy::{Policy, Share};
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::BTreeMap;

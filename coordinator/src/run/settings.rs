@@ -2,8 +2,8 @@
 
 use crate::merge::Merging;
 use crate::run::configurator::{self, Care, Load, Rates};
-use crate::run::sharing::{Group, Policy, Sharing};
 use serde::{Deserialize, Serialize};
+use skiff_api::policy::{Group, Policy, Sharing};
 
 /// Largest number of rounds of a run.
 pub const MAX_ROUNDS: u32 = 10_000;

@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::progress;
 use crate::run::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
 use crate::run::explain::explain;
 use proptest::prelude::*;
+use skiff_api::progress;
 use skiff_protocol::messages::Probe;
 use skiff_protocol::samples;
 
@@ -706,9 +706,9 @@ fn another_policy_holds_from_the_next_order_on_and_is_in_the_journal() {
         let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
         training.assignments[&device(0)].assignment.share.plan.clone()
     };
-    world.step(Event::PolicySet(policy(sharing::Sharing::LeastImportant(99))));
+    world.step(Event::PolicySet(policy(skiff_api::policy::Sharing::LeastImportant(99))));
     assert_eq!(world.run.ledger.policy, Policy::default(), "a policy that the model cannot keep");
-    world.step(Event::PolicySet(policy(sharing::Sharing::LeastImportant(2))));
+    world.step(Event::PolicySet(policy(skiff_api::policy::Sharing::LeastImportant(2))));
     assert_eq!(plan(&world), skiff_protocol::messages::SharingPlan::All, "an order stays as it was given");
     world.everybody_finishes();
     world.merge();
@@ -723,12 +723,12 @@ fn lower_half() -> Vec<f32> {
 
 #[test]
 fn a_group_has_its_plan_and_a_hot_device_is_spared() {
-    let group = crate::run::sharing::Group {
+    let group = skiff_api::policy::Group {
         name: "small".into(),
         class: Some("tx2".into()),
-        sharing: Some(crate::run::sharing::Sharing::LeastImportant(2)),
+        sharing: Some(skiff_api::policy::Sharing::LeastImportant(2)),
         rank: 3,
-        ..crate::run::sharing::Group::default()
+        ..skiff_api::policy::Group::default()
     };
     let quiet = RunSettings { evaluate_examples: 0, final_examples: 0, groups: vec![group], devices: 2, ..settings() };
     let mut world = World::new(quiet, 2);
@@ -957,7 +957,7 @@ proptest! {
     #[test]
     fn prop_records_read_back_as_they_were_written(seed in any::<u64>(), accuracy in any::<f64>().prop_filter("a number", |x| !x.is_nan())) {
         let evaluated = Record::Evaluated(Evaluation { devices: 1, examples: seed, correct: 2, loss_sum: accuracy, ..Evaluation::default() });
-        let sharing = crate::run::sharing::Sharing::LeastImportant(2);
+        let sharing = skiff_api::policy::Sharing::LeastImportant(2);
         let started = Record::RunStarted(begin(RunSettings { seed, sharing, ..settings() }));
         for record in [evaluated, started] {
             let entry = Entry { at_ms: seed, record };

@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::doors::socket::{Request, ask_once};
+use crate::doors::client::ask_once;
 use crate::merge::model::tests::{blob, tiny};
 use crate::merge::{Merging, Rule};
-use crate::progress::Phase;
 use crate::run::MergeInput;
+use skiff_api::progress::Phase;
 use skiff_blobs::MemoryBlobs;
 use tempfile::TempDir;
 

@@ -2,8 +2,8 @@
 
 use super::journal::{self, RecordFault};
 use crate::run::configurator::Choice;
-use crate::run::sharing::{Group, Policy, Share, Sharing};
 use crate::run::{Assignment, Entry, Evaluation, Merged, ModelTask, Record, Start};
+use skiff_api::policy::{Group, Policy, Share, Sharing};
 use skiff_models::task::Task;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{Probe, SharingPlan, TrainReport};

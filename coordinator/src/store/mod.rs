@@ -19,6 +19,7 @@ pub mod journal;
 pub mod keys;
 mod memory;
 mod migrations;
+pub mod policy;
 pub mod room;
 mod sqlite;
 pub mod summary;

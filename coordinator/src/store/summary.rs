@@ -9,9 +9,11 @@
 
 use super::convert::measured;
 use super::journal::{Entry, Record};
-use crate::measures::{Figures, Measure};
+use crate::measures;
 use crate::run::{Evaluation, ModelTask};
 use serde::{Deserialize, Serialize};
+use skiff_api::details::Kept;
+use skiff_api::measures::{Figures, Measure};
 use skiff_protocol::Digest;
 use std::collections::BTreeMap;
 
@@ -76,20 +78,6 @@ pub struct Summary {
     pub reason: Option<String>,
 }
 
-/// Merged weights that stay until the run is deleted.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Kept {
-    /// Round that made them, from 1.
-    pub round: u32,
-    /// Name of their blob, 64 hexadecimal digits.
-    pub weights: String,
-    /// Accuracy of these weights, if they were evaluated.
-    pub accuracy: Option<f64>,
-    /// Figures of these weights, if they were evaluated.
-    #[serde(default)]
-    pub metrics: Option<Figures>,
-}
-
 impl Summary {
     /// Returns the summary of a whole run.
     #[must_use]
@@ -108,7 +96,7 @@ impl Summary {
                 self.rounds = rounds(&start.settings);
                 self.initial = Some(start.weights.to_string());
                 let task = start.task.clone().and_then(|task| ModelTask::try_from(task).ok());
-                self.measure = task.as_ref().map(Measure::of_task).unwrap_or_default();
+                self.measure = task.as_ref().map(measures::of_task).unwrap_or_default();
                 self.stage = Stage::Gathering;
             }
             Record::TrainingStarted { .. } => {
@@ -182,7 +170,7 @@ impl Summary {
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
-        let (accuracy, metrics) = (evaluation.accuracy(), Figures::of(evaluation));
+        let (accuracy, metrics) = (evaluation.accuracy(), measures::figures(evaluation));
         self.accuracy = accuracy.or(self.accuracy);
         self.metrics = metrics.or(self.metrics);
         if self.closed == 0 {

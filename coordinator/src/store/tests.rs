@@ -1,12 +1,12 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::measures::Measure;
 use crate::run::configurator::Choice;
 use crate::run::evaluation::tests::of_each_task;
-use crate::run::sharing::{Group, Policy, Share, Sharing};
 use crate::run::{Assignment, Evaluation, Merged, ModelTask, Record, RunSettings, Start};
 use proptest::prelude::*;
 use rusqlite::Connection;
+use skiff_api::measures::Measure;
+use skiff_api::policy::{Group, Policy, Share, Sharing};
 use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_models::task::Task;
 use skiff_protocol::messages::{Probe, SharingPlan, TrainReport};

@@ -8,7 +8,7 @@
 use serde_json::json;
 use skiff_coordinator::broker::{Access, EmbeddedBroker};
 use skiff_coordinator::explain::explain;
-use skiff_coordinator::progress::Progress;
+use skiff_api::progress::Progress;
 use skiff_coordinator::round::{Ledger, Phase};
 use skiff_coordinator::store::Store;
 use skiff_protocol::{RunId, Timestamp};

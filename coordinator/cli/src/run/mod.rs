@@ -8,9 +8,10 @@ use crate::table::{bytes, number, row, seconds, table};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use skiff_coordinator::doors::socket::{Client, Deleted, Request, ask_once};
-use skiff_coordinator::measures::{Figures, Measure};
-use skiff_coordinator::progress::{Phase, Progress, RoundProgress, RunProgress};
+use skiff_api::measures::{Figures, Measure};
+use skiff_api::progress::{Phase, Progress, RoundProgress, RunProgress};
+use skiff_api::request::{Deleted, Request};
+use skiff_coordinator::doors::client::{Client, ask_once};
 use skiff_coordinator::store::{RunRow, SqliteStore, Store as _};
 use skiff_coordinator::views;
 use std::io::{IsTerminal as _, Write as _};
@@ -353,9 +354,9 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
     use clap::Parser;
+    use skiff_api::policy::Sharing;
     use skiff_coordinator::run::RunSettings;
     use skiff_coordinator::run::configurator::Rates;
-    use skiff_coordinator::run::sharing::Sharing;
 
     #[derive(Parser)]
     struct Line {

@@ -1,13 +1,9 @@
 //! The state that watchers see: the fleet, the run, and the closed rounds, as one value.
 //!
-//! A coordinator keeps the current [`Progress`] in a watch channel. Readers get the newest state and are woken when it
-//! changes; nothing is queued, so no reader can fall behind. Facts that no reader may miss (closed rounds, the end of the
-//! run) stay in the value. `skiff run watch`, `skiff fleet` and `skiff-demo` draw their tables from it. The control socket
-//! sends it as a line of JSON.
+//! Facts that no reader may miss (closed rounds, the end of the run) stay in the value. `skiff run watch`, `skiff fleet` and
+//! `skiff-demo` draw their tables from it.
 
-use crate::measures::{Figures, Measure, Parts};
-use crate::run::RunSettings;
-use crate::store::summary::Kept;
+use crate::measures::{Figures, Measure};
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
@@ -124,65 +120,6 @@ pub struct RunProgress {
     pub closed: Vec<RoundProgress>,
     /// Reason for an early end of the run.
     pub reason: Option<String>,
-}
-
-/// Everything that the journal knows about a run.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct RunDetails {
-    /// The run, with all its closed rounds.
-    #[serde(flatten)]
-    pub run: RunProgress,
-    /// Time of its start, in milliseconds since 1970.
-    pub started_ms: u64,
-    /// Digest of the pack that it trains; `None` if its records are damaged.
-    pub pack: Option<String>,
-    /// Evaluated weights with the best measure; they are kept.
-    pub best: Option<Kept>,
-    /// Weights of the last merged round; they are kept.
-    pub last: Option<Kept>,
-    /// The devices that took part, by name.
-    pub devices: Vec<Contribution>,
-    /// Parts of the last evaluation: F1 by label and the confusion matrix.
-    pub parts: Option<Parts>,
-    /// Settings of the run; `None` if its records are damaged.
-    pub settings: Option<RunSettings>,
-    /// Damage of the journal for which the run was stopped.
-    pub damage: Option<String>,
-}
-
-/// The work of a device in a run.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Contribution {
-    /// The device.
-    pub device: DeviceId,
-    /// Number of merged or stored updates.
-    pub updates: u32,
-    /// Number of steps.
-    pub steps: u64,
-    /// Mean number of active layers over its steps.
-    pub mean_active_layers: Option<f32>,
-    /// Largest resident memory that it reported, in bytes.
-    pub peak_rss_bytes: u64,
-    /// Number of orders that it refused or could not deliver.
-    pub failures: u32,
-    /// Reason of the last failure.
-    pub last_failure: Option<String>,
-}
-
-impl Contribution {
-    /// Returns the contribution of a device that has done nothing yet.
-    #[must_use]
-    pub fn of(device: DeviceId) -> Self {
-        Self {
-            device,
-            updates: 0,
-            steps: 0,
-            mean_active_layers: None,
-            peak_rss_bytes: 0,
-            failures: 0,
-            last_failure: None,
-        }
-    }
 }
 
 /// Phase of a run.

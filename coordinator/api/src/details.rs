@@ -1,0 +1,80 @@
+//! A whole run as the journal knows it: rounds, weights, and the work of each device.
+
+use crate::measures::{Figures, Parts};
+use crate::progress::RunProgress;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use skiff_protocol::DeviceId;
+
+/// Everything that the journal knows about a run.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct RunDetails {
+    /// The run, with all its closed rounds.
+    #[serde(flatten)]
+    pub run: RunProgress,
+    /// Time of its start, in milliseconds since 1970.
+    pub started_ms: u64,
+    /// Digest of the pack that it trains; `None` if its records are damaged.
+    pub pack: Option<String>,
+    /// Evaluated weights with the best measure; they are kept.
+    pub best: Option<Kept>,
+    /// Weights of the last merged round; they are kept.
+    pub last: Option<Kept>,
+    /// The devices that took part, by name.
+    pub devices: Vec<Contribution>,
+    /// Parts of the last evaluation: F1 by label and the confusion matrix.
+    pub parts: Option<Parts>,
+    /// Settings of the run, as table `[run]` of the configuration has them; `None` if its records are damaged.
+    pub settings: Option<Map<String, Value>>,
+    /// Damage of the journal for which the run was stopped.
+    pub damage: Option<String>,
+}
+
+/// The work of a device in a run.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Contribution {
+    /// The device.
+    pub device: DeviceId,
+    /// Number of merged or stored updates.
+    pub updates: u32,
+    /// Number of steps.
+    pub steps: u64,
+    /// Mean number of active layers over its steps.
+    pub mean_active_layers: Option<f32>,
+    /// Largest resident memory that it reported, in bytes.
+    pub peak_rss_bytes: u64,
+    /// Number of orders that it refused or could not deliver.
+    pub failures: u32,
+    /// Reason of the last failure.
+    pub last_failure: Option<String>,
+}
+
+impl Contribution {
+    /// Returns the contribution of a device that has done nothing yet.
+    #[must_use]
+    pub fn of(device: DeviceId) -> Self {
+        Self {
+            device,
+            updates: 0,
+            steps: 0,
+            mean_active_layers: None,
+            peak_rss_bytes: 0,
+            failures: 0,
+            last_failure: None,
+        }
+    }
+}
+
+/// Merged weights that stay until the run is deleted.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// Round that made them, from 1.
+    pub round: u32,
+    /// Name of their blob, 64 hexadecimal digits.
+    pub weights: String,
+    /// Accuracy of these weights, if they were evaluated.
+    pub accuracy: Option<f64>,
+    /// Figures of these weights, if they were evaluated.
+    #[serde(default)]
+    pub metrics: Option<Figures>,
+}

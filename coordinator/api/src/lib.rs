@@ -1,0 +1,17 @@
+//! The contract between an operator's programs and the coordinator: requests with their replies, and the views of fleet and runs.
+//!
+//! It opens no socket and reads no journal: everything here is a value, or a function from values to values. The control socket,
+//! the command line, the demo and the tests use it.
+//!
+//! Rooms: [`request`] (requests and their replies), [`version`] (the versions in which they are spoken), [`progress`] (the state
+//! that watchers see), [`details`] (a whole run), [`measures`] (figures of evaluations), [`policy`] (which layers devices share).
+//!
+//! Settings of a run stay in the coordinator, which knows their ranges. They travel as a JSON table with the keys of table `[run]`
+//! of the configuration.
+
+pub mod details;
+pub mod measures;
+pub mod policy;
+pub mod progress;
+pub mod request;
+pub mod version;

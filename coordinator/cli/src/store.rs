@@ -21,7 +21,7 @@ pub(crate) enum Action {
     /// Convert the journal to the layout of this version, as `skiff serve` does when it starts
     Migrate(ChangeArguments),
     /// Remove weights and updates that a later round superseded, as `skiff serve` does after each round
-    Gc(ChangeArguments),
+    Gc(GcArguments),
 }
 
 /// Arguments of `skiff store check`.
@@ -34,7 +34,18 @@ pub(crate) struct CheckArguments {
     json: bool,
 }
 
-/// Arguments of `skiff store migrate` and `skiff store gc`.
+/// Arguments of `skiff store gc`.
+#[derive(Args, Debug)]
+pub(crate) struct GcArguments {
+    /// Remove also the weights and updates that no journal record ever named, if every record and blob is whole. Usually they
+    /// are updates that arrived shortly before the coordinator was killed. Look at them with --dry-run first
+    #[arg(long)]
+    unknown: bool,
+    #[command(flatten)]
+    change: ChangeArguments,
+}
+
+/// Arguments that `skiff store migrate` and `skiff store gc` share.
 #[derive(Args, Debug)]
 pub(crate) struct ChangeArguments {
     #[command(flatten)]
@@ -73,19 +84,38 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
             Ok(write!(std::io::stdout(), "{}", migrate_text(&migrated, arguments))?)
         }
         Action::Gc(arguments) => {
-            let (state, _lock) = locked(&arguments.door)?;
-            let store = SqliteStore::open_existing(&state)?;
-            let blobs = DiskBlobs::of_another(state.join("blobs"));
-            if blobs.owner()?.is_none_or(|owner| owner != store.identity()) {
-                bail!("the blobs in {} do not belong to the journal there; nothing was removed", state.display());
-            }
-            let in_use = collector::in_use(&store)?;
-            let collected = collector::collect(&store, &blobs, &|blob| in_use.contains(&blob), !arguments.dry_run)?;
-            let text =
-                if arguments.json { serde_json::to_string(&collected)? + "\n" } else { gc_text(&collected, arguments) };
+            let (state, _lock) = locked(&arguments.change.door)?;
+            let collected = collect(&state, arguments)?;
+            let text = if arguments.change.json {
+                serde_json::to_string(&collected)? + "\n"
+            } else {
+                gc_text(&collected, arguments)
+            };
             Ok(write!(std::io::stdout(), "{text}")?)
         }
     }
+}
+
+fn collect(state: &Path, arguments: &GcArguments) -> anyhow::Result<Collected> {
+    let store = SqliteStore::open_existing(state)?;
+    let blobs = DiskBlobs::of_another(state.join("blobs"));
+    if blobs.owner()?.is_none_or(|owner| owner != store.identity()) {
+        bail!("the blobs in {} do not belong to the journal there; nothing was removed", state.display());
+    }
+    // A blob that no record names may belong to a record that was lost.
+    if arguments.unknown && !check::check(state)?.is_good() {
+        bail!(
+            "{} has faults (`skiff store check` lists them), so unknown blobs stay; nothing was removed",
+            state.display()
+        );
+    }
+    let in_use = collector::in_use(&store)?;
+    let removes = !arguments.change.dry_run;
+    let collected = collector::collect(&store, &blobs, &|blob| in_use.contains(&blob), removes)?;
+    if arguments.unknown && removes {
+        collector::remove_unknown(&blobs, &collected)?;
+    }
+    Ok(collected)
 }
 
 fn locked(door: &Door) -> anyhow::Result<(PathBuf, Lock)> {
@@ -136,15 +166,51 @@ fn migrate_text(migrated: &Migrated, arguments: &ChangeArguments) -> String {
     text
 }
 
-fn gc_text(collected: &Collected, arguments: &ChangeArguments) -> String {
-    let verb = if arguments.dry_run { "would be removed" } else { "removed" };
+fn gc_text(collected: &Collected, arguments: &GcArguments) -> String {
+    let verb = if arguments.change.dry_run { "would be removed" } else { "removed" };
     let mut text: String = collected.removed.iter().map(|blob| format!("{verb}: {blob}\n")).collect();
     text += &format!("{} blobs, {}, {verb}\n", collected.removed.len(), ByteSize(collected.removed_bytes));
     text += &format!("{} blobs stay because a run needs them\n", collected.kept);
     if !collected.unknown.is_empty() {
         let (blobs, bytes) = (collected.unknown.len(), ByteSize(collected.unknown_bytes));
-        text += &format!("{blobs} blobs, {bytes}, stay because no journal ever named them:\n");
+        text += &match arguments.unknown {
+            true => format!("{blobs} blobs, {bytes}, that no journal ever named, {verb}:\n"),
+            false => {
+                format!("{blobs} blobs, {bytes}, stay because no journal ever named them (--unknown removes them):\n")
+            }
+        };
         text += &collected.unknown.iter().map(|blob| format!("  {blob}\n")).collect::<String>();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use tempfile::TempDir;
+
+    fn gc(state: &TempDir, unknown: bool, dry_run: bool) -> anyhow::Result<Collected> {
+        let door = Door { state: Some(state.path().to_owned()), config: None };
+        collect(state.path(), &GcArguments { unknown, change: ChangeArguments { door, dry_run, json: false } })
+    }
+
+    #[test]
+    fn unknown_blobs_go_only_if_asked_for_and_if_nothing_is_damaged() {
+        let state = TempDir::new().unwrap();
+        let blobs = DiskBlobs::open(state.path().join("blobs"), 1 << 20).unwrap();
+        drop(SqliteStore::open(state.path(), &blobs).unwrap());
+        let [late, torn] = [b"late", b"torn"].map(|bytes| blobs.put(bytes).unwrap());
+        let path = state.path().join("blobs/blobs").join(torn.to_string());
+        std::fs::write(&path, b"tor").unwrap();
+        let refused = gc(&state, true, false).unwrap_err().to_string();
+        assert!(refused.contains("has faults") && blobs.contains(late), "{refused}");
+        std::fs::write(&path, b"torn").unwrap();
+        let found = gc(&state, true, true).unwrap();
+        assert!(found.unknown.contains(&late.to_string()) && found.removed.is_empty());
+        assert_eq!(gc(&state, false, false).unwrap(), found);
+        assert!(blobs.contains(late), "neither a dry run nor a plain one removes it");
+        assert_eq!(gc(&state, true, false).unwrap(), found);
+        assert_eq!(blobs.list().unwrap(), []);
+    }
 }

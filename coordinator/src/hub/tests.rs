@@ -7,9 +7,9 @@ use super::*;
 use crate::arrivals::Checker;
 use crate::merge::model::tests::{blob, tiny};
 use crate::store::SqliteStore;
+use crate::store::kills::WatchedBlobs;
 use skiff_api::policy::Sharing;
 use skiff_api::progress::{self, RunProgress};
-use skiff_blobs::DiskBlobs;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
@@ -17,6 +17,8 @@ use skiff_protocol::messages::{
 use skiff_protocol::transfer::{CHUNK_BYTES, TransferId, TransferMessage};
 use skiff_protocol::{Signer, Topic, Version, samples};
 use tempfile::TempDir;
+
+mod kills;
 
 const PACK: Digest = Digest([9; 32]);
 const RUN: RunId = RunId(5);
@@ -43,7 +45,7 @@ fn device(name: &str) -> DeviceId {
 }
 
 fn open(folder: &TempDir, now: u64) -> Result<Hub, HubError> {
-    let blobs: Arc<dyn Blobs> = Arc::new(DiskBlobs::open(folder.path().join("blobs"), 1 << 24).unwrap());
+    let blobs: Arc<dyn Blobs> = Arc::new(WatchedBlobs::open(folder.path().join("blobs")));
     let parts = Parts {
         fleet: fleet(),
         devices: 10,
@@ -74,10 +76,16 @@ fn report(shared_layers: Vec<u32>) -> TrainReport {
 
 impl World {
     fn new() -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::of_folder(TempDir::new().unwrap())
+    }
+
+    /// Starts a coordinator in a state folder.
+    fn of_folder(folder: TempDir) -> Self {
         let hub = open(&folder, 0).unwrap();
         let (said, broadcast, versions) = (vec![], vec![], BTreeMap::new());
         let mut world = Self { folder, hub, now: 0, said, broadcast, versions, merges: vec![] };
+        let effects = world.hub.take_effects();
+        world.carry_out(effects);
         world.link(vec![LinkEvent::Up]);
         world
     }

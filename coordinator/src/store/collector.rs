@@ -1,7 +1,8 @@
 //! Removes superseded blobs, and no others.
 //!
 //! A blob goes only if a record once named it and nothing needs it any more: not the current run, not the last or best
-//! weights of any run, not a damaged run. Blobs that no record named stay, and are reported.
+//! weights of any run, not a damaged run. Blobs that no record named stay, and are reported. An operator may remove them by
+//! [`remove_unknown`]: usually they are updates that arrived completely, but whose record a kill prevented.
 
 use super::{Store, StoreError};
 use serde::Serialize;
@@ -52,6 +53,17 @@ pub fn collect(
         }
     }
     Ok(collected)
+}
+
+/// Removes the blobs that `collected` found unknown. The caller has checked that the journal lost no record.
+///
+/// # Errors
+/// Failures of the disk.
+pub fn remove_unknown(blobs: &dyn Blobs, collected: &Collected) -> Result<(), StoreError> {
+    for blob in collected.unknown.iter().filter_map(|blob| Digest::parse(blob)) {
+        blobs.remove(blob)?;
+    }
+    Ok(())
 }
 
 /// Returns the blobs that the current run needs, for a journal that no coordinator has open.

@@ -17,18 +17,23 @@ pub mod collector;
 mod convert;
 pub mod journal;
 pub mod keys;
+#[cfg(test)]
+pub(crate) mod kills;
+mod layout;
 mod memory;
 mod migrations;
 pub mod policy;
 pub mod room;
 mod sqlite;
 pub mod summary;
+mod tables;
 mod tail;
 
 pub use memory::MemoryStore;
 pub use migrations::Migrated;
-pub use sqlite::{FILE, LAYOUT, SqliteStore};
+pub use sqlite::{FILE, SqliteStore};
 pub use summary::Summary;
+pub use tables::LAYOUT;
 
 use crate::run::{Action, Entry, OutOfPlace, Run};
 use journal::RecordFault;

@@ -1,24 +1,21 @@
 //! The journal on disk: one SQLite file in the state folder, WAL, every commit synchronised.
 
-use super::journal::{self, RecordFault};
-use super::migrations::{self, LAYOUT_5, Migrated};
+use super::journal;
+use super::layout::{APPLICATION_ID, Layout, connect, sqlite_error};
+use super::migrations::{self, Migrated};
 use super::summary::Summary;
+use super::tables::{LAYOUT, TABLES, append, known, read_run, run_id, run_row, sql_id, traffic_of};
 use super::tail::{Last, Tail};
 use super::{Finding, RunRow, Store, StoreError, Traffic, tail};
 use crate::run::Entry;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use skiff_blobs::Blobs;
 use skiff_protocol::{Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The layout that this version writes.
-pub const LAYOUT: i64 = 5;
 /// The journal's name in the state folder.
 pub const FILE: &str = "journal.sqlite";
-
-/// "SKIF": tells our file from any other SQLite file.
-const APPLICATION_ID: i64 = 0x534b_4946;
 
 /// The journal.
 #[derive(Debug)]
@@ -155,11 +152,11 @@ impl SqliteStore {
         let identity = hex(random_identity());
         let create = || -> Result<(), rusqlite::Error> {
             let transaction = self.connection.unchecked_transaction()?;
-            transaction.execute_batch(LAYOUT_5)?;
+            transaction.execute_batch(TABLES)?;
             transaction.execute("INSERT INTO state VALUES (1, ?, 0)", [identity])?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", LAYOUT)?;
-            transaction.commit()?;
+            commit(transaction)?;
             // Into the database itself: a lost log must not make the journal look new.
             self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         };
@@ -171,7 +168,7 @@ impl SqliteStore {
         let found: i64 = self.connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sqlite)?;
         let transaction = self.connection.unchecked_transaction().map_err(sqlite)?;
         let migrated = migrations::migrate(&transaction, found, &hex(random_identity())).map_err(sqlite)?;
-        if keep { transaction.commit() } else { transaction.rollback() }.map_err(sqlite)?;
+        if keep { commit(transaction) } else { transaction.rollback() }.map_err(sqlite)?;
         Ok(migrated)
     }
 
@@ -279,7 +276,7 @@ impl Store for SqliteStore {
         let sqlite = |source| sqlite_error(path, "adding records", source);
         let transaction = self.connection.transaction().map_err(sqlite)?;
         let (records, next) = append(&transaction, run, entries, round, traffic).map_err(sqlite)?;
-        transaction.commit().map_err(sqlite)?;
+        commit(transaction).map_err(sqlite)?;
         if let (Some(tail), Some(at)) = (&mut self.tail, next.checked_sub(1))
             && !entries.is_empty()
         {
@@ -324,7 +321,7 @@ impl Store for SqliteStore {
                 "UPDATE run SET damage = ?, summary = ? WHERE run = ?",
                 params![reason, summary.to_json(), sql_id(run)],
             )?;
-            transaction.commit()
+            commit(transaction)
         };
         stop().map_err(|source| self.sqlite("stopping a damaged run", source))
     }
@@ -335,7 +332,7 @@ impl Store for SqliteStore {
             for table in ["record", "traffic", "run"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE run = ?"), [sql_id(run)])?;
             }
-            transaction.commit()
+            commit(transaction)
         };
         delete().map_err(|source| self.sqlite("deleting a run", source))
     }
@@ -361,164 +358,13 @@ impl Store for SqliteStore {
     }
 }
 
-/// The layout of a file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Layout {
-    /// No file, or one without tables.
-    Empty,
-    /// One that this version reads or migrates.
-    Number(i64),
-}
-
-impl Layout {
-    /// Looks at a file without changing it.
-    fn of_file(path: &Path) -> Result<Self, StoreError> {
-        if !path.is_file() {
-            return Ok(Self::Empty);
-        }
-        let connection = connect(path)?;
-        let sqlite = |source| sqlite_error(path, "opening", source);
-        let is_empty = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0));
-        if is_empty.map_err(sqlite)? {
-            return Ok(Self::Empty);
-        }
-        let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(sqlite);
-        let corrupt = |finding: String| StoreError::Corrupt { path: path.to_owned(), finding };
-        if pragma("application_id")? != APPLICATION_ID {
-            return Err(corrupt("it belongs to another program".into()));
-        }
-        let found = pragma("user_version")?;
-        migrations::check(path, found)?;
-        let finding: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
-        if finding == "ok" { Ok(Self::Number(found)) } else { Err(corrupt(finding)) }
-    }
-}
-
-fn connect(path: &Path) -> Result<Connection, StoreError> {
-    Connection::open(path).map_err(|source| sqlite_error(path, "opening", source))
-}
-
-fn sqlite_error(path: &Path, attempt: &'static str, source: rusqlite::Error) -> StoreError {
-    let path = path.to_owned();
-    match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::Corrupt { path, finding: source.to_string() }
-        }
-        _ => StoreError::Sqlite { attempt, path, source },
-    }
-}
-
-/// Returns the number of all records and of the run's.
-fn append(
-    transaction: &Transaction<'_>,
-    run: RunId,
-    entries: &[Entry],
-    round: u32,
-    traffic: Traffic,
-) -> Result<(u64, u64), rusqlite::Error> {
-    let (mut next, mut summary) = known(transaction, run)?;
-    let sql_run = sql_id(run);
-    for entry in entries.iter().map(journal::Entry::from) {
-        let (bytes, checksum) = entry.encode(run, next);
-        transaction.prepare_cached("INSERT INTO record VALUES (?, ?, ?, ?)")?.execute(params![
-            sql_run,
-            next.cast_signed(),
-            bytes,
-            checksum
-        ])?;
-        name_blobs(transaction, sql_run, &summary, &entry)?;
-        summary.add(&entry);
-        next += 1;
-    }
-    transaction.prepare_cached("UPDATE run SET records = ?, summary = ? WHERE run = ?")?.execute(params![
-        next.cast_signed(),
-        summary.to_json(),
-        sql_run
-    ])?;
-    transaction
-        .prepare_cached(
-            "INSERT INTO traffic VALUES (?, ?, ?, ?)
-             ON CONFLICT DO UPDATE SET up = up + excluded.up, down = down + excluded.down",
-        )?
-        .execute(params![sql_run, round, traffic.up.cast_signed(), traffic.down.cast_signed()])?;
-    let records = transaction
-        .prepare_cached("UPDATE state SET records = records + ? RETURNING records")?
-        .query_row([entries.len() as i64], |row| row.get(0).map(i64::cast_unsigned))?;
-    Ok((records, next))
-}
-
-/// Returns the number of a run's records and its summary; a run that is not there is made.
-fn known(transaction: &Transaction<'_>, run: RunId) -> Result<(u64, Summary), rusqlite::Error> {
-    transaction
-        .prepare_cached(
-            "INSERT INTO run SELECT ?1, coalesce(max(number) + 1, 0), 0, NULL, '{}' FROM run WHERE true
-             ON CONFLICT (run) DO NOTHING",
-        )?
-        .execute([sql_id(run)])?;
-    transaction.prepare_cached("SELECT records, summary FROM run WHERE run = ?")?.query_row([sql_id(run)], |row| {
-        Ok((row.get(0).map(i64::cast_unsigned)?, Summary::from_json(&row.get::<_, String>(1)?)))
-    })
-}
-
-/// Adds the blobs that a record names; `summary` covers the records before it.
-pub(super) fn name_blobs(
-    transaction: &Transaction<'_>,
-    sql_run: i64,
-    summary: &Summary,
-    entry: &journal::Entry,
-) -> Result<(), rusqlite::Error> {
-    for (digest, kind) in entry.names() {
-        let round = if kind == journal::Kind::Initial { 0 } else { summary.closed + 1 };
-        transaction.prepare_cached("INSERT OR IGNORE INTO named VALUES (?, ?, ?, ?)")?.execute(params![
-            digest.0,
-            sql_run,
-            kind.word(),
-            round
-        ])?;
-    }
+fn commit(transaction: Transaction<'_>) -> Result<(), rusqlite::Error> {
+    #[cfg(test)]
+    super::kills::pass("before a commit");
+    transaction.commit()?;
+    #[cfg(test)]
+    super::kills::pass_commit();
     Ok(())
-}
-
-type RunRead = Result<Vec<journal::Entry>, (u64, RecordFault)>;
-
-fn read_run(connection: &Connection, run: RunId) -> Result<RunRead, rusqlite::Error> {
-    let expected: Option<i64> = connection
-        .prepare_cached("SELECT records FROM run WHERE run = ?")?
-        .query_row([sql_id(run)], |row| row.get(0))
-        .optional()?;
-    let mut statement =
-        connection.prepare_cached("SELECT at, entry, checksum FROM record WHERE run = ? ORDER BY at")?;
-    let mut rows = statement.query([sql_id(run)])?;
-    let mut entries = Vec::new();
-    while let Some(row) = rows.next()? {
-        let next = entries.len() as u64;
-        let (at, bytes, checksum): (i64, Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if at.cast_unsigned() != next {
-            return Ok(Err((next, RecordFault::Missing)));
-        }
-        match journal::Entry::decode(run, next, &bytes, &checksum) {
-            Ok(entry) => entries.push(entry),
-            Err(fault) => return Ok(Err((next, fault))),
-        }
-    }
-    let found = entries.len() as u64;
-    let is_complete = expected.is_none_or(|expected| expected.cast_unsigned() == found);
-    Ok(if is_complete { Ok(entries) } else { Err((found, RecordFault::Missing)) })
-}
-
-fn run_row(row: &Row<'_>) -> Result<RunRow, rusqlite::Error> {
-    Ok(RunRow {
-        run: run_id(row.get(0)?),
-        records: row.get(1).map(i64::cast_unsigned)?,
-        damage: row.get(2)?,
-        summary: Summary::from_json(&row.get::<_, String>(3)?),
-        traffic: traffic_of(row, 4)?,
-    })
-}
-
-fn traffic_of(row: &Row<'_>, from: usize) -> Result<Traffic, rusqlite::Error> {
-    let bytes = |at| row.get(at).map(i64::cast_unsigned);
-    Ok(Traffic { up: bytes(from)?, down: bytes(from + 1)? })
 }
 
 fn random_identity() -> [u8; 16] {
@@ -529,14 +375,6 @@ fn random_identity() -> [u8; 16] {
 
 pub(super) fn hex(identity: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(identity))
-}
-
-pub(super) fn sql_id(run: RunId) -> i64 {
-    run.0.cast_signed()
-}
-
-fn run_id(sql: i64) -> RunId {
-    RunId(sql.cast_unsigned())
 }
 
 #[cfg(test)]

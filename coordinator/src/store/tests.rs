@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+use super::kills::{Kill, WatchedBlobs};
 use super::*;
 use crate::run::configurator::Choice;
 use crate::run::evaluation::tests::of_each_task;
@@ -637,6 +638,25 @@ fn a_migration_that_is_only_tried_changes_nothing() {
     assert!(matches!(SqliteStore::open_existing(folder.path()), Err(StoreError::NotMigrated { found: 4, .. })));
     SqliteStore::migrate_folder(folder.path(), true).unwrap();
     assert_eq!(SqliteStore::open_existing(folder.path()).unwrap().runs().unwrap().len(), 2);
+}
+
+#[test]
+fn a_migration_killed_at_any_write_is_made_at_the_next_start() {
+    for name in ["asynchronous", "personal-layers", "finished"] {
+        let folder = layout_4(name);
+        let present = blobs(&folder).list().unwrap();
+        let (opened, kills) = kills::record(folder.path(), || {
+            SqliteStore::open(folder.path(), &WatchedBlobs::open(folder.path().join("blobs"))).map(drop)
+        });
+        opened.unwrap();
+        assert!(kills.len() >= 5, "{name}: {}", kills.len());
+        for Kill { moment, folder: killed } in kills {
+            drop(open(&killed).unwrap());
+            assert_eq!(dump(&killed), dump(&folder), "{name}, {moment}");
+            assert_eq!(blobs(&killed).list().unwrap(), present, "{name}, {moment}");
+            assert_eq!(check::check(killed.path()).unwrap().faults, [""; 0], "{name}, {moment}");
+        }
+    }
 }
 
 #[test]

@@ -7,16 +7,13 @@ mod layout_4;
 
 use super::StoreError;
 use super::journal::{self, Entry};
-use super::sqlite::sql_id;
 use super::summary::Summary;
+use super::tables::{LAYOUT, TABLES, name_blobs, sql_id};
 use rusqlite::{Transaction, params};
 use skiff_protocol::RunId;
 
 /// The oldest layout that can be migrated.
 pub(super) const OLDEST: i64 = 4;
-
-/// The tables of layout 5.
-pub(super) const LAYOUT_5: &str = include_str!("layout_5.sql");
 
 /// Result of a migration, done or only tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,10 +33,10 @@ pub struct Migrated {
 /// Applies every step from layout `found` on. The caller commits, or does not.
 pub(super) fn migrate(transaction: &Transaction<'_>, found: i64, identity: &str) -> Result<Migrated, rusqlite::Error> {
     let damaged = if found < 5 { to_layout_5(transaction, identity)? } else { Vec::new() };
-    transaction.pragma_update(None, "user_version", super::LAYOUT)?;
+    transaction.pragma_update(None, "user_version", LAYOUT)?;
     let count = |sql: &str| transaction.query_row(sql, [], |row| row.get(0).map(i64::cast_unsigned));
     let (runs, records) = (count("SELECT count(*) FROM run")?, count("SELECT count(*) FROM record")?);
-    Ok(Migrated { from: found, to: super::LAYOUT, runs, records, damaged })
+    Ok(Migrated { from: found, to: LAYOUT, runs, records, damaged })
 }
 
 /// Adds checksums, summaries, the names of blobs, and the journal's identity.
@@ -47,7 +44,7 @@ fn to_layout_5(transaction: &Transaction<'_>, identity: &str) -> Result<Vec<RunI
     transaction.execute_batch(
         "ALTER TABLE journal RENAME TO old_journal; ALTER TABLE traffic RENAME TO old_traffic; ALTER TABLE run RENAME TO old_run;",
     )?;
-    transaction.execute_batch(LAYOUT_5)?;
+    transaction.execute_batch(TABLES)?;
     let records: i64 = transaction.query_row("SELECT count(*) FROM old_journal", [], |row| row.get(0))?;
     transaction.execute("INSERT INTO state VALUES (1, ?, ?)", params![identity, records])?;
     let mut statement = transaction.prepare("SELECT run, number FROM old_run ORDER BY number")?;
@@ -90,7 +87,7 @@ fn run_to_layout_5(transaction: &Transaction<'_>, sql_run: i64, number: i64) -> 
             damage = Some(format!("record {at} could not be read when the journal was migrated from layout 4"));
         }
         if let (Some(entry), None) = (&entry, &damage) {
-            super::sqlite::name_blobs(transaction, sql_run, &summary, entry)?;
+            name_blobs(transaction, sql_run, &summary, entry)?;
             summary.add(entry);
         }
         records += 1;
@@ -131,7 +128,7 @@ fn read(bytes: &[u8]) -> Option<Entry> {
 pub(super) fn check(path: &std::path::Path, found: i64) -> Result<(), StoreError> {
     let path = || path.to_owned();
     match found {
-        _ if found > super::LAYOUT => Err(StoreError::Newer { path: path(), found }),
+        _ if found > LAYOUT => Err(StoreError::Newer { path: path(), found }),
         _ if found < OLDEST => Err(StoreError::TooOld { path: path(), found, oldest: OLDEST }),
         _ => Ok(()),
     }

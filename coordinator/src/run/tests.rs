@@ -3,9 +3,11 @@ use super::*;
 use crate::run::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
 use crate::run::explain::explain;
 use proptest::prelude::*;
+use skiff_api::policy::Policy;
 use skiff_api::progress;
-use skiff_protocol::messages::Probe;
-use skiff_protocol::samples;
+use skiff_protocol::messages::{Answer, Command, Order, Outcome, Place, Probe, StepMemory, TrainOrder, TrainReport};
+use skiff_protocol::{BootId, Digest, RunId, samples};
+use std::collections::BTreeSet;
 
 const RUN: RunId = RunId(7);
 const LAYERS: u32 = 4;
@@ -371,7 +373,7 @@ fn only_those_who_are_here_or_waited_for_are_remembered() {
     let stranger = (0..4).find(|&index| !world.run.ledger.selected.contains(&device(index))).unwrap();
     world.leave(stranger);
     (10..1_000).for_each(|index| world.step(Event::DeviceGone(device(index))));
-    assert_eq!(world.run.seen.len(), 3);
+    assert_eq!(world.run.attendance.len(), 3);
     let lost = World::index(world.run.ledger.selected.first().unwrap());
     world.leave(lost);
     assert_eq!(world.run.grace_ends_ms(&device(lost)), Some(world.now + 3_000));
@@ -943,7 +945,7 @@ proptest! {
     #[test]
     fn prop_shares_are_even_and_use_what_there_is(total in 0u64..500, held in proptest::collection::vec(0u64..200, 0..8)) {
         let held: BTreeMap<DeviceId, u64> = held.into_iter().enumerate().map(|(index, n)| (device(index), n)).collect();
-        let shares = share(total, &held);
+        let shares = selection::share(total, &held);
         prop_assert_eq!(shares.values().sum::<u64>(), total.min(held.values().sum()));
         prop_assert!(shares.iter().all(|(device, &share)| share > 0 && share <= held[device]));
         let most = shares.values().max().copied().unwrap_or(0);

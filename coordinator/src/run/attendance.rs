@@ -1,0 +1,88 @@
+//! Knows which devices are online, when others left, and the condition of each.
+
+use super::event::{Condition, Here};
+use skiff_protocol::DeviceId;
+use std::collections::BTreeMap;
+
+/// Online devices, and devices with an order that went offline.
+#[derive(Debug, Default)]
+pub(super) struct Attendance {
+    seen: BTreeMap<DeviceId, Seen>,
+    /// Conditions of online devices; those that report nothing are left out.
+    conditions: BTreeMap<DeviceId, Condition>,
+}
+
+#[derive(Clone, Debug)]
+enum Seen {
+    Here(Here),
+    Gone { since_ms: u64 },
+}
+
+impl Attendance {
+    /// Notes that a device is online. Returns true if it was not, or has restarted.
+    pub(super) fn arrive(&mut self, device: DeviceId, here: Here) -> bool {
+        let boot = here.boot;
+        let before = self.seen.insert(device, Seen::Here(here));
+        !matches!(before, Some(Seen::Here(before)) if before.boot == boot)
+    }
+
+    /// Notes that a device is offline, and forgets offline devices for which `is_ordered` is false: no phase waits for them.
+    pub(super) fn leave(&mut self, device: DeviceId, now_ms: u64, is_ordered: impl Fn(&DeviceId) -> bool) {
+        self.conditions.remove(&device);
+        let seen = self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
+        if matches!(seen, Seen::Here(_)) {
+            *seen = Seen::Gone { since_ms: now_ms };
+        }
+        self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || is_ordered(device));
+    }
+
+    /// Replaces the condition of an online device. If the new one holds no pace, the last known pace stays.
+    pub(super) fn set_condition(&mut self, device: &DeviceId, condition: Condition) {
+        let condition = Condition { pace: condition.pace.or(self.condition(device).pace), ..condition };
+        if condition == Condition::default() {
+            self.conditions.remove(device);
+        } else if self.here(device).is_some() {
+            self.conditions.insert(device.clone(), condition);
+        }
+    }
+
+    /// Returns the last condition that a device reported.
+    pub(super) fn condition(&self, device: &DeviceId) -> Condition {
+        self.conditions.get(device).copied().unwrap_or_default()
+    }
+
+    /// Returns an online device.
+    pub(super) fn here(&self, device: &DeviceId) -> Option<&Here> {
+        match self.seen.get(device)? {
+            Seen::Here(here) => Some(here),
+            Seen::Gone { .. } => None,
+        }
+    }
+
+    /// Returns true if a device is online.
+    pub(super) fn is_online(&self, device: &DeviceId) -> bool {
+        self.here(device).is_some()
+    }
+
+    /// Returns all online devices, by name.
+    pub(super) fn online(&self) -> impl Iterator<Item = (&DeviceId, &Here)> {
+        self.seen.iter().filter_map(|(device, seen)| match seen {
+            Seen::Here(here) => Some((device, here)),
+            Seen::Gone { .. } => None,
+        })
+    }
+
+    /// Returns the time at which a device went offline, in milliseconds; `None` if it is online, or if nothing is known about it.
+    pub(super) fn gone_since_ms(&self, device: &DeviceId) -> Option<u64> {
+        match self.seen.get(device)? {
+            Seen::Gone { since_ms } => Some(*since_ms),
+            Seen::Here(_) => None,
+        }
+    }
+
+    /// Returns the number of devices that are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.seen.len()
+    }
+}

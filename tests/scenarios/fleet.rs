@@ -6,7 +6,8 @@ use skiff_api::progress::{DeviceProgress, Phase, Presence, Progress};
 use skiff_link::{BrokerSettings, Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_tests::PATIENCE;
 use skiff_tests::brokers::{Broker, COORDINATOR, password};
-use skiff_tests::fleet::{FLEET, Fleet, eventually};
+use skiff_tests::fleet::{FLEET, Fleet};
+use skiff_tests::wait::eventually;
 
 const DEVICES: [&str; 3] = ["oak", "elm", "ash"];
 const SETTINGS: &str = "--rounds 4 --devices 3 --quorum 2 --steps 30 --batch 4 --dropout 0.3 --set grace_ms=3000 \

@@ -3,9 +3,9 @@
 
 use safetensors::SafeTensors;
 use skiff_models::tensors::NamedTensors;
-use skiff_tests::fleet::eventually;
 use skiff_tests::packs::Case;
 use skiff_tests::places;
+use skiff_tests::wait::eventually;
 use skiff_trainer::inputs::read_batch;
 use skiff_trainer::training::MOST_SKIPPED_IN_A_ROW;
 use skiff_trainer::{

@@ -1,6 +1,6 @@
 //! Real brokers for tests, each on a port of its own.
 
-use crate::fleet::eventually;
+use crate::wait::eventually;
 use skiff_demo::broker::{Access, EmbeddedBroker};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

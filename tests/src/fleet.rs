@@ -2,6 +2,7 @@
 
 use crate::brokers::{Broker, COORDINATOR, password};
 use crate::places::Build;
+use crate::wait::eventually;
 use crate::{PATIENCE, packs, places};
 use skiff_api::progress::{Progress, RunProgress};
 use skiff_data::corpus::{GenerateOptions, generate};
@@ -20,8 +21,6 @@ use std::time::Duration;
 pub const FLEET: &str = "test";
 /// Name of the folder in which workers announce that they train, and tests hold them.
 const BARRIER: &str = "barrier";
-/// Pause between two looks at something that a test waits for.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// A folder with a pack for the demo's corpus and each device's share of it, and the processes that use them.
 #[derive(Debug)]
@@ -326,18 +325,4 @@ fn lines(from: std::process::ChildStdout) -> Receiver<String> {
         let _ = BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
     });
     receiver
-}
-
-/// Asks again and again until `holds` does, for [`PATIENCE`] at most; returns true if it held.
-pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
-    let begun = monotonic();
-    loop {
-        if holds() {
-            return true;
-        }
-        if monotonic().saturating_sub(begun) > PATIENCE {
-            return false;
-        }
-        std::thread::sleep(PAUSE);
-    }
 }

@@ -7,6 +7,7 @@
 //! - [`compare`]: named tolerances, and a comparison that names the first element that differs
 //! - [`checkpoints`]: checkpoints with random weights, of any size
 //! - [`results`]: results of benchmarks, for programs
+//! - [`wait`]: waits for facts that stay true
 
 pub mod brokers;
 pub mod checkpoints;
@@ -15,6 +16,7 @@ pub mod fleet;
 pub mod packs;
 pub mod places;
 pub mod results;
+pub mod wait;
 
 use std::time::Duration;
 

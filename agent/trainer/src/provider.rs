@@ -3,7 +3,7 @@
 use crate::runtime::{Runtime, RuntimeError};
 use ort::ep::{CPU, CUDA, ExecutionProvider, ExecutionProviderDispatch, XNNPACK};
 use ort::session::Session;
-pub use skiff_contract::Provider;
+use skiff_contract::Provider;
 use std::num::NonZeroUsize;
 
 /// Returns true if the loaded library was built with this provider.

@@ -1,9 +1,9 @@
 //! Finds and loads ONNX Runtime, once in a process.
 
-use crate::provider::Provider;
 use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use skiff_contract::Provider;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

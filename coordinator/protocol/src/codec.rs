@@ -26,14 +26,13 @@
 //! - Reading allocates at most a small multiple of the bytes that arrived.
 
 use crate::bounds;
-use crate::messages::{Announcement, Answer, Birth, Command, Gone, Presence, Telemetry};
-use crate::topics::Topic;
-use crate::transfer::TransferMessage;
 use crate::v2;
 use crate::version::{Version, VersionRange};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
+
+pub use crate::message::Message;
 
 /// Largest message in bytes, including its header. It is below the limit of AWS IoT (128 KiB).
 pub const MAX_MESSAGE_BYTES: usize = 120 * 1024;
@@ -44,27 +43,6 @@ const SIGNED: u8 = 1;
 const DIGEST_AT: usize = 12;
 const SIGNATURE_AT: usize = 44;
 const SIGNATURE_BYTES: usize = 64;
-
-/// Any message of the protocol.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Message {
-    /// Birth of a device.
-    Birth(Birth),
-    /// Departure of a device.
-    Gone(Gone),
-    /// Resources of a device.
-    Telemetry(Telemetry),
-    /// Answer of a device to a command.
-    Answer(Answer),
-    /// Command of the coordinator.
-    Command(Command),
-    /// Presence of the coordinator.
-    Presence(Presence),
-    /// Message of a transfer, from either side.
-    Transfer(TransferMessage),
-    /// Versions that the coordinator speaks.
-    Announcement(Announcement),
-}
 
 /// Why a message was not read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -209,7 +187,7 @@ impl fmt::Display for Verifier {
 
 /// Writes `message` in the layout of `version`, signed for `topic` if there is a signer.
 ///
-/// An [`Announcement`] always has the layout and header of version 3.
+/// An [`Announcement`](crate::messages::Announcement) always has the layout and header of version 3.
 ///
 /// # Panics
 /// If the message breaks a bound of one of its fields. Its maker must keep them.
@@ -285,36 +263,6 @@ pub fn open(bytes: &[u8], topic: &str, verifier: Option<&Verifier>) -> Result<(M
     Ok((message, version))
 }
 
-impl Message {
-    /// Returns the kind for the header. A number is never reused for another kind.
-    const fn kind(&self) -> u8 {
-        match self {
-            Self::Birth(_) => 1,
-            Self::Gone(_) => 2,
-            Self::Telemetry(_) => 3,
-            Self::Answer(_) => 4,
-            Self::Command(_) => 5,
-            Self::Presence(_) => 6,
-            Self::Transfer(_) => 7,
-            Self::Announcement(_) => 8,
-        }
-    }
-
-    /// Returns true if `topic` carries this kind of message.
-    #[must_use]
-    pub const fn belongs_on(&self, topic: &Topic) -> bool {
-        match self {
-            Self::Birth(_) | Self::Gone(_) => matches!(topic, Topic::Birth(_)),
-            Self::Telemetry(_) => matches!(topic, Topic::Telemetry(_)),
-            Self::Answer(_) => matches!(topic, Topic::Answer(_)),
-            Self::Command(_) => matches!(topic, Topic::Command(_)),
-            Self::Presence(_) => matches!(topic, Topic::Presence),
-            Self::Announcement(_) => matches!(topic, Topic::Versions),
-            Self::Transfer(_) => matches!(topic, Topic::UpTransfer(..) | Topic::DownTransfer(..)),
-        }
-    }
-}
-
 fn encode(message: &Message, version: Version) -> Vec<u8> {
     fn bytes(value: &impl Serialize) -> Vec<u8> {
         postcard::to_stdvec(value).expect("plain values can be written")
@@ -367,10 +315,13 @@ fn signed_text(topic: &str, header: &[u8]) -> Vec<u8> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use crate::messages::{Announcement, Answer, Birth, Command, Presence};
     use crate::messages::{BootId, EvaluateOrder, EvaluationReport, Order, Outcome, RunId};
     use crate::messages::{Digest, SharingPlan, TrainOrder};
     use crate::metrics::{MAX_CELLS, MAX_CLASSES, MAX_REPORTED_COUNT, TaskMetrics};
     use crate::testing;
+    use crate::topics::Topic;
+    use crate::transfer::TransferMessage;
     use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
     const TOPIC: &str = "skiff/v1/f/all/presence";

@@ -5,12 +5,14 @@
 //! Rooms, in the order that bytes travel:
 //! - [`topics`]: the topics of messages.
 //! - [`messages`]: the types of messages; [`metrics`]: the counts of an evaluation.
-//! - [`codec`]: the layout on the wire; its `bounds`: the values that fields may hold.
+//! - [`codec`]: the layout on the wire of any [`codec::Message`]; `bounds`: the values that fields may hold.
 //! - [`transfer`]: payloads larger than a message, sent in chunks and resumed; [`time`]: the time that shells pass in.
 //! - [`version`]: the versions that are spoken; [`v2`]: the layouts that version 3 replaced.
 
 mod bounds;
 pub mod codec;
+mod limits;
+mod message;
 pub mod messages;
 pub mod metrics;
 #[cfg(any(test, feature = "samples"))]

@@ -10,7 +10,7 @@
 //! repetition, and a smaller one is late and ignored. Epochs restart in every run. If a command's run started before the
 //! newest run that the device obeyed, the command is late, whatever its epoch.
 
-use crate::bounds;
+use crate::limits;
 use crate::metrics::TaskMetrics;
 use crate::version::VersionRange;
 use serde::{Deserialize, Serialize};
@@ -91,7 +91,7 @@ pub struct Place {
     /// Name of the device's location. May be empty; at most 64 bytes.
     pub region: String,
     /// Further labels: at most 16, each of at most 64 bytes.
-    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LABELS }, _, _>")]
+    #[serde(deserialize_with = "limits::at_most::<{ limits::LABELS }, _, _>")]
     pub labels: Vec<String>,
 }
 
@@ -170,7 +170,7 @@ pub struct Telemetry {
     /// Load average over a minute.
     pub load_1m: f32,
     /// Name (at most 64 bytes) and degrees Celsius of each temperature sensor; at most 16.
-    #[serde(deserialize_with = "bounds::at_most::<{ bounds::SENSORS }, _, _>")]
+    #[serde(deserialize_with = "limits::at_most::<{ limits::SENSORS }, _, _>")]
     pub temperatures: Vec<(String, f32)>,
     /// Battery, if there is one.
     pub battery: Option<Battery>,
@@ -248,7 +248,7 @@ pub struct TrainOrder {
     /// Seed of the run. Masks and batches are drawn from (seed, device, round, step).
     pub seed: u64,
     /// Dropout rate of each layer, 0 to 1: the probability that a batch skips it; 1 to 512 layers.
-    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
+    #[serde(deserialize_with = "limits::at_most::<{ limits::LAYERS }, _, _>")]
     pub rates: Vec<f32>,
     /// Largest number of layers that run in a step; at least 1.
     pub most_active: u32,
@@ -291,7 +291,7 @@ pub enum SharingPlan {
     /// The layers that the coordinator names.
     Fixed {
         /// Numbers of the layers, ascending, without repetition, each below the length of `rates`.
-        #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
+        #[serde(deserialize_with = "limits::at_most::<{ limits::LAYERS }, _, _>")]
         layers: Vec<u32>,
     },
 }
@@ -351,7 +351,7 @@ pub enum Outcome {
 /// Returns `text` as the reason of a refusal. A longer text is cut between characters, to at most 200 bytes.
 #[must_use]
 pub fn short_reason(text: &str) -> String {
-    text[..text.floor_char_boundary(bounds::TEXT_BYTES)].to_owned()
+    text[..text.floor_char_boundary(limits::TEXT_BYTES)].to_owned()
 }
 
 /// Report of a device on its training in a round.
@@ -366,11 +366,11 @@ pub struct TrainReport {
     /// Mean loss over the steps; not finite if training diverged.
     pub mean_loss: f32,
     /// Layers in the update, ascending; at most 512.
-    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
+    #[serde(deserialize_with = "limits::at_most::<{ limits::LAYERS }, _, _>")]
     pub shared_layers: Vec<u32>,
     /// Mean norm of each layer's gradient before clipping, over the batches in which the layer was active. A mean rather than
     /// a sum, so that a layer's dropout rate does not bias it. 0 if the layer never ran. Finite, not negative; at most 512.
-    #[serde(deserialize_with = "bounds::at_most::<{ bounds::LAYERS }, _, _>")]
+    #[serde(deserialize_with = "limits::at_most::<{ limits::LAYERS }, _, _>")]
     pub importance: Vec<f32>,
     /// Mean number of active layers over the steps.
     pub mean_active_layers: f32,

@@ -1,7 +1,7 @@
 //! Strategies for property tests: arbitrary messages that keep their bounds.
 
-use crate::bounds::{LAYERS, SENSORS};
 use crate::codec::Message;
+use crate::limits::{LAYERS, SENSORS};
 use crate::messages::{
     AgentState, Announcement, Answer, Battery, Birth, BootId, Command, Digest, EvaluateOrder, EvaluationReport, Gone,
     Machine, Order, Outcome, Place, Presence, Probe, RunId, SharingPlan, StepMemory, Telemetry, TrainOrder,

@@ -24,7 +24,7 @@ mod simulation;
 pub use receiver::{ATTEMPTS, Found, Receiver, ReceiverAction, ReceiverEvent};
 pub use sender::{REPEATS, Sender, SenderAction, SenderEvent};
 
-use crate::bounds;
+use crate::limits;
 use crate::messages::{Digest, RunId, TrainReport};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -132,7 +132,7 @@ pub fn chunk_bytes(total_bytes: u64, index: u32) -> usize {
 
 /// Set of the chunks that the receiver holds: one bit each, lowest bit of the first byte first. Missing bits count as 0.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Held(#[serde(with = "bounds::bytes")] pub Vec<u8>);
+pub struct Held(#[serde(with = "limits::bytes")] pub Vec<u8>);
 
 impl Held {
     /// Returns true if chunk `index` is held.
@@ -195,7 +195,7 @@ pub enum TransferMessage {
         /// Position of the chunk, from 0.
         index: u32,
         /// Content, at most [`CHUNK_BYTES`].
-        #[serde(with = "bounds::bytes")]
+        #[serde(with = "limits::bytes")]
         bytes: Vec<u8>,
     },
     /// Sent by the receiver after each chunk.

@@ -1,15 +1,16 @@
 //! The coordinator's view of the model: its trainable tensors, how an update is checked, and how updates become new weights.
 
-use super::ordered::{Ordered, OrderedError, median, trimmed_mean};
+use super::error::MergeError;
+use super::ordered::{Ordered, median, trimmed_mean};
 use super::ranks::{Projection, pairs_per_pass};
 use super::read::{self, ReadBlob, Updates};
 use super::server::moments_of;
 use super::{Aggregate, AggregateError, Merging, Ranks, Rule};
 use crate::run::{MergeInput, MergeJob, Merged, ModelTask};
-use skiff_blobs::{BlobError, Blobs};
+use skiff_blobs::Blobs;
 use skiff_models::pack::{Pack, PackError};
-use skiff_models::tensors::{self, NamedTensors, Schema, TensorError};
-use skiff_protocol::{DeviceId, Digest};
+use skiff_models::tensors::{self, NamedTensors, Schema};
+use skiff_protocol::Digest;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -29,38 +30,6 @@ pub struct Model {
     pub initial: Vec<u8>,
     /// Task, with the names of its classes.
     pub task: ModelTask,
-}
-
-/// A reason for which updates were not merged.
-#[derive(Debug, thiserror::Error)]
-pub enum MergeError {
-    /// A blob could not be read or stored.
-    #[error("reading or storing the blob of {whose}")]
-    Blob {
-        /// Owner of the blob: a device, or what it is for.
-        whose: String,
-        /// Cause.
-        source: BlobError,
-    },
-    /// The tensors in a blob are not those that were stored.
-    #[error("reading or writing the tensors of {whose}")]
-    Tensors {
-        /// Owner of the tensors: a device, or what they are for.
-        whose: String,
-        /// Cause.
-        source: TensorError,
-    },
-    /// An update cannot be added.
-    #[error("adding the update of {device}")]
-    Update {
-        /// Device that delivered it.
-        device: DeviceId,
-        /// Cause.
-        source: AggregateError,
-    },
-    /// A rule that compares all updates failed.
-    #[error(transparent)]
-    Ordered(#[from] OrderedError),
 }
 
 impl Model {

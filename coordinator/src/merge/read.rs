@@ -4,7 +4,7 @@
 //! are read one after another, so each set of older weights is read once in a pass. The order does not change what is merged:
 //! no rule depends on the order of its updates.
 
-use super::model::MergeError;
+use super::error::MergeError;
 use crate::run::{MergeInput, MergeJob};
 use skiff_blobs::BlobError;
 use skiff_models::tensors::{self, NamedTensors, Schema, TensorError};

@@ -1,8 +1,8 @@
 //! DeBERTaV2-xxlarge's shape, with half of its layers, where the kernel gives a process 2 GiB and no more: a step that needs more
 //! ends it.
 
+use crate::packs::{STORED, THREADS, pack, scratch};
 use crate::process::{agent, labelled, last_line};
-use crate::{STORED, THREADS, pack, scratch};
 use rustix::fs::Advice;
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -5,20 +5,14 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 mod limited;
+mod packs;
 mod peers;
 mod process;
 mod sizes;
 mod texts;
 
 use peers::Peers;
-use skiff_models::pack::{BuildOptions, Storage};
-use skiff_tests::{packs, results};
-use std::path::{Path, PathBuf};
-
-/// Number of threads of each program.
-const THREADS: &str = "2";
-/// Storage of Skiff's frozen matrices.
-const STORED: [(&str, Storage); 2] = [("int8", Storage::Int8), ("f16", Storage::F16)];
+use skiff_tests::results;
 
 fn main() {
     let flag = |name: &str| std::env::args().any(|argument| argument == name);
@@ -29,16 +23,4 @@ fn main() {
     if flag("--xxl") {
         results::store("limited", limited::measure().into());
     }
-}
-
-/// A folder for packs, gone with the value. The `Makefile` removes those that an interrupted run leaves.
-fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-/// Makes a pack for classes with these names in `folder`.
-fn pack(checkpoint: &Path, (name, frozen): (&str, Storage), labels: &[String], folder: &Path) -> PathBuf {
-    let out = folder.join(name);
-    drop(packs::made(&BuildOptions { frozen, ..BuildOptions::new(checkpoint, &out, labels.to_vec()) }));
-    out
 }

@@ -48,7 +48,7 @@ impl Peers {
         command
             .arg(places::tree().join("tests/bench/peers").join(script))
             .args(arguments)
-            .args(["--threads", crate::THREADS]);
+            .args(["--threads", crate::packs::THREADS]);
         // Nothing is fetched, and no warning stands in the table.
         command.env("HF_HUB_OFFLINE", "1");
         last_line(&mut command).map_err(|error| println!("PyTorch has no line here: {error}")).ok()

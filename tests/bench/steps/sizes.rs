@@ -1,8 +1,8 @@
 //! Training steps and evaluations of three sizes of BERT on random tokens.
 
+use crate::packs::{STORED, THREADS, pack, scratch};
 use crate::peers::Peers;
 use crate::process::{agent, labelled, last_line};
-use crate::{STORED, THREADS, pack, scratch};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skiff_tests::{checkpoints, places};

@@ -1,9 +1,9 @@
 //! Text with `MiniLM`, from the file to the accuracy: commands to a home assistant that the benchmark writes itself, or the texts of
 //! `--data FOLDER`.
 
+use crate::packs::{STORED, THREADS, pack, scratch};
 use crate::peers::Peers;
 use crate::process::{agent, labelled, last_line};
-use crate::{STORED, THREADS, pack, scratch};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skiff_data::corpus::{GenerateOptions, generate};

@@ -19,6 +19,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+/// Key of the embedding's and the head's tables, which belong to no layer.
+pub(super) const WHOLE: usize = 0;
+
 static OPENING: Mutex<()> = Mutex::new(());
 
 /// One session, which serves every layer of its kind.

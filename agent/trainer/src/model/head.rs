@@ -1,11 +1,12 @@
 //! The head of a model in a step: over all rows at once, or over a few at a time.
 
-use super::graph::{Given, Rows, add_gradients, contents};
+use super::graph::{Given, Rows, WHOLE, add_gradients, contents};
 use super::stage::Stage;
-use super::{WHOLE, any_counts, chunks};
+use crate::batch::{Batch, Truth};
 use crate::error::TrainerError;
 use ort::value::DynValue;
 use skiff_models::tensors::NamedTensors;
+use std::ops::Range;
 
 /// Results of the head: the loss and, if requested, the gradient of the activations.
 pub(super) struct HeadResult {
@@ -91,6 +92,16 @@ impl Flow {
             Self::Buffer(width, values) => Rows::Slice(*width, values),
         }
     }
+}
+
+/// Splits rows into ranges of at most `at_once`.
+pub(super) fn chunks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
+}
+
+/// Returns true if a row has a target.
+pub(super) fn any_counts(batch: &Batch, rows: &Range<usize>) -> bool {
+    batch.truths[rows.clone()].iter().any(|truth| *truth != Truth::None)
 }
 
 fn first(value: &DynValue) -> Result<f32, TrainerError> {

@@ -19,13 +19,14 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
-use crate::batch::{Batch, Form, Truth};
+use crate::batch::{Batch, Form};
 use crate::dropout::LayerMask;
 use crate::error::TrainerError;
 use crate::runtime::Runtime;
 use blocks::{Ascent, Blocks, Needed};
 use frozen::Views;
-use graph::{Given, Graph, Rows, Scope, contents};
+use graph::{Given, Graph, Rows, Scope, WHOLE, contents};
+use head::{any_counts, chunks};
 use ndarray::{ArrayD, IxDyn};
 use ort::value::DynValue;
 use skiff_models::Pack;
@@ -41,9 +42,6 @@ use std::any::Any;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Key of the embedding's and the head's tables, which belong to no layer.
-const WHOLE: usize = 0;
 
 /// Choice between a pack's sets of graphs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -303,12 +301,4 @@ fn vocabulary_table<'a>(embed: &'a GraphSpec, layout: &Layout) -> Option<&'a Str
         .filter(is_table)
         .filter_map(|port| if let Binding::Frozen(name) = &port.binding { Some(name) } else { None });
     tables.next().filter(|_| tables.next().is_none())
-}
-
-fn chunks(rows: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
-}
-
-fn any_counts(batch: &Batch, rows: &Range<usize>) -> bool {
-    batch.truths[rows.clone()].iter().any(|truth| *truth != Truth::None)
 }

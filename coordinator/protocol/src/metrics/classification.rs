@@ -1,7 +1,7 @@
 //! Counts of a classification: one class for each text.
 
 use super::{MAX_REPORTED_COUNT, Mismatch, add, f1, ratio};
-use crate::bounds::at_most;
+use crate::limits::at_most;
 use serde::{Deserialize, Serialize};
 
 /// Largest number of classes that are counted.

@@ -1,7 +1,7 @@
 //! Counts of a token classification: a label for each token, and the spans that labels form.
 
 use super::{MAX_REPORTED_COUNT, Mismatch, add, f1, ratio};
-use crate::bounds::{NAME_BYTES, at_most};
+use crate::limits::{NAME_BYTES, at_most};
 use serde::{Deserialize, Serialize};
 
 /// Largest number of types of span that are counted.

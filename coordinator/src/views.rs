@@ -20,7 +20,7 @@ pub fn devices(fleet: &Fleet, ledger: Option<&Ledger>, now: Timestamp) -> Vec<De
     let mut devices = fleet.progress(now);
     let Some(ledger) = ledger else { return devices };
     for device in &mut devices {
-        device.mean_rate = ledger.order_of(&device.device).map(|ordered| mean(&ordered.assignment.choice.rates));
+        device.mean_rate = ledger.order_of(&device.device).map(|ordered| ordered.assignment.choice.rates.mean());
         if let Some(totals) = ledger.totals.get(&device.device) {
             device.updates = totals.updates;
             device.mean_active_layers = totals.mean_active_layers();
@@ -174,8 +174,4 @@ fn settings_table(settings: &RunSettings) -> Option<Map<String, Value>> {
         Ok(Value::Object(table)) => Some(table),
         Ok(_) | Err(_) => None,
     }
-}
-
-fn mean(rates: &[f32]) -> f32 {
-    rates.iter().sum::<f32>() / rates.len().max(1) as f32
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use skiff_contract::memory::own_memory;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::run::configurator::{
-    Bandit, Care, Choice, Configurator, Facts, Limits, Load, Pace, Policy, Rates, Schedule, Shape, expected_active,
+    Bandit, Care, Choice, Configurator, Facts, Limits, Load, Pace, Policy, Rates, Schedule, Shape,
 };
 use skiff_coordinator::run::draw::draw;
 use skiff_protocol::DeviceId;
@@ -71,7 +71,7 @@ fn run(policy: Policy) -> usize {
         explored += choices.values().filter(|choice| choice.explores).count();
         for (device, choice) in &choices {
             // A gain that shrinks with the rounds, best at half of the layers; time goes with the layers.
-            let active = expected_active(&choice.rates) / LAYERS as f64;
+            let active = choice.rates.expected_active() / LAYERS as f64;
             let noise = draw(2, "noise", round, device.as_str()) - 0.5;
             let gain = (1.0 - (active - 0.5).abs() + noise) / f64::from(round).sqrt();
             configurator.reward(device, choice, round, gain, 10.0 * active);

@@ -1,6 +1,6 @@
 //! Explains each order of a run from its journal: what a device had to do, why, and what the result was.
 
-use crate::run::configurator::{Expected, Gain, expected_active};
+use crate::run::configurator::{Expected, Gain};
 use crate::run::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use serde::Serialize;
 use skiff_api::policy::Share;
@@ -120,8 +120,8 @@ impl Explained {
             round: ledger.round,
             device: device.clone(),
             class: choice.class.clone(),
-            rates: choice.rates.clone(),
-            expected_active: expected_active(&choice.rates),
+            rates: choice.rates.to_vec(),
+            expected_active: choice.rates.expected_active(),
             most_active: choice.most_active,
             explores: choice.explores,
             reason: choice.reason.clone(),

@@ -328,8 +328,11 @@ impl Ledger {
     fn fits(&self, record: &Record) -> bool {
         match (record, &self.phase) {
             (Record::Resumed | Record::PolicySet(_), phase) => !matches!(phase, Phase::Ended(_)),
-            (Record::TrainingStarted { epoch, .. }, Phase::Gather(Purpose::Train))
-            | (Record::EvaluationStarted { epoch, .. }, Phase::Gather(Purpose::Evaluate)) => *epoch > self.epoch,
+            (Record::TrainingStarted { epoch, assignments }, Phase::Gather(Purpose::Train)) => {
+                let layers = self.start.layers as usize;
+                *epoch > self.epoch && assignments.values().all(|order| order.choice.rates.len() == layers)
+            }
+            (Record::EvaluationStarted { epoch, .. }, Phase::Gather(Purpose::Evaluate)) => *epoch > self.epoch,
             (Record::UpdateStored { device, .. } | Record::DeviceOut { device, .. }, phase) => {
                 let in_round = matches!(phase, Phase::Train(training) if training.is_pending(device));
                 in_round || self.carried.is_pending(device)
@@ -548,7 +551,7 @@ impl Training {
 
     fn summary(&self, closed_ms: u64) -> RoundProgress {
         let reports = || self.updates.values().map(|stored| &stored.report);
-        let all_rates = self.assignments.values().flat_map(|ordered| &ordered.assignment.choice.rates);
+        let all_rates = self.assignments.values().flat_map(|ordered| ordered.assignment.choice.rates.iter());
         let rates: Vec<f64> = all_rates.map(|&rate| rate.into()).collect();
         RoundProgress {
             round: 0,

@@ -70,7 +70,7 @@ impl Run {
                 weights: *weights,
                 schema: *schema,
                 seed: settings.seed,
-                rates: choice.rates.clone(),
+                rates: choice.rates.to_vec(),
                 most_active: choice.most_active,
                 steps: settings.steps,
                 batch: settings.batch,

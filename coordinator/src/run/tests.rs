@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
-use crate::run::configurator::{Bandit, Choice, Pace, Rates, Schedule, Shape};
+use crate::run::configurator::{Bandit, Choice, DropoutRates, Pace, Rates, Schedule, Shape};
 use crate::run::explain::explain;
 use proptest::prelude::*;
 use skiff_api::policy::Policy;
@@ -697,7 +697,7 @@ fn a_device_too_slow_to_deliver_is_known_by_the_pace_of_its_steps() {
     let Phase::Train(training) = &world.run.ledger.phase else { panic!("{:?}", world.run.ledger.phase) };
     let Choice { rates, reason, .. } = &training.assignments[&device(0)].assignment.choice;
     assert!(reason.contains("the deadline allows 2.0 layers per step"), "{reason}");
-    assert!((crate::run::configurator::expected_active(rates) - 2.0).abs() < 1e-3, "{rates:?}");
+    assert!((rates.expected_active() - 2.0).abs() < 1e-3, "{rates:?}");
 }
 
 #[test]
@@ -720,7 +720,7 @@ fn another_policy_holds_from_the_next_order_on_and_is_in_the_journal() {
 
 /// Half of four layers, the lower ones first.
 fn lower_half() -> Vec<f32> {
-    crate::run::configurator::arms::rates(0.5, crate::run::configurator::Shape::Decreasing, 4, &[])
+    crate::run::configurator::arms::rates(0.5, Shape::Decreasing, 4, &[]).to_vec()
 }
 
 #[test]
@@ -832,6 +832,11 @@ fn a_journal_out_of_order_is_named() {
     assert!(error.to_string().contains("record 1 (UpdateStored"), "{error}");
     assert!(Ledger::replay(&journal[1..]).unwrap_err().to_string().contains("record 0"));
     assert!(Ledger::replay(&[]).unwrap_err().to_string().contains("missing"));
+    // Rates for another number of layers than the model has.
+    let mut short = world.journal.clone();
+    let Record::TrainingStarted { assignments, .. } = &mut short[1].record else { panic!("{:?}", short[1]) };
+    assignments.values_mut().for_each(|order| order.choice.rates = DropoutRates::new(vec![0.0]).unwrap());
+    assert_eq!(Ledger::replay(&short).unwrap_err().at, 1);
 }
 
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! Translates records between the engine's types and the journal's.
 
 use super::journal::{self, RecordFault};
-use crate::run::configurator::Choice;
+use crate::run::configurator::{Choice, DropoutRates};
 use crate::run::{Assignment, Entry, Evaluation, Merged, ModelTask, Record, Start};
 use skiff_api::policy::{Group, Policy, Share, Sharing};
 use skiff_models::task::Task;
@@ -74,8 +74,8 @@ impl TryFrom<journal::Record> for Record {
             }
             journal::Record::Resumed => Self::Resumed,
             journal::Record::TrainingStarted { epoch, assignments } => {
-                let assignments = assignments.into_iter().map(|(device, order)| (device, order.into())).collect();
-                Self::TrainingStarted { epoch, assignments }
+                let orders = assignments.into_iter().map(|(device, order)| Ok((device, order.try_into()?)));
+                Self::TrainingStarted { epoch, assignments: orders.collect::<Result<_, RecordFault>>()? }
             }
             journal::Record::UpdateStored { device, update, report, distance } => {
                 Self::UpdateStored { device, update, report: report.into(), distance }
@@ -199,15 +199,31 @@ macro_rules! same_fields {
             }
         }
     };
-    (@ $value:ident, choice) => { $value.choice.into() };
-    (@ $value:ident, share) => { $value.share.into() };
     (@ $value:ident, plan) => { $value.plan.into() };
     (@ $value:ident, probe) => { $value.probe.map(Into::into) };
     (@ $value:ident, $field:ident) => { $value.$field };
 }
 
-same_fields!(Assignment, journal::Assignment, { choice, share });
-same_fields!(Choice, journal::Choice, { rates, most_active, arm, class, explores, probe_examples, reason });
+impl From<Assignment> for journal::Assignment {
+    fn from(Assignment { choice, share }: Assignment) -> Self {
+        let Choice { rates, most_active, arm, class, explores, probe_examples, reason } = choice;
+        let rates = rates.into();
+        let choice = journal::Choice { rates, most_active, arm, class, explores, probe_examples, reason };
+        Self { choice, share: share.into() }
+    }
+}
+
+impl TryFrom<journal::Assignment> for Assignment {
+    type Error = RecordFault;
+
+    fn try_from(journal::Assignment { choice, share }: journal::Assignment) -> Result<Self, RecordFault> {
+        let journal::Choice { rates, most_active, arm, class, explores, probe_examples, reason } = choice;
+        let rates = DropoutRates::new(rates).map_err(|bad| RecordFault::Unreadable(bad.to_string()))?;
+        let choice = Choice { rates, most_active, arm, class, explores, probe_examples, reason };
+        Ok(Self { choice, share: share.into() })
+    }
+}
+
 same_fields!(Share, journal::Share, { group, plan, rank });
 same_fields!(Probe, journal::Probe, { examples, loss_before, loss_after, correct_before, correct_after });
 same_fields!(TrainReport, journal::Report, {

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::kills::{Kill, WatchedBlobs};
 use super::*;
-use crate::run::configurator::Choice;
+use crate::run::configurator::{Choice, DropoutRates};
 use crate::run::evaluation::tests::of_each_task;
 use crate::run::{Assignment, Evaluation, Merged, ModelTask, Record, RunSettings, Start};
 use proptest::prelude::*;
@@ -43,7 +43,8 @@ fn evaluated(at_ms: u64, correct: u64) -> Entry {
 }
 
 fn order() -> Assignment {
-    let (rates, class, reason) = (vec![0.5; 4], String::new(), "because".to_owned());
+    let rates = DropoutRates::new(vec![0.5; 4]).unwrap();
+    let (class, reason) = (String::new(), "because".to_owned());
     let choice = Choice { rates, most_active: 4, arm: None, class, explores: false, probe_examples: 0, reason };
     Assignment { choice, share: Share { group: None, plan: SharingPlan::All, rank: 0 } }
 }
@@ -491,7 +492,7 @@ fn records() -> impl Strategy<Value = Record> {
         any::<u32>().prop_map(|k| SharingPlan::MostImportant { k }),
         prop::collection::vec(any::<u32>(), 0..4).prop_map(|layers| SharingPlan::Fixed { layers }),
     ];
-    let rates = prop::collection::vec(0f32..1.0, 0..4);
+    let rates = prop::collection::vec(0f32..1.0, 0..4).prop_map(|rates| DropoutRates::new(rates).unwrap());
     let assignment = (rates, any::<(u32, Option<u32>, bool, u32)>(), text, plan, any::<u32>()).prop_map(
         |(rates, (most_active, arm, explores, probe_examples), reason, plan, rank)| Assignment {
             choice: Choice { rates, most_active, arm, class: reason.clone(), explores, probe_examples, reason },
@@ -564,6 +565,17 @@ proptest! {
         bytes[place] ^= 1 << bit;
         prop_assert_eq!(journal::Entry::decode(RUN, at + 1, &bytes, &checksum), Err(RecordFault::Checksum));
     }
+}
+
+#[test]
+fn an_order_with_a_rate_out_of_range_is_not_read() {
+    let orders =
+        Record::TrainingStarted { epoch: 2, assignments: BTreeMap::from([("hall".parse().unwrap(), order())]) };
+    let mut stored = journal::Entry::from(&entry(6, orders));
+    let journal::Record::TrainingStarted { assignments, .. } = &mut stored.record else { panic!("{stored:?}") };
+    assignments.values_mut().for_each(|order| order.choice.rates[1] = 1.5);
+    let fault = Entry::try_from(stored).unwrap_err().to_string();
+    assert!(fault.contains("layer 1 has dropout rate 1.5, expected 0 to below 1"), "{fault}");
 }
 
 #[test]

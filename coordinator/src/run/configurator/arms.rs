@@ -1,5 +1,6 @@
 //! The configurations that can be chosen: a mean rate, its shape over depth and its schedule over rounds; and their rates.
 
+use super::rates::DropoutRates;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -59,7 +60,7 @@ pub struct Moment {
 impl Arm {
     /// Computes the rates of `layers` layers at that moment.
     #[must_use]
-    pub fn rates(&self, at: Moment, layers: usize, protected: &[u32]) -> Vec<f32> {
+    pub fn rates(&self, at: Moment, layers: usize, protected: &[u32]) -> DropoutRates {
         rates(self.mean * self.schedule.factor(at), self.shape, layers, protected)
     }
 }
@@ -108,12 +109,6 @@ impl Schedule {
     }
 }
 
-/// Returns the number of layers that run on average: `sum of (1 - P_l)`.
-#[must_use]
-pub fn expected_active(rates: &[f32]) -> f64 {
-    rates.iter().map(|&rate| 1.0 - f64::from(rate)).sum()
-}
-
 /// Spreads a mean rate over the layers that may be dropped.
 ///
 /// Formula: `P_l = min(MAX_RATE, a·s_l)`, with `s_l` the shape's weight and `a` such that the mean over the layers that
@@ -126,9 +121,9 @@ pub fn expected_active(rates: &[f32]) -> f64 {
 /// | `layers` | L, number of the model's layers |
 /// | `protected` | layers that are never dropped |
 ///
-/// Returns `[L]`, each 0 to [`MAX_RATE`]. The mean is met within 1e-5 (`a` is found by bisection in f64).
+/// Returns rates of 0 to [`MAX_RATE`]. The mean is met within 1e-5 (`a` is found by bisection in f64).
 #[must_use]
-pub fn rates(mean: f32, shape: Shape, layers: usize, protected: &[u32]) -> Vec<f32> {
+pub fn rates(mean: f32, shape: Shape, layers: usize, protected: &[u32]) -> DropoutRates {
     let droppable = |layer: usize| !protected.contains(&(layer as u32));
     let count = (0..layers).filter(|&layer| droppable(layer)).count();
     let rate = |scale: f64, layer: usize| (scale * shape.weight(layer, layers)).min(f64::from(MAX_RATE));
@@ -142,7 +137,8 @@ pub fn rates(mean: f32, shape: Shape, layers: usize, protected: &[u32]) -> Vec<f
         if mean_at(middle) < f64::from(mean) { low = middle } else { high = middle }
     }
     let scale = if mean > 0.0 { high } else { 0.0 };
-    (0..layers).map(|layer| if droppable(layer) { rate(scale, layer) as f32 } else { 0.0 }).collect()
+    let rates = (0..layers).map(|layer| if droppable(layer) { rate(scale, layer) as f32 } else { 0.0 });
+    DropoutRates::new(rates.collect()).expect("rates are 0 to MAX_RATE")
 }
 
 #[cfg(test)]

@@ -1,21 +1,24 @@
 //! One decision: the choices for all devices of a round, in the steps that the module above draws.
 
+use super::choice::{Choice, Knowledge};
+use super::limits::{Facts, Limits};
 use super::options::{Finder, Options};
 use super::policy::{Proposal, Question, best, explores_together, favourite};
+use super::rates::DropoutRates;
 use super::safety::Permit;
 use super::settings::Bandit;
 use super::tempo::{Offer, Prospect, Run, Tempo};
-use super::{Choice, Configurator, Facts, Limits, draw};
+use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 
 /// The choices of one round, in the making.
 pub(super) struct Decision<'a> {
-    pub(super) configurator: &'a Configurator,
+    pub(super) known: &'a Knowledge,
     pub(super) bandit: &'a Bandit,
     pub(super) round: u32,
     /// Rates of each arm in this round.
-    pub(super) arm_rates: &'a [Vec<f32>],
+    pub(super) arm_rates: &'a [DropoutRates],
 }
 
 /// A device and the arm that the policy wants for it.
@@ -44,7 +47,7 @@ impl Decision<'_> {
             proposed.into_iter().map(|proposed| self.select(proposed, &permit, tempo)).collect();
         let mut choices = self.choices(selected, tempo);
         for options in options.iter().filter(|options| options.prospects.is_empty()) {
-            let choice = self.configurator.least_dropout(options.facts, options.limits);
+            let choice = self.known.least_dropout(options.facts, options.limits);
             choices.insert(options.device.clone(), choice);
         }
         choices
@@ -52,17 +55,17 @@ impl Decision<'_> {
 
     /// Limits: finds the arms that each device may get.
     fn options<'d>(&'d self, devices: &'d BTreeMap<DeviceId, (Facts, Limits)>) -> Vec<Options<'d>> {
-        let finder = Finder::new(self.configurator, self.bandit, self.arm_rates, devices);
+        let finder = Finder::new(self.known, self.bandit, self.arm_rates, devices);
         devices.iter().map(|(device, (facts, limits))| finder.options(device, facts, limits)).collect()
     }
 
     /// Time: plans how long the round should take.
     fn tempo(&self, options: &[Options<'_>]) -> Tempo {
-        if self.configurator.settings.asynchronous {
+        if self.known.settings.asynchronous {
             return Tempo::asynchronous();
         }
         let runs: Vec<Vec<Run>> = options.iter().map(Options::runs).collect();
-        Tempo::synchronous(&runs, self.configurator.learned.typical_gain())
+        Tempo::synchronous(&runs, self.known.learned.typical_gain())
     }
 
     /// Policy: proposes an arm to every device that has one within its limits.
@@ -74,7 +77,7 @@ impl Decision<'_> {
     fn proposal(&self, options: &Options<'_>, tempo: Tempo) -> Proposal {
         let Bandit { policy, epsilon, window, .. } = *self.bandit;
         policy.propose(&Question {
-            seed: self.configurator.settings.seed,
+            seed: self.known.settings.seed,
             round: self.round,
             device: options.device,
             epsilon,
@@ -87,7 +90,7 @@ impl Decision<'_> {
     fn permit<'d>(&'d self, proposed: &[Proposed<'d>], devices: usize) -> Permit<'d> {
         let most = (f64::from(self.bandit.explorers) * devices as f64).ceil() as usize;
         let willing = proposed.iter().filter(|one| one.proposal.explores).map(|one| one.options.device);
-        self.configurator.safety.permit(willing, most, self.configurator.settings.seed, self.round)
+        self.known.safety.permit(willing, most, self.known.settings.seed, self.round)
     }
 
     /// Choice: gives a device the proposed arm; or the best known one, if it wants to explore and must not.
@@ -110,7 +113,7 @@ impl Decision<'_> {
         });
         let details: Vec<String> = tempo.describe().into_iter().chain(gain).collect();
         let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join(", ")) };
-        format!("{}: {why}{details}", self.configurator.arms[prospect.arm])
+        format!("{}: {why}{details}", self.known.arms[prospect.arm])
     }
 
     /// Completes the choices: adds which devices measure their gain.
@@ -139,12 +142,12 @@ impl Decision<'_> {
     /// hold each other up only once.
     fn all_measure(&self, selected: &[Selected<'_>], tempo: Tempo) -> bool {
         !selected.iter().any(|one| one.has_time_to_measure(tempo))
-            && explores_together(self.bandit.measured, None, self.configurator.settings.seed, self.round)
+            && explores_together(self.bandit.measured, None, self.known.settings.seed, self.round)
     }
 
     /// Returns true if a device finishes early and is drawn to measure its gain.
     fn measures_early(&self, selected: &Selected<'_>, tempo: Tempo) -> bool {
-        let drawn = draw(self.configurator.settings.seed, "measure", self.round, selected.options.device.as_str());
+        let drawn = draw(self.known.settings.seed, "measure", self.round, selected.options.device.as_str());
         selected.has_time_to_measure(tempo) && drawn < f64::from(self.bandit.measured)
     }
 }

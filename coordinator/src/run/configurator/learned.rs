@@ -1,7 +1,7 @@
 //! Lessons of the measured gains, over a window of rounds: the gain of an arm on any device, how far a class differs from that, and
 //! how far a device differs from its class. Gains do not depend on time, so fast and slow devices learn from each other.
 
-use super::draw;
+use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
 use std::collections::{BTreeMap, VecDeque};
 

@@ -2,7 +2,8 @@
 //!
 //! Limits come before choices: a configuration outside of them is never chosen, whatever it would gain.
 
-use super::arms::{MAX_RATE, Shape, expected_active, rates};
+use super::arms::{MAX_RATE, Shape, rates};
+use super::rates::DropoutRates;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
 
@@ -139,8 +140,8 @@ impl Limits {
 
     /// Returns true if the rates are within the limits.
     #[must_use]
-    pub fn allow(&self, rates: &[f32]) -> bool {
-        expected_active(rates) <= self.mean_active + 1e-4
+    pub fn allow(&self, rates: &DropoutRates) -> bool {
+        rates.expected_active() <= self.mean_active + 1e-4
     }
 
     /// Adds the reasons of the limits to the reason of a choice.
@@ -150,7 +151,7 @@ impl Limits {
 
     /// Returns the rates of the least dropout within the limits. Lower layers are dropped before upper ones.
     #[must_use]
-    pub fn boundary(&self, layers: usize, protected: &[u32]) -> Vec<f32> {
+    pub fn boundary(&self, layers: usize, protected: &[u32]) -> DropoutRates {
         let kept = protected.len() as f64;
         let droppable = layers as f64 - kept;
         let mean = if droppable > 0.0 { 1.0 - (self.mean_active - kept) / droppable } else { 0.0 };
@@ -230,7 +231,7 @@ mod tests {
             let limits = Limits { most_active: 6, mean_active, why: String::new() };
             let rates = limits.boundary(6, &protected);
             assert!(limits.allow(&rates), "{rates:?}");
-            assert!((expected_active(&rates) - mean_active).abs() < 1e-3, "{rates:?}");
+            assert!((rates.expected_active() - mean_active).abs() < 1e-3, "{rates:?}");
         }
     }
 }

@@ -45,11 +45,13 @@
 //! Everything is a function of the seed and of the journal's facts, so a replay gives the same choices.
 
 pub mod arms;
+mod choice;
 mod decision;
 mod learned;
 pub mod limits;
 mod options;
 pub mod policy;
+mod rates;
 mod safety;
 mod settings;
 mod tempo;
@@ -57,38 +59,21 @@ mod tempo;
 #[cfg(test)]
 mod tests;
 
-pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape, expected_active};
+pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape};
+pub use choice::Choice;
 pub use limits::{Care, Facts, Limits, Load, Pace, Unfit};
 pub use policy::Policy;
+pub use rates::{BadRate, DropoutRates};
 pub use settings::{Bandit, Gain, MAX_ARMS, Rates, Settings};
 
-use super::draw::draw;
+use choice::Knowledge;
 use decision::Decision;
 use learned::Learned;
 use safety::Safety;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::Probe;
 use std::collections::BTreeMap;
-
-/// One device's rates for one round, and why.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Choice {
-    /// Dropout rate of each layer.
-    pub rates: Vec<f32>,
-    /// Largest number of layers that run in any step.
-    pub most_active: u32,
-    /// The bandit's arm; `None` if no arm was chosen.
-    pub arm: Option<u32>,
-    /// Class of devices whose experience grows with it.
-    pub class: String,
-    /// True if it was chosen to learn about the arm.
-    pub explores: bool,
-    /// Number of examples on which the device measures its gain; 0: it does not measure.
-    pub probe_examples: u32,
-    /// Reason in words, for the journal and the operator.
-    pub reason: String,
-}
 
 /// Expected gain of a round with one arm.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -104,12 +89,7 @@ pub struct Expected {
 
 /// Chooses rates, and learns from the gains that devices measure.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Configurator {
-    settings: Settings,
-    arms: Vec<Arm>,
-    learned: Learned,
-    safety: Safety,
-}
+pub struct Configurator(Knowledge);
 
 impl Configurator {
     /// Creates a configurator that has seen nothing.
@@ -122,10 +102,10 @@ impl Configurator {
         let last_round = Moment { round: settings.rounds, rounds: settings.rounds };
         let active_layers = |arm: &Arm| {
             let constant = Arm { schedule: Schedule::Constant, ..*arm };
-            expected_active(&constant.rates(last_round, settings.layers, &settings.protected))
+            constant.rates(last_round, settings.layers, &settings.protected).expected_active()
         };
         let learned = Learned::new(arms.iter().map(active_layers).collect(), window);
-        Self { settings, arms, learned, safety: Safety::default() }
+        Self(Knowledge { settings, arms, learned, safety: Safety::default() })
     }
 
     /// Returns how many layers may be active on a device.
@@ -133,19 +113,17 @@ impl Configurator {
     /// # Errors
     /// A device that cannot train.
     pub fn limits(&self, facts: &Facts, load: &Load) -> Result<Limits, Unfit> {
-        Limits::of(facts, load, self.settings.layers as u32, self.settings.protected.len() as u32)
+        Limits::of(facts, load, self.0.settings.layers as u32, self.0.settings.protected.len() as u32)
     }
 
     /// Chooses for the devices of `round`, by the facts and limits of each.
     #[must_use]
     pub fn choose(&self, round: u32, devices: &BTreeMap<DeviceId, (Facts, Limits)>) -> BTreeMap<DeviceId, Choice> {
-        let at = Moment { round, rounds: self.settings.rounds };
-        let rates_of = |arm: &Arm| arm.rates(at, self.settings.layers, &self.settings.protected);
-        let arm_rates: Vec<Vec<f32>> = self.arms.iter().map(rates_of).collect();
-        match &self.settings.rates {
-            Rates::Bandit(bandit) => {
-                Decision { configurator: self, bandit, round, arm_rates: &arm_rates }.choose(devices)
-            }
+        let at = Moment { round, rounds: self.0.settings.rounds };
+        let rates_of = |arm: &Arm| arm.rates(at, self.0.settings.layers, &self.0.settings.protected);
+        let arm_rates: Vec<DropoutRates> = self.0.arms.iter().map(rates_of).collect();
+        match &self.0.settings.rates {
+            Rates::Bandit(bandit) => Decision { known: &self.0, bandit, round, arm_rates: &arm_rates }.choose(devices),
             Rates::Fixed { .. } => devices
                 .iter()
                 .map(|(device, (facts, limits))| (device.clone(), self.fixed(facts, limits, &arm_rates[0])))
@@ -155,14 +133,14 @@ impl Configurator {
 
     /// Takes in the gain that a device measured in `round`, which took `seconds`.
     pub fn reward(&mut self, device: &DeviceId, choice: &Choice, round: u32, gain: f64, seconds: f64) {
-        if let (Rates::Bandit(_), Some(arm)) = (&self.settings.rates, choice.arm) {
-            self.learned.add(device, &choice.class, arm as usize, round, gain, seconds);
+        if let (Rates::Bandit(_), Some(arm)) = (&self.0.settings.rates, choice.arm) {
+            self.0.learned.add(device, &choice.class, arm as usize, round, gain, seconds);
         }
     }
 
     /// Takes in the mean loss of an evaluation; `None` if it was ordered and no device reported.
     pub fn evaluated(&mut self, loss: Option<f64>) {
-        self.safety.evaluated(loss);
+        self.0.safety.evaluated(loss);
     }
 
     /// Takes in the end of a round of training: who delivered, whose order failed, and how many updates were wanted.
@@ -173,33 +151,33 @@ impl Configurator {
         failed: impl Iterator<Item = &'a DeviceId>,
         wanted: usize,
     ) {
-        self.safety.round_closed(round, delivered, failed, wanted);
-        if let Rates::Bandit(bandit) = &self.settings.rates
+        self.0.safety.round_closed(round, delivered, failed, wanted);
+        if let Rates::Bandit(bandit) = &self.0.settings.rates
             && round.is_multiple_of((bandit.window / 2).max(1))
         {
-            self.learned.refresh(round, bandit.candidates as usize, self.settings.seed);
+            self.0.learned.refresh(round, bandit.candidates as usize, self.0.settings.seed);
         }
     }
 
     /// Lists the expected gain of every arm on a device of that class; empty if rates are fixed.
     #[must_use]
     pub fn expected(&self, device: &DeviceId, class: &str) -> Vec<Expected> {
-        if matches!(self.settings.rates, Rates::Fixed { .. }) {
+        if matches!(self.0.settings.rates, Rates::Fixed { .. }) {
             return Vec::new();
         }
-        let expectation = self.learned.expectation(class);
+        let expectation = self.0.learned.expectation(class);
         let expected = |(at, arm): (usize, &Arm)| {
-            let estimate = self.learned.estimate(device, &expectation, at);
+            let estimate = self.0.learned.estimate(device, &expectation, at);
             let gain = (estimate.measurements > 0.0).then_some(estimate.gain);
             Expected { arm: *arm, gain, measurements: estimate.measurements as u32 }
         };
-        self.arms.iter().enumerate().map(expected).collect()
+        self.0.arms.iter().enumerate().map(expected).collect()
     }
 
     /// Returns the run's measure of gains.
     #[must_use]
     pub fn measure(&self) -> Gain {
-        self.settings.rates.gain()
+        self.0.settings.rates.gain()
     }
 
     /// Computes the gain that a device measured, by the run's measure.
@@ -209,31 +187,18 @@ impl Configurator {
     }
 
     /// The choice if rates are fixed: they give way to the limits only.
-    fn fixed(&self, facts: &Facts, limits: &Limits, rates: &[f32]) -> Choice {
+    fn fixed(&self, facts: &Facts, limits: &Limits, rates: &DropoutRates) -> Choice {
         if !limits.allow(rates) {
-            return self.least_dropout(facts, limits);
+            return self.0.least_dropout(facts, limits);
         }
         Choice {
-            rates: rates.to_vec(),
+            rates: rates.clone(),
             most_active: limits.most_active,
             arm: None,
             class: facts.class.clone(),
             explores: false,
             probe_examples: 0,
-            reason: limits.append_to(format!("fixed: {}", self.arms[0])),
-        }
-    }
-
-    /// The choice for a device whose limits no arm fits.
-    fn least_dropout(&self, facts: &Facts, limits: &Limits) -> Choice {
-        Choice {
-            rates: limits.boundary(self.settings.layers, &self.settings.protected),
-            most_active: limits.most_active,
-            arm: None,
-            class: facts.class.clone(),
-            explores: false,
-            probe_examples: 0,
-            reason: limits.append_to("least dropout within its limits, because no configuration fits them".to_owned()),
+            reason: limits.append_to(format!("fixed: {}", self.0.arms[0])),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The arms that each device of a round may get: those within its limits, with their expected gain and time.
 
-use super::arms::expected_active;
+use super::choice::Knowledge;
 use super::learned::Expectation;
 use super::limits::{Facts, Limits, Pace};
+use super::policy::Policy;
+use super::rates::DropoutRates;
 use super::settings::Bandit;
 use super::tempo::{Offer, Prospect, Run, Tempo};
-use super::{Configurator, Policy};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 
@@ -39,10 +40,10 @@ impl Options<'_> {
 
 /// Finds the options of every device of one round.
 pub(super) struct Finder<'a> {
-    configurator: &'a Configurator,
+    known: &'a Knowledge,
     bandit: &'a Bandit,
     /// Rates of each arm in this round.
-    arm_rates: &'a [Vec<f32>],
+    arm_rates: &'a [DropoutRates],
     /// Number of layers that run on average, of each arm.
     active_layers: Vec<f64>,
     typical_gain: f64,
@@ -56,36 +57,34 @@ struct ClassView {
 }
 
 impl ClassView {
-    fn of(class: &str, configurator: &Configurator, bandit: &Bandit) -> Self {
+    fn of(class: &str, known: &Knowledge, bandit: &Bandit) -> Self {
         let compared = match bandit.policy {
-            Policy::EpsilonGreedy => {
-                configurator.learned.candidates(class, bandit.candidates as usize, configurator.settings.seed)
-            }
-            Policy::Ucb | Policy::Thompson => (0..configurator.arms.len()).collect(),
+            Policy::EpsilonGreedy => known.learned.candidates(class, bandit.candidates as usize, known.settings.seed),
+            Policy::Ucb | Policy::Thompson => (0..known.arms.len()).collect(),
         };
-        Self { expectation: configurator.learned.expectation(class), compared }
+        Self { expectation: known.learned.expectation(class), compared }
     }
 }
 
 impl<'a> Finder<'a> {
     /// Prepares for `devices`: looks up once what each of their classes expects.
     pub(super) fn new(
-        configurator: &'a Configurator,
+        known: &'a Knowledge,
         bandit: &'a Bandit,
-        arm_rates: &'a [Vec<f32>],
+        arm_rates: &'a [DropoutRates],
         devices: &'a BTreeMap<DeviceId, (Facts, Limits)>,
     ) -> Self {
         let mut classes = BTreeMap::new();
         for (facts, _) in devices.values() {
             let class = facts.class.as_str();
-            classes.entry(class).or_insert_with(|| ClassView::of(class, configurator, bandit));
+            classes.entry(class).or_insert_with(|| ClassView::of(class, known, bandit));
         }
         Self {
-            configurator,
+            known,
             bandit,
             arm_rates,
-            active_layers: arm_rates.iter().map(|rates| expected_active(rates)).collect(),
-            typical_gain: configurator.learned.typical_gain(),
+            active_layers: arm_rates.iter().map(DropoutRates::expected_active).collect(),
+            typical_gain: known.learned.typical_gain(),
             classes,
         }
     }
@@ -114,10 +113,10 @@ impl<'a> Finder<'a> {
     /// Returns what an arm promises a device. While its class knows nothing, the gain grows with the active layers.
     fn prospect(&self, device: &DeviceId, facts: &Facts, limits: &Limits, arm: usize) -> Prospect {
         let expectation = &self.classes[facts.class.as_str()].expectation;
-        let estimate = self.configurator.learned.estimate(device, expectation, arm);
+        let estimate = self.known.learned.estimate(device, expectation, arm);
         let active_layers = self.active_layers[arm];
         let gain = match expectation.is_empty() {
-            true => self.typical_gain * active_layers / self.configurator.settings.layers as f64,
+            true => self.typical_gain * active_layers / self.known.settings.layers as f64,
             false => estimate.gain,
         };
         let seconds = self.seconds(facts, active_layers.min(limits.most_active.into()));
@@ -133,13 +132,13 @@ impl<'a> Finder<'a> {
 
     /// Returns the duration of a round on the device, in seconds; 0 if its pace is unknown.
     fn seconds(&self, facts: &Facts, active_layers: f64) -> f64 {
-        facts.pace.and_then(|pace| pace.seconds(self.configurator.settings.steps, active_layers)).unwrap_or(0.0)
+        facts.pace.and_then(|pace| pace.seconds(self.known.settings.steps, active_layers)).unwrap_or(0.0)
     }
 
     /// Returns the seconds that measuring the gain takes: each example is evaluated twice, at about a third of the cost of a
     /// training step with all layers.
     fn probe_seconds(&self, facts: &Facts) -> f64 {
-        let settings = &self.configurator.settings;
+        let settings = &self.known.settings;
         let steps = 2.0 / 3.0 * f64::from(self.bandit.probe_examples) / f64::from(settings.batch.max(1));
         let step_only = facts.pace.map(|pace| Pace { other_ms: 0.0, ..pace });
         step_only.and_then(|pace| pace.seconds(1, settings.layers as f64)).unwrap_or(0.0) * steps

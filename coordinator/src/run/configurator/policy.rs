@@ -12,8 +12,8 @@
 //! rounds. Exploration fades as a run proceeds: epsilon and `σ` are multiplied by `min(1, sqrt(window / round))`. This factor is
 //! ours: the cost of exploring stays below any share of the rounds, and drifting rewards are still noticed.
 
-use super::draw;
 use super::tempo::{Offer, Prospect};
+use crate::run::draw::draw;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 

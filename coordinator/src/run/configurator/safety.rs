@@ -1,6 +1,6 @@
 //! Who may explore: nobody while a run is in trouble, no device that keeps failing, and never too many at once.
 
-use super::draw;
+use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,6 +2,7 @@
 mod recorded;
 
 use super::*;
+use crate::run::draw::draw;
 use proptest::prelude::*;
 use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
 
@@ -184,7 +185,7 @@ proptest! {
                 prop_assert!(choice.rates.iter().all(|rate| (0.0..=MAX_RATE).contains(rate)));
                 // A rate has a largest value, so that something of every layer is learned.
                 let least = protected.len() as f64 + f64::from(1.0 - MAX_RATE) * (LAYERS - protected.len()) as f64;
-                prop_assert!(expected_active(&choice.rates) <= limits.mean_active.max(least) + 1e-3, "{:?}", choice);
+                prop_assert!(choice.rates.expected_active() <= limits.mean_active.max(least) + 1e-3, "{:?}", choice);
                 prop_assert!(choice.most_active >= 1 && choice.most_active == limits.most_active);
                 prop_assert!(protected.iter().all(|&layer| choice.rates[layer as usize] == 0.0));
                 prop_assert!(!choice.reason.is_empty());
@@ -214,7 +215,7 @@ proptest! {
 fn rewarded(configurator: &mut Configurator, of: usize, round: u32, gains: &[f64]) {
     for (arm, &gain) in gains.iter().enumerate() {
         let choice = Choice {
-            rates: vec![],
+            rates: DropoutRates::new(vec![]).unwrap(),
             most_active: 6,
             arm: Some(arm as u32),
             class: String::new(),
@@ -262,7 +263,7 @@ fn arms_outside_the_limits_are_never_drawn_and_the_reason_says_why() {
     let tighter = fleet(&bandit, &[Facts { memory, ..Facts::default() }]);
     let choice = &bandit.choose(1, &tighter)[&device(0)];
     assert!(choice.arm.is_none() && choice.reason.contains("least dropout"), "{choice:?}");
-    assert!((expected_active(&choice.rates) - 1.0).abs() < 1e-3);
+    assert!((choice.rates.expected_active() - 1.0).abs() < 1e-3);
 }
 
 #[test]
@@ -272,8 +273,8 @@ fn a_fixed_rate_gives_way_to_the_limits_too() {
     let memory = StepMemory { limit_bytes: 100 << 20, process_bytes: 0, step_bytes: 10 << 20, layer_bytes: 30 << 20 };
     let devices = fleet(&fixed, &[Facts::default(), Facts { memory, ..Facts::default() }]);
     let choices = fixed.choose(1, &devices);
-    assert_eq!(choices[&device(0)].rates, vec![0.0; 6]);
-    assert!((expected_active(&choices[&device(1)].rates) - 3.0).abs() < 1e-3);
+    assert_eq!(*choices[&device(0)].rates, [0.0; 6]);
+    assert!((choices[&device(1)].rates.expected_active() - 3.0).abs() < 1e-3);
 }
 
 #[test]
@@ -310,7 +311,7 @@ fn without_experience_who_must_not_explore_drops_nothing() {
     let bandit = with(Bandit { explorers: 0.0, ..Bandit::default() }, 50);
     let everybody = fleet(&bandit, &alike(3));
     let choices = bandit.choose(1, &everybody);
-    assert!(choices.values().all(|choice| choice.rates == vec![0.0; 6] && !choice.explores), "{choices:?}");
+    assert!(choices.values().all(|choice| *choice.rates == [0.0; 6] && !choice.explores), "{choices:?}");
 }
 
 #[test]
@@ -340,7 +341,7 @@ fn a_reward_far_out_counts_no_more_than_others_do() {
     let mut bandit = with(Bandit { epsilon: 0.0, ..Bandit::default() }, 50);
     (1..6).for_each(|round| rewarded(&mut bandit, 0, round, &[0.10, 0.30, 0.20 + 0.01 * f64::from(round), 0.0]));
     let outlier = Choice {
-        rates: vec![],
+        rates: DropoutRates::new(vec![]).unwrap(),
         most_active: 6,
         arm: Some(3),
         class: String::new(),

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 use serde_json::json;
+use skiff_api::measures::Measure;
 use skiff_contract::memory::own_memory;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::run::configurator::{
@@ -58,7 +59,7 @@ fn run(policy: Policy) -> usize {
     });
     let settings =
         RunSettings { rates, rounds: ROUNDS, steps: LOAD.steps, protected: vec![0], ..RunSettings::default() };
-    let mut configurator = Configurator::new(settings.configurator(LAYERS as u32));
+    let mut configurator = Configurator::new(settings.configurator(LAYERS as u32, Measure::Accuracy));
     let fleet: BTreeMap<DeviceId, Facts> = (0..DEVICES).map(device).collect();
     let mut explored = 0;
     for round in 1..=ROUNDS {

@@ -1,6 +1,6 @@
 //! Explains each order of a run from its journal: what a device had to do, why, and what the result was.
 
-use crate::run::configurator::{Expected, Gain};
+use crate::run::configurator::{Expected, GainUnit};
 use crate::run::{Assignment, Entry, Ledger, OutOfPlace, Record};
 use serde::Serialize;
 use skiff_api::policy::Share;
@@ -28,7 +28,7 @@ pub struct Explained {
     /// Reason in words: the configuration, its expected gain, and the limits of the device.
     pub reason: String,
     /// Measure of all gains.
-    pub measure: Gain,
+    pub measure: GainUnit,
     /// Expected gain of every configuration when the choice was made; empty if rates are fixed.
     pub arms: Vec<Expected>,
     /// Layers that the device shares, and its group.
@@ -125,7 +125,7 @@ impl Explained {
             most_active: choice.most_active,
             explores: choice.explores,
             reason: choice.reason.clone(),
-            measure: ledger.configurator.measure(),
+            measure: ledger.configurator.gain_unit(),
             arms: ledger.configurator.expected(device, &choice.class),
             share: share.clone(),
             outcome: Outcome::Open,

@@ -177,7 +177,8 @@ impl Ledger {
     #[must_use]
     pub fn new(start: Start, now_ms: u64) -> Self {
         let settings = &start.settings;
-        let configurator = Configurator::new(settings.configurator(start.layers));
+        let measure = start.task.as_ref().map_or_else(Measure::default, measures::of_task);
+        let configurator = Configurator::new(settings.configurator(start.layers, measure));
         let mut ledger = Self {
             started_ms: now_ms,
             last_ms: now_ms,

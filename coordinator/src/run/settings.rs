@@ -3,6 +3,7 @@
 use crate::merge::Merging;
 use crate::run::configurator::{self, Care, Load, Rates};
 use serde::{Deserialize, Serialize};
+use skiff_api::measures::Measure;
 use skiff_api::policy::{Group, Policy, Sharing};
 
 /// Largest number of rounds of a run.
@@ -154,9 +155,9 @@ impl RunSettings {
         Policy { sharing: self.sharing.clone(), groups: self.groups.clone() }
     }
 
-    /// Returns what the configurator needs to know, for a model of `layers` layers.
+    /// Returns what the configurator needs to know, for a model of `layers` layers whose task has this main measure.
     #[must_use]
-    pub fn configurator(&self, layers: u32) -> configurator::Settings {
+    pub fn configurator(&self, layers: u32, measure: Measure) -> configurator::Settings {
         configurator::Settings {
             rates: self.rates.clone(),
             protected: self.protected.clone(),
@@ -166,6 +167,7 @@ impl RunSettings {
             steps: self.steps,
             batch: self.batch,
             asynchronous: self.asynchronous,
+            measure,
         }
     }
 

@@ -1,11 +1,6 @@
-//! The choice for one device, and what a configurator knows when it chooses.
+//! The choice for one device.
 
-use super::arms::Arm;
-use super::learned::Learned;
-use super::limits::{Facts, Limits};
 use super::rates::DropoutRates;
-use super::safety::Safety;
-use super::settings::Settings;
 use serde::{Deserialize, Serialize};
 
 /// One device's rates for one round, and why.
@@ -25,28 +20,4 @@ pub struct Choice {
     pub probe_examples: u32,
     /// Reason in words, for the journal and the operator.
     pub reason: String,
-}
-
-/// Settings of a configurator, and what it has learned.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) struct Knowledge {
-    pub(super) settings: Settings,
-    pub(super) arms: Vec<Arm>,
-    pub(super) learned: Learned,
-    pub(super) safety: Safety,
-}
-
-impl Knowledge {
-    /// Returns the choice for a device whose limits no arm fits.
-    pub(super) fn least_dropout(&self, facts: &Facts, limits: &Limits) -> Choice {
-        Choice {
-            rates: limits.boundary(self.settings.layers, &self.settings.protected),
-            most_active: limits.most_active,
-            arm: None,
-            class: facts.class.clone(),
-            explores: false,
-            probe_examples: 0,
-            reason: limits.append_to("least dropout within its limits, because no configuration fits them".to_owned()),
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! One decision: the choices for all devices of a round, in the steps that the module above draws.
 
-use super::choice::{Choice, Knowledge};
+use super::choice::Choice;
+use super::knowledge::Knowledge;
 use super::limits::{Facts, Limits};
 use super::options::{Finder, Options};
 use super::policy::{Proposal, Question, best, explores_together, favourite};
@@ -108,7 +109,7 @@ impl Decision<'_> {
     /// Writes the reason of a choice: the arm, why it was chosen, the time of the round, and the gain that is expected of it.
     fn reason(&self, prospect: &Prospect, why: &str, tempo: Tempo) -> String {
         let gain = prospect.is_measured().then(|| {
-            let gain = self.bandit.gain.describe(prospect.run.gain);
+            let gain = self.bandit.gain.unit(self.known.settings.measure).describe(prospect.run.gain);
             format!("expected gain {gain} per round, from {:.0} measurements", prospect.measurements)
         });
         let details: Vec<String> = tempo.describe().into_iter().chain(gain).collect();

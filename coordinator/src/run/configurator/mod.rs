@@ -47,6 +47,8 @@
 pub mod arms;
 mod choice;
 mod decision;
+mod gain;
+mod knowledge;
 mod learned;
 pub mod limits;
 mod options;
@@ -61,13 +63,14 @@ mod tests;
 
 pub use arms::{Arm, MAX_MEAN_RATE, MAX_RATE, Moment, Schedule, Shape};
 pub use choice::Choice;
+pub use gain::{Gain, GainUnit};
 pub use limits::{Care, Facts, Limits, Load, Pace, Unfit};
 pub use policy::Policy;
 pub use rates::{BadRate, DropoutRates};
-pub use settings::{Bandit, Gain, MAX_ARMS, Rates, Settings};
+pub use settings::{Bandit, MAX_ARMS, Rates, Settings};
 
-use choice::Knowledge;
 use decision::Decision;
+use knowledge::Knowledge;
 use learned::Learned;
 use safety::Safety;
 use serde::Serialize;
@@ -174,16 +177,16 @@ impl Configurator {
         self.0.arms.iter().enumerate().map(expected).collect()
     }
 
-    /// Returns the run's measure of gains.
+    /// Returns the unit of the run's gains.
     #[must_use]
-    pub fn measure(&self) -> Gain {
-        self.0.settings.rates.gain()
+    pub fn gain_unit(&self) -> GainUnit {
+        self.0.settings.rates.gain().unit(self.0.settings.measure)
     }
 
-    /// Computes the gain that a device measured, by the run's measure.
+    /// Computes the gain that a device measured.
     #[must_use]
     pub fn gain(&self, probe: &Probe) -> f64 {
-        self.measure().of(probe)
+        self.gain_unit().gain(probe)
     }
 
     /// The choice if rates are fixed: they give way to the limits only.

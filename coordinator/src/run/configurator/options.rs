@@ -1,6 +1,6 @@
 //! The arms that each device of a round may get: those within its limits, with their expected gain and time.
 
-use super::choice::Knowledge;
+use super::knowledge::Knowledge;
 use super::learned::Expectation;
 use super::limits::{Facts, Limits, Pace};
 use super::policy::Policy;

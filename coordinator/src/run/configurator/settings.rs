@@ -2,9 +2,10 @@
 //! to know of its run.
 
 use super::arms::{Arm, MAX_MEAN_RATE, Schedule, Shape};
+use super::gain::Gain;
 use super::policy::Policy;
 use serde::{Deserialize, Serialize};
-use skiff_protocol::messages::Probe;
+use skiff_api::measures::Measure;
 
 /// The largest number of arms of a bandit.
 pub const MAX_ARMS: usize = 64;
@@ -28,6 +29,8 @@ pub struct Settings {
     pub batch: u32,
     /// True if no device waits for another.
     pub asynchronous: bool,
+    /// Main measure of the model's task.
+    pub measure: Measure,
 }
 
 /// Source of the dropout rates.
@@ -78,7 +81,7 @@ pub struct Bandit {
     pub window: u32,
     /// Largest share of a round's devices that may explore, 0 to 1 (default 0.5).
     pub explorers: f32,
-    /// Measure of a round's gain (default loss).
+    /// Measure of a round's gain: `loss`, or `measure` for the main measure of the task (default loss).
     pub gain: Gain,
     /// Number of examples on which a device measures its gain, before and after its training, 1 to 4096 (default 32).
     pub probe_examples: u32,
@@ -105,39 +108,6 @@ impl Default for Bandit {
     }
 }
 
-/// Measure of what a device's training gained.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Gain {
-    /// Fall of the mean loss in nats. On few examples it says more than the accuracy.
-    #[default]
-    Loss,
-    /// Rise of the accuracy, as a share of the examples.
-    Accuracy,
-}
-
-impl Gain {
-    /// Computes the gain from a device's measurements before and after its training.
-    #[must_use]
-    pub fn of(self, probe: &Probe) -> f64 {
-        match self {
-            Self::Loss => f64::from(probe.loss_before) - f64::from(probe.loss_after),
-            Self::Accuracy => {
-                (f64::from(probe.correct_after) - f64::from(probe.correct_before)) / f64::from(probe.examples.max(1))
-            }
-        }
-    }
-
-    /// Writes a gain with its unit, for example `0.0312 nats of loss`.
-    #[must_use]
-    pub fn describe(self, gain: f64) -> String {
-        match self {
-            Self::Loss => format!("{gain:.4} nats of loss"),
-            Self::Accuracy => format!("{:.2} percentage points of accuracy", 100.0 * gain),
-        }
-    }
-}
-
 impl Rates {
     /// Checks every number.
     ///
@@ -160,7 +130,7 @@ impl Rates {
         }
     }
 
-    /// Returns the measure of gains.
+    /// Returns the operator's choice of what counts as a gain.
     #[must_use]
     pub fn gain(&self) -> Gain {
         match self {

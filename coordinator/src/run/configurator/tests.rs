@@ -26,6 +26,7 @@ fn settings() -> Settings {
         steps: 10,
         batch: 8,
         asynchronous: false,
+        measure: skiff_api::measures::Measure::Accuracy,
     }
 }
 

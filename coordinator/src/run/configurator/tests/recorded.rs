@@ -49,7 +49,7 @@ impl Chance {
             candidates: 2 + self.number(8) as u32,
             window: [2, 4, 20][self.number(3)],
             explorers: self.between(0.3, 1.0) as f32,
-            gain: [Gain::Loss, Gain::Accuracy][self.number(2)],
+            gain: [Gain::Loss, Gain::Measure][self.number(2)],
             probe_examples: 1 + self.number(64) as u32,
             measured: self.unit() as f32,
             ..Bandit::default()

@@ -14,8 +14,8 @@
 //! test = "test.csv"
 //! ```
 
-use serde::Deserialize;
-use skiff_contract::{Provider, Setup, Training};
+use serde::{Deserialize, Deserializer};
+use skiff_contract::{ColumnNames, Provider, Setup, Training};
 use skiff_link::{BrokerSettings, LinkError, Secret};
 use skiff_protocol::messages::Place;
 use skiff_protocol::{DeviceId, FleetId, Verifier};
@@ -71,12 +71,30 @@ pub struct Settings {
     /// The pack: the folder that `skiff-pack build` made
     #[arg(long, env = "SKIFF_PACK", value_name = "DIR", help_heading = "Training")]
     pub pack: Option<PathBuf>,
-    /// Examples to train on (CSV, TSV or JSONL); they never leave the device
+    /// Examples to train on (CSV, TSV or JSON Lines in UTF-8); they never leave the device
     #[arg(long, env = "SKIFF_TRAIN", value_name = "FILE", help_heading = "Training")]
     pub train: Option<PathBuf>,
     /// Examples to evaluate on
     #[arg(long, env = "SKIFF_TEST", value_name = "FILE", help_heading = "Training")]
     pub test: Option<PathBuf>,
+    /// Column or key of the text; several, separated by commas, are joined as title and description are
+    /// [default: text, sentence, utterance, content or review]
+    #[serde(deserialize_with = "one_or_several")]
+    #[arg(long, env = "SKIFF_TEXT_COLUMN", value_name = "NAMES", value_delimiter = ',', help_heading = "Training")]
+    pub text_column: Option<Vec<String>>,
+    /// Column or key of a pair's second text; --text-column names the first
+    #[arg(long, env = "SKIFF_PAIR_COLUMN", value_name = "NAME", help_heading = "Training")]
+    pub pair_column: Option<String>,
+    /// Column or key of the prompt before the text, for language models
+    #[arg(long, env = "SKIFF_PROMPT_COLUMN", value_name = "NAME", help_heading = "Training")]
+    pub prompt_column: Option<String>,
+    /// Column or key of the label [default: label, class, class index, category, intent, quality or score]
+    #[arg(long, env = "SKIFF_LABEL_COLUMN", value_name = "NAME", help_heading = "Training")]
+    pub label_column: Option<String>,
+    /// Names of all columns of CSV or TSV files without a header: label,text
+    #[serde(deserialize_with = "one_or_several")]
+    #[arg(long, env = "SKIFF_COLUMNS", value_name = "NAMES", value_delimiter = ',', help_heading = "Training")]
+    pub columns: Option<Vec<String>>,
     /// Number of training threads; 0 means one for each core [default: 0]
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
@@ -233,6 +251,11 @@ impl Settings {
             pack: self.pack.or(others.pack),
             train: self.train.or(others.train),
             test: self.test.or(others.test),
+            text_column: self.text_column.or(others.text_column),
+            pair_column: self.pair_column.or(others.pair_column),
+            prompt_column: self.prompt_column.or(others.prompt_column),
+            label_column: self.label_column.or(others.label_column),
+            columns: self.columns.or(others.columns),
             threads: self.threads.or(others.threads),
             memory: self.memory.or(others.memory),
             provider: self.provider.or(others.provider),
@@ -349,6 +372,7 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         })?,
         train: settings.train.clone(),
         test: settings.test.clone(),
+        columns: column_names(settings)?,
         threads: settings.threads.unwrap_or(0),
         memory: settings.memory.as_ref().map(size).transpose()?,
         provider,
@@ -356,6 +380,34 @@ fn training(settings: &Settings) -> Result<Training, ConfigError> {
         protected,
         place: place(settings)?,
     })
+}
+
+/// Reads a list of names, or one name.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a name, or a list of names")]
+    enum Names {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(Some(match Names::deserialize(deserializer)? {
+        Names::One(name) => vec![name],
+        Names::Several(names) => names,
+    }))
+}
+
+fn column_names(settings: &Settings) -> Result<ColumnNames, ConfigError> {
+    let names = ColumnNames {
+        text: settings.text_column.clone().unwrap_or_default(),
+        pair: settings.pair_column.clone(),
+        prompt: settings.prompt_column.clone(),
+        label: settings.label_column.clone(),
+        header: settings.columns.clone().unwrap_or_default(),
+    };
+    match (&names.pair, names.text.len()) {
+        (Some(_), 1) | (None, _) => Ok(names),
+        (Some(pair), _) => Err(invalid("pair_column", pair, "text_column with one name, for the pair's first text")),
+    }
 }
 
 fn place(settings: &Settings) -> Result<Place, ConfigError> {
@@ -473,6 +525,18 @@ mod tests {
             assert!(text.starts_with(expected), "{line}: {text}");
         }
         assert!(complaint("allow_unsigned = true").starts_with("pack is not set"));
+    }
+
+    #[test]
+    fn columns_are_one_name_or_several() {
+        let base = "pack = '/p'\nallow_unsigned = true\n";
+        let columns = |lines: &str| checked(&format!("{base}{lines}")).unwrap().training.columns;
+        let named = columns("text_column = 'tweet'\nlabel_column = 'mood'\ncolumns = ['id', 'mood', 'tweet']");
+        assert_eq!((named.text, named.label.as_deref()), (vec!["tweet".to_owned()], Some("mood")));
+        assert_eq!(named.header, ["id", "mood", "tweet"]);
+        assert_eq!(columns("text_column = ['a', 'b']").text, ["a", "b"]);
+        let text = complaint(&format!("{base}pair_column = 'second'"));
+        assert!(text.starts_with("pair_column = \"second\": text_column"), "{text}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use skiff_base::random::Random;
 use skiff_data::corpus::{GenerateOptions, generate};
-use skiff_data::{Example, dataset, labels, read, split};
+use skiff_data::{Columns, Example, dataset, labels, read, split};
 use skiff_models::Pack;
 use skiff_trainer::{Examples, Sequence, Target};
 use skiff_worker::corpus::Corpus;
@@ -92,7 +92,7 @@ impl Data {
     pub(crate) fn load(folder: &Path, pack: &Pack) -> anyhow::Result<Self> {
         let set = dataset(folder)?;
         let read = |path: &Path, most: usize| -> anyhow::Result<Vec<Sequence>> {
-            let corpus = Corpus::load(path, pack, MAX_TOKENS as usize)?;
+            let corpus = Corpus::load(path, &Columns::default(), pack, MAX_TOKENS as usize)?;
             let mut order = split::permutation(corpus.len(), 0);
             order.truncate(most);
             let sequence = |at| corpus.encode(at).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()));

@@ -1,7 +1,7 @@
 //! Packs that were damaged, forged or made for another version: an error that names the file, never a panic.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_contract::{Provider, Setup, Training};
+use skiff_contract::{ColumnNames, Provider, Setup, Training};
 use skiff_models::Pack;
 use skiff_models::architectures::ConfigError;
 use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
@@ -259,6 +259,7 @@ fn an_agent_reads_the_weights_when_somebody_wrote_to_them_and_only_then() {
         pack: pack.clone(),
         train: None,
         test: None,
+        columns: ColumnNames::default(),
         threads: 1,
         memory: None,
         provider: Provider::default(),

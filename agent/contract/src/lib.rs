@@ -17,5 +17,5 @@ pub mod settings;
 pub mod work;
 
 pub use inventory::{Finding, Inventory};
-pub use settings::{Provider, Setup, Training};
+pub use settings::{ColumnNames, Provider, Setup, Training};
 pub use work::{Job, Personal, Product, Ticket, Trained, Work};

@@ -5,7 +5,7 @@
 
 use crate::frames::{Reply, Request};
 use crate::inventory::{Finding, Inventory};
-use crate::settings::{Provider, Setup, Training};
+use crate::settings::{ColumnNames, Provider, Setup, Training};
 use crate::work::{Job, Personal, Product, Ticket, Trained, Work};
 use bytesize::ByteSize;
 use serde::Serialize;
@@ -78,6 +78,13 @@ pub fn setup(provider: Provider) -> Setup {
         pack: "/nowhere/a.pack".into(),
         train: Some("/nowhere/train.csv".into()),
         test: Some("/nowhere/test.csv".into()),
+        columns: ColumnNames {
+            text: vec!["text".to_owned()],
+            pair: Some("pair".to_owned()),
+            prompt: Some("prompt".to_owned()),
+            label: Some("name".to_owned()),
+            header: vec!["first".to_owned(), "second".to_owned()],
+        },
         threads: 11,
         memory: Some(ByteSize(12)),
         provider,

@@ -30,6 +30,8 @@ pub struct Training {
     pub train: Option<PathBuf>,
     /// Examples to evaluate on. Without them the device refuses evaluation orders.
     pub test: Option<PathBuf>,
+    /// Names of the examples' columns, in both files.
+    pub columns: ColumnNames,
     /// Number of threads; 0 means one for each core.
     pub threads: usize,
     /// Most resident memory of agent and worker together; `None` means three quarters of the machine's memory.
@@ -42,6 +44,21 @@ pub struct Training {
     pub protected: Vec<u32>,
     /// Class, region and labels of the device.
     pub place: Place,
+}
+
+/// Names of the examples' columns that are not the usual ones.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ColumnNames {
+    /// Columns of the text, which are joined; for words with labels, the column of the words.
+    pub text: Vec<String>,
+    /// Column of a pair's second text.
+    pub pair: Option<String>,
+    /// Column of the prompt before the text.
+    pub prompt: Option<String>,
+    /// Column of the label, of the numbers, or of the words' labels.
+    pub label: Option<String>,
+    /// Names of all columns, for files without a header.
+    pub header: Vec<String>,
 }
 
 /// ONNX Runtime's execution provider that computes. An operator that it lacks runs on the processor.

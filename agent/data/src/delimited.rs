@@ -1,9 +1,10 @@
 //! Records of fields between commas (with quotes) or tabs (without).
 
+use crate::columns::{Columns, advice};
 use crate::error::{DataError, Place};
 use crate::example::Record;
 use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES, field_text};
-use crate::row::{Cells, Row, at_field};
+use crate::row::{Cells, Named, Row, at_field, is_known, position, shown};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use std::io::{self, Read};
 use std::ops::Range;
@@ -49,25 +50,89 @@ impl Delimited {
     }
 
     /// Moves to the next record after the header, which must name the fields of an `R`. Returns false at the end.
-    pub(crate) fn advance<R: Record>(&mut self, place: &mut Place) -> Result<bool, DataError> {
-        if self.names.is_empty() {
+    pub(crate) fn advance<R: Record>(&mut self, place: &mut Place, columns: &Columns) -> Result<bool, DataError> {
+        let first = self.names.is_empty();
+        if first {
             if !self.next_record(place)? {
                 return Ok(false);
             }
-            let headless = self.form == Form::Csv && is_headless(&self.record);
-            self.names = if headless { AG_NEWS.map(str::to_owned).into() } else { header(&self.record, place)? };
-            if !R::fits(&self.names) {
-                let found = self.names.clone();
-                return Err(DataError::UnknownColumns { place: place.clone(), found, wanted: R::COLUMNS });
-            }
+            let headless = self.read_header::<R>(place, columns)?;
             if headless {
-                return self.check_width(place).map(|()| true);
+                return self.check_first(place).map(|()| true);
             }
         }
         if !self.next_record(place)? {
             return Ok(false);
         }
-        self.check_width(place).map(|()| true)
+        if first { self.check_first(place) } else { self.check_width(place) }.map(|()| true)
+    }
+
+    /// Takes the names of the columns from the first record or the settings. Returns true if the first record is data.
+    fn read_header<R: Record>(&mut self, place: &Place, columns: &Columns) -> Result<bool, DataError> {
+        let numbered = self.form == Form::Csv && is_headless(&self.record);
+        let headless = numbered || !columns.header.is_empty();
+        let names = if !columns.header.is_empty() {
+            columns.header.clone()
+        } else if numbered {
+            AG_NEWS.map(str::to_owned).into()
+        } else {
+            header(&self.record, place)?
+        };
+        if let Some(fault) = self.header_fault(&names, place, columns) {
+            return Err(fault);
+        }
+        if let Some(name) = columns.missing_from(&names) {
+            let name = name.to_owned();
+            return Err(DataError::NoSuchColumn { place: place.clone(), what: "column", name, found: shown(&names) });
+        }
+        if !R::fits(&Named { names: &names, columns }) {
+            let advice = self.header_advice(&names).unwrap_or_else(|| advice(&names, columns, R::NEEDS));
+            let (place, found) = (place.clone(), shown(&names));
+            return Err(DataError::UnknownColumns { place, what: "columns", found, wanted: R::COLUMNS, advice });
+        }
+        self.names = names;
+        Ok(headless)
+    }
+
+    /// Returns the error of a header that cannot be meant as it stands.
+    fn header_fault(&self, names: &[String], place: &Place, columns: &Columns) -> Option<DataError> {
+        let twice = |(at, name): &(usize, &String)| is_known(name, columns) && position(&names[..*at], name).is_some();
+        if let Some((at, name)) = names.iter().enumerate().find(twice) {
+            return Some(DataError::DuplicateColumn { place: at_field(place, at), name: name.clone() });
+        }
+        let same = |(name, field): (&String, &[u8])| field.trim_ascii().eq_ignore_ascii_case(name.as_bytes());
+        let repeated = !columns.header.is_empty()
+            && columns.header.len() == self.record.len()
+            && columns.header.iter().zip(&self.record).all(same);
+        repeated.then(|| DataError::HeaderTwice { place: place.clone() })
+    }
+
+    /// Returns the end of a sentence about a header whose separators or quotes are not the format's.
+    fn header_advice(&self, names: &[String]) -> Option<String> {
+        const CONVERT: &str = "or convert it with `skiff-pack data FILE NEW.jsonl`";
+        let quoted = |name: &String| name.len() > 1 && name.starts_with('"') && name.ends_with('"');
+        if self.form == Form::Tsv && names.iter().all(quoted) {
+            return Some(format!(
+                "; the names stand in quotes, which are text in a .tsv file: leave them out, {CONVERT}"
+            ));
+        }
+        let [only] = names else { return None };
+        let own = if self.form == Form::Csv { "commas" } else { "tabs" };
+        let others = [(';', "semicolons"), ('\t', "tabs"), ('|', "bars"), (',', "commas")];
+        let (_, separators) = others.into_iter().find(|(separator, _)| only.contains(*separator))?;
+        Some(format!(
+            "; the fields seem to stand between {separators}, and {own} are expected: save it with {own}, {CONVERT}"
+        ))
+    }
+
+    /// Checks the first record of data: its width, and that its quotes are not meant as quotes in a format without them.
+    fn check_first(&self, place: &Place) -> Result<(), DataError> {
+        self.check_width(place)?;
+        let quoted = |field: &[u8]| matches!(field, [b'"', .., b'"']);
+        if self.form == Form::Tsv && self.record.len() > 1 && self.record.iter().all(quoted) {
+            return Err(DataError::QuotedFields { place: place.clone() });
+        }
+        Ok(())
     }
 
     /// Returns the names of the columns; empty until the header is read.
@@ -80,8 +145,8 @@ impl Delimited {
         self.bytes.clone()
     }
 
-    pub(crate) fn row<'a>(&'a self, place: &'a Place) -> Row<'a> {
-        Row::new(place, &self.names, Cells::Bytes(&self.record))
+    pub(crate) fn row<'a>(&'a self, place: &'a Place, columns: &'a Columns) -> Row<'a> {
+        Row::new(place, Named { names: &self.names, columns }, Cells::Bytes(&self.record))
     }
 
     fn check_width(&self, place: &Place) -> Result<(), DataError> {
@@ -89,7 +154,13 @@ impl Delimited {
         if found == expected {
             return Ok(());
         }
-        Err(DataError::FieldCount { place: at_field(place, found.min(expected)), expected, found })
+        let advice = match self.form {
+            Form::Csv => "put fields that hold a comma or a line end in double quotes",
+            Form::Tsv => {
+                "a field may hold no tab and no line end, and quotes do not change that: replace them, or save the table as CSV"
+            }
+        };
+        Err(DataError::FieldCount { place: at_field(place, found.min(expected)), expected, found, advice })
     }
 
     /// Reads the next record and skips blank lines.

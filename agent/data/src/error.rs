@@ -1,5 +1,7 @@
 //! Faults of a data file: their places, and the remedies.
 
+use crate::encoding::Guess;
+use skiff_base::foreign::Foreign;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -57,18 +59,80 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// The header names no column for the text or the label.
-    #[error("{place}: found the columns {found:?}; name {wanted}")]
+    /// Something else stands in the place of the file.
+    #[error("{} is not a file of examples", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The contents and the remedy.
+        source: Foreign,
+    },
+    /// A folder in the place of a file.
+    #[error("{} is a folder: name the file inside", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Lines that end in CR alone.
+    #[error(
+        "{}: the lines end in CR alone, as old Mac programs write them: convert it with `tr '\\r' '\\n' < FILE > NEW`",
+        path.display()
+    )]
+    LoneCarriageReturns {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The header or a record names no column for the text or the label.
+    #[error("{place}: found the {what} {found:?}; name {wanted}{advice}")]
     UnknownColumns {
-        /// The header.
+        /// The header or the record.
         place: Place,
-        /// The names of the columns.
+        /// `columns` or `keys`.
+        what: &'static str,
+        /// The names that were found.
         found: Vec<String>,
         /// The allowed names.
         wanted: &'static str,
+        /// The end of the sentence: names that may be meant.
+        advice: String,
+    },
+    /// A column that a setting names is missing.
+    #[error("{place}: there is no {what} {name:?}: found {found:?}; name one of these")]
+    NoSuchColumn {
+        /// The header or the record.
+        place: Place,
+        /// `column` or `key`.
+        what: &'static str,
+        /// The name in the setting.
+        name: String,
+        /// The names that were found.
+        found: Vec<String>,
+    },
+    /// Two columns of the same name.
+    #[error("{place}: the column {name:?} is there twice: delete one, or give it another name")]
+    DuplicateColumn {
+        /// The second one.
+        place: Place,
+        /// The name.
+        name: String,
+    },
+    /// A header in a file that should have none.
+    #[error("{place}: the first line is a header already: leave out --columns")]
+    HeaderTwice {
+        /// The header.
+        place: Place,
+    },
+    /// Fields in quotes, in a format without quotes.
+    #[error(
+        "{place}: every field stands in double quotes, which are text in a .tsv file: leave them out, or convert it with \
+         `skiff-pack data FILE NEW.jsonl`"
+    )]
+    QuotedFields {
+        /// The record.
+        place: Place,
     },
     /// A record of another width than the header, or than the first record.
-    #[error("{place}: found {found} fields, expected {expected}: quote fields that hold the separator")]
+    #[error("{place}: found {found} fields, expected {expected} as in the first line: {advice}")]
     FieldCount {
         /// The record.
         place: Place,
@@ -76,6 +140,8 @@ pub enum DataError {
         expected: usize,
         /// Number of fields of this record.
         found: usize,
+        /// The remedy.
+        advice: &'static str,
     },
     /// A quote that nothing closes, so that the rest of the file would be one field.
     #[error("{place}: a quote is opened and never closed: close it, or double the quotes inside a quoted field")]
@@ -140,25 +206,31 @@ pub enum DataError {
         found: &'static str,
     },
     /// A line that is not one JSON object.
-    #[error("{place}: not a JSON object: write one object on each line, such as {EXAMPLE_LINE}")]
+    #[error("{place}: not a JSON object: write one object on each line, such as {EXAMPLE_LINE}{advice}")]
     Json {
         /// The place where the parser stopped.
         place: Place,
+        /// The end of the sentence: a command, if the kind of fault is known.
+        advice: &'static str,
         /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
     /// Bytes that are not UTF-8.
-    #[error("{place}: not UTF-8: convert the file, for example with iconv -t UTF-8")]
+    #[error("{place}: not UTF-8{}", conversion(*guess))]
     Encoding {
         /// The field.
         place: Place,
-        /// The decoder's error, which names the byte.
+        /// The encoding that the file probably has.
+        guess: Option<Guess>,
+        /// The decoder's error, which names the byte; `None` if the file's start tells its encoding.
         #[source]
-        source: std::str::Utf8Error,
+        source: Option<std::str::Utf8Error>,
     },
     /// A NUL character, which text does not hold.
-    #[error("{place}: holds a NUL character: is it a text file, in UTF-8?")]
+    #[error(
+        "{place}: holds a NUL character: make sure that it is a text file, and delete them with `tr -d '\\0' < FILE > NEW`"
+    )]
     Nul {
         /// The field.
         place: Place,
@@ -189,6 +261,17 @@ pub enum DataError {
         /// The names, in the order of preference.
         looked_for: Vec<String>,
     },
+}
+
+/// Returns the end of a sentence that names the encoding and the command that converts the file.
+fn conversion(guess: Option<Guess>) -> String {
+    match guess {
+        Some(guess) => format!(
+            ", but probably {guess}; convert it with `skiff-pack data FILE NEW.jsonl`, or with iconv -f {} -t UTF-8",
+            guess.name()
+        ),
+        None => "; convert it with `skiff-pack data FILE NEW.jsonl`, which also guesses the encoding".to_owned(),
+    }
 }
 
 const EXAMPLE_LINE: &str = r#"{"label": "greeting", "text": "good morning"}"#;

@@ -2,9 +2,10 @@
 //!
 //! Each kind takes its fields from a [`Row`] and checks them there, so that every example is complete.
 
+use crate::columns::Needs;
 use crate::error::DataError;
 use crate::format::Format;
-use crate::row::{self, Row, Texts};
+use crate::row::{self, Named, Row, Texts};
 use serde::Serialize;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -57,9 +58,12 @@ pub trait Record: Sized {
     /// The allowed names of columns, for error messages.
     const COLUMNS: &'static str;
 
+    /// The fields that it needs.
+    const NEEDS: Needs;
+
     /// Returns true if columns with these names hold all its fields.
     #[must_use]
-    fn fits(names: &[String]) -> bool;
+    fn fits(named: &Named<'_>) -> bool;
 
     /// Takes the example from a record.
     ///
@@ -69,18 +73,21 @@ pub trait Record: Sized {
 }
 
 const TEXT_FILES: &[(&str, Format)] =
-    &[("csv", Format::Csv), ("tsv", Format::Tsv), ("jsonl", Format::JsonLines), ("txt", Format::Tsv)];
+    &[("csv", Format::Csv), ("tsv", Format::Tsv), JSON_LINES[0], JSON_LINES[1], ("txt", Format::Tsv)];
+const JSON_LINES: [(&str, Format); 2] = [("jsonl", Format::JsonLines), ("json", Format::JsonLines)];
 
 impl Record for Example {
     const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
     const COLUMNS: &'static str = row::LABELLED;
 
-    fn fits(names: &[String]) -> bool {
-        row::label(names).is_some() && row::texts(names).is_some()
+    const NEEDS: Needs = Needs::TextAndLabel;
+
+    fn fits(named: &Named<'_>) -> bool {
+        row::label(named).is_some() && row::texts(named).is_some()
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let label = row::label(row.names()).ok_or_else(|| row.missing_label())?;
+        let label = row::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
         let label = row.label(label)?;
         let (text, pair) = one_or_two(row)?;
         Ok(Self { text, pair, label })
@@ -91,12 +98,14 @@ impl Record for Rated {
     const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
     const COLUMNS: &'static str = row::LABELLED;
 
-    fn fits(names: &[String]) -> bool {
-        Example::fits(names)
+    const NEEDS: Needs = Needs::TextAndLabel;
+
+    fn fits(named: &Named<'_>) -> bool {
+        Example::fits(named)
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let label = row::label(row.names()).ok_or_else(|| row.missing_label())?;
+        let label = row::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
         let numbers = row.numbers(label)?;
         let (text, pair) = one_or_two(row)?;
         Ok(Self { text, pair, numbers })
@@ -105,18 +114,19 @@ impl Record for Rated {
 
 impl Record for Tagged {
     const FORMATS: &'static [(&'static str, Format)] =
-        &[("jsonl", Format::JsonLines), ("conll", Format::Conll), ("txt", Format::Conll)];
-    const COLUMNS: &'static str = "none: a table has no room for words with a label each; use a .jsonl or .conll file";
+        &[JSON_LINES[0], JSON_LINES[1], ("conll", Format::Conll), ("txt", Format::Conll)];
+    const COLUMNS: &'static str = row::WORDS_AND_LABELS;
+    const NEEDS: Needs = Needs::Words;
 
-    fn fits(_: &[String]) -> bool {
+    fn fits(_: &Named<'_>) -> bool {
         false
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let (words, labels) = row::tagged(row.names()).ok_or_else(|| row.missing_words())?;
+        let (words, labels) = row::tagged(&row.named()).ok_or_else(|| row.missing_words(Self::COLUMNS))?;
         let (words, labels) = (row.words(words)?, row.labels(labels)?);
         match (words.len(), labels.len()) {
-            (0, 0) => Err(row.missing_words()),
+            (0, 0) => Err(DataError::MissingWords { place: row.place().clone() }),
             (words, labels) if words != labels => Err(row.uneven(words, labels)),
             _ => Ok(Self { words, labels }),
         }
@@ -125,26 +135,28 @@ impl Record for Tagged {
 
 impl Record for Passage {
     const FORMATS: &'static [(&'static str, Format)] =
-        &[("txt", Format::Lines), ("csv", Format::Csv), ("tsv", Format::Tsv), ("jsonl", Format::JsonLines)];
+        &[("txt", Format::Lines), ("csv", Format::Csv), ("tsv", Format::Tsv), JSON_LINES[0], JSON_LINES[1]];
     const COLUMNS: &'static str = row::PLAIN;
 
-    fn fits(names: &[String]) -> bool {
-        row::completion(names).is_some() || row::single_text(names).is_some()
+    const NEEDS: Needs = Needs::Text;
+
+    fn fits(named: &Named<'_>) -> bool {
+        row::completion(named).is_some() || row::single_text(named).is_some()
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        if let Some((prompt, completion)) = row::completion(row.names()) {
+        if let Some((prompt, completion)) = row::completion(&row.named()) {
             return Ok(Self { prompt: row.any_text(prompt)?, text: row.text(completion)? });
         }
-        let text = row::single_text(row.names()).ok_or_else(|| row.missing_text())?;
-        Ok(Self { prompt: String::new(), text: row.single(text)? })
+        let text = row::single_text(&row.named()).ok_or_else(|| row.missing_text(Self::COLUMNS, Self::NEEDS))?;
+        Ok(Self { prompt: String::new(), text: row.single(&text)? })
     }
 }
 
 fn one_or_two(row: &mut Row<'_>) -> Result<(String, Option<String>), DataError> {
-    match row::texts(row.names()).ok_or_else(|| row.missing_text())? {
+    match row::texts(&row.named()).ok_or_else(|| row.missing_text(row::LABELLED, Needs::TextAndLabel))? {
         Texts::Pair(first, second) => Ok((row.text(first)?, Some(row.text(second)?))),
-        Texts::Single(text) => Ok((row.single(text)?, None)),
+        Texts::Single(text) => Ok((row.single(&text)?, None)),
     }
 }
 

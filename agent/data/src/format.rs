@@ -25,6 +25,7 @@ pub enum Format {
 
 /// Returns `bytes` as the text of a field, or an error if they are not UTF-8 or contain NUL.
 pub(crate) fn field_text<'a>(bytes: &'a [u8], place: &Place) -> Result<&'a str, DataError> {
-    let text = std::str::from_utf8(bytes).map_err(|source| DataError::Encoding { place: place.clone(), source })?;
+    let foreign = |source| DataError::Encoding { place: place.clone(), guess: None, source: Some(source) };
+    let text = std::str::from_utf8(bytes).map_err(foreign)?;
     if text.contains('\0') { Err(DataError::Nul { place: place.clone() }) } else { Ok(text) }
 }

@@ -6,6 +6,7 @@
 //! The file stays open, so its contents survive if another file takes its name. If its own bytes change, a checksum shows it.
 //! Appended bytes change nothing.
 
+use crate::columns::Columns;
 use crate::error::{DataError, Place};
 use crate::example::Record;
 use crate::format::Format;
@@ -25,7 +26,9 @@ pub struct Index {
     file: File,
     version: Version,
     format: Format,
-    columns: Vec<String>,
+    /// Names in the file's header, if it has one.
+    header: Vec<String>,
+    columns: Columns,
     stands: Vec<Stand>,
 }
 
@@ -49,18 +52,20 @@ struct Version {
 }
 
 impl Index {
-    /// Reads the file at `path` once and hands each record to `check`, which may refuse it.
+    /// Reads the file at `path` once and hands each record to `check`, which may refuse it. `columns` names columns that do not have
+    /// a usual name.
     ///
     /// # Errors
     /// The first fault of the file, a file without records, or the error of `check`.
     pub fn build<R: Record, E: From<DataError>>(
         path: &Path,
+        columns: &Columns,
         check: &mut dyn FnMut(R, &Place) -> Result<(), E>,
     ) -> Result<Self, E> {
         let (format, file) = open_file::<R>(path)?;
         let opened = |source| DataError::Open { path: path.to_owned(), source };
         let version = Version::of(&file.metadata().map_err(opened)?);
-        let mut reader = Reader::<R>::new(path, format, Box::new(file.try_clone().map_err(opened)?));
+        let mut reader = Reader::<R>::new(path, format, columns, Box::new(file.try_clone().map_err(opened)?));
         let (mut stands, mut record_bytes) = (Vec::new(), Vec::new());
         while let Some(record) = reader.next() {
             let place = reader.place();
@@ -72,8 +77,8 @@ impl Index {
             push(&mut stands, stand);
         }
         stands.shrink_to_fit();
-        let columns = reader.columns().to_vec();
-        Ok(Self { path: path.to_owned(), file, version, format, columns, stands })
+        let header = reader.header().to_vec();
+        Ok(Self { path: path.to_owned(), file, version, format, header, columns: columns.clone(), stands })
     }
 
     /// Returns the number of records.
@@ -102,7 +107,7 @@ impl Index {
         }
         // After a blank line it is not the start of a file, where U+FEFF would be taken for a byte order mark.
         let source = io::Read::chain(&b"\n"[..], io::Cursor::new(bytes));
-        let mut reader = Reader::resumed(&self.path, self.format, &self.columns, Box::new(source));
+        let mut reader = Reader::resumed(&self.path, self.format, &self.header, &self.columns, Box::new(source));
         reader.next().and_then(Result::ok).ok_or_else(changed)
     }
 
@@ -190,14 +195,14 @@ mod tests {
     }
 
     fn build<R: Record>(path: &Path) -> Result<Index, DataError> {
-        Index::build(path, &mut |_: R, _| Ok(()))
+        Index::build(path, &Columns::default(), &mut |_: R, _| Ok(()))
     }
 
     /// Checks that the records of a file with these bytes are the same in one pass and one by one.
     fn same<R: Record + Debug>(extension: &str, content: &[u8]) -> usize {
         let file = file(extension, content);
         let mut places = Vec::new();
-        let index = Index::build(file.path(), &mut |_: R, place: &Place| {
+        let index = Index::build(file.path(), &Columns::default(), &mut |_: R, place: &Place| {
             places.push(Place { column: 0, ..place.clone() });
             Ok::<(), DataError>(())
         });
@@ -294,10 +299,13 @@ mod tests {
     #[test]
     fn what_the_check_refuses_is_refused() {
         let file = file(".txt", b"a\n\nb\n");
-        let refused = Index::build(file.path(), &mut |Passage { text, .. }, place: &Place| match text.as_str() {
-            "b" => Err(DataError::MissingLabel { place: place.clone() }),
-            _ => Ok(()),
-        });
+        let refused =
+            Index::build(file.path(), &Columns::default(), &mut |Passage { text, .. }, place: &Place| match text
+                .as_str()
+            {
+                "b" => Err(DataError::MissingLabel { place: place.clone() }),
+                _ => Ok(()),
+            });
         assert!(matches!(refused, Err(DataError::MissingLabel { place }) if place.line == 3));
     }
 

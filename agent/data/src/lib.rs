@@ -5,13 +5,17 @@
 //! - [`Record`]: the kinds of examples, one for each kind of task: [`Example`], [`Rated`], [`Tagged`], [`Passage`]
 //! - [`format`]: the formats of files, and the common parts of their readers
 //! - [`reader`]: CSV, TSV, JSON Lines, CoNLL and plain text, one bounded record at a time
+//! - [`encoding`]: the encoding of a text that is not UTF-8, guessed
+//! - [`Columns`]: names of columns that are not the usual ones
 //! - [`index`]: the records of a file that is larger than memory, in any order
 //! - [`folder`]: the files in a folder with the training and the test part
 //! - [`split`]: Dirichlet and even shares
 //! - [`corpus`]: commands to a home assistant, written from a grammar
 
+mod columns;
 pub mod corpus;
 mod delimited;
+pub mod encoding;
 mod error;
 mod example;
 pub mod folder;
@@ -22,7 +26,9 @@ mod lines;
 pub mod reader;
 mod row;
 pub mod split;
+mod start;
 
+pub use columns::{Columns, Needs};
 pub use error::{DataError, Place};
 pub use example::{Example, Passage, Rated, Record, Tagged, labels};
 pub use folder::{DataSet, dataset};

@@ -1,14 +1,18 @@
 //! Bounded lines of UTF-8, and the two formats that consist of lines: texts, and CoNLL's sentences.
 
+use crate::columns::Columns;
 use crate::error::{DataError, Place};
 use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES};
-use crate::row::{Cells, Row};
+use crate::row::{Cells, Named, Row};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
 /// Mark between documents in CoNLL's files, in the place of a word.
 const DOCUMENT: &str = "-DOCSTART-";
+
+/// The columns of a format that names none.
+static NO_COLUMNS: Columns = Columns { text: Vec::new(), pair: None, prompt: None, label: None, header: Vec::new() };
 
 /// The lines of a file, one at a time.
 pub(crate) struct Lines {
@@ -47,7 +51,7 @@ impl Lines {
         }
         let text = std::str::from_utf8(&self.line).map_err(|source| {
             place.column = source.valid_up_to() + 1;
-            DataError::Encoding { place: place.clone(), source }
+            DataError::Encoding { place: place.clone(), guess: None, source: Some(source) }
         })?;
         Ok(Some(text))
     }
@@ -87,7 +91,7 @@ impl PlainText {
     }
 
     pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {
-        Row::new(place, &self.names, Cells::Values(&mut self.values))
+        Row::new(place, Named { names: &self.names, columns: &NO_COLUMNS }, Cells::Values(&mut self.values))
     }
 }
 
@@ -142,6 +146,6 @@ impl Conll {
     }
 
     pub(crate) fn row<'a>(&'a mut self, place: &'a Place) -> Row<'a> {
-        Row::new(place, &self.names, Cells::Values(&mut self.values))
+        Row::new(place, Named { names: &self.names, columns: &NO_COLUMNS }, Cells::Values(&mut self.values))
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `.csv` | fields between commas, with quotes; a header, or `class,title,description` without a header, as in AG News |
 //! | `.tsv` | fields between tabs, with a header; quotes are text, as in SST-2 and MRPC |
-//! | `.jsonl` | an object on each line; keys without a meaning are ignored |
+//! | `.jsonl`, `.json` | an object on each line; keys without a meaning are ignored |
 //! | `.conll` | a word on each line with its label last, a blank line after each sentence |
 //! | `.txt` | what it usually is for that kind: a [`Passage`](crate::Passage) on each line, as `.conll` for [`Tagged`](crate::Tagged), as `.tsv` for the others |
 //!
@@ -14,15 +14,20 @@
 //! | [`Tagged`](crate::Tagged) | arrays of equal length: `tokens` or `words`, and `labels`, `ner_tags` or `tags` |
 //! | [`Passage`](crate::Passage) | a text as above, or `prompt` and `completion` |
 //!
-//! Files are UTF-8, with or without a byte order mark. Lines end in LF or CRLF; blank lines are skipped. Names are the same
+//! [`Columns`] names other columns, and the columns of a file without a header.
+//!
+//! Files are UTF-8, with or without a byte order mark. An error about another encoding names the probable one. Lines end in LF or CRLF; blank lines are skipped. Names are the same
 //! in capitals. A record has at most [`MAX_RECORD_BYTES`](crate::format::MAX_RECORD_BYTES).
 
+use crate::columns::Columns;
 use crate::delimited::{Delimited, Form};
+use crate::encoding::Guess;
 use crate::error::{DataError, Place};
 use crate::example::Record;
 use crate::format::Format;
 use crate::json_lines::JsonLines;
 use crate::lines::{Conll, PlainText};
+use crate::start;
 use std::fs::File;
 use std::io::Read;
 use std::marker::PhantomData;
@@ -34,16 +39,17 @@ use std::path::Path;
 /// # Errors
 /// The first fault of the file, or a file without examples.
 pub fn read<R: Record>(path: &Path) -> Result<Vec<R>, DataError> {
-    open(path)?.collect()
+    open(path, &Columns::default())?.collect()
 }
 
-/// Opens a file to read its examples one by one.
+/// Opens a file to read its examples one by one. `columns` names columns that do not have a usual name.
 ///
 /// # Errors
-/// [`DataError::Open`] and [`DataError::UnsupportedFormat`]. Faults in the contents come from the iterator.
-pub fn open<R: Record>(path: &Path) -> Result<Reader<R>, DataError> {
+/// A file that cannot be opened, is of an unsupported format, or begins like something else. Faults in the contents come from the
+/// iterator.
+pub fn open<R: Record>(path: &Path, columns: &Columns) -> Result<Reader<R>, DataError> {
     let (format, file) = open_file::<R>(path)?;
-    Ok(Reader::new(path, format, Box::new(file)))
+    Ok(Reader::new(path, format, columns, Box::new(file)))
 }
 
 pub(crate) fn open_file<R: Record>(path: &Path) -> Result<(Format, File), DataError> {
@@ -51,6 +57,7 @@ pub(crate) fn open_file<R: Record>(path: &Path) -> Result<(Format, File), DataEr
     let known = R::FORMATS.iter().find(|(known, _)| extension.eq_ignore_ascii_case(known));
     let (_, format) = known.ok_or_else(|| unsupported::<R>(path))?;
     let file = File::open(path).map_err(|source| DataError::Open { path: path.to_owned(), source })?;
+    start::check(path, &file, *format)?;
     Ok((*format, file))
 }
 
@@ -63,6 +70,7 @@ fn unsupported<R: Record>(path: &Path) -> DataError {
 /// [`DataError::Empty`].
 pub struct Reader<R> {
     place: Place,
+    columns: Columns,
     records: Records,
     state: State,
     kind: PhantomData<R>,
@@ -85,21 +93,27 @@ enum State {
 impl<R: Record> Reader<R> {
     /// Reads `source`; errors name it `path`.
     #[must_use]
-    pub fn new(path: &Path, format: Format, source: Box<dyn Read + Send>) -> Self {
-        Self::resumed(path, format, &[], source)
+    pub fn new(path: &Path, format: Format, columns: &Columns, source: Box<dyn Read + Send>) -> Self {
+        Self::resumed(path, format, &[], columns, source)
     }
 
-    /// Reads `source`, which begins after the header. `columns` are the header's names, if the format has any.
-    pub(crate) fn resumed(path: &Path, format: Format, columns: &[String], source: Box<dyn Read + Send>) -> Self {
+    /// Reads `source`, which begins after the header. `header` has the header's names, if the format has any.
+    pub(crate) fn resumed(
+        path: &Path,
+        format: Format,
+        header: &[String],
+        columns: &Columns,
+        source: Box<dyn Read + Send>,
+    ) -> Self {
         let records = match format {
-            Format::Csv => Records::Delimited(Box::new(Delimited::new(Form::Csv, columns.into(), source))),
-            Format::Tsv => Records::Delimited(Box::new(Delimited::new(Form::Tsv, columns.into(), source))),
+            Format::Csv => Records::Delimited(Box::new(Delimited::new(Form::Csv, header.into(), source))),
+            Format::Tsv => Records::Delimited(Box::new(Delimited::new(Form::Tsv, header.into(), source))),
             Format::JsonLines => Records::JsonLines(JsonLines::new(source)),
             Format::Conll => Records::Conll(Conll::new(source)),
             Format::Lines => Records::Lines(PlainText::new(source)),
         };
         let place = Place { path: path.to_owned(), line: 1, column: 0 };
-        Self { place, records, state: State::NothingYet, kind: PhantomData }
+        Self { place, columns: columns.clone(), records, state: State::NothingYet, kind: PhantomData }
     }
 
     /// Returns the place where the last example begins.
@@ -120,7 +134,7 @@ impl<R: Record> Reader<R> {
     }
 
     /// Returns the names of the columns: none before the first example, or if the format has no header.
-    pub(crate) fn columns(&self) -> &[String] {
+    pub(crate) fn header(&self) -> &[String] {
         match &self.records {
             Records::Delimited(records) => records.names(),
             Records::JsonLines(_) | Records::Conll(_) | Records::Lines(_) => &[],
@@ -128,10 +142,10 @@ impl<R: Record> Reader<R> {
     }
 
     fn next_example(&mut self) -> Result<Option<R>, DataError> {
-        let place = &mut self.place;
+        let (place, columns) = (&mut self.place, &self.columns);
         let found = match &mut self.records {
-            Records::Delimited(records) => records.advance::<R>(place),
-            Records::JsonLines(records) => records.advance(place),
+            Records::Delimited(records) => records.advance::<R>(place, columns),
+            Records::JsonLines(records) => records.advance(place, columns),
             Records::Conll(records) => records.advance(place),
             Records::Lines(records) => records.advance(place),
         };
@@ -139,8 +153,8 @@ impl<R: Record> Reader<R> {
             return Ok(None);
         }
         let mut row = match &mut self.records {
-            Records::Delimited(records) => records.row(place),
-            Records::JsonLines(records) => records.row(place),
+            Records::Delimited(records) => records.row(place, columns),
+            Records::JsonLines(records) => records.row(place, columns),
             Records::Conll(records) => records.row(place),
             Records::Lines(records) => records.row(place),
         };
@@ -159,6 +173,9 @@ impl<R: Record> Iterator for Reader<R> {
         };
         let item = match self.next_example() {
             Ok(None) if nothing_yet => Some(Err(DataError::Empty { path: self.place.path.clone() })),
+            Err(DataError::Encoding { place, guess: None, source }) => {
+                Some(Err(DataError::Encoding { guess: Guess::from_file(&place.path), place, source }))
+            }
             other => other.transpose(),
         };
         self.state = if matches!(item, Some(Ok(_))) { State::Reading } else { State::Ended };
@@ -178,7 +195,7 @@ mod tests {
     use std::io::Cursor;
 
     fn parse_as<R: Record>(format: Format, bytes: &[u8]) -> Result<Vec<R>, DataError> {
-        Reader::new(Path::new("file"), format, Box::new(Cursor::new(bytes.to_vec()))).collect()
+        Reader::new(Path::new("file"), format, &Columns::default(), Box::new(Cursor::new(bytes.to_vec()))).collect()
     }
 
     fn parse(format: Format, bytes: &[u8]) -> Result<Vec<Example>, DataError> {
@@ -258,7 +275,7 @@ mod tests {
         assert_eq!(message, "file, line 5, column 1: the label is missing: give the record one, or delete it");
         let (message, _) = error(Format::Tsv, b"sentence\tlabel\nfine\t1\n \t0\n");
         assert_eq!(message, "file, line 3, column 1: the text is missing: give the record one, or delete it");
-        let (message, _) = error(Format::JsonLines, b"\n{\"text\": \"a\"}\n");
+        let (message, _) = error(Format::JsonLines, b"\n{\"text\": \"a\", \"label\": null}\n");
         assert!(message.starts_with("file, line 2, column 1: the label is missing"), "{message}");
         let (message, error) = error(Format::JsonLines, b"{\"text\": \"a\", label: 1}");
         assert!(message.starts_with("file, line 1, column 15: not a JSON object"), "{message}");
@@ -285,6 +302,113 @@ mod tests {
             assert!(matches!(error, DataError::UnknownColumns { .. }), "{message}");
             assert!(message.starts_with("file, line 1: found the columns"), "{message}");
         }
+    }
+
+    #[test]
+    fn keys_without_a_meaning_are_shown_with_those_that_have_one() {
+        for (row, found, option) in [
+            (r#"{"text": "a", "labels": "x"}"#, r#"["text", "labels"]"#, "--label-column \"labels\""),
+            (r#"{"text": "a", "sentiment": "x"}"#, r#"["text", "sentiment"]"#, "--label-column \"sentiment\""),
+            (r#"{"tweet": "a", "label": "x"}"#, r#"["label", "tweet"]"#, "--text-column \"tweet\""),
+            (
+                r#"{"headline": "a", "topic": "x"}"#,
+                r#"["headline", "topic"]"#,
+                "--label-column \"topic\" --text-column \"headline\"",
+            ),
+        ] {
+            let (message, error) = error(Format::JsonLines, format!("{row}\n").as_bytes());
+            assert!(matches!(error, DataError::UnknownColumns { .. }), "{message}");
+            let start =
+                format!("file, line 1, column 1: found the keys {found}; name one column for the label (label, class");
+            assert!(message.starts_with(&start) && message.ends_with(option), "{message}");
+        }
+        let row = br#"{"instruction": "add", "input": "", "output": "2"}"#;
+        let (message, _) = error_as::<Passage>(Format::JsonLines, row);
+        assert!(message.ends_with("--prompt-column instruction --text-column output"), "{message}");
+        let many: String = (0..50).map(|key| format!("\"key{key}\": 0, ")).collect();
+        let (message, _) = error(Format::JsonLines, format!("{{{many}\"x\": 1}}").as_bytes());
+        assert!(message.contains("key19") && !message.contains("key20"), "{message}");
+    }
+
+    #[test]
+    fn arrays_and_objects_over_several_lines_are_told_the_command() {
+        let (message, _) = error(Format::JsonLines, b"[{\"text\": \"a\", \"label\": 1}]");
+        assert!(message.contains("jq -c '.[]'"), "{message}");
+        let (message, _) = error(Format::JsonLines, b"{\n  \"text\": \"a\",\n  \"label\": 1\n}\n");
+        assert!(message.contains("jq -c ."), "{message}");
+    }
+
+    #[test]
+    fn other_separators_quotes_and_double_columns_are_named() {
+        for (format, rows, says) in [
+            (Format::Csv, "label;text\nx;a\n", "between semicolons, and commas are expected"),
+            (Format::Csv, "label\ttext\nx\ta\n", "between tabs, and commas are expected"),
+            (Format::Tsv, "label,text\nx,a\n", "between commas, and tabs are expected"),
+            (Format::Tsv, "\"label\"\t\"text\"\n\"x\"\t\"a\"\n", "the names stand in quotes"),
+            (Format::Tsv, "label\ttext\n\"x\"\t\"a\"\n", "file, line 2: every field stands in double quotes"),
+            (Format::Csv, "label,text,Text\nx,a,b\n", "file, line 1, column 3: the column \"Text\" is there twice"),
+            (Format::Tsv, "label\ttext\nx\t\"a\tb\"\n", "a field may hold no tab"),
+            (Format::Csv, "label,text\nx,a,b\n", "found 3 fields, expected 2 as in the first line: put fields"),
+        ] {
+            let (message, _) = error(format, rows.as_bytes());
+            assert!(message.contains(says), "{rows}: {message}");
+        }
+        let unused = b"id,id,label,text\n1,2,x,a\n";
+        assert_eq!(parse(Format::Csv, unused).unwrap(), [example("x", "a")]);
+    }
+
+    fn named(text: &[&str], label: Option<&str>, header: &[&str]) -> Columns {
+        let owned = |names: &[&str]| names.iter().copied().map(str::to_owned).collect();
+        Columns { text: owned(text), label: label.map(str::to_owned), header: owned(header), ..Columns::default() }
+    }
+
+    fn parse_named<R: Record>(format: Format, columns: &Columns, rows: &str) -> Result<Vec<R>, DataError> {
+        Reader::new(Path::new("file"), format, columns, Box::new(Cursor::new(rows.as_bytes().to_vec()))).collect()
+    }
+
+    #[test]
+    fn named_columns_take_the_place_of_the_usual_ones() {
+        let columns = named(&["Tweet"], Some("sentiment"), &[]);
+        let csv = "label,text,tweet,Sentiment\n1,a,b,c\n";
+        assert_eq!(parse_named::<Example>(Format::Csv, &columns, csv).unwrap(), [example("c", "b")]);
+        let json = r#"{"text": "a", "label": 1, "tweet": "b", "sentiment": "c"}"#;
+        assert_eq!(parse_named::<Example>(Format::JsonLines, &columns, json).unwrap(), [example("c", "b")]);
+        let joined = named(&["subject", "body", "footer"], None, &[]);
+        let csv = "body,footer,label,subject\nb,c,x,a\n";
+        assert_eq!(parse_named::<Example>(Format::Csv, &joined, csv).unwrap(), [example("x", "a. b. c")]);
+        let halves = Columns { pair: Some("answer".to_owned()), ..named(&["question"], None, &[]) };
+        let csv = "question,answer,label\na,b,x\n";
+        assert_eq!(parse_named::<Example>(Format::Csv, &halves, csv).unwrap(), [pair("x", "a", "b")]);
+        let answers = Columns { prompt: Some("instruction".to_owned()), ..named(&["output"], None, &[]) };
+        let json = r#"{"instruction": "1+1", "output": "2", "text": "no"}"#;
+        assert_eq!(parse_named::<Passage>(Format::JsonLines, &answers, json).unwrap(), [passage("1+1", "2")]);
+        let words = named(&["form"], Some("upos"), &[]);
+        let json = r#"{"form": ["a"], "upos": ["x"], "tags": ["y"]}"#;
+        assert_eq!(parse_named::<Tagged>(Format::JsonLines, &words, json).unwrap(), [tagged(&["a"], &["x"])]);
+    }
+
+    #[test]
+    fn a_named_column_that_is_missing_is_refused_with_those_that_are_there() {
+        let columns = named(&["tweet"], None, &[]);
+        let error = parse_named::<Example>(Format::Csv, &columns, "label,text\nx,a\n").unwrap_err().to_string();
+        assert_eq!(error, "file, line 1: there is no column \"tweet\": found [\"label\", \"text\"]; name one of these");
+        let row = r#"{"label": "x", "text": "a"}"#;
+        let error = parse_named::<Example>(Format::JsonLines, &columns, row).unwrap_err().to_string();
+        assert!(error.starts_with("file, line 1, column 1: there is no key \"tweet\""), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_a_header_is_read_by_the_names_that_are_given() {
+        let columns = named(&[], None, &["label", "text"]);
+        let expected = [example("x", "a"), example("2", "b")];
+        assert_eq!(parse_named::<Example>(Format::Csv, &columns, "x,a\n2,b\n").unwrap(), expected);
+        assert_eq!(parse_named::<Example>(Format::Tsv, &columns, "x\ta\n2\tb").unwrap(), expected);
+        let three = named(&[], None, &["id", "text", "label"]);
+        assert_eq!(parse_named::<Example>(Format::Csv, &three, "7,a,x\n").unwrap(), [example("x", "a")]);
+        let error = parse_named::<Example>(Format::Csv, &columns, "Label, text\nx,a\n").unwrap_err().to_string();
+        assert_eq!(error, "file, line 1: the first line is a header already: leave out --columns");
+        let error = parse_named::<Example>(Format::Csv, &columns, "x,a,b\n").unwrap_err().to_string();
+        assert!(error.starts_with("file, line 1, column 3: found 3 fields, expected 2"), "{error}");
     }
 
     #[test]
@@ -370,7 +494,8 @@ mod tests {
     #[test]
     fn a_sentence_is_placed_at_its_first_line_and_bounded() {
         let file = b"\n-DOCSTART- O\n\na O\nb O\n\n\nc O\n".to_vec();
-        let mut reader = Reader::<Tagged>::new(Path::new("file"), Format::Conll, Box::new(Cursor::new(file)));
+        let mut reader =
+            Reader::<Tagged>::new(Path::new("file"), Format::Conll, &Columns::default(), Box::new(Cursor::new(file)));
         reader.next().unwrap().unwrap();
         assert_eq!(reader.place().line, 4);
         reader.next().unwrap().unwrap();
@@ -384,8 +509,8 @@ mod tests {
     fn words_without_a_label_each_are_refused() {
         for (row, start) in [
             ("{\"tokens\":[\"a\",\"b\"],\"labels\":[\"x\"]}", "2 words have 1 labels"),
-            ("{\"tokens\":[\"a\"]}", "no words with a label each"),
-            ("{\"text\":\"a\",\"label\":\"x\"}", "no words with a label each"),
+            ("{\"tokens\":[\"a\"]}", "found the keys [\"tokens\"]; name in a .jsonl file"),
+            ("{\"text\":\"a\",\"label\":\"x\"}", "found the keys [\"text\", \"label\"]"),
             ("{\"tokens\":[],\"labels\":[]}", "no words with a label each"),
             ("{\"tokens\":[\"a\",\" \"],\"labels\":[1,2]}", "a word is blank"),
             ("{\"tokens\":[\"a\"],\"labels\":[\" \"]}", "the label is missing"),
@@ -398,7 +523,7 @@ mod tests {
             assert!(message.starts_with(&format!("file, line 2, column 1: {start}")), "{row}: {message}");
         }
         let (message, _) = error_as::<Tagged>(Format::Csv, b"tokens,labels\na,x\n");
-        assert!(message.contains("a .jsonl or .conll file"), "{message}");
+        assert!(message.contains("a .jsonl file (or use .conll"), "{message}");
     }
 
     #[test]
@@ -459,7 +584,7 @@ mod tests {
             (Format::JsonLines, "{\"label\":1,\"text\":\"fine\"}\n\n{\"text\":\"".to_owned()),
         ] {
             let endless = Box::new(Cursor::new(start.into_bytes()).chain(std::io::repeat(b'x')));
-            let mut reader = Reader::<Example>::new(Path::new("file"), format, endless);
+            let mut reader = Reader::<Example>::new(Path::new("file"), format, &Columns::default(), endless);
             reader.next().unwrap().unwrap();
             let error = reader.next().unwrap().unwrap_err();
             assert!(matches!(&error, DataError::RecordTooLong { place, .. } if place.line == 3), "{error}");
@@ -529,9 +654,9 @@ mod tests {
         let supported = |message: String| message.split_once("use a file that ends in ").unwrap().1.to_owned();
         let message = read::<Example>(Path::new("a/b.xlsx")).unwrap_err().to_string();
         assert!(message.starts_with("a/b.xlsx is of no supported format"), "{message}");
-        assert_eq!(supported(message), ".csv, .tsv, .jsonl, .txt");
+        assert_eq!(supported(message), ".csv, .tsv, .jsonl, .json, .txt");
         let message = read::<Tagged>(Path::new("a.csv")).unwrap_err().to_string();
-        assert_eq!(supported(message), ".jsonl, .conll, .txt");
+        assert_eq!(supported(message), ".jsonl, .json, .conll, .txt");
     }
 
     #[test]
@@ -543,7 +668,7 @@ mod tests {
             }
         }
         for format in ALL {
-            let mut reader = Reader::<Example>::new(Path::new("file"), format, Box::new(Failing));
+            let mut reader = Reader::<Example>::new(Path::new("file"), format, &Columns::default(), Box::new(Failing));
             let error = reader.next().unwrap().unwrap_err();
             let cause = std::error::Error::source(&error).unwrap().to_string();
             assert!(matches!(error, DataError::Read { .. }) && cause == "disk on fire", "{error}: {cause}");
@@ -645,7 +770,7 @@ mod tests {
                 .map(|example| format!("{}\n", serde_json::json!({"label": example.label, "text": example.text})))
                 .collect();
             let bytes = &rows.as_bytes()[..(rows.len() as f64 * cut) as usize];
-            let reader = Reader::new(Path::new("file"), Format::JsonLines, Box::new(Cursor::new(bytes.to_vec())));
+            let reader = Reader::new(Path::new("file"), Format::JsonLines, &Columns::default(), Box::new(Cursor::new(bytes.to_vec())));
             let whole: Vec<Example> = reader.filter_map(Result::ok).collect();
             prop_assert_eq!(&examples[..whole.len()], whole.as_slice());
         }

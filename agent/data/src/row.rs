@@ -1,5 +1,6 @@
 //! One record in its format's form: named fields, and the meanings of the names.
 
+use crate::columns::{Columns, Needs, advice};
 use crate::error::{DataError, Place};
 use crate::format::field_text;
 use csv::ByteRecord;
@@ -37,11 +38,24 @@ pub(crate) const LABELLED: &str = "one column for the label (label, class, class
 pub(crate) const PLAIN: &str = "one column for the text (text, sentence, utterance, content or review), or two (prompt and completion; title and \
      description)";
 
+/// The names of a record's fields, with the meanings that the user gave them.
+#[derive(Clone, Copy)]
+pub struct Named<'a> {
+    pub(crate) names: &'a [String],
+    pub(crate) columns: &'a Columns,
+}
+
+/// Description of the names above for words with labels.
+pub(crate) const WORDS_AND_LABELS: &str = "in a .jsonl file (or use .conll; a table has no room for words with a label each) one \
+     array for the words (tokens or words) and one for their labels (labels, ner_tags or tags)";
+
 /// A record's fields; each can be taken once.
 pub struct Row<'a> {
     place: &'a Place,
-    names: &'a [String],
+    named: Named<'a>,
     cells: Cells<'a>,
+    /// Names of fields that have no meaning or no value.
+    others: &'a [String],
 }
 
 /// Values of the fields, one for each name.
@@ -53,54 +67,92 @@ pub(crate) enum Cells<'a> {
 }
 
 /// Fields of a record's text, or of its two texts.
-#[derive(Clone, Copy)]
 pub(crate) enum Texts {
     Single(SingleText),
     Pair(usize, usize),
 }
 
-#[derive(Clone, Copy)]
 pub(crate) enum SingleText {
     Field(usize),
-    TitleAndDescription(usize, usize),
+    /// Two fields or more, joined like a title and its description.
+    Joined(Vec<usize>),
 }
 
 /// Returns true if a field of this name has a meaning.
-pub(crate) fn is_known(name: &str) -> bool {
+pub(crate) fn is_known(name: &str, columns: &Columns) -> bool {
+    columns.named().any(|named| is_named(name, named)) || is_usual(name)
+}
+
+/// Returns true if a field of this name has a meaning that nobody gave it.
+pub(crate) fn is_usual(name: &str) -> bool {
     let pairs = PAIRS.iter().chain([&HEADING, &COMPLETION]).flat_map(|(first, second)| [first, second]);
     LABEL.iter().chain(&TEXT).chain(&WORDS).chain(&WORD_LABELS).chain(pairs).any(|known| is_named(name, known))
 }
 
-pub(crate) fn label(names: &[String]) -> Option<usize> {
-    first(names, &LABEL)
+pub(crate) fn label(named: &Named<'_>) -> Option<usize> {
+    match &named.columns.label {
+        Some(label) => position(named.names, label),
+        None => first(named.names, &LABEL),
+    }
 }
 
 /// Finds the fields of the texts. Pairs come first, because a name of a pair may also be the name of a single text.
-pub(crate) fn texts(names: &[String]) -> Option<Texts> {
-    let pair = PAIRS.iter().find_map(|&pair| both(names, pair)).map(|(first, second)| Texts::Pair(first, second));
-    pair.or_else(|| single_text(names).map(Texts::Single))
+pub(crate) fn texts(named: &Named<'_>) -> Option<Texts> {
+    let columns = named.columns;
+    if let (Some(second), [first, ..]) = (&columns.pair, columns.text.as_slice()) {
+        return both(named.names, (first, second)).map(|(first, second)| Texts::Pair(first, second));
+    }
+    let usual = || PAIRS.iter().find_map(|&pair| both(named.names, pair));
+    let pair = if columns.text.is_empty() { usual() } else { None };
+    let pair = pair.map(|(first, second)| Texts::Pair(first, second));
+    pair.or_else(|| single_text(named).map(Texts::Single))
 }
 
-pub(crate) fn single_text(names: &[String]) -> Option<SingleText> {
-    let heading = || both(names, HEADING).map(|(title, body)| SingleText::TitleAndDescription(title, body));
-    first(names, &TEXT).map(SingleText::Field).or_else(heading)
+pub(crate) fn single_text(named: &Named<'_>) -> Option<SingleText> {
+    if let [text] = named.columns.text.as_slice() {
+        return position(named.names, text).map(SingleText::Field);
+    }
+    if !named.columns.text.is_empty() {
+        let fields = named.columns.text.iter().map(|text| position(named.names, text));
+        return fields.collect::<Option<_>>().map(SingleText::Joined);
+    }
+    let heading = || both(named.names, HEADING).map(|(title, body)| SingleText::Joined(vec![title, body]));
+    first(named.names, &TEXT).map(SingleText::Field).or_else(heading)
 }
 
-pub(crate) fn completion(names: &[String]) -> Option<(usize, usize)> {
-    both(names, COMPLETION)
+pub(crate) fn completion(named: &Named<'_>) -> Option<(usize, usize)> {
+    match (&named.columns.prompt, named.columns.text.as_slice()) {
+        (None, []) => both(named.names, COMPLETION),
+        (None, _) => None,
+        (Some(prompt), []) => both(named.names, (prompt, COMPLETION.1)),
+        (Some(prompt), [text, ..]) => both(named.names, (prompt, text)),
+    }
 }
 
-pub(crate) fn tagged(names: &[String]) -> Option<(usize, usize)> {
-    first(names, &WORDS).zip(first(names, &WORD_LABELS))
+pub(crate) fn tagged(named: &Named<'_>) -> Option<(usize, usize)> {
+    let words = match named.columns.text.first() {
+        Some(words) => position(named.names, words),
+        None => first(named.names, &WORDS),
+    };
+    let labels = match &named.columns.label {
+        Some(labels) => position(named.names, labels),
+        None => first(named.names, &WORD_LABELS),
+    };
+    words.zip(labels)
 }
 
 /// Finds the field with the first of the `wanted` names that the record has.
 fn first(names: &[String], wanted: &[&str]) -> Option<usize> {
-    wanted.iter().find_map(|wanted| names.iter().position(|name| is_named(name, wanted)))
+    wanted.iter().find_map(|wanted| position(names, wanted))
+}
+
+/// Finds the field of this name.
+pub(crate) fn position(names: &[String], wanted: &str) -> Option<usize> {
+    names.iter().position(|name| is_named(name, wanted))
 }
 
 fn both(names: &[String], pair: (&str, &str)) -> Option<(usize, usize)> {
-    first(names, &[pair.0]).zip(first(names, &[pair.1]))
+    position(names, pair.0).zip(position(names, pair.1))
 }
 
 fn is_named(name: &str, known: &str) -> bool {
@@ -108,12 +160,21 @@ fn is_named(name: &str, known: &str) -> bool {
 }
 
 impl<'a> Row<'a> {
-    pub(crate) fn new(place: &'a Place, names: &'a [String], cells: Cells<'a>) -> Self {
-        Self { place, names, cells }
+    pub(crate) fn new(place: &'a Place, named: Named<'a>, cells: Cells<'a>) -> Self {
+        Self { place, named, cells, others: &[] }
     }
 
-    pub(crate) fn names(&self) -> &'a [String] {
-        self.names
+    /// Notes the names of fields that have no meaning or no value.
+    pub(crate) fn with_others(self, others: &'a [String]) -> Self {
+        Self { others, ..self }
+    }
+
+    pub(crate) fn place(&self) -> &'a Place {
+        self.place
+    }
+
+    pub(crate) fn named(&self) -> Named<'a> {
+        self.named
     }
 
     /// Takes a text that is not blank.
@@ -129,16 +190,18 @@ impl<'a> Row<'a> {
     }
 
     /// Takes a text from one field or two; it is not blank.
-    pub(crate) fn single(&mut self, text: SingleText) -> Result<String, DataError> {
-        let (title, description) = match text {
-            SingleText::Field(at) => return self.text(at),
-            SingleText::TitleAndDescription(title, description) => (title, description),
+    pub(crate) fn single(&mut self, text: &SingleText) -> Result<String, DataError> {
+        let fields = match text {
+            SingleText::Field(at) => return self.text(*at),
+            SingleText::Joined(fields) => fields,
         };
-        let (heading, body) = (self.any_text(title)?, self.any_text(description)?);
-        if heading.trim().is_empty() && body.trim().is_empty() {
-            return Err(DataError::MissingText { place: self.place_of(title) });
+        let parts = fields.iter().map(|&at| self.any_text(at)).collect::<Result<Vec<_>, _>>()?;
+        if parts.iter().all(|part| part.trim().is_empty()) {
+            return Err(DataError::MissingText {
+                place: fields.first().map_or(self.place.clone(), |&at| self.place_of(at)),
+            });
         }
-        Ok(format!("{heading}. {body}"))
+        Ok(parts.join(". "))
     }
 
     /// Takes a label that is not blank.
@@ -180,16 +243,36 @@ impl<'a> Row<'a> {
         values.iter().map(|value| number(value).ok_or_else(|| self.not_a_number(at, value))).collect()
     }
 
-    pub(crate) fn missing_label(&self) -> DataError {
-        DataError::MissingLabel { place: self.place.clone() }
+    /// Returns the error of a record without a field for the label.
+    pub(crate) fn missing_label(&self, wanted: &'static str) -> DataError {
+        self.missing(wanted, Needs::TextAndLabel, &LABEL, DataError::MissingLabel { place: self.place.clone() })
     }
 
-    pub(crate) fn missing_text(&self) -> DataError {
-        DataError::MissingText { place: self.place.clone() }
+    /// Returns the error of a record without a field for the text.
+    pub(crate) fn missing_text(&self, wanted: &'static str, needs: Needs) -> DataError {
+        self.missing(wanted, needs, &TEXT, DataError::MissingText { place: self.place.clone() })
     }
 
-    pub(crate) fn missing_words(&self) -> DataError {
-        DataError::MissingWords { place: self.place.clone() }
+    /// Returns the error of a record without fields for words and their labels.
+    pub(crate) fn missing_words(&self, wanted: &'static str) -> DataError {
+        self.missing(wanted, Needs::Words, &WORDS, DataError::MissingWords { place: self.place.clone() })
+    }
+
+    /// Returns the error of a record that lacks a field of one of the names `usual`: `blank` if the field is there without a value,
+    /// otherwise the names that were found.
+    fn missing(&self, wanted: &'static str, needs: Needs, usual: &[&str], blank: DataError) -> DataError {
+        let Named { names, columns } = self.named;
+        let found: Vec<String> = names.iter().chain(self.others).cloned().collect();
+        let place = self.place.clone();
+        if let Some(name) = columns.missing_from(&found) {
+            return DataError::NoSuchColumn { place, what: "key", name: name.to_owned(), found: shown(&found) };
+        }
+        let is_blank = |name: &&str| usual.contains(name) || columns.named().any(|named| named == *name);
+        if found.is_empty() || self.others.iter().any(|name| is_blank(&name.to_ascii_lowercase().as_str())) {
+            return blank;
+        }
+        let advice = advice(&found, columns, needs);
+        DataError::UnknownColumns { place, what: "keys", found: shown(&found), wanted, advice }
     }
 
     pub(crate) fn uneven(&self, words: usize, labels: usize) -> DataError {
@@ -203,7 +286,7 @@ impl<'a> Row<'a> {
     fn not_a_number(&self, at: usize, found: &Value) -> DataError {
         let text = found.as_str().map_or_else(|| found.to_string(), str::to_owned);
         let found = text.chars().take(SHOWN_CHARACTERS).collect();
-        DataError::NotANumber { place: self.place_of(at), key: self.names[at].clone(), found }
+        DataError::NotANumber { place: self.place_of(at), key: self.named.names[at].clone(), found }
     }
 
     /// Takes the value of field `at`.
@@ -241,7 +324,7 @@ impl<'a> Row<'a> {
     }
 
     fn wrong_type(&self, at: usize, expected: &'static str, found: &'static str) -> DataError {
-        DataError::WrongType { place: self.place_of(at), key: self.names[at].clone(), expected, found }
+        DataError::WrongType { place: self.place_of(at), key: self.named.names[at].clone(), expected, found }
     }
 
     /// Returns the place of field `at`. Tables have a column for it; a JSON object has only its line.
@@ -255,6 +338,17 @@ impl<'a> Row<'a> {
 
 pub(crate) fn at_field(place: &Place, at: usize) -> Place {
     Place { column: at + 1, ..place.clone() }
+}
+
+/// Returns the names as an error shows them: the first of many, and the start of a long one.
+pub(crate) fn shown(names: &[String]) -> Vec<String> {
+    const SHOWN: usize = 20;
+    let mut shown: Vec<String> =
+        names.iter().take(SHOWN).map(|name| name.chars().take(SHOWN_CHARACTERS).collect()).collect();
+    if names.len() > SHOWN {
+        shown.push("…".to_owned());
+    }
+    shown
 }
 
 fn number(value: &Value) -> Option<f32> {

@@ -3,7 +3,7 @@
 
 use skiff_data::corpus::{GenerateOptions, generate};
 use skiff_data::split::{LEAST_EXAMPLES, dirichlet};
-use skiff_data::{Example, Passage, Rated, dataset, labels, open, read};
+use skiff_data::{Columns, Example, Passage, Rated, dataset, labels, open, read};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -100,7 +100,9 @@ fn a_public_set_is_also_texts_for_a_language_model() {
     let Some(folder) = public_set("sst2") else { return };
     let passages: Vec<Passage> = read(&folder.join("dev.tsv")).unwrap();
     assert_eq!(passages.len(), 872);
-    let lines: Vec<Passage> =
-        open(&public_set("mrpc").unwrap().join("test.txt")).unwrap().collect::<Result<_, _>>().unwrap();
+    let lines: Vec<Passage> = open(&public_set("mrpc").unwrap().join("test.txt"), &Columns::default())
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
     assert_eq!(lines.len(), 1_726, "a .txt file is a text on each line, whatever they say");
 }

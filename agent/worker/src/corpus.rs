@@ -11,7 +11,8 @@
 //! batch needs it, it is read again and tokenised, which takes a thousandth of a step's time. Texts beyond the limit are cut at
 //! their end; in a pair, the longer text is cut.
 
-use skiff_data::{DataError, Example, Index, Passage, Place, Rated, Record, Tagged};
+use skiff_contract::ColumnNames;
+use skiff_data::{Columns, DataError, Example, Index, Passage, Place, Rated, Record, Tagged};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
 use skiff_models::task::Task;
@@ -110,19 +111,25 @@ pub enum CorpusError {
 }
 
 impl Corpus {
-    /// Reads the file at `path` for `pack`, and cuts examples to `max_tokens` tokens or the pack's limit. The tokenizer's own
+    /// Reads the file at `path` for `pack`, with `columns` for names that are not the usual ones, and cuts examples to `max_tokens` tokens or the pack's limit. The tokenizer's own
     /// tokens and one token of each text always stay.
     ///
     /// # Errors
     /// A malformed file, labels or numbers that do not fit the pack, a tokenizer that cannot be read.
-    pub fn load(path: &Path, pack: &Pack, max_tokens: usize) -> Result<Self, CorpusError> {
+    pub fn load(path: &Path, columns: &Columns, pack: &Pack, max_tokens: usize) -> Result<Self, CorpusError> {
         let manifest = pack.manifest();
-        Self::read(path, &manifest.layout, &manifest.labels, tokenizer(pack, max_tokens)?)
+        Self::read(path, columns, &manifest.layout, &manifest.labels, tokenizer(pack, max_tokens)?)
     }
 
-    fn read(path: &Path, layout: &Layout, labels: &[String], tokenizer: Tokenizer) -> Result<Self, CorpusError> {
+    fn read(
+        path: &Path,
+        columns: &Columns,
+        layout: &Layout,
+        labels: &[String],
+        tokenizer: Tokenizer,
+    ) -> Result<Self, CorpusError> {
         let known = Known::new(layout, labels);
-        Ok(Self { index: index(path, &known)?, known, tokenizer, segments: layout.segments })
+        Ok(Self { index: index(path, columns, &known)?, known, tokenizer, segments: layout.segments })
     }
 
     /// Returns true if the path still names the loaded file and it has not changed.
@@ -177,23 +184,30 @@ impl Examples for Corpus {
 ///
 /// # Errors
 /// The errors of [`Corpus::load`], except errors of the tokenizer.
-pub fn count(path: &Path, pack: &Pack) -> Result<u64, CorpusError> {
+pub fn count(path: &Path, columns: &Columns, pack: &Pack) -> Result<u64, CorpusError> {
     let manifest = pack.manifest();
-    Ok(index(path, &Known::new(&manifest.layout, &manifest.labels))?.len() as u64)
+    Ok(index(path, columns, &Known::new(&manifest.layout, &manifest.labels))?.len() as u64)
 }
 
 /// Indexes the examples of the file at `path`, and checks each of them.
-fn index(path: &Path, known: &Known) -> Result<Index, CorpusError> {
+fn index(path: &Path, columns: &Columns, known: &Known) -> Result<Index, CorpusError> {
     match known.task {
-        Task::SequenceClassification => index_of::<Example>(path, known),
-        Task::Regression => index_of::<Rated>(path, known),
-        Task::TokenClassification => index_of::<Tagged>(path, known),
-        Task::CausalLm => index_of::<Passage>(path, known),
+        Task::SequenceClassification => index_of::<Example>(path, columns, known),
+        Task::Regression => index_of::<Rated>(path, columns, known),
+        Task::TokenClassification => index_of::<Tagged>(path, columns, known),
+        Task::CausalLm => index_of::<Passage>(path, columns, known),
     }
 }
 
-fn index_of<R: Learnable>(path: &Path, known: &Known) -> Result<Index, CorpusError> {
-    Index::build(path, &mut |record: R, place| record.entry(place, known).map(drop))
+fn index_of<R: Learnable>(path: &Path, columns: &Columns, known: &Known) -> Result<Index, CorpusError> {
+    Index::build(path, columns, &mut |record: R, place| record.entry(place, known).map(drop))
+}
+
+/// Returns the columns of the device's settings.
+#[must_use]
+pub fn columns(names: &ColumnNames) -> Columns {
+    let ColumnNames { text, pair, prompt, label, header } = names.clone();
+    Columns { text, pair, prompt, label, header }
 }
 
 /// The labels and numbers that a pack allows.
@@ -443,7 +457,7 @@ mod tests {
         let mut file = tempfile::Builder::new().suffix(extension).tempfile().unwrap();
         file.write_all(content.as_bytes()).unwrap();
         let labels = ["O".to_owned(), "LOC".to_owned()];
-        Corpus::read(file.path(), layout, &labels, prepared(tokenizer, layout, max_tokens)?)
+        Corpus::read(file.path(), &Columns::default(), layout, &labels, prepared(tokenizer, layout, max_tokens)?)
     }
 
     fn corpus(task: Task, max_tokens: usize, content: &str) -> Result<Corpus, CorpusError> {
@@ -468,7 +482,7 @@ mod tests {
         let layout = layout(Task::SequenceClassification);
         let labels = ["O".to_owned(), "LOC".to_owned()];
         let tokenizer = prepared(bert(), &layout, LONG).unwrap();
-        let corpus = Corpus::read(file.path(), &layout, &labels, tokenizer).unwrap();
+        let corpus = Corpus::read(file.path(), &Columns::default(), &layout, &labels, tokenizer).unwrap();
         assert!(corpus.index.memory_bytes() <= 3_200 && corpus.is_current());
         assert_eq!(corpus.length_hint(99), "LOC,99 \n".len() + long.len());
         assert_eq!(corpus.sequence(99).unwrap().target, Target::Class(1));
@@ -636,10 +650,10 @@ mod tests {
     fn a_file_of_another_task_is_refused() {
         let words = r#"{"tokens": ["a"], "labels": ["O"]}"#;
         let text = r#"{"text": "a", "label": "O"}"#;
-        assert!(refusal(Task::SequenceClassification, words).contains("the label is missing"));
+        assert!(refusal(Task::SequenceClassification, words).contains("found the keys"));
         assert!(refusal(Task::Regression, text).contains("expected a finite number"));
-        assert!(refusal(Task::TokenClassification, text).contains("no words with a label each"));
-        assert!(refusal(Task::CausalLm, words).contains("the text is missing"));
+        assert!(refusal(Task::TokenClassification, text).contains("found the keys"));
+        assert!(refusal(Task::CausalLm, words).contains("found the keys"));
         for task in Task::ALL {
             assert!(refusal(task, "").contains("holds no examples"));
         }
@@ -657,7 +671,7 @@ mod tests {
         let layout = Layout { max_tokens: 128, ..layout(Task::SequenceClassification) };
         let labels = ["0".to_owned(), "1".to_owned()];
         let tokenizer = prepared(Tokenizer::from_file(tokenizer).unwrap(), &layout, 128).unwrap();
-        let corpus = Corpus::read(&file, &layout, &labels, tokenizer).unwrap();
+        let corpus = Corpus::read(&file, &Columns::default(), &layout, &labels, tokenizer).unwrap();
         assert_eq!(corpus.len(), 1_725);
         let mut paraphrases = 0;
         for at in 0..corpus.len() {

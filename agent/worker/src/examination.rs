@@ -1,6 +1,6 @@
 //! The checks of `skiff-agent doctor` that need the pack, the examples or ONNX Runtime. They change nothing.
 
-use crate::corpus::count;
+use crate::corpus::{columns, count};
 use skiff_base::chain;
 use skiff_contract::{Finding, Training};
 use skiff_models::Pack;
@@ -18,8 +18,8 @@ pub fn examine(training: &Training) -> Vec<(String, Finding)> {
     let findings = [
         ("onnxruntime", onnxruntime(training)),
         ("pack", check_pack(&pack, &training.pack)),
-        ("train", examples(training.train.as_deref(), &pack, "training")),
-        ("test", examples(training.test.as_deref(), &pack, "evaluation")),
+        ("train", examples(training.train.as_deref(), training, &pack, "training")),
+        ("test", examples(training.test.as_deref(), training, &pack, "evaluation")),
     ];
     findings.map(|(name, finding)| (name.to_owned(), finding)).into()
 }
@@ -57,11 +57,11 @@ fn scored(layout: &Layout) -> String {
     }
 }
 
-fn examples(file: Option<&Path>, pack: &Result<Pack, PackError>, purpose: &str) -> Finding {
+fn examples(file: Option<&Path>, training: &Training, pack: &Result<Pack, PackError>, purpose: &str) -> Finding {
     match (file, pack) {
         (None, _) => Finding::Doubtful(format!("no file is set: orders of {purpose} will be refused")),
         (Some(path), Err(_)) => Finding::Doubtful(format!("{} is not read before the pack is intact", path.display())),
-        (Some(path), Ok(pack)) => match count(path, pack) {
+        (Some(path), Ok(pack)) => match count(path, &columns(&training.columns), pack) {
             Ok(count) => Finding::Fine(format!("{count} examples in {}", path.display())),
             Err(error) => Finding::Broken(chain(&error)),
         },

@@ -1,6 +1,6 @@
 //! The pack, the examples and the memory that a device has for training, taken stock of when the agent starts.
 
-use crate::corpus::count;
+use crate::corpus::{columns, count};
 use crate::memory;
 use anyhow::Context;
 use bytesize::ByteSize;
@@ -25,7 +25,8 @@ pub fn look(setup: &Setup) -> anyhow::Result<Inventory> {
     let training = &setup.training;
     let pack = Pack::open(&training.pack)?;
     check_weights(&pack, &setup.state.join("weights-checked"))?;
-    let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count(path, &pack));
+    let columns = columns(&training.columns);
+    let examples = |file: &Option<_>| file.as_deref().map_or(Ok(0), |path| count(path, &columns, &pack));
     Ok(Inventory {
         pack: Digest(pack.digest()),
         schema: Digest(pack.schema().hash()),

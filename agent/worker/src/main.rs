@@ -16,7 +16,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Train(train::Arguments),
+    Train(Box<train::Arguments>),
     Bench(bench::Arguments),
     Step(step::Arguments),
     #[command(hide = true)]

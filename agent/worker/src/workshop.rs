@@ -3,7 +3,7 @@
 //! Nothing is opened before the first work: until then the process has no ONNX Runtime and no open file of examples. The pack, the
 //! trainer and the examples stay open for the next round.
 
-use crate::corpus::Corpus;
+use crate::corpus::{Corpus, columns};
 use crate::memory;
 use crate::order::{OrderedTraining, millis, only_layers};
 use anyhow::Context;
@@ -12,6 +12,7 @@ use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_contract::memory::{machine_bytes, own_memory};
 use skiff_contract::work::{Job, Personal, Product, Trained, Watch, Work, Workshop};
 use skiff_contract::{Setup, Training};
+use skiff_data::Columns;
 use skiff_models::memory::Step;
 use skiff_models::pack::{Manifest, Pack};
 use skiff_models::tensors::{NamedTensors, Schema};
@@ -48,7 +49,9 @@ impl PackWorkshop {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let Setup { training, device, state, agent_bytes } = setup;
-        let (train, test) = (Texts::new(training.train.clone()), Texts::new(training.test.clone()));
+        let columns = columns(&training.columns);
+        let texts = |path: &Option<PathBuf>| Texts::new(path.clone(), columns.clone());
+        let (train, test) = (texts(&training.train), texts(&training.test));
         Self { training, device, blobs: DiskBlobs::of_another(state), agent_bytes, open: None, train, test }
     }
 
@@ -118,13 +121,14 @@ impl Workshop for PackWorkshop {
 /// A file of examples, opened when it is first needed and again when it changed.
 struct Texts {
     path: Option<PathBuf>,
+    columns: Columns,
     /// The examples, with the length in tokens to which texts are cut.
     corpus: Option<(u32, Corpus)>,
 }
 
 impl Texts {
-    const fn new(path: Option<PathBuf>) -> Self {
-        Self { path, corpus: None }
+    const fn new(path: Option<PathBuf>, columns: Columns) -> Self {
+        Self { path, columns, corpus: None }
     }
 
     fn corpus(&mut self, pack: &Pack, max_tokens: u32) -> anyhow::Result<&Corpus> {
@@ -132,7 +136,7 @@ impl Texts {
         let known = self.corpus.take_if(|(cut_to, corpus)| *cut_to == max_tokens && corpus.is_current());
         let corpus = match known {
             Some(corpus) => corpus,
-            None => (max_tokens, Corpus::load(path, pack, max_tokens as usize)?),
+            None => (max_tokens, Corpus::load(path, &self.columns, pack, max_tokens as usize)?),
         };
         Ok(&self.corpus.insert(corpus).1)
     }

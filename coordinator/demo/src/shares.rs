@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use skiff_data::corpus::{GenerateOptions, generate};
-use skiff_data::{Example, dataset, labels, open, read, split};
+use skiff_data::{Columns, Example, dataset, labels, open, read, split};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -62,7 +62,7 @@ pub(super) fn prepare(folder: Option<&Path>, dealing: Dealing) -> anyhow::Result
         )
     })?;
     let train = read(&set.train)?;
-    let test: Result<Vec<Example>, _> = open(&set.test)?.take(MOST_TEST).collect();
+    let test: Result<Vec<Example>, _> = open(&set.test, &Columns::default())?.take(MOST_TEST).collect();
     deal(&set.name, train, test?, dealing)
 }
 

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 use skiff_base::files::{Access, replace};
 use skiff_contract::memory::own_memory;
+use skiff_data::Columns;
 use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
@@ -35,7 +36,9 @@ use std::sync::Arc;
                   regression      the same with a number, or numbers in a JSON array, for the label\n  \
                   tokens          words with a label each: .jsonl (tokens, labels or ner_tags), .conll\n  \
                   causal-lm       plain texts: .txt (one a line), .csv, .tsv, .jsonl (text, or prompt and completion)\n\
-                  Pairs: columns text and text_pair, sentence1 and sentence2, premise and hypothesis, question and sentence.\n\n\
+                  Pairs: columns text and text_pair, sentence1 and sentence2, premise and hypothesis, question and sentence.\n\
+                  Other names: --text-column, --pair-column, --prompt-column, --label-column; without a header: --columns label,text.\n\
+                  Other encodings, compressed files, Parquet: `skiff-pack data` converts them. docs/data.md has all of this.\n\n\
                   A step whose loss or gradients are not finite changes nothing and is counted; ten in a row end the training."
 )]
 pub struct Arguments {
@@ -48,6 +51,8 @@ pub struct Arguments {
     /// Examples to evaluate on.
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
+    #[command(flatten)]
+    columns: Columns,
     /// Number of optimizer steps.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -183,7 +188,7 @@ struct Found {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
     arguments.out.as_deref().map_or(Ok(()), writable)?;
-    let load = |path| Corpus::load(path, &pack, arguments.max_tokens as usize);
+    let load = |path| Corpus::load(path, &arguments.columns, &pack, arguments.max_tokens as usize);
     let (train, test) = (load(&arguments.train)?, load(&arguments.test)?);
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = arguments.threads.map_or_else(cores, usize::from);

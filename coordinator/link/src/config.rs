@@ -76,13 +76,10 @@ impl LinkConfig {
             options.set_last_will(LastWill::new(topic, payload, qos.into(), retain));
         }
         options.set_transport(self.broker.transport()?);
-        options.set_socket_connector(|host, network| async move {
-            rumqttc::default_socket_connect(host, network).await.map(Prompt)
-        });
+        options.set_socket_connector(|host, _| async move { Prompt::connect(&host).await });
 
         let (client, mut connection) = AsyncClient::builder(options).capacity(QUEUE).build();
         let mut network = connection.network_options();
-        network.set_tcp_nodelay(true);
         network.set_connection_timeout(NETWORK_TIMEOUT_S);
         connection.set_network_options(network);
 

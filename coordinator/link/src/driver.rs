@@ -78,6 +78,7 @@ impl Driver {
     /// Runs until the link is closed or dropped.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new();
+        let mut lost = Instant::now();
         loop {
             let (reason, held) = match self.keep_connection().await {
                 End::Closed => return,
@@ -86,9 +87,10 @@ impl Driver {
             tracing::debug!(broker = %self.broker, %reason, "not connected");
             if held {
                 backoff.reset();
+                lost = Instant::now();
             }
             self.inbox.owe(LinkEvent::Down { reason });
-            if self.rest(backoff.rest(draw())).await == Rest::Closed {
+            if self.rest(backoff.rest(lost.elapsed(), draw())).await == Rest::Closed {
                 return;
             }
         }

@@ -13,6 +13,9 @@
 //!   │             ▼                        ▼                    ▼
 //!   └────────── resting (Down, bounded exponential back-off with jitter)
 //! ```
+//! After an outage of up to a minute the link is back within 5 s of the broker; see `backoff` for the rests, and for what they mean to a
+//! broker that returns to a large fleet.
+//!
 //! [`Link::close`] sends the queue, then DISCONNECT. A link that is dropped, or that cannot send its queue in time, cuts the
 //! connection, and the broker publishes the last will.
 //!

@@ -8,12 +8,37 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 
-pub(crate) struct Prompt(pub(crate) TcpStream);
+/// Maximum time for one address to accept a connection. A system repeats its request after 1 s and 3 s, then only after 7 s and 15 s, so a
+/// broker that returns is found sooner by a new attempt.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(4);
+
+pub(crate) struct Prompt(TcpStream);
 
 impl Prompt {
+    /// Connects to the first address of `host` (with its port) that accepts.
+    ///
+    /// # Errors
+    /// The host has no address, or the error of its last address; [`io::ErrorKind::TimedOut`] if it did not answer.
+    pub(crate) async fn connect(host: &str) -> io::Result<Self> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in lookup_host(host).await? {
+            match timeout(ACCEPT_PATIENCE, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(Self(stream));
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(last)
+    }
+
     fn acknowledge(&self) {
         #[cfg(target_os = "linux")]
         // If the system refuses, the message is only slower.

@@ -25,7 +25,10 @@ pub(crate) fn explain(broker: &Broker, error: &ConnectionError) -> String {
             ConnectReturnCode::Success => format!("the broker {broker} closed the connection"),
         };
     }
-    if let ConnectionError::NetworkTimeout = error {
+    let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    if matches!(error, ConnectionError::NetworkTimeout)
+        || matches!(error, ConnectionError::Io(cause) if timed_out(cause))
+    {
         return format!("the broker {broker} does not answer: check its address, and that no firewall blocks it");
     }
     if let Some(found) = tls_error(error) {

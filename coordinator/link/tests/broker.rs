@@ -173,6 +173,27 @@ async fn a_killed_broker_is_told_and_its_successor_found_with_subscriptions_made
 }
 
 #[tokio::test]
+async fn after_many_failed_attempts_a_broker_that_returns_is_found_before_the_next_rest_would_grow() {
+    let mut broker = Broker::start("allow_anonymous true");
+    let (_link, mut events) = Link::open(broker.config("a", "t/#")).unwrap();
+    assert_eq!(next(&mut events).await, LinkEvent::Up);
+    broker.kill();
+    assert!(!next_down(&mut events).await.is_empty());
+    let away = tokio::net::TcpListener::bind(("127.0.0.1", broker.port)).await.unwrap();
+    let mut longest = Duration::ZERO;
+    for _ in 0..7 {
+        let before = tokio::time::Instant::now();
+        drop(timeout(PATIENCE, away.accept()).await.unwrap().unwrap());
+        longest = longest.max(before.elapsed());
+    }
+    drop(away);
+    broker.restart();
+    while next(&mut events).await != LinkEvent::Up {}
+    // Seven rests that keep doubling end at 16 s or more. Half of that leaves a busy machine room.
+    assert!(longest < Duration::from_secs(8), "the longest rest of a short outage took {longest:?}");
+}
+
+#[tokio::test]
 async fn what_is_published_while_the_broker_is_away_waits_for_it_within_bounds() {
     let mut broker = Broker::prepare();
     let (link, mut events) = Link::open(broker.config("a", "nothing")).unwrap();

@@ -144,36 +144,87 @@ fn cpu_ticks(root: &Path, process: &str) -> Option<u64> {
 
 /// Reads the sensors under `root`: names and degrees Celsius, at most [`MAX_SENSORS`].
 ///
-/// `hwmon` chips come first. A thermal zone is left out if a chip of its name was read already. Zones of power chips and
-/// disabled zones are left out too, because they report fixed numbers.
+/// The kernel shows most thermal zones a second time, as a `hwmon` chip whose device is the zone, or which has the zone's name with `_`
+/// in place of the characters that a chip's name may not have. Such a sensor is read once, from its chip. Zones of power chips and
+/// disabled zones are left out with their chips, because they report fixed numbers.
 #[must_use]
 pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
+    let zones = zones(&root.join("sys/class/thermal"));
     let mut found: Vec<(String, f32)> = Vec::new();
-    let mut chips = Vec::new();
+    let mut chips: Vec<Chip> = Vec::new();
     for folder in numbered(&root.join("sys/class/hwmon"), "hwmon") {
-        let Some(chip) = read_name(&folder.join("name")) else { continue };
+        let Some(name) = read_name(&folder.join("name")) else { continue };
+        let chip = Chip { name: chip_name(&name), device: folder.join("device").canonicalize().ok() };
+        let mut own_zones = zones.iter().filter(|zone| chip.shows(zone)).peekable();
+        let is_fixed = own_zones.peek().is_some() && own_zones.all(|zone| zone.is_fixed);
+        // One chip under two numbers has one device. Two chips of a kind have a device each.
+        if is_fixed || chips.iter().any(|other| other.device.is_some() && *other == chip) {
+            continue;
+        }
+        let before = found.len();
         for input in numbered(&folder, "temp") {
             let Some(sensor) = input.file_name().and_then(|name| name.to_str()?.strip_suffix("_input")) else {
                 continue;
             };
             let Some(celsius) = read_celsius(&input) else { continue };
             let label = read_name(&folder.join(format!("{sensor}_label"))).unwrap_or_else(|| sensor.to_owned());
-            found.push((shortened(format!("{chip} {label}"), MAX_SENSOR_NAME), celsius));
+            found.push((shortened(format!("{name} {label}"), MAX_SENSOR_NAME), celsius));
         }
-        chips.push(chip);
+        if found.len() > before {
+            chips.push(chip);
+        }
     }
-    for folder in numbered(&root.join("sys/class/thermal"), "thermal_zone") {
-        let Some(zone) = read_name(&folder.join("type")) else { continue };
-        let off = read_name(&folder.join("mode")).is_some_and(|mode| mode == "disabled");
-        if off || zone.starts_with("PMIC") || chips.contains(&zone) {
-            continue;
-        }
-        if let Some(celsius) = read_celsius(&folder.join("temp")) {
-            found.push((shortened(zone, MAX_SENSOR_NAME), celsius));
+    for zone in zones.iter().filter(|zone| !zone.is_fixed && !chips.iter().any(|chip| chip.shows(zone))) {
+        if let Some(celsius) = read_celsius(&zone.folder.join("temp")) {
+            found.push((shortened(zone.name.clone(), MAX_SENSOR_NAME), celsius));
         }
     }
     found.truncate(MAX_SENSORS);
     found
+}
+
+/// A `hwmon` chip: its name as the kernel would write it, and the device that it belongs to.
+#[derive(PartialEq, Eq)]
+struct Chip {
+    name: String,
+    device: Option<PathBuf>,
+}
+
+impl Chip {
+    /// Returns true if the chip has the sensor of the zone.
+    fn shows(&self, zone: &Zone) -> bool {
+        self.name == chip_name(&zone.name) || (zone.path.is_some() && self.device == zone.path)
+    }
+}
+
+/// A thermal zone.
+struct Zone {
+    folder: PathBuf,
+    /// Its folder without symbolic links.
+    path: Option<PathBuf>,
+    name: String,
+    /// True if it reports a fixed number.
+    is_fixed: bool,
+}
+
+/// Reads the thermal zones, each once.
+fn zones(class: &Path) -> Vec<Zone> {
+    let mut zones: Vec<Zone> = Vec::new();
+    for folder in numbered(class, "thermal_zone") {
+        let Some(name) = read_name(&folder.join("type")) else { continue };
+        let path = folder.canonicalize().ok();
+        if path.is_some() && zones.iter().any(|zone| zone.path == path) {
+            continue;
+        }
+        let is_off = read_name(&folder.join("mode")).is_some_and(|mode| mode == "disabled");
+        zones.push(Zone { is_fixed: is_off || name.starts_with("PMIC"), folder, path, name });
+    }
+    zones
+}
+
+/// Returns a name as the kernel would write it for a chip (`hwmon_sanitize_name` in `linux/hwmon.h`).
+fn chip_name(name: &str) -> String {
+    name.replace(|c: char| matches!(c, '-' | '*') || c.is_whitespace(), "_")
 }
 
 /// Reads the first battery of the device under `root`. Batteries of mice and pens do not count.
@@ -189,9 +240,23 @@ pub fn battery(root: &Path) -> Option<Battery> {
         if !matches("type", "Battery") || matches("scope", "Device") {
             return None;
         }
-        let percent: u8 = read_name(&supply.join("capacity"))?.parse().ok()?;
+        let percent = charge_percent(&supply)?;
         let charging = !matches("status", "Discharging");
-        Some(Battery { percent: f32::from(percent.min(100)), charging })
+        Some(Battery { percent, charging })
+    })
+}
+
+/// Reads the charge of a battery in percent. Some drivers report no `capacity`, but the energy (µWh) or the charge (µAh) that is left.
+fn charge_percent(supply: &Path) -> Option<f32> {
+    let number = |file: &str| read_name(&supply.join(file))?.parse::<u64>().ok();
+    if let Some(percent) = number("capacity") {
+        return Some(percent.min(100) as f32);
+    }
+    ["energy", "charge"].into_iter().find_map(|unit| {
+        let now = number(&format!("{unit}_now"))?;
+        let maximum = |file: &str| number(&format!("{unit}_{file}")).filter(|full| *full > 0);
+        let full = maximum("full").or_else(|| maximum("full_design"))?;
+        Some((now as f32 / full as f32 * 100.0).min(100.0))
     })
 }
 
@@ -301,6 +366,96 @@ mod tests {
         let expected =
             [("coretemp Package id 0".into(), 55.0), ("nvme temp1".into(), 41.85), ("CPU-therm".into(), 48.5)];
         assert_eq!(temperatures(root.path()), expected);
+    }
+
+    #[test]
+    fn a_zone_that_is_shown_as_a_chip_too_is_read_once() {
+        let nine: Vec<(String, String)> = (0..9)
+            .flat_map(|n| {
+                let (chip, zone) = (format!("sys/class/hwmon/hwmon{n}"), format!("sys/class/thermal/thermal_zone{n}"));
+                [
+                    (format!("{chip}/name"), format!("soc{n}_thermal")),
+                    (format!("{chip}/temp1_input"), format!("4{n}000")),
+                    (format!("{zone}/type"), format!("soc{n}-thermal")),
+                    (format!("{zone}/temp"), format!("4{n}000")),
+                ]
+            })
+            .collect();
+        let files: Vec<(&str, &str)> = nine.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let found = temperatures(device(&files).path());
+        let expected: Vec<(String, f32)> = (0..9).map(|n| (format!("soc{n}_thermal temp1"), (40 + n) as f32)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_link_to_a_zone_counts_more_than_the_name_and_two_disks_stay_two() {
+        let root = device(&[
+            ("sys/devices/virtual/thermal/thermal_zone0/type", "x86_pkg_temp\n"),
+            ("sys/devices/virtual/thermal/thermal_zone0/temp", "51000\n"),
+            ("sys/class/hwmon/hwmon0/name", "pkg\n"),
+            ("sys/class/hwmon/hwmon0/temp1_input", "51000\n"),
+            ("sys/class/hwmon/hwmon1/name", "nvme\n"),
+            ("sys/class/hwmon/hwmon1/temp1_input", "30000\n"),
+            ("sys/class/hwmon/hwmon2/name", "nvme\n"),
+            ("sys/class/hwmon/hwmon2/temp1_input", "31000\n"),
+            ("sys/class/hwmon/hwmon3/name", "nvme\n"),
+            ("sys/class/hwmon/hwmon3/temp1_input", "31000\n"),
+            ("sys/class/hwmon/hwmon4/name", "PMIC_Die\n"),
+            ("sys/class/hwmon/hwmon4/temp1_input", "100000\n"),
+            ("sys/class/thermal/thermal_zone1/type", "PMIC-Die\n"),
+            ("sys/class/thermal/thermal_zone1/temp", "100000\n"),
+            ("sys/devices/nvme0/x", ""),
+            ("sys/devices/nvme1/x", ""),
+        ]);
+        let link = |to: &str, at: &str| std::os::unix::fs::symlink(root.path().join(to), root.path().join(at)).unwrap();
+        link("sys/devices/virtual/thermal/thermal_zone0", "sys/class/thermal/thermal_zone0");
+        link("sys/devices/virtual/thermal/thermal_zone0", "sys/class/hwmon/hwmon0/device");
+        link("sys/devices/nvme0", "sys/class/hwmon/hwmon1/device");
+        link("sys/devices/nvme1", "sys/class/hwmon/hwmon2/device");
+        link("sys/devices/nvme1", "sys/class/hwmon/hwmon3/device");
+        let expected = [("pkg temp1".into(), 51.0), ("nvme temp1".into(), 30.0), ("nvme temp1".into(), 31.0)];
+        assert_eq!(temperatures(root.path()), expected);
+    }
+
+    #[test]
+    fn a_chip_that_cannot_be_read_leaves_its_zone() {
+        let root = device(&[
+            ("sys/class/hwmon/hwmon0/name", "cpu_thermal\n"),
+            ("sys/class/hwmon/hwmon0/temp1_input", "no data\n"),
+            ("sys/class/thermal/thermal_zone0/type", "cpu-thermal\n"),
+            ("sys/class/thermal/thermal_zone0/temp", "48000\n"),
+        ]);
+        assert_eq!(temperatures(root.path()), [("cpu-thermal".into(), 48.0)]);
+    }
+
+    /// Files of a battery and their content.
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
+    #[test]
+    fn a_battery_counts_by_its_energy_or_charge_where_no_capacity_is_reported() {
+        let cases: &[(Files<'_>, Option<f32>)] = &[
+            (&[("capacity", "57\n"), ("energy_now", "1"), ("energy_full", "2")], Some(57.0)),
+            (&[("energy_now", "30000000\n"), ("energy_full", "40000000\n")], Some(75.0)),
+            (&[("charge_now", "1000000"), ("charge_full", "4000000"), ("charge_full_design", "8000000")], Some(25.0)),
+            (&[("charge_now", "2000000"), ("charge_full_design", "8000000")], Some(25.0)),
+            (&[("charge_now", "9000000"), ("charge_full", "8000000")], Some(100.0)),
+            (&[("capacity", "unknown"), ("energy_now", "1"), ("energy_full", "2")], Some(50.0)),
+            (&[("energy_now", "1"), ("energy_full", "0")], None),
+            (&[("energy_now", "-1"), ("energy_full", "5")], None),
+            (&[], None),
+        ];
+        for (files, expected) in cases {
+            let supply = "sys/class/power_supply/BAT0";
+            let files: Vec<(String, &str)> =
+                files.iter().map(|(file, text)| (format!("{supply}/{file}"), *text)).collect();
+            let mut all = vec![
+                ("sys/class/power_supply/BAT0/type", "Battery\n"),
+                ("sys/class/power_supply/BAT0/status", "Discharging\n"),
+            ];
+            all.extend(files.iter().map(|(path, text)| (path.as_str(), *text)));
+            let expected = expected.map(|percent| Battery { percent, charging: false });
+            assert_eq!(battery(device(&all).path()), expected, "{all:?}");
+        }
     }
 
     #[test]

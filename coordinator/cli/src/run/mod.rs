@@ -2,20 +2,22 @@
 
 mod export;
 mod show;
+mod words;
 
 use crate::door::Door;
 use crate::table::{bytes, number, row, seconds, table};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use skiff_api::measures::{Figures, Measure};
-use skiff_api::progress::{Phase, Progress, RoundProgress, RunProgress};
+use skiff_api::measures::Measure;
+use skiff_api::progress::{Progress, RoundProgress, RunProgress};
 use skiff_api::request::{Deleted, Request};
 use skiff_coordinator::doors::client::{Client, ask_once};
 use skiff_coordinator::store::{RunRow, SqliteStore, Store as _};
 use skiff_coordinator::views;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use words::{figure, phase};
 
 /// Subcommands of `skiff run`.
 #[derive(Subcommand, Debug)]
@@ -256,11 +258,6 @@ fn head(measure: Measure) -> [String; 10] {
         .map(str::to_owned)
 }
 
-/// Returns the figure of the run's measure as text.
-fn figure(metrics: Option<&Figures>, measure: Measure) -> String {
-    number(metrics.and_then(|metrics| measure.figure(metrics)), 4)
-}
-
 fn closed_cells(closed: &RoundProgress, measure: Measure) -> [String; 10] {
     [
         closed.round.to_string(),
@@ -338,22 +335,12 @@ fn list(rows: &[RunRow]) -> String {
     if rows.is_empty() { "no run has been started\n".to_owned() } else { table(&cells) }
 }
 
-fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Gathering => "gathering",
-        Phase::Training => "training",
-        Phase::Merging => "merging",
-        Phase::Evaluating => "evaluating",
-        Phase::Completed => "completed",
-        Phase::Stopped => "stopped",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
     use clap::Parser;
+    use skiff_api::measures::Figures;
     use skiff_api::policy::Sharing;
     use skiff_coordinator::run::RunSettings;
     use skiff_coordinator::run::configurator::Rates;

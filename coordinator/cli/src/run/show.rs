@@ -1,6 +1,6 @@
 //! `skiff run show`: shows a whole run from the journal.
 
-use super::{figure, phase};
+use super::words::{figure, phase};
 use crate::door::Door;
 use crate::table::{bytes, number, row, seconds, table};
 use clap::Args;

@@ -99,7 +99,7 @@ pub struct Settings {
     #[arg(long, env = "SKIFF_THREADS", value_name = "N", help_heading = "Training")]
     pub threads: Option<usize>,
     /// Memory limit of agent and worker together, for example 300MB; each step runs in the fastest way that stays below
-    /// [default: three quarters of the machine's memory]
+    /// [default: three quarters of what the machine, its control groups and ulimits allow]
     #[arg(long, env = "SKIFF_MEMORY", value_name = "SIZE", help_heading = "Training")]
     pub memory: Option<String>,
     /// Execution provider, if ONNX Runtime's library has it: cpu, cuda, xnnpack [default: cpu]

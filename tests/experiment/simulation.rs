@@ -234,7 +234,7 @@ impl<'a> World<'a> {
         };
         let whole_ms = f64::from(steps) * costs.step[layers as usize] / (fleet.class(0).gflops * 1e6);
         let deadline_ms = fleet.deadline_ms(whole_ms);
-        let leanest = of_steps(pack, bytesize::ByteSize(u64::MAX));
+        let leanest = of_steps(pack, &skiff_contract::limits::Limit::set(u64::MAX));
         let held = data.deal(devices, cell.alpha, cell.seed);
         let mut all = Vec::new();
         let longest = Step { examples: batch as usize, tokens: MAX_TOKENS as usize, active: layers as usize };

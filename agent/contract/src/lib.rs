@@ -5,11 +5,12 @@
 //! Rooms: [`greeting`] (both programs check that they understand each other), [`frames`] (the messages between them), [`work`] (an
 //! order and its product), [`settings`] (pack, examples and resources), [`inventory`] (a device's pack and examples, and findings
 //! that keep it from training), [`samples`] (a value of every frame, which identifies the layout), [`memory`] (resident
-//! memory of a process), [`log`] (log lines on standard error).
+//! memory of a process), [`limits`] (the memory that a device may use), [`log`] (log lines on standard error).
 
 pub mod frames;
 pub mod greeting;
 pub mod inventory;
+pub mod limits;
 pub mod log;
 pub mod memory;
 pub mod samples;

@@ -1,4 +1,4 @@
-//! Memory of a process and of the machine, as the kernel reports them under `/proc`.
+//! Memory of a process, as the kernel reports it under `/proc`.
 
 use std::fs::File;
 use std::io::Read;
@@ -27,12 +27,6 @@ pub fn own_memory(root: &Path) -> OwnMemory {
 pub fn process_memory(root: &Path, process: &str) -> OwnMemory {
     let status = read(&root.join("proc").join(process).join("status"));
     OwnMemory { resident_bytes: bytes(&status, "VmRSS:"), peak_bytes: bytes(&status, "VmHWM:") }
-}
-
-/// Reads the machine's memory in bytes; zero if it is unknown.
-#[must_use]
-pub fn machine_bytes(root: &Path) -> u64 {
-    bytes(&read(&root.join("proc/meminfo")), "MemTotal:")
 }
 
 fn bytes(text: &str, key: &str) -> u64 {
@@ -67,14 +61,11 @@ mod tests {
         let status = root("proc/42/status", "Name:\tx\nVmHWM:\t    9000 kB\nVmRSS:\t    8000 kB\n");
         let expected = OwnMemory { resident_bytes: 8000 * 1024, peak_bytes: 9000 * 1024 };
         assert_eq!(process_memory(status.path(), "42"), expected);
-        let machine = root("proc/meminfo", "MemTotal:       16318480 kB\nMemFree:         1 kB\n");
-        assert_eq!(machine_bytes(machine.path()), 16_318_480 * 1024);
     }
 
     #[test]
     fn hostile_or_missing_files_give_zero() {
         let status = root("proc/self/status", "VmRSS: 99999999999999999999 kB\nVmHWM:\n");
         assert_eq!(own_memory(status.path()), OwnMemory::default());
-        assert_eq!(machine_bytes(Path::new("/nowhere")), 0);
     }
 }

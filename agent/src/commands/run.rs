@@ -13,13 +13,14 @@ use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
 use anyhow::Context;
 use skiff_blobs::{Assembly, BlobError, Blobs as _};
+use skiff_contract::limits::{Lesson, System};
 use skiff_link::{Link, LinkEvent};
 use skiff_protocol::codec::Message;
-use skiff_protocol::messages::Gone;
+use skiff_protocol::messages::{Gone, StepMemory};
 use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
 use skiff_protocol::{BootId, Digest, Timestamp, Version};
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -47,6 +48,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let open = move || WorkerProcess::new(program.clone(), setup.clone(), known.clone());
     // The process ends with this line, and its memory is free again.
     let inventory = open().take_inventory()?;
+    let StepMemory { process_bytes, step_bytes, layer_bytes, .. } = inventory.memory;
+    // Predictions are for short texts; twice as much is enough for long ones too.
+    let smallest_step = process_bytes + 2 * (step_bytes + layer_bytes);
+    let open = move || open().with_smallest_step(smallest_step);
+    let limit = System::read(Path::new("/")).limit(config.training.memory, Lesson::read(&config.state));
     let profile = device::profile(&config.training, &inventory, boot)?;
     tracing::info!(
         device = %config.device,
@@ -54,6 +60,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         pack = ?profile.birth.pack,
         train_examples = profile.birth.train_examples,
         test_examples = profile.birth.test_examples,
+        memory = %limit,
         "agent starts"
     );
     if matches!(config.trust, crate::config::Trust::Anybody) {

@@ -3,9 +3,11 @@
 //! One piece of [`Work`](skiff_contract::Work) is in hand at a time. [`Queue::begin`] cancels the work before, which ends at its next
 //! step and reports nothing more. After some time without work, the process is ended; the next work gets a new one.
 
+mod memory;
 pub mod process;
 pub mod queue;
 
+pub use memory::MemoryRanOut;
 pub use process::{Pid, Program, WorkerProcess};
 pub use queue::Queue;
 

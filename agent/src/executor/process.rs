@@ -1,19 +1,21 @@
 //! The process that trains, which runs a separate program. If it crashes, the agent survives. The agent's program stays free of
 //! everything that only training needs.
 //!
-//! If the system runs out of memory or a library crashes, the process ends and the agent reports that the work failed. If the process
+//! If the system runs out of memory or a library crashes, the process ends and the agent reports that the work failed. If memory ran out,
+//! the next work is planned with less ([`MemoryRanOut`]). If the process
 //! is not needed any more, it is killed, which frees all its memory. It may be killed at any moment: it reads the agent's blobs, and
 //! writes only to its pipe and a note that is replaced as a whole.
 //!
 //! The agent and its worker may come from different builds. They exchange a [`greeting`](skiff_contract::greeting) first, and if they
 //! do not belong together, every piece of work fails with a reason that names both versions.
 
+use super::memory::{self, MemoryRanOut};
 use anyhow::anyhow;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
 use skiff_contract::frames::{Reply, Request, receive, send};
 use skiff_contract::greeting::{Greeting, Mismatch};
-use skiff_contract::memory::own_memory;
+use skiff_contract::memory::{own_memory, process_memory};
 use skiff_contract::work::{Product, Watch, Work, Workshop};
 use skiff_contract::{Finding, Inventory, Setup};
 use std::env;
@@ -35,8 +37,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Name of the variable with a command that starts this device's programs, as words between spaces. It is needed if the system cannot
 /// start them itself, for example under an emulator.
 const LAUNCHER: &str = "SKIFF_LAUNCHER";
-/// Time between two checks for a cancellation, during a step.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks for a cancellation and of the worker's memory, during a step.
+const LOOK: Duration = Duration::from_millis(250);
 /// Time that a cancelled step may still take. The longest steps take some seconds.
 const STEP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,6 +103,8 @@ pub struct WorkerProcess {
     /// Time that a cancelled step may still take.
     patience: Duration,
     setup: Setup,
+    /// Memory of the smallest step in bytes, below which no plan can go.
+    least_bytes: u64,
     pid: Pid,
     running: Option<Running>,
 }
@@ -112,12 +116,18 @@ struct Running {
     replies: ChildStdout,
     /// Whether the worker has greeted and is set up.
     ready: bool,
+    /// Largest resident memory that was seen, in bytes.
+    seen_bytes: u64,
+    /// Number of processes that the kernel had killed for memory before this one started.
+    kills_before: u64,
 }
 
 /// Reason for which a process is of no more use.
 enum Broken {
-    /// The process ended, or did not stop in time.
+    /// The process ended.
     Ended,
+    /// The process did not stop in time.
+    Hung,
     /// The process belongs to a build with other frames.
     Mismatch(Mismatch),
     /// The agent cannot send requests to the process.
@@ -130,7 +140,14 @@ impl WorkerProcess {
     /// Returns a workshop whose process will be set up with `setup`; `pid` is kept current.
     #[must_use]
     pub const fn new(program: Program, setup: Setup, pid: Pid) -> Self {
-        Self { program, patience: STEP_PATIENCE, setup, pid, running: None }
+        Self { program, patience: STEP_PATIENCE, setup, least_bytes: 0, pid, running: None }
+    }
+
+    /// Sets the memory of the smallest step. If memory runs out, the device plans with less, but not with less than that.
+    #[must_use]
+    pub const fn with_smallest_step(mut self, bytes: u64) -> Self {
+        self.least_bytes = bytes;
+        self
     }
 
     /// Asks for the inventory of the pack and the examples.
@@ -151,11 +168,17 @@ impl WorkerProcess {
 
     /// Sends a request and waits for its last reply.
     fn ask<T: DeserializeOwned>(&mut self, request: &Request, step: &mut Watch<'_>) -> anyhow::Result<T> {
+        memory::forget_old(&self.setup.state);
         let setup = Setup { agent_bytes: own_memory(Path::new("/")).resident_bytes, ..self.setup.clone() };
         let patience = self.patience;
         let running = self.running()?;
         let reply = running.get_ready(setup, patience, step).and_then(|()| running.converse(request, patience, step));
         match reply {
+            Ok(Err(reason)) if memory::is_allocation_failure(&reason) => {
+                let seen = self.seen_bytes();
+                self.end();
+                Err(self.ran_out(seen, reason).into())
+            }
             Ok(reply) => reply.map_err(|reason| anyhow!(reason)),
             Err(broken) => Err(self.give_up(broken)),
         }
@@ -175,6 +198,7 @@ impl WorkerProcess {
     }
 
     fn start(&self) -> io::Result<Running> {
+        let kills_before = memory::kills();
         let mut command = self.program.command();
         command.args([VERB, VERSION, &Greeting::current(VERSION).frames.to_string()]);
         // Ctrl-C is for the agent, which then ends the process.
@@ -184,18 +208,24 @@ impl WorkerProcess {
             unreachable!("both are piped")
         };
         self.pid.0.store(child.id(), Ordering::Relaxed);
-        Ok(Running { child, requests, replies, ready: false })
+        Ok(Running { child, requests, replies, ready: false, seen_bytes: 0, kills_before })
     }
 
     /// Ends the process and returns the reason for the operator.
     fn give_up(&mut self, broken: Broken) -> anyhow::Error {
         let greeted = self.running.as_ref().is_some_and(|running| running.ready);
+        let kills_before = self.running.as_ref().map_or(0, |running| running.kills_before);
+        let seen = self.seen_bytes();
         let ended = self.end();
         match broken {
+            Broken::Ended if let Some(end) = ended.and_then(|ended| killed_for_memory(ended, kills_before)) => {
+                self.ran_out(seen, format!("the worker's process ended {end}")).into()
+            }
             Broken::Ended => {
                 let how = ended.map_or_else(|| "in an unknown way".to_owned(), |ended| described(ended, greeted));
                 anyhow!("the worker's process ended {how}")
             }
+            Broken::Hung => anyhow!("the worker's process was killed because its step did not end in time"),
             Broken::Mismatch(mismatch) => mismatch.into(),
             Broken::Unsayable(error) => {
                 anyhow::Error::new(error).context("sending the worker its settings and its work")
@@ -204,6 +234,16 @@ impl WorkerProcess {
                 anyhow::Error::new(error).context("the worker's process was killed because its reply cannot be read")
             }
         }
+    }
+
+    /// Returns the largest memory of agent and worker that was seen, in bytes; 0 if the worker's was not.
+    fn seen_bytes(&self) -> u64 {
+        let worker = self.running.as_ref().map_or(0, |running| running.seen_bytes);
+        if worker == 0 { 0 } else { worker.saturating_add(own_memory(Path::new("/")).resident_bytes) }
+    }
+
+    fn ran_out(&self, seen: u64, end: String) -> MemoryRanOut {
+        memory::learn(&self.setup, seen, self.least_bytes, end)
     }
 
     /// Kills the process, if there is one. Returns its exit status.
@@ -236,8 +276,7 @@ impl Running {
             return Ok(());
         }
         let own = Greeting::current(VERSION);
-        let greeting =
-            Greeting::read(&mut Patient { replies: &mut self.replies, patience, step }).map_err(Broken::reading)?;
+        let greeting = Greeting::read(&mut self.replies(patience, step)).map_err(Broken::reading)?;
         if greeting.frames != own.frames {
             return Err(Broken::Mismatch(Mismatch {
                 agent: own.program,
@@ -260,8 +299,7 @@ impl Running {
     ) -> Result<Result<T, String>, Broken> {
         self.send(request)?;
         loop {
-            let mut replies = Patient { replies: &mut self.replies, patience, step: &mut *step };
-            match receive(&mut replies).map_err(Broken::reading)? {
+            match receive(&mut self.replies(patience, &mut *step)).map_err(Broken::reading)? {
                 Some(Reply::Step(sample)) => {
                     self.send(if step(sample).is_continue() { &Request::Continue } else { &Request::Stop })?;
                 }
@@ -270,6 +308,10 @@ impl Running {
                 None => return Err(Broken::Ended),
             }
         }
+    }
+
+    fn replies<'a, 'b>(&'a mut self, patience: Duration, step: &'a mut Watch<'b>) -> Patient<'a, 'b> {
+        Patient { pid: self.child.id(), seen_bytes: &mut self.seen_bytes, replies: &mut self.replies, patience, step }
     }
 
     /// Sends a request. A process that has ended is no error here; the next read reports it.
@@ -282,16 +324,24 @@ impl Running {
 }
 
 impl Broken {
-    /// Distinguishes a process that ended, perhaps in the middle of a frame, from one that sent unreadable bytes.
+    /// Distinguishes a process that ended, perhaps in the middle of a frame, from one that hangs or sent unreadable bytes.
     fn reading(error: io::Error) -> Self {
-        let ended = matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::TimedOut);
-        if ended { Self::Ended } else { Self::Unreadable(error) }
+        if error.kind() == ErrorKind::UnexpectedEof {
+            Self::Ended
+        } else if error.kind() == ErrorKind::TimedOut {
+            Self::Hung
+        } else {
+            Self::Unreadable(error)
+        }
     }
 }
 
 /// Reads a process's replies. While it waits for a reply, it asks `step` whether to continue. It times out after `patience`
 /// without a reply.
 struct Patient<'a, 'b> {
+    pid: u32,
+    /// Largest resident memory of the process that was seen, in bytes.
+    seen_bytes: &'a mut u64,
     replies: &'a mut ChildStdout,
     patience: Duration,
     step: &'a mut Watch<'b>,
@@ -299,8 +349,10 @@ struct Patient<'a, 'b> {
 
 impl Read for Patient<'_, '_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: 0 };
+        let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: LOOK.subsec_nanos().into() };
         loop {
+            let memory = process_memory(Path::new("/"), &self.pid.to_string());
+            *self.seen_bytes = memory.peak_bytes.max(*self.seen_bytes);
             match poll(&mut [PollFd::new(self.replies, PollFlags::IN)], Some(&look)) {
                 Ok(0) if (self.step)(None).is_continue() => {}
                 Ok(0) if self.patience.is_zero() => return Err(ErrorKind::TimedOut.into()),
@@ -323,15 +375,24 @@ fn with_agent_memory(mut product: Product, agent_bytes: u64) -> Product {
     product
 }
 
+/// Describes the end of a process if the reason is, or most likely is, that memory ran out. Before the process started, the kernel had
+/// killed `kills_before` processes for that reason.
+fn killed_for_memory(ended: ExitStatus, kills_before: u64) -> Option<&'static str> {
+    const SIGABRT: i32 = 6;
+    const SIGKILL: i32 = 9;
+    match ended.signal() {
+        Some(SIGKILL) if memory::kills() > kills_before => {
+            Some("by signal 9, which the kernel sends when memory runs out, as its counters confirm")
+        }
+        Some(SIGKILL) => Some("by signal 9, which the kernel sends when memory runs out (see its log)"),
+        Some(SIGABRT) if memory::has_ulimit() => Some("by signal 6, as programs do when `ulimit` denies them memory"),
+        Some(_) | None => None,
+    }
+}
+
 /// Describes how a process ended, for the operator.
 fn described(ended: ExitStatus, greeted: bool) -> String {
-    const SIGKILL: i32 = 9;
     match (ended.signal(), ended.code().unwrap_or_default()) {
-        (Some(SIGKILL), _) => {
-            "by signal 9, as the system does when memory runs out (see its log); set a smaller `memory` in \
-            agent.toml, or leave more to the agent"
-                .to_owned()
-        }
         (Some(signal), _) => format!("by signal {signal}; the agent's log may say where"),
         (None, status) if greeted => format!("with status {status}; the agent's log says why"),
         (None, status) => format!(
@@ -347,6 +408,7 @@ mod tests {
     use super::*;
     use crate::executor::samples::work;
     use skiff_contract::greeting::FramesId;
+    use skiff_contract::limits::Lesson;
     use skiff_contract::{Provider, samples};
     use std::os::unix::ffi::OsStringExt;
     use std::path::PathBuf;
@@ -363,6 +425,12 @@ mod tests {
     fn writing(bytes: &[u8], rest: &str) -> WorkerProcess {
         let octal: String = bytes.iter().map(|byte| format!("\\{byte:03o}")).collect();
         process(&format!("printf '{octal}'; {rest}"))
+    }
+
+    fn frame(reply: &Reply<Product>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        send(&mut bytes, reply).unwrap();
+        bytes
     }
 
     fn greeting() -> Vec<u8> {
@@ -391,6 +459,22 @@ mod tests {
         assert!(message.contains("signal 6"), "{message}");
         let message = failure(&mut writing(&greeting(), "exit 3"), false);
         assert!(message.contains("status 3; the agent's log"), "{message}");
+    }
+
+    #[test]
+    fn a_worker_that_memory_ended_leaves_a_smaller_limit_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let failed = [greeting(), frame(&Reply::<Product>::Failed("training: std::bad_alloc".to_owned()))].concat();
+        for script in [writing(&greeting(), "kill -9 $$"), writing(&failed, "exec sleep 1000")] {
+            let mut process = script.with_smallest_step(5 << 20);
+            process.setup.state = folder.path().to_owned();
+            process.setup.training.memory = Some(bytesize::ByteSize::mib(64));
+            let error = process.carry_out(&work(1), &mut |_| ControlFlow::Continue(())).unwrap_err();
+            let limit = error.downcast_ref::<MemoryRanOut>().unwrap().limit_bytes;
+            assert!((5 << 20..64 << 20).contains(&limit), "{limit}");
+            assert_eq!(Lesson::read(folder.path()).unwrap().bytes, limit);
+            std::fs::remove_file(Lesson::file(folder.path())).unwrap();
+        }
     }
 
     #[test]

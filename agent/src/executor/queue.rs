@@ -1,5 +1,6 @@
 //! The thread that waits for the worker, so that the agent can listen meanwhile.
 
+use super::memory::MemoryRanOut;
 use crate::participant::Event;
 use skiff_contract::work::{Product, Work, Workshop};
 use skiff_protocol::messages::WorkSample;
@@ -112,6 +113,10 @@ fn do_work<W: Workshop>(
         Ok(Product::Trained(trained)) => Event::Trained { ticket, trained },
         Ok(Product::Evaluated(report)) => Event::Evaluated { ticket, report },
         Err(error) => {
+            if let Some(MemoryRanOut { limit_bytes, .. }) = error.downcast_ref() {
+                // Nobody receives it if the agent is ending.
+                let _ = reports.blocking_send(Event::MemoryLimited { limit_bytes: *limit_bytes });
+            }
             let reason = format!("{error:#}");
             tracing::error!(reason, "work failed");
             Event::WorkFailed { ticket, reason }
@@ -129,13 +134,14 @@ mod tests {
     use skiff_contract::samples;
     use skiff_contract::work::{Ticket, Watch};
 
-    /// A workshop that steps until it is told to end (epoch 1), fails (3), or succeeds at once.
+    /// A workshop that steps until it is told to end (epoch 1), runs out of memory (2), fails (3), or succeeds at once.
     struct Fake;
 
     impl Workshop for Fake {
         fn carry_out(&mut self, work: &Work, step: &mut Watch<'_>) -> anyhow::Result<Product> {
             match work.ticket.epoch {
                 1 => while step(Some(samples::work_sample())).is_continue() {},
+                2 => return Err(MemoryRanOut { end: "it ended".to_owned(), limit_bytes: 77 }.into()),
                 3 => anyhow::bail!("no luck"),
                 _ => {}
             }
@@ -153,6 +159,17 @@ mod tests {
         };
         assert!(matches!(outcome(3), Event::WorkFailed { reason, .. } if reason == "no luck"));
         assert!(matches!(outcome(4), Event::Evaluated { ticket: Ticket { epoch: 4, .. }, .. }));
+    }
+
+    #[test]
+    fn the_smaller_limit_is_reported_before_the_failure() {
+        let (reports, mut reported) = mpsc::channel(8);
+        let mut queue = Queue::start(|| Fake, Duration::from_secs(60), reports).unwrap();
+        queue.begin(work(2));
+        assert_eq!(reported.blocking_recv(), Some(Event::MemoryLimited { limit_bytes: 77 }));
+        assert!(
+            matches!(reported.blocking_recv(), Some(Event::WorkFailed { reason, .. }) if reason.starts_with("it ended"))
+        );
     }
 
     #[test]

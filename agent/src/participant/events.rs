@@ -7,7 +7,7 @@ use skiff_protocol::codec::Message;
 use skiff_protocol::messages::{Announcement, Birth, Command, EvaluationReport, Presence, WorkSample};
 use skiff_protocol::transfer::{Found, Offer, ReceiverEvent, TransferId, TransferMessage};
 
-/// The device's properties. They stay the same until the agent restarts.
+/// The device's properties. They stay the same until the agent restarts, except for the memory limit.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Profile {
     /// The message that introduces the device to the fleet.
@@ -86,6 +86,11 @@ pub enum Event {
         ticket: Ticket,
         /// The reason, for the operator.
         reason: String,
+    },
+    /// Memory ran out, and the device plans with less from now on.
+    MemoryLimited {
+        /// The memory limit of the next plan, in bytes.
+        limit_bytes: u64,
     },
     /// Time has passed; see [`Participant::deadline`](super::Participant::deadline).
     Tick,

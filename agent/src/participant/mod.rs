@@ -133,6 +133,11 @@ impl Participant {
             Event::WorkFailed { ticket, reason } => {
                 self.worked(ticket, Outcome::Refused { reason: short_reason(&reason) })
             }
+            Event::MemoryLimited { limit_bytes } => {
+                // The coordinator plans with it from the next round on.
+                self.profile.birth.memory.limit_bytes = limit_bytes;
+                vec![self.birth()]
+            }
             Event::Tick => self.tick(now),
         };
         if !self.online {

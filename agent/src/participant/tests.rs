@@ -297,6 +297,22 @@ fn reason(outcomes: &[Outcome]) -> &str {
 }
 
 #[test]
+fn a_smaller_memory_limit_goes_to_the_coordinator_with_a_birth() {
+    let mut engine = Participant::new(profile(0), None, BTreeSet::new());
+    assert_eq!(
+        engine.handle(Event::MemoryLimited { limit_bytes: 70 }, Timestamp(0)),
+        [],
+        "nothing is sent while the link is down"
+    );
+    let limit = |actions: Vec<Action>| match actions.as_slice() {
+        [Action::Say(Message::Birth(birth))] => Some(birth.memory.limit_bytes),
+        _ => None,
+    };
+    assert_eq!(limit(engine.handle(Event::LinkUp, Timestamp(1))), Some(70));
+    assert_eq!(limit(engine.handle(Event::MemoryLimited { limit_bytes: 50 }, Timestamp(2))), Some(50));
+}
+
+#[test]
 fn command_is_accepted_weights_are_fetched_and_the_update_is_handed_in() {
     let mut device = Device::online();
     device.command(train(1, 1, 1));

@@ -1,11 +1,9 @@
 //! The pack, the examples and the memory that a device has for training, taken stock of when the agent starts.
 
 use crate::corpus::{columns, count};
-use crate::memory;
 use anyhow::Context;
-use bytesize::ByteSize;
 use skiff_base::files::{Access, replace};
-use skiff_contract::memory::machine_bytes;
+use skiff_contract::limits::{Lesson, Limit, System};
 use skiff_contract::{Inventory, Setup};
 use skiff_models::files::read_bounded;
 use skiff_models::memory::{Policy, Step, predict};
@@ -33,8 +31,14 @@ pub fn look(setup: &Setup) -> anyhow::Result<Inventory> {
         layers: pack.manifest().layers,
         train_examples: examples(&training.train)?,
         test_examples: examples(&training.test)?,
-        memory: of_steps(&pack, memory::limit(training.memory, machine_bytes(Path::new("/")))),
+        memory: of_steps(&pack, &limit(setup)),
     })
+}
+
+/// Returns the memory limit by which the fleet plans for this device.
+#[must_use]
+pub fn limit(setup: &Setup) -> Limit {
+    System::read(Path::new("/")).limit(setup.training.memory, Lesson::read(&setup.state))
 }
 
 /// Memory of ONNX Runtime, its sessions and the agent, whatever is trained, in bytes. 47 to 63 MB were measured
@@ -43,9 +47,9 @@ const PROCESS_BYTES: u64 = 48 << 20;
 
 /// Predicts the memory of the smallest steps: one text at a time, and layers that keep only their input.
 #[must_use]
-pub fn of_steps(pack: &Pack, limit: ByteSize) -> StepMemory {
+pub fn of_steps(pack: &Pack, limit: &Limit) -> StepMemory {
     let manifest = pack.manifest();
-    let unknown = StepMemory { limit_bytes: limit.0, ..StepMemory::default() };
+    let unknown = StepMemory { limit_bytes: limit.bytes, ..StepMemory::default() };
     let Ok(stages) = manifest.design.fused_stages() else { return unknown };
     let tokens = manifest.layout.max_tokens.clamp(1, REFERENCE_TOKENS as usize);
     let predicted =

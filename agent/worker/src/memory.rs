@@ -1,6 +1,7 @@
 //! A device's memory limit, and the plan by which its steps stay below it.
 
 use bytesize::ByteSize;
+use skiff_contract::limits::Limit;
 use skiff_contract::memory::own_memory;
 use skiff_models::memory::{Costed, Plan, Step};
 use skiff_trainer::{Trainer, TrainerError};
@@ -17,27 +18,18 @@ pub fn of_processes(agent_bytes: u64) -> u64 {
     own_memory(Path::new("/")).resident_bytes.saturating_add(agent_bytes).next_multiple_of(GRAIN)
 }
 
-/// Returns the memory limit: the owner's setting, or three quarters of the machine's memory.
-#[must_use]
-pub fn limit(set: Option<ByteSize>, machine_bytes: u64) -> ByteSize {
-    set.unwrap_or(match machine_bytes {
-        0 => ByteSize(u64::MAX),
-        known => ByteSize(known / 4 * 3),
-    })
-}
-
 /// A reason for which no step can be done.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Not even one layer fits.
     #[error(
-        "memory = {}: the process takes {}, and a step with one layer and one example of {tokens} tokens at a time {}; allow \
-         at least {} or cut texts shorter",
-        si(*limit), si(*process), si(*least), si(process + least)
+        "the memory limit is {limit}: the process takes {}, and a step with one layer and one example of {tokens} tokens at a time {}; \
+         allow at least {} or cut texts shorter",
+        si(*process), si(*least), si(process + least)
     )]
     TooLittle {
-        /// The memory limit in bytes.
-        limit: u64,
+        /// The memory limit.
+        limit: Limit,
         /// Memory of the process in bytes.
         process: u64,
         /// Memory of the smallest step in bytes.
@@ -54,11 +46,11 @@ pub enum MemoryError {
 ///
 /// # Errors
 /// The memory does not suffice for a single layer.
-pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> Result<Plan, MemoryError> {
-    let plan = trainer.plan(step, limit.0.saturating_sub(process))?;
+pub fn planned(trainer: &Trainer, limit: &Limit, process: u64, step: Step) -> Result<Plan, MemoryError> {
+    let plan = trainer.plan(step, limit.bytes.saturating_sub(process))?;
     match plan.beyond {
         Some(Costed { bytes, .. }) if plan.chosen.is_empty() => {
-            Err(MemoryError::TooLittle { limit: limit.0, process, least: bytes.total(), tokens: step.tokens })
+            Err(MemoryError::TooLittle { limit: limit.clone(), process, least: bytes.total(), tokens: step.tokens })
         }
         Some(_) | None => Ok(plan),
     }
@@ -66,8 +58,8 @@ pub fn planned(trainer: &Trainer, limit: ByteSize, process: u64, step: Step) -> 
 
 /// Describes the plan for people: the ways for each number of layers, their memory, and why there is no faster one.
 #[must_use]
-pub fn explained(plan: &Plan, limit: ByteSize, process: u64) -> String {
-    let mut text = format!("at most {}: {} for the process, {} for steps\n", si(limit.0), si(process), si(plan.room));
+pub fn explained(plan: &Plan, limit: &Limit, process: u64) -> String {
+    let mut text = format!("at most {limit}: {} for the process, {} for steps\n", si(process), si(plan.room));
     let mut layers = 1;
     for alike in plan.chosen.chunk_by(|one, other| one.way == other.way) {
         let last = layers + alike.len() - 1;
@@ -117,10 +109,10 @@ mod tests {
         let chosen =
             vec![costed(Policy::Keep, 8, 40, 1.0), costed(Policy::Keep, 8, 80, 1.0), costed(Policy::Half, 4, 90, 1.05)];
         let plan = Plan { room: 100_000_000, chosen, beyond: Some(costed(Policy::Recompute, 1, 110, 2.0)) };
-        let text = explained(&plan, ByteSize::mb(150), 50_000_000);
+        let text = explained(&plan, &Limit::set(150_000_000), 50_000_000);
         assert_eq!(
             text,
-            "at most 150.0 MB: 50.0 MB for the process, 100.0 MB for steps\n  \
+            "at most 150.0 MB (the setting `memory`): 50.0 MB for the process, 100.0 MB for steps\n  \
              1 to 2 layers   keep, 8 examples at once: up to 80.0 MB, 80.0 MB of it kept for the backward pass\n  \
              3 layers        half, 4 examples at once: up to 90.0 MB, 90.0 MB of it kept for the backward pass; about 5 % slower\n  \
              4 layers would take at least 110.0 MB: more than 3 never run at once\n"

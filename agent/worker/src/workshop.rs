@@ -4,12 +4,12 @@
 //! trainer and the examples stay open for the next round.
 
 use crate::corpus::{Corpus, columns};
-use crate::memory;
+use crate::memory::{self, MemoryError};
 use crate::order::{OrderedTraining, millis, only_layers};
 use anyhow::Context;
-use bytesize::ByteSize;
 use skiff_blobs::{Blobs as _, DiskBlobs};
-use skiff_contract::memory::{machine_bytes, own_memory};
+use skiff_contract::limits::{Cause, Lesson, Limit, System};
+use skiff_contract::memory::own_memory;
 use skiff_contract::work::{Job, Personal, Product, Trained, Watch, Work, Workshop};
 use skiff_contract::{Setup, Training};
 use skiff_data::Columns;
@@ -27,6 +27,8 @@ use std::sync::Arc;
 pub struct PackWorkshop {
     training: Training,
     device: DeviceId,
+    /// The agent's state folder.
+    state: PathBuf,
     blobs: DiskBlobs,
     agent_bytes: u64,
     open: Option<Open>,
@@ -40,8 +42,25 @@ struct Open {
     trainer: Trainer,
     /// Resident memory of both processes when the trainer was opened, in bytes.
     process: u64,
-    /// The size of the last order's steps, and the ways in which they are done.
-    planned: Option<(Step, Ways)>,
+    planned: Option<Planned>,
+}
+
+/// The plan of the last order's steps.
+struct Planned {
+    /// Their size.
+    step: Step,
+    /// The memory limit, in bytes.
+    limit_bytes: u64,
+    /// The ways in which they are done.
+    ways: Ways,
+}
+
+impl Planned {
+    /// Returns true if the plan is good for steps of this size: it keeps the limit, and a new plan would not gain much. The free
+    /// memory changes a little all the time, and the plan should not.
+    fn suits(&self, step: Step, limit: &Limit) -> bool {
+        self.step == step && self.limit_bytes <= limit.bytes && limit.bytes / 5 * 4 <= self.limit_bytes
+    }
 }
 
 impl PackWorkshop {
@@ -52,12 +71,15 @@ impl PackWorkshop {
         let columns = columns(&training.columns);
         let texts = |path: &Option<PathBuf>| Texts::new(path.clone(), columns.clone());
         let (train, test) = (texts(&training.train), texts(&training.test));
-        Self { training, device, blobs: DiskBlobs::of_another(state), agent_bytes, open: None, train, test }
+        let blobs = DiskBlobs::of_another(state.clone());
+        Self { training, device, state, blobs, agent_bytes, open: None, train, test }
     }
 
     fn train(&mut self, work: &Work, order: &TrainOrder, step: &mut Watch<'_>) -> anyhow::Result<Trained> {
         let open = opened(&mut self.open, &self.training, self.agent_bytes)?;
-        let ways = plan_steps(self.training.memory, open, order)?;
+        let lesson = Lesson::read(&self.state);
+        let limit = System::read(Path::new("/")).limit_now(self.training.memory, lesson, self.agent_bytes);
+        let ways = plan_steps(&limit, open, order)?;
         let Open { pack, trainer, .. } = open;
         let corpus = self.train.corpus(pack, order.max_tokens)?;
         let probe = match self.test.path {
@@ -158,20 +180,27 @@ fn opened<'a>(open: &'a mut Option<Open>, training: &Training, agent_bytes: u64)
     Ok(open.insert(opened))
 }
 
-/// Plans the order's steps within the memory limit. Steps of the same size keep the plan that they had.
-fn plan_steps(set: Option<ByteSize>, open: &mut Open, order: &TrainOrder) -> anyhow::Result<Ways> {
+/// Plans the order's steps within the memory limit. Steps of the same size keep the plan that they had, if it still suits.
+fn plan_steps(limit: &Limit, open: &mut Open, order: &TrainOrder) -> anyhow::Result<Ways> {
     let Manifest { layers, layout, .. } = open.pack.manifest();
     let tokens = layout.max_tokens.min(order.max_tokens as usize);
     let step = Step { examples: order.batch as usize, tokens, active: *layers };
-    if let Some((_, ways)) = open.planned.as_ref().filter(|(planned, _)| *planned == step) {
-        return Ok(ways.clone());
+    if let Some(planned) = open.planned.as_ref().filter(|planned| planned.suits(step, limit)) {
+        return Ok(planned.ways.clone());
     }
-    let limit = memory::limit(set, machine_bytes(Path::new("/")));
-    let plan = memory::planned(&open.trainer, limit, open.process, step)?;
+    let plan = match memory::planned(&open.trainer, limit, open.process, step) {
+        // What was learned is an estimate: the smallest step is tried before the device takes part in no round.
+        Err(MemoryError::TooLittle { process, least, .. }) if limit.cause == Cause::Lesson => {
+            let smallest = Limit { bytes: process + least, ..limit.clone() };
+            memory::planned(&open.trainer, &smallest, process, step)
+        }
+        planned => planned,
+    }?;
     if plan.beyond.is_some() || plan.chosen.iter().any(|costed| costed.relative_time > 1.0) {
         tracing::info!(plan = memory::explained(&plan, limit, open.process), "memory");
     }
-    Ok(open.planned.insert((step, plan.ways())).1.clone())
+    let planned = Planned { step, limit_bytes: limit.bytes, ways: plan.ways() };
+    Ok(open.planned.insert(planned).ways.clone())
 }
 
 fn starting_weights(blobs: &DiskBlobs, schema: &Schema, work: &Work) -> anyhow::Result<NamedTensors> {

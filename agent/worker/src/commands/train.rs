@@ -7,6 +7,7 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 use skiff_base::files::{Access, replace};
+use skiff_contract::limits::Limit;
 use skiff_contract::memory::own_memory;
 use skiff_data::Columns;
 use skiff_models::memory::{Plan, Step};
@@ -266,8 +267,9 @@ impl Arguments {
         let process = memory::of_processes(0);
         let tokens = trainer.form().layout.max_tokens.min(self.max_tokens as usize);
         let active = self.rates(layers).iter().filter(|rate| **rate < 1.0).count().max(1);
-        let plan = memory::planned(trainer, limit, process, Step { examples: self.batch.into(), tokens, active })?;
-        write!(std::io::stderr(), "memory {}", memory::explained(&plan, limit, process))?;
+        let limit = Limit::set(limit.0);
+        let plan = memory::planned(trainer, &limit, process, Step { examples: self.batch.into(), tokens, active })?;
+        write!(std::io::stderr(), "memory {}", memory::explained(&plan, &limit, process))?;
         Ok(plan)
     }
 

@@ -68,7 +68,7 @@ fn serve(mut requests: impl Read, mut replies: impl Write) -> anyhow::Result<()>
     while let Some(request) = receive(&mut requests).context("reading a request")? {
         match request {
             Request::TakeInventory => reply(&mut replies, look(&setup)),
-            Request::Examine => reply(&mut replies, Ok(examine(&setup.training))),
+            Request::Examine => reply(&mut replies, Ok(examine(&setup))),
             Request::Work(work) => {
                 let done = workshop.carry_out(&work, &mut |sample| step(&mut requests, &mut replies, sample));
                 reply(&mut replies, done)

@@ -21,7 +21,10 @@ use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
-use crate::run::{Action, Entry, Event, MergeJob, Merged, Phase, Record, Run, RunSettings, Start, Verdict};
+use crate::results::{self, ResultError};
+use crate::run::{
+    Action, Entry, Event, MergeJob, Merged, NOTHING_MERGED, Phase, Record, Run, RunSettings, Start, Verdict,
+};
 use crate::store::collector::{self, Collected};
 use crate::store::{Store, StoreError, Traffic, room};
 use crate::transfers::{Step, Transfers};
@@ -260,7 +263,7 @@ impl Hub {
     pub fn start_run(
         &mut self,
         run: RunId,
-        settings: RunSettings,
+        mut settings: RunSettings,
         now: Timestamp,
     ) -> Result<Result<Vec<Effect>, String>, HubError> {
         if let Some(present) = self.run.as_ref().filter(|run| !run.ledger().is_ended()) {
@@ -273,7 +276,14 @@ impl Hub {
         if let Some(reason) = room::lacking(&*self.blobs, needed_bytes)? {
             return Ok(Err(reason));
         }
-        let weights = self.blobs.put(&self.model.initial)?;
+        let weights = match settings.from.as_deref().map(|from| self.weights_of(from)) {
+            None => self.blobs.put(&self.model.initial)?,
+            Some(Ok((origin, weights))) => {
+                settings.from = Some(origin);
+                weights
+            }
+            Some(Err(error)) => return Ok(Err(chain(&error))),
+        };
         let schema = Digest(self.model.schema.hash());
         let settings = Box::new(settings);
         let start = Start {
@@ -300,6 +310,12 @@ impl Hub {
         // Absent devices first: a present one may complete the set that the run waits for.
         away.into_iter().chain(here).for_each(|event| self.feed(event, now));
         self.settle(now).map(Ok)
+    }
+
+    /// Returns the weights of an earlier run as `RUN@ROUND` and digest. They are in the folder of blobs, and stay while a run needs them.
+    fn weights_of(&self, from: &str) -> Result<(String, Digest), ResultError> {
+        let found = results::read_origin(&*self.store, &*self.blobs, &from.parse()?, self.model.pack)?;
+        Ok((format!("{}@{}", found.run, found.round), found.digest))
     }
 
     /// Stops the current run. The inner result says what is wrong with the request.
@@ -692,6 +708,9 @@ fn log(run: RunId, record: &Record) {
             for (device, reason) in &evaluation.left_out {
                 tracing::warn!(%run, %device, reason, "device is left out of the evaluation");
             }
+        }
+        Record::RunEnded { stopped: Some(reason) } if reason.starts_with(NOTHING_MERGED) => {
+            tracing::warn!(%run, reason, "run failed");
         }
         Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),
         Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),

@@ -19,6 +19,32 @@ pub enum Choice {
     Round(u32),
 }
 
+/// Weights to start a run from: `RUN`, `RUN@best`, `RUN@last` or `RUN@ROUND`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// Name of the run, the beginning of its name, or `last`.
+    pub run: String,
+    /// Which of its weights.
+    pub choice: Choice,
+}
+
+impl std::str::FromStr for Origin {
+    type Err = ResultError;
+
+    fn from_str(text: &str) -> Result<Self, ResultError> {
+        let (run, round) = text.split_once('@').unwrap_or((text, "last"));
+        let choice = match round {
+            "best" => Choice::Best,
+            "last" => Choice::Last,
+            round => {
+                let number = round.parse().map_err(|_| ResultError::UnknownRound { text: text.to_owned() })?;
+                Choice::Round(number)
+            }
+        };
+        Ok(Self { run: run.to_owned(), choice })
+    }
+}
+
 /// Weights of a run, read and checked.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Weights {
@@ -58,6 +84,24 @@ pub enum ResultError {
         name: String,
         /// Number of runs.
         matches: usize,
+    },
+    /// The part after `@` is no round.
+    #[error("{text}: expected RUN, RUN@best, RUN@last or RUN@ROUND, for example last@3")]
+    UnknownRound {
+        /// The text.
+        text: String,
+    },
+    /// The run trained another pack.
+    #[error(
+        "run {run} trained another pack ({theirs}) than this coordinator serves ({ours:?}): its weights do not fit"
+    )]
+    OtherPack {
+        /// The run.
+        run: RunId,
+        /// Digest of its pack, or the reason why that is not known.
+        theirs: String,
+        /// Digest of the coordinator's pack.
+        ours: Digest,
     },
     /// No round was merged.
     #[error("run {run} has merged no round yet, so it has no weights of its own")]
@@ -131,6 +175,25 @@ pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
         (None, _) | (Some(_), 0) => Err(ResultError::UnknownRun { name: name.to_owned() }),
         (Some(_), others) => Err(ResultError::Ambiguous { name: name.to_owned(), matches: others + 1 }),
     }
+}
+
+/// Reads the weights that `origin` names, for a run that trains `pack`.
+///
+/// # Errors
+/// There is no such run, its weights cannot be read, or it trained another pack.
+pub fn read_origin(
+    store: &dyn Store,
+    blobs: &dyn Blobs,
+    origin: &Origin,
+    pack: Digest,
+) -> Result<Weights, ResultError> {
+    let row = find_run(store, &origin.run)?;
+    let weights = read_weights(store, blobs, &row, origin.choice)?;
+    if weights.pack != Some(pack) {
+        let theirs = weights.pack.map_or_else(|| "its records are damaged".to_owned(), |pack| format!("{pack:?}"));
+        return Err(ResultError::OtherPack { run: row.run, theirs, ours: pack });
+    }
+    Ok(weights)
 }
 
 /// Reads the chosen weights of the run in `row`, and checks them against their digest.
@@ -296,6 +359,24 @@ mod tests {
         assert!(matches!(find("b"), Err(ResultError::UnknownRun { .. })));
         assert!(matches!(find(""), Err(ResultError::UnknownRun { .. })));
         assert!(matches!(find_run(&MemoryStore::default(), "last"), Err(ResultError::NoRun)));
+    }
+
+    #[test]
+    fn an_origin_is_a_run_and_a_round_of_the_same_pack() {
+        let world = world();
+        let (ours, other) = (Digest([1; 32]), Digest([2; 32]));
+        let read = |text: &str, pack| {
+            text.parse()
+                .and_then(|origin| read_origin(&world.store, &world.blobs, &origin, pack))
+                .map(|found| found.round)
+        };
+        let rounds = ["last", "00@last", "0000@best", "last@2"].map(|text| read(text, ours).unwrap());
+        assert_eq!(rounds, [4, 4, 2, 2]);
+        assert!(matches!(read("last@1", ours), Err(ResultError::Superseded { round: 1, .. })));
+        assert!(matches!(read("last@first", ours), Err(ResultError::UnknownRound { .. })));
+        assert!(matches!(read("ff", ours), Err(ResultError::UnknownRun { .. })));
+        let refused = read("last", other).unwrap_err().to_string();
+        assert!(refused.contains("another pack"), "{refused}");
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub fn listed_run(row: &RunRow, now: Timestamp) -> RunProgress {
             Stage::Training => Phase::Training,
             Stage::Merging => Phase::Merging,
             Stage::Evaluating => Phase::Evaluating,
+            Stage::Completed | Stage::Stopped if summary.has_failed() && row.damage.is_none() => Phase::Failed,
             Stage::Completed => Phase::Completed,
             Stage::Stopped => Phase::Stopped,
         },
@@ -116,6 +117,7 @@ fn run_with_rounds(
         run::Phase::Train(training) => (Phase::Training, training.assignments.len(), training.updates.len()),
         run::Phase::Merge(training) => (Phase::Merging, training.assignments.len(), training.updates.len()),
         run::Phase::Evaluate(examples) => (Phase::Evaluating, examples.len(), evaluation_reports),
+        run::Phase::Ended(_) if ledger.has_failed() => (Phase::Failed, 0, 0),
         run::Phase::Ended(None) => (Phase::Completed, 0, 0),
         run::Phase::Ended(Some(_)) => (Phase::Stopped, 0, 0),
     };
@@ -139,7 +141,16 @@ fn run_with_rounds(
         bytes_up: traffic.values().map(|traffic| traffic.up).sum(),
         bytes_down: traffic.values().map(|traffic| traffic.down).sum(),
         closed: closed.iter().map(|closed| with_traffic(closed, traffic)).collect(),
-        reason: if let run::Phase::Ended(reason) = &ledger.phase { reason.clone() } else { None },
+        reason: match &ledger.phase {
+            // A run of an earlier version that failed has no reason in its journal.
+            run::Phase::Ended(None) if ledger.has_failed() => Some(ledger.why_nothing_was_merged()),
+            run::Phase::Ended(reason) => reason.clone(),
+            run::Phase::Gather(_)
+            | run::Phase::Train(_)
+            | run::Phase::Merge(_)
+            | run::Phase::Evaluate(_)
+            | run::Phase::Done => None,
+        },
     }
 }
 

@@ -45,7 +45,13 @@ fn memory(limit: &Limit, pack: Option<&Pack>) -> Finding {
     let text = format!("at most {limit}");
     match limit.cause {
         Cause::Lesson => Finding::Doubtful(format!("{text}; the device tries more again after a day")),
-        _ => Finding::Fine(text),
+        Cause::Setting
+        | Cause::Machine
+        | Cause::Group { .. }
+        | Cause::AddressSpace
+        | Cause::Data
+        | Cause::Free
+        | Cause::Unknown => Finding::Fine(text),
     }
 }
 

@@ -138,13 +138,15 @@ pub enum Phase {
     Completed,
     /// Stopped by the operator.
     Stopped,
+    /// Ended without a single merged update; the reason says why.
+    Failed,
 }
 
 impl Phase {
     /// Returns true for the phases that no other phase follows.
     #[must_use]
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Completed | Self::Stopped)
+        matches!(self, Self::Completed | Self::Stopped | Self::Failed)
     }
 }
 

@@ -38,7 +38,8 @@ Start here:
 Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
 SKIFF_LOG=debug shows more of what `serve` does.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator is reachable.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator is reachable,
+4 the watched run ended without a single merged update.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "skiff: {error:#}");
         match error.downcast_ref::<ControlError>() {
             Some(ControlError::Unreachable { .. }) => ExitCode::from(3),
+            _ if error.is::<run::RunFailed>() => ExitCode::from(4),
             _ => ExitCode::FAILURE,
         }
     })

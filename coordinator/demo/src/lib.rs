@@ -292,8 +292,8 @@ async fn conduct(
         if !run.phase.is_end() {
             continue;
         }
-        if run.phase == Phase::Stopped {
-            bail!("the run was stopped: {}", run.reason.as_deref().unwrap_or("no reason given"));
+        if matches!(run.phase, Phase::Stopped | Phase::Failed) {
+            bail!("the run ended early: {}", run.reason.as_deref().unwrap_or("no reason given"));
         }
         return Outcome::new(run, &seen.devices, started.elapsed())
             .context("no agent reported an accuracy before or after the run; see the agents' logs with --keep FOLDER");

@@ -60,6 +60,7 @@ pub(super) fn status(run: &RunProgress) -> String {
         Phase::Evaluating => "evaluating",
         Phase::Completed => "done",
         Phase::Stopped => "stopped",
+        Phase::Failed => "failed",
     };
     let round =
         if run.round == 0 { "before round 1".to_owned() } else { format!("round {} of {}", run.round, run.rounds) };

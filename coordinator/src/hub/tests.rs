@@ -294,6 +294,50 @@ fn a_run_goes_from_start_to_merged_weights() {
 }
 
 #[test]
+fn a_run_starts_from_the_weights_of_an_earlier_one_and_keeps_them() {
+    let mut world = World::training();
+    for value in [2.0, 4.0] {
+        assert_eq!(world.upload("a", &update(value)), TransferMessage::Done);
+        assert_eq!(world.upload("b", &update(value)), TransferMessage::Done);
+        world.merge();
+    }
+    world.evaluate("a");
+    world.evaluate("b");
+    let trained = Digest::of(&update(4.0));
+    let settings_from = |text: &str| RunSettings { from: Some(text.to_owned()), ..settings() };
+    let refused = world.hub.start_run(RunId(6), settings_from("last@7"), Timestamp(world.now)).unwrap().unwrap_err();
+    assert!(refused.contains("no merged round 7"), "{refused}");
+    let effects = world.hub.start_run(RunId(6), settings_from("0000"), Timestamp(world.now)).unwrap().unwrap();
+    world.carry_out(effects);
+    world.evaluate("a");
+    world.evaluate("b");
+    let Order::Train(order) = world.command("a").order else { panic!("no training") };
+    assert_eq!(order.weights, trained);
+    // The earlier run is not needed for that any more.
+    world.hub.delete_run(RUN).unwrap().unwrap();
+    world.restart();
+    assert_eq!(world.hub.blobs.read(trained).unwrap(), update(4.0));
+    let row = world.hub.store.runs().unwrap().pop().unwrap();
+    let details = views::details(&*world.hub.store, &row, Timestamp(world.now)).unwrap();
+    assert_eq!(details.settings.unwrap()["from"], "0000000000000005@2");
+}
+
+#[test]
+fn a_failed_run_is_listed_as_failed_after_a_restart_too() {
+    let mut world = World::training_with(RunSettings { rounds: 1, ..settings() });
+    world.answer("a", Outcome::Refused { reason: "no examples".to_owned() });
+    world.answer("b", Outcome::Refused { reason: "no examples".to_owned() });
+    world.evaluate("a");
+    world.evaluate("b");
+    let run = world.run();
+    assert_eq!(run.phase, progress::Phase::Failed);
+    assert!(run.reason.as_ref().unwrap().contains("no update was merged in 1 round; a: no examples"), "{run:?}");
+    world.restart();
+    let listed = world.listed().remove(0);
+    assert_eq!((listed.phase, listed.reason), (progress::Phase::Failed, run.reason));
+}
+
+#[test]
 fn each_device_is_addressed_in_the_newest_version_that_it_speaks() {
     let mut world = World::new();
     world.birth("a", PACK);

@@ -1,7 +1,7 @@
 //! State of a run, built from the facts of its journal. Live decisions and a replay change it only through [`Ledger::apply`].
 
 use super::evaluation::Evaluation;
-use super::record::{Assignment, Entry, Merged, Record, Start};
+use super::record::{Assignment, Entry, Merged, NOTHING_MERGED, Record, Start, is_failure};
 use crate::measures;
 use crate::run::configurator::{Configurator, Pace};
 use skiff_api::measures::{Figures, Measure};
@@ -47,6 +47,8 @@ pub struct Ledger {
     pub closed: Vec<RoundProgress>,
     /// Work of each device in the run.
     pub totals: BTreeMap<DeviceId, Totals>,
+    /// Last reason for which each device did not deliver.
+    pub failures: BTreeMap<DeviceId, String>,
     /// Pace of the last device of each class. Devices without a class are left out.
     pub paces: BTreeMap<String, Pace>,
     /// Accuracy of the initial weights.
@@ -195,6 +197,7 @@ impl Ledger {
             version: 0,
             closed: Vec::new(),
             totals: BTreeMap::new(),
+            failures: BTreeMap::new(),
             paces: BTreeMap::new(),
             accuracy_before: None,
             accuracy: None,
@@ -270,6 +273,7 @@ impl Ledger {
                 if let Some(training) = self.training_of(device) {
                     training.out.insert(device.clone(), reason.clone());
                 }
+                self.failures.insert(device.clone(), reason.clone());
             }
             Record::Collected => {
                 if let Phase::Train(mut training) = std::mem::replace(&mut self.phase, Phase::Done) {
@@ -324,6 +328,28 @@ impl Ledger {
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// Returns true if the run has ended without a merged update, although nobody stopped it.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(&self.phase, Phase::Ended(stopped) if is_failure(self.version, stopped.as_deref()))
+    }
+
+    /// Returns the reason for which no update was merged: the last reason of each device, or the reason of the last round.
+    #[must_use]
+    pub fn why_nothing_was_merged(&self) -> String {
+        const DEVICES: usize = 5;
+        let mut reasons: Vec<String> =
+            self.failures.iter().map(|(device, reason)| format!("{device}: {reason}")).take(DEVICES).collect();
+        match self.failures.len().saturating_sub(DEVICES) {
+            0 => {}
+            more => reasons.push(format!("and {more} more devices")),
+        }
+        let last = self.closed.last().and_then(|closed| closed.skipped.clone());
+        let rounds = self.closed.len();
+        let why = if reasons.is_empty() { last.unwrap_or_default() } else { reasons.join("; ") };
+        format!("{NOTHING_MERGED} in {rounds} round{}; {why}", if rounds == 1 { "" } else { "s" })
     }
 
     fn fits(&self, record: &Record) -> bool {

@@ -18,7 +18,7 @@
 //! - `Evaluate -> next`: every expected device has reported, or the deadline has passed. Without any device there is no accuracy.
 //! - Asynchronous rounds (`asynchronous`): at `Train -> Merge`, open orders are carried into the next round, with their epoch and
 //!   the weights they started from. Updates that arrive meanwhile count there. Devices that do not train evaluate.
-//! - any `-> Ended`: the operator stops the run, or `max_skipped` rounds in a row were skipped.
+//! - any `-> Ended`: the operator stops the run, or `max_skipped` rounds in a row were skipped. A run that merged no update has failed.
 //!
 //! **Persist before promise.** A fact that must survive is a [`Record`]. [`Run::handle`] returns it in [`Action::Journal`], before
 //! the actions that depend on it. The shell commits all records of a call (or of several, in order) in one transaction, and
@@ -63,7 +63,7 @@ pub use evaluation::{Evaluation, ModelTask};
 pub use event::{Action, Condition, Event, Here, MergeInput, MergeJob, Verdict};
 pub use intake::MAX_REASON;
 pub use ledger::{Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
-pub use record::{Assignment, Entry, Merged, Record, Start};
+pub use record::{Assignment, Entry, Merged, NOTHING_MERGED, Record, Start, is_failure};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
 use attendance::Attendance;

@@ -9,6 +9,16 @@ use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::BTreeMap;
 
+/// Beginning of the reason with which a run ends that has merged no update.
+pub const NOTHING_MERGED: &str = "no update was merged";
+
+/// Returns true if a run that ended with this reason has failed: it merged no update, and nobody stopped it. A run of an earlier version
+/// that merged nothing in all its rounds has no reason.
+#[must_use]
+pub fn is_failure(merged_rounds: u32, stopped: Option<&str>) -> bool {
+    merged_rounds == 0 && stopped.is_none_or(|reason| reason.starts_with(NOTHING_MERGED))
+}
+
 /// A fact and when it happened.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Entry {
@@ -70,7 +80,7 @@ pub enum Record {
     Evaluated(Evaluation),
     /// The last record of a run.
     RunEnded {
-        /// Reason why the run was stopped; `None` if all rounds are done.
+        /// Reason why the run was stopped, or why it failed ([`is_failure`]); `None` if all rounds are done.
         stopped: Option<String>,
     },
     /// The operator changed which layers devices share. Orders given earlier stay the same.

@@ -48,6 +48,15 @@ impl Run {
         self.facts(device).map(|facts| self.ledger.configurator.limits(&facts, &load))
     }
 
+    /// Returns why online devices cannot train, for the first three of them.
+    pub(super) fn unfit(&self) -> impl Iterator<Item = String> {
+        let reason = |(device, here): (&DeviceId, &Here)| match here.train_examples {
+            0 => Some(format!("{device}: it has no examples to train on")),
+            _ => self.limits(device)?.err().map(|unfit| format!("{device}: {unfit}")),
+        };
+        self.attendance.online().filter_map(reason).take(3)
+    }
+
     /// Draws devices and returns the number of examples that each evaluates.
     pub(super) fn share_examples(&self) -> BTreeMap<DeviceId, u64> {
         let with_examples = |device: DeviceId| {

@@ -15,6 +15,9 @@ pub const MAX_DEVICES: u32 = 10_000;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunSettings {
+    /// Weights to start from: `RUN`, `RUN@best`, `RUN@last` or `RUN@ROUND` of an earlier run with the same pack (default: the pack's). In
+    /// a journal it is the run's whole name and the round.
+    pub from: Option<String>,
     /// Number of training rounds (default 10).
     pub rounds: u32,
     /// Number of updates after which a round closes (default 4).
@@ -77,6 +80,7 @@ pub struct RunSettings {
 impl Default for RunSettings {
     fn default() -> Self {
         Self {
+            from: None,
             rounds: 10,
             devices: 4,
             over_selection: 0,

@@ -491,7 +491,41 @@ fn a_round_without_quorum_is_skipped_and_the_next_one_tried() {
     assert_eq!(world.run.ledger.round, 2);
     world.advance(10_000);
     assert!(world.outcomes()[1].unwrap().contains("only 1 devices were online, the quorum is 2"));
-    assert_eq!(world.run.ledger.phase, Phase::Ended(None));
+    let reason = "no update was merged in 2 rounds; only 1 devices were online, the quorum is 2";
+    assert_eq!(world.run.ledger.phase, Phase::Ended(Some(reason.into())));
+    assert!(world.run.ledger.has_failed());
+}
+
+#[test]
+fn a_run_without_a_merged_update_fails_with_the_reason_of_each_device() {
+    for max_skipped in [1, 10] {
+        let mut world = World::with_everybody(
+            RunSettings { final_examples: 0, evaluate_examples: 0, max_skipped, ..settings() },
+            3,
+        );
+        let rounds = max_skipped.min(2);
+        for _ in 0..rounds {
+            (0..3).for_each(|index| world.answer(index, Outcome::Refused { reason: format!("no data {index}") }));
+        }
+        let view = crate::views::current_run(&world.run, &BTreeMap::new(), Timestamp(world.now));
+        assert_eq!(view.phase, progress::Phase::Failed, "{view:?}");
+        let reason = view.reason.unwrap();
+        let start = format!("no update was merged in {rounds} round");
+        assert!(reason.starts_with(&start) && reason.contains("dev0: no data 0; dev1: no data 1"), "{reason}");
+    }
+}
+
+#[test]
+fn a_run_that_the_operator_stops_is_stopped_and_one_that_merged_something_is_completed() {
+    let mut stopped = training(3);
+    stopped.step(Event::StopRequested { reason: "stopped by the operator".into() });
+    assert!(!stopped.run.ledger.has_failed());
+    let mut merged = training(3);
+    merged.everybody_finishes();
+    merged.merge();
+    (0..3).for_each(|index| merged.answer(index, Outcome::Refused { reason: "on battery".into() }));
+    assert_eq!(merged.run.ledger.phase, Phase::Ended(None));
+    assert!(!merged.run.ledger.has_failed());
 }
 
 #[test]

@@ -31,7 +31,8 @@ impl Run {
             }
             Phase::Done => {
                 self.stop(self.pending().into_keys());
-                Some(Record::RunEnded { stopped: None })
+                let failure = (self.ledger.version == 0).then(|| self.ledger.why_nothing_was_merged());
+                Some(Record::RunEnded { stopped: failure })
             }
             Phase::Merge(_) | Phase::Ended(_) => None,
         }
@@ -42,7 +43,10 @@ impl Run {
         let most = self.ledger.start.settings.max_skipped as usize;
         let last: Vec<&String> =
             self.ledger.closed.iter().rev().map_while(|closed| closed.skipped.as_ref()).take(most).collect();
-        (last.len() == most).then(|| format!("{most} rounds in a row were skipped; the last one: {}", last[0]))
+        (last.len() == most).then(|| match self.ledger.version {
+            0 => self.ledger.why_nothing_was_merged(),
+            _ => format!("{most} rounds in a row were skipped; the last one: {}", last[0]),
+        })
     }
 
     fn decide_gathering(&mut self, purpose: Purpose, now_ms: u64, is_due: bool) -> Option<Record> {
@@ -73,7 +77,10 @@ impl Run {
         match purpose {
             _ if !is_due => None,
             Purpose::Train => {
-                Some(Record::Skipped { reason: format!("only {fit} devices were online, the quorum is {quorum}") })
+                let unfit: String = self.unfit().map(|reason| format!("; {reason}")).collect();
+                let able = if unfit.is_empty() { "online" } else { "able to train" };
+                let reason = format!("only {fit} devices were {able}, the quorum is {quorum}{unfit}");
+                Some(Record::Skipped { reason })
             }
             Purpose::Evaluate => Some(Record::Evaluated(Evaluation::default())),
         }

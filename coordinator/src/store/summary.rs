@@ -10,7 +10,7 @@
 use super::convert::measured;
 use super::journal::{Entry, Record};
 use crate::measures;
-use crate::run::{Evaluation, ModelTask};
+use crate::run::{Evaluation, ModelTask, is_failure};
 use serde::{Deserialize, Serialize};
 use skiff_api::details::Kept;
 use skiff_api::measures::{Figures, Measure};
@@ -138,6 +138,12 @@ impl Summary {
     pub fn stop(&mut self, reason: &str) {
         self.stage = Stage::Stopped;
         self.reason = Some(reason.to_owned());
+    }
+
+    /// Returns true if the run has ended without a merged update, although nobody stopped it.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.is_ended() && is_failure(self.merged, self.reason.as_deref())
     }
 
     /// Returns true if nothing more will happen in the run.

@@ -10,9 +10,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use skiff_api::measures::Measure;
-use skiff_api::progress::{Progress, RoundProgress, RunProgress};
+use skiff_api::progress::{Phase, Progress, RoundProgress, RunProgress};
 use skiff_api::request::{Deleted, Request};
 use skiff_coordinator::doors::client::{Client, ask_once};
+use skiff_coordinator::run::NOTHING_MERGED;
 use skiff_coordinator::store::{RunRow, SqliteStore, Store as _};
 use skiff_coordinator::views;
 use std::io::{IsTerminal as _, Write as _};
@@ -22,9 +23,9 @@ use words::{figure, phase};
 /// Subcommands of `skiff run`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
-    /// Start a run. Defaults come from table [run] of the configuration
+    /// Start a run. Defaults come from table [run] of the configuration. The exit status is 4 if a watched run fails
     Start(Box<StartArguments>),
-    /// Show each round of the current run as it closes, until the run ends
+    /// Show each round of the current run as it closes, until the run ends. The exit status is 4 if the run fails
     Watch(WatchArguments),
     /// Stop the current run. The weights of its last merged round are kept
     Stop(Door),
@@ -86,6 +87,10 @@ pub(crate) struct StartArguments {
     /// Let a bandit choose each device's dropout rate
     #[arg(long)]
     bandit: bool,
+    /// Start from the weights of an earlier run, in place of the pack's: RUN, RUN@best, RUN@last (the default) or RUN@ROUND. RUN is
+    /// its name, the first digits of it, or `last`
+    #[arg(long, value_name = "RUN[@ROUND]")]
+    from: Option<String>,
     /// Set any other key of table [run], written as in the file: --set 'sharing={least_important=3}'
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -189,6 +194,7 @@ fn settings(arguments: &StartArguments) -> anyhow::Result<Map<String, Value>> {
             settings.insert(key.to_owned(), value);
         }
     };
+    say("from", arguments.from.clone().map(Value::from));
     say("rounds", arguments.rounds.map(Value::from));
     say("devices", arguments.devices.map(Value::from));
     say("quorum", arguments.quorum.map(Value::from));
@@ -223,9 +229,19 @@ async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<(
             if !json {
                 write!(out, "{}", ending(run))?;
             }
+            if run.phase == Phase::Failed {
+                return Err(RunFailed { run: run.run.clone() }.into());
+            }
             return Ok(());
         }
     }
+}
+
+/// A watched run ended without a result.
+#[derive(Debug, thiserror::Error)]
+#[error("run {run} failed: it has trained nothing")]
+pub(crate) struct RunFailed {
+    run: String,
 }
 
 /// Returns the lines that a watcher has not seen yet: the heading of another run, and each completed round. `shown` holds
@@ -332,7 +348,13 @@ fn list(rows: &[RunRow]) -> String {
             seconds(run.elapsed_ms),
         ]
     }));
-    if rows.is_empty() { "no run has been started\n".to_owned() } else { table(&cells) }
+    if rows.is_empty() {
+        return "no run has been started\n".to_owned();
+    }
+    let failed = rows.iter().filter(|row| row.damage.is_none() && row.summary.has_failed());
+    let reason = |row: &RunRow| row.summary.reason.clone().unwrap_or_else(|| NOTHING_MERGED.to_owned());
+    let reasons: String = failed.map(|row| format!("run {} failed: {}\n", row.run, reason(row))).collect();
+    table(&cells) + &reasons
 }
 
 #[cfg(test)]
@@ -392,6 +414,18 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_trained_nothing_ends_as_failed_with_its_reason() {
+        let mut run = in_round("a", 3, 3);
+        run.phase = Phase::Failed;
+        run.reason = Some("no update was merged in 3 rounds; oak: no examples".to_owned());
+        assert!(
+            ending(&run).starts_with("failed: no update was merged in 3 rounds; oak: no examples;"),
+            "{}",
+            ending(&run)
+        );
+    }
+
+    #[test]
     fn a_table_shows_the_measure_of_the_task() {
         let mut run = in_round("a", 2, 1);
         run.measure = Measure::Perplexity;
@@ -413,6 +447,7 @@ mod tests {
             parsed(&["--rounds", "3", "--dropout", "0.4", "--set", "sharing={least_important=3}", "--set", "seed=9"]);
         assert_eq!((settings.rounds, settings.seed, settings.sharing), (3, 9, Sharing::LeastImportant(3)));
         assert!(matches!(settings.rates, Rates::Fixed { mean, .. } if (mean - 0.4).abs() < 1e-6));
+        assert_eq!(parsed(&["--from", "00a1@best"]).from.as_deref(), Some("00a1@best"));
         assert!(matches!(parsed(&["--bandit"]).rates, Rates::Bandit(_)));
         assert_eq!(parsed(&["--set", "sharing=all"]).sharing, Sharing::All, "a bare word is text");
         assert!(said(&["--set", "seed"]).unwrap_err().to_string().contains("KEY=VALUE"));

@@ -54,8 +54,10 @@ pub(crate) fn now() -> Timestamp {
 fn as_text(details: &RunDetails) -> String {
     let run = &details.run;
     let (measure, reason) = (run.measure, run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}")));
+    let from = details.settings.as_ref().and_then(|settings| settings.get("from")?.as_str());
+    let from = from.map_or_else(String::new, |from| format!("started from the weights of run {from}\n"));
     let mut text = format!(
-        "run {}, {}{reason}\nround {} of {}, {}; {} up, {} down\n",
+        "run {}, {}{reason}\n{from}round {} of {}, {}; {} up, {} down\n",
         run.run,
         phase(run.phase),
         run.round,

@@ -18,5 +18,6 @@ pub(super) fn phase(phase: Phase) -> &'static str {
         Phase::Evaluating => "evaluating",
         Phase::Completed => "completed",
         Phase::Stopped => "stopped",
+        Phase::Failed => "failed",
     }
 }

@@ -30,7 +30,7 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
                 the training, and what deciding and the journal do (half an hour)
   make experiment   compares federated fine-tuning methods on virtual fleets, some minutes: training is real, time is virtual
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
-                writes (gigabytes of Python packages; the tests only read the numbers)
+                and a fleet write (gigabytes of Python packages; the tests only read the numbers)
   make cross    the agent for 64-bit ARM devices as a .deb and a tarball, with ONNX Runtime (cross/README.md); ORT=1.20 for JetPack 4
   make cross-test   runs what is in that .deb under qemu: numbers, a round over Mosquitto, the golden suite
 
@@ -105,11 +105,16 @@ experiment: tools
 	    $(if $(DATA),--data '$(DATA)') $(or $(EXPERIMENT),--quick)
 
 golden: tools
+	@cross/fetch
+	@echo "Mosquitto: $$(cross/mosquitto)"
 	@python3 -m venv .cache/golden
-	@.cache/golden/bin/pip install --quiet torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors onnx
+	@.cache/golden/bin/pip install --quiet torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors onnx huggingface_hub
 	@.cache/golden/bin/python tests/golden/make.py tests/golden
-	@cargo build --release --locked -p skiff-pack
+	@.cache/golden/bin/python tests/golden/adapters.py tests/golden
+	@cargo build --release --locked $(binaries)
 	@tests/golden/roundtrip '$(target)/release/skiff-pack' .cache/golden/bin/python
+	@.cache/golden/bin/python tests/golden/adapters.py tests/golden '$(target)/release/skiff-pack'
+	@SKIFF_ONNXRUNTIME='$(onnxruntime)' .cache/golden/bin/python tests/golden/fleet.py '$(target)/release' tests/golden
 
 cross: tools
 	@ORT='$(ORT)' cross/package

@@ -195,7 +195,7 @@ impl Lora {
 }
 
 /// Returns true if `name` is `end`, or ends in a dot and `end`.
-fn ends_with_parts(name: &str, end: &str) -> bool {
+pub(crate) fn ends_with_parts(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 

@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use skiff_base::chain;
 use skiff_models::Pack;
-use skiff_models::pack::{BuildOptions, ExportError, Storage, build, export_adapter, export_merged};
+use skiff_models::pack::{About, BuildOptions, ExportError, Figure, Storage, build, export_adapter, export_merged};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -43,12 +43,13 @@ impl Fixture {
 
     fn merge(&self) -> Result<(), ExportError> {
         let weights = self.pack.initial_weights().unwrap();
-        export_merged(&self.pack, &weights, Some(&self.checkpoint), &self.out(), &mut |_| {}).map(drop)
+        export_merged(&self.pack, &weights, Some(&self.checkpoint), &About::default(), &self.out(), &mut |_| {})
+            .map(drop)
     }
 
     fn adapt(&self) -> Result<(), ExportError> {
         let weights = self.pack.initial_weights().unwrap();
-        export_adapter(&self.pack, &weights, &self.out(), &mut |_| {}).map(drop)
+        export_adapter(&self.pack, &weights, &About::default(), &self.out(), &mut |_| {}).map(drop)
     }
 
     /// Returns the names in the folder besides the checkpoint and the pack.
@@ -81,7 +82,8 @@ fn an_interrupted_export_leaves_nothing_or_the_earlier_one_under_the_targets_nam
             assert_ne!(steps, step, "killed");
             steps += 1;
         };
-        let work = || export_merged(&fixture.pack, &weights, None, &fixture.out(), &mut progress).map(drop);
+        let work =
+            || export_merged(&fixture.pack, &weights, None, &About::default(), &fixture.out(), &mut progress).map(drop);
         catch_unwind(AssertUnwindSafe(work))
     };
     for step in 0.. {
@@ -161,7 +163,7 @@ fn anything_else_at_the_target_stays_as_it_is() {
     assert!(matches!(fixture.adapt(), Err(ExportError::Occupied { .. })));
     let weights = fixture.pack.initial_weights().unwrap();
     for name in [".", "..", "/"] {
-        let done = export_adapter(&fixture.pack, &weights, Path::new(name), &mut |_| {});
+        let done = export_adapter(&fixture.pack, &weights, &About::default(), Path::new(name), &mut |_| {});
         assert!(matches!(done, Err(ExportError::Occupied { .. })), "{name}");
     }
 }
@@ -221,9 +223,11 @@ fn weights_that_are_not_the_packs_are_named() {
     more.insert("z".to_owned(), weights[&name].clone());
     other.insert(name.clone(), weights[&name].t().to_owned());
     for (weights, named) in [(fewer, name.as_str()), (more, "z"), (other, name.as_str())] {
-        let error = export_merged(&fixture.pack, &weights, None, &fixture.out(), &mut |_| {}).unwrap_err();
+        let error =
+            export_merged(&fixture.pack, &weights, None, &About::default(), &fixture.out(), &mut |_| {}).unwrap_err();
         assert!(chain(&error).contains(&format!("{named:?}")), "{}", chain(&error));
-        let error = export_adapter(&fixture.pack, &weights, &fixture.out(), &mut |_| {}).unwrap_err();
+        let error =
+            export_adapter(&fixture.pack, &weights, &About::default(), &fixture.out(), &mut |_| {}).unwrap_err();
         assert!(chain(&error).contains(&format!("{named:?}")), "{}", chain(&error));
     }
     assert!(fixture.left().is_empty());
@@ -241,6 +245,7 @@ fn the_tokenizers_other_files_come_along_where_they_are_files_of_bounded_size() 
     fixture.merge().unwrap();
     let names: Vec<String> = files(&fixture.out()).into_iter().map(|(name, _)| name).collect();
     let expected = [
+        "README.md",
         "config.json",
         "model.safetensors",
         "skiff-export.json",
@@ -279,4 +284,77 @@ fn a_merged_checkpoint_is_not_called_quantised() {
     fixture.merge().unwrap();
     let config: Value = serde_json::from_slice(&fs::read(fixture.out().join("config.json")).unwrap()).unwrap();
     assert!(config.get("quantization_config").is_none() && config.get("hidden_size").is_some());
+}
+
+fn text(fixture: &Fixture, file: &str) -> String {
+    fs::read_to_string(fixture.out().join(file)).unwrap()
+}
+
+#[test]
+fn an_adapter_names_the_packed_model_and_never_that_ones_parent() {
+    let fixture = Fixture::new();
+    let path = fixture.checkpoint.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["_name_or_path"] = "somebody/parent".into();
+    fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
+    let out = fixture.folder.path().join("pack");
+    let options = BuildOptions::new(&fixture.checkpoint, &out, vec!["no".to_owned(), "yes".to_owned()]);
+    let base = |options: &BuildOptions, about: &About| {
+        build(options, &mut |_| {}).unwrap();
+        let pack = Pack::open(&out).unwrap();
+        export_adapter(&pack, &pack.initial_weights().unwrap(), about, &fixture.out(), &mut |_| {}).unwrap();
+        let config: Value = serde_json::from_str(&text(&fixture, "adapter_config.json")).unwrap();
+        config["base_model_name_or_path"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(base(&options, &About::default()), fixture.checkpoint.to_str().unwrap());
+    let named = BuildOptions { base_model: Some("somebody/child".to_owned()), ..options };
+    assert_eq!(base(&named, &About::default()), "somebody/child");
+    let other = About { base_model: Some("elsewhere/child".to_owned()), ..About::default() };
+    assert_eq!(base(&named, &other), "elsewhere/child");
+    assert!(text(&fixture, "README.md").contains("base_model: \"elsewhere/child\"\nbase_model_relation: adapter\n"));
+    let broken = BuildOptions { base_model: Some("a\nlicense: mit".to_owned()), ..named };
+    assert!(build(&broken, &mut |_| {}).unwrap_err().to_string().contains("--base-model"));
+}
+
+#[test]
+fn a_model_card_tells_what_is_known_and_leaves_out_what_is_not() {
+    let fixture = Fixture::new();
+    fixture.adapt().unwrap();
+    let card = text(&fixture, "README.md");
+    let header = card.split("---\n").nth(1).unwrap();
+    assert_eq!(
+        header,
+        "library_name: peft\npipeline_tag: text-classification\ntags:\n- skiff\n- lora\n- transformers\n"
+    );
+    for known in
+        ["0. `no`\n1. `yes`\n", "num_labels=2", "title. description", "rank 8", "float16", env!("CARGO_PKG_VERSION")]
+    {
+        assert!(card.contains(known), "{known} is missing: {card}");
+    }
+
+    fs::write(fixture.checkpoint.join("README.md"), "---\nlicense: mit\n---\n").unwrap();
+    let (pack, labels) = (fixture.folder.path().join("pack"), vec!["a`|<b>".to_owned(), "---".to_owned()]);
+    build(&BuildOptions::new(&fixture.checkpoint, &pack, labels), &mut |_| {}).unwrap();
+    let pack = Pack::open(&pack).unwrap();
+    let about = About {
+        is_federated: true,
+        training: vec![("round", "3 of 9".to_owned())],
+        data: vec![("devices", "4".to_owned())],
+        results: vec![Figure { name: "macro F1", metric: "f1", value: "0.5000".to_owned() }],
+        ..About::default()
+    };
+    let weights = pack.initial_weights().unwrap();
+    export_merged(&pack, &weights, None, &about, &fixture.out(), &mut |_| {}).unwrap();
+    let card = text(&fixture, "README.md");
+    for known in [
+        "library_name: transformers\nlicense: \"mit\"\n",
+        "- federated-learning\n",
+        "metrics:\n- f1\n---\n",
+        "0. ``a`|<b>``\n1. `---`\n",
+        "| round | 3 of 9 |",
+        "| devices | 4 |",
+        "| macro F1 | 0.5000 |",
+    ] {
+        assert!(card.contains(known), "{known} is missing: {card}");
+    }
 }

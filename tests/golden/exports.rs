@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 use skiff_models::Pack;
-use skiff_models::pack::{BuildOptions, ExportError, Storage, export_adapter, export_merged};
+use skiff_models::pack::{About, BuildOptions, ExportError, Storage, export_adapter, export_merged};
 use skiff_models::peft::{Lora, Peft};
 use skiff_tests::compare::{CLOSE, Tensors, assert_close, read};
 use skiff_tests::packs::{Case, made};
@@ -59,7 +59,7 @@ fn an_adapter_that_peft_wrote_gives_its_scores_and_goes_out_as_it_came_in() {
         };
         let pack = made(&adapter_options("pack", &adapter));
         let out = folder.path().join("adapter");
-        export_adapter(&pack, &pack.initial_weights().unwrap(), &out, &mut |_| {}).unwrap();
+        export_adapter(&pack, &pack.initial_weights().unwrap(), &About::default(), &out, &mut |_| {}).unwrap();
         let tensors = |folder: &Path| read(&fs::read(folder.join("adapter_model.safetensors")).unwrap());
         assert_eq!(tensors(&out), tensors(&adapter), "{name}: not a bit is lost");
         let (found, wrote) = (config(&out), config(&adapter));
@@ -98,7 +98,7 @@ fn a_merged_checkpoint_has_the_tuned_models_scores() {
         let pack = case.pack(folder.path());
         let weights = pack.schema().read(&case.read("weights.safetensors")).unwrap();
         let merged = folder.path().join("merged");
-        export_merged(&pack, &weights, None, &merged, &mut |_| {}).unwrap();
+        export_merged(&pack, &weights, None, &About::default(), &merged, &mut |_| {}).unwrap();
         // A fresh LoRA changes nothing, and labels and head are in the checkpoint.
         let options = BuildOptions {
             checkpoint: merged,
@@ -122,7 +122,7 @@ fn a_pack_of_rounded_weights_merges_with_the_original_ones() {
     let weights = exact.schema().read(&case.read("weights.safetensors")).unwrap();
     let merged = |pack: &Pack, original: Option<&Path>, name: &str| {
         let out = folder.path().join(name);
-        export_merged(pack, &weights, original, &out, &mut |_| {}).unwrap();
+        export_merged(pack, &weights, original, &About::default(), &out, &mut |_| {}).unwrap();
         read(&fs::read(out.join("model.safetensors")).unwrap())
     };
     let expected = merged(&exact, None, "exact");
@@ -137,11 +137,17 @@ fn what_has_no_such_form_is_refused() {
     let pack = case.pack(folder.path());
     let weights = pack.initial_weights().unwrap();
     let out = folder.path().join("out");
-    assert!(matches!(export_merged(&pack, &weights, None, &out, &mut |_| {}), Err(ExportError::Houlsby)));
-    assert!(matches!(export_adapter(&pack, &weights, &out, &mut |_| {}), Err(ExportError::Adapter(_))));
+    assert!(matches!(
+        export_merged(&pack, &weights, None, &About::default(), &out, &mut |_| {}),
+        Err(ExportError::Houlsby)
+    ));
+    assert!(matches!(
+        export_adapter(&pack, &weights, &About::default(), &out, &mut |_| {}),
+        Err(ExportError::Adapter(_))
+    ));
     assert!(!out.exists());
     assert!(matches!(
-        export_merged(&pack, &weights, None, folder.path(), &mut |_| {}),
+        export_merged(&pack, &weights, None, &About::default(), folder.path(), &mut |_| {}),
         Err(ExportError::Occupied { .. })
     ));
 }

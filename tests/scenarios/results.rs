@@ -120,6 +120,11 @@ fn a_fleets_run_and_a_devices_own_model_come_out_while_everything_runs() {
     let last = read_weights(&store, &blobs, &row, Choice::Last).unwrap();
     let global = in_double(&pack.schema().read(&last.bytes).unwrap());
     assert_eq!(adapter(&out), global);
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    for fact in ["library_name: peft", "| round | 2 of 2 |", "| devices | 1 |", "| updates | 2 |", "\nmetrics:\n"] {
+        assert!(card.contains(fact), "{fact} is missing: {card}");
+    }
+    assert!(!card.contains("oak"), "a card names no device: {card}");
     let merged = fleet.path("merged");
     let told = printed(fleet.skiff(&["run", "export", "--merged", "--json"]).arg("--out").arg(&merged));
     assert_eq!(told["kind"].as_str(), Some("merged"), "{told}");
@@ -133,6 +138,8 @@ fn a_fleets_run_and_a_devices_own_model_come_out_while_everything_runs() {
     let told = printed(&mut export);
     let personal: Vec<u64> = told["personal_layers"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
     assert_eq!(personal.len(), 2, "6 layers, of which 4 are shared: {told}");
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("| personal layers | 2 of 6,") && !card.contains("oak"), "{card}");
     let own = adapter(&out);
     assert_eq!(own.keys().collect::<Vec<_>>(), global.keys().collect::<Vec<_>>());
     for (name, tensor) in &own {

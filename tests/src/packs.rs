@@ -81,6 +81,7 @@ impl Case {
             frozen: *frozen,
             adapter: frozen_a.then(|| self.folder.join("adapter")),
             seed: 0,
+            base_model: None,
         }
     }
 

@@ -20,6 +20,9 @@ pub struct Output {
     /// Merge the weights into the model and write a plain checkpoint
     #[arg(long)]
     pub merged: bool,
+    /// Name of the base model in the adapter and the model card [default: the pack's]
+    #[arg(long, value_name = "NAME")]
+    pub base_model: Option<String>,
     /// Print what was written as JSON
     #[arg(long)]
     pub json: bool,
@@ -46,6 +49,9 @@ pub fn worker_arguments(config: &Config, output: &Output) -> anyhow::Result<Vec<
         arguments.extend(["--layers".into(), layers.join(",").into()]);
     }
     arguments.extend(["--out".into(), output.out.clone().into()]);
+    if let Some(name) = &output.base_model {
+        arguments.extend(["--base-model".into(), name.into()]);
+    }
     arguments.extend(output.merged.then(|| "--merged".into()));
     arguments.extend(output.json.then(|| "--json".into()));
     Ok(arguments)

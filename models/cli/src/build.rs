@@ -63,6 +63,10 @@ pub(crate) struct Arguments {
     /// Folder with an adapter of Hugging Face PEFT, whose settings and values replace new ones.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["peft", "rank", "alpha", "target", "rank_pattern", "alpha_pattern", "rslora"])]
     adapter: Option<PathBuf>,
+    /// Name of the base model in exported adapters and model cards, for example a repository on the Hugging Face hub [default:
+    /// the repository's name, if the checkpoint is in the hub's cache, otherwise the path in --checkpoint].
+    #[arg(long, value_name = "NAME")]
+    base_model: Option<String>,
     /// Seed of the initial values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -136,8 +140,8 @@ impl Arguments {
             Some(labels) => Some(read_labels(labels)?),
         };
         let peft = self.peft()?;
-        let Self { checkpoint, out, frozen, adapter, seed, .. } = self;
-        Ok(BuildOptions { checkpoint, out, task, labels, peft, frozen: frozen.into(), adapter, seed })
+        let Self { checkpoint, out, frozen, adapter, seed, base_model, .. } = self;
+        Ok(BuildOptions { checkpoint, out, task, labels, peft, frozen: frozen.into(), adapter, seed, base_model })
     }
 
     fn peft(&self) -> anyhow::Result<Peft> {

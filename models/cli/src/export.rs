@@ -6,7 +6,7 @@ use serde_json::json;
 use skiff_models::Pack;
 use skiff_models::design::Design;
 use skiff_models::files::read_bounded;
-use skiff_models::pack::{Progress, Storage, export_adapter, export_merged};
+use skiff_models::pack::{About, Progress, Storage, export_adapter, export_merged};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  skiff-pack export --pack minilm.pack --weights tuned.safetensors --out adapter\n\
     \x20 skiff-pack export --pack minilm.pack --weights tuned.safetensors --merged --out tuned\n\n\
     The adapter loads with peft.PeftModel.from_pretrained(model, DIR), the merged checkpoint with\n\
-    transformers' AutoModelFor...from_pretrained(DIR).\n\n\
+    transformers' AutoModelFor...from_pretrained(DIR). README.md is a model card for the Hugging Face hub.\n\n\
     The folder appears whole or not at all: it is written as DIR.partial beside DIR and renamed at the end. \
     An earlier export is replaced if it is as it was written: its skiff-export.json lists every file there with its size. \
     An empty folder is filled. Anything else there is an error and stays as it is. \
@@ -36,9 +36,21 @@ pub(crate) struct Arguments {
     /// fewer bits.
     #[arg(long, value_name = "DIR", requires = "merged")]
     checkpoint: Option<PathBuf>,
+    /// Name of the base model in the adapter and the model card [default: the pack's].
+    #[arg(long, value_name = "NAME")]
+    base_model: Option<String>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    /// Returns what is known about the weights: whether they are trained at all.
+    fn about(&self) -> About {
+        let untrained = || vec![("weights", "the pack's initial values, untrained".to_owned())];
+        let training = self.weights.as_ref().map_or_else(untrained, |_| Vec::new());
+        About { base_model: self.base_model.clone(), training, ..About::default() }
+    }
 }
 
 /// The trainable tensors are a small part of a model.
@@ -61,10 +73,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         };
         let Arguments { checkpoint, out, .. } = arguments;
+        let about = &arguments.about();
         let progress = &mut |progress: Progress<'_>| screen.show(progress);
         let exported = match arguments.merged {
-            true => export_merged(&pack, &weights, checkpoint.as_deref(), out, progress)?,
-            false => export_adapter(&pack, &weights, out, progress)?,
+            true => export_merged(&pack, &weights, checkpoint.as_deref(), about, out, progress)?,
+            false => export_adapter(&pack, &weights, about, out, progress)?,
         };
         let Design { frozen, .. } = pack.manifest().design;
         Ok((exported, arguments.merged && frozen != Storage::F32 && checkpoint.is_none()))

@@ -263,18 +263,33 @@ impl Model {
         }
     }
 
+    /// Returns the full names of the linear layers, except those of heads.
+    #[must_use]
+    pub fn linear_names(&self, task: Task) -> Vec<String> {
+        let linears = self.linears();
+        let blocks = (0..self.sizes().layers).map(|layer| self.block_prefix().replace("{layer}", &layer.to_string()));
+        let in_blocks = blocks.flat_map(|block| linears.iter().map(move |linear| format!("{block}{linear}")));
+        let others = self.pooler(task).into_iter().chain(self.unadapted().iter().copied());
+        in_blocks.chain(others.map(str::to_owned)).collect()
+    }
+
+    /// Returns the full names of the linear layers that LoRA cannot target here.
+    fn unadapted(&self) -> &'static [&'static str] {
+        match self {
+            Self::Deberta(model) if model.embedding != model.hidden => &[deberta::PROJECTION],
+            Self::Deberta(_) | Self::Bert(_) | Self::Decoder(_) => &[],
+        }
+    }
+
     /// Returns the reason for which this model cannot be tuned with the method, if there is one.
     #[must_use]
     pub fn peft_problem(&self, peft: &Peft) -> Option<String> {
         let (linears, layers) = (self.linears(), self.sizes().layers);
-        let blocks = (0..layers).map(|layer| self.block_prefix().replace("{layer}", &layer.to_string()));
-        let in_blocks = blocks.flat_map(|block| linears.iter().map(move |linear| format!("{block}{linear}")));
-        let pooler = self.pooler(Task::SequenceClassification).map(str::to_owned);
-        let names = in_blocks.chain(pooler).collect();
-        let (of_heads, unadapted): (&[&str], &[&str]) = match self {
-            Self::Bert(model) => (model.family.head_linears(), &[]),
-            Self::Deberta(model) if model.embedding != model.hidden => (&[], &[deberta::PROJECTION]),
-            Self::Deberta(_) | Self::Decoder(_) => (&[], &[]),
+        let mut names = self.linear_names(Task::SequenceClassification);
+        names.retain(|name| !self.unadapted().contains(&name.as_str()));
+        let (of_heads, unadapted): (&[&str], _) = match self {
+            Self::Bert(model) => (model.family.head_linears(), self.unadapted()),
+            Self::Deberta(_) | Self::Decoder(_) => (&[], self.unadapted()),
         };
         let problem = peft.problem(&Linears { of_blocks: &linears, names, of_heads, unadapted }, layers);
         problem.or_else(|| {

@@ -1,5 +1,6 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
+use super::origin;
 use super::staging::Staging;
 use super::storage::{self, Piece, Rounding, StorageError, Values};
 use super::{FORMAT, FileEntry, Manifest, digest_of_file};
@@ -43,6 +44,9 @@ pub struct BuildOptions {
     pub adapter: Option<PathBuf>,
     /// Seed for the first values.
     pub seed: u64,
+    /// Name of the base model for adapters and model cards. `None`: the repository's, if the checkpoint is in the cache of the
+    /// Hugging Face hub, otherwise the checkpoint's path.
+    pub base_model: Option<String>,
 }
 
 impl BuildOptions {
@@ -58,6 +62,7 @@ impl BuildOptions {
             frozen: Storage::F32,
             adapter: None,
             seed: 0,
+            base_model: None,
         }
     }
 }
@@ -111,6 +116,12 @@ pub enum BuildError {
     Tokenizer {
         /// The file.
         path: PathBuf,
+    },
+    /// The base model's name is not valid.
+    #[error("{what}; give another one with --base-model")]
+    BaseModel {
+        /// The fault.
+        what: String,
     },
     /// The labels are not valid.
     #[error("{what}")]
@@ -180,8 +191,15 @@ pub(super) fn maker() -> String {
 
 /// Returns true if a folder is a pack of any format and holds nothing else. Only such a folder is ever replaced.
 fn is_a_pack(folder: &Path) -> bool {
-    const NAMES: [&str; 6] =
-        ["manifest.json", "config.json", "tokenizer.json", "peft.safetensors", "frozen.safetensors", "graphs"];
+    const NAMES: [&str; 7] = [
+        "manifest.json",
+        "config.json",
+        "tokenizer.json",
+        origin::LICENSE_FILE,
+        "peft.safetensors",
+        "frozen.safetensors",
+        "graphs",
+    ];
     let known = |entry: std::io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| NAMES.iter().any(|name| entry.file_name() == *name))
     };
@@ -198,7 +216,7 @@ fn is_a_pack(folder: &Path) -> bool {
 /// The sources of a pack.
 struct Source {
     config: Vec<u8>,
-    base_model: Option<String>,
+    base_model: String,
     checkpoint: Checkpoint,
     adapter: Option<Adapter>,
     design: Design,
@@ -219,15 +237,18 @@ impl Source {
             adapter.check_task(options.task)?;
         }
         let lacks_pooler = |name: &str| checkpoint.find(&format!("{name}.weight"), model.base()).is_none();
-        let train_pooler = model.pooler(options.task).is_some_and(lacks_pooler);
-        let peft = peft(options, &model, adapter.as_ref());
+        let has_trained = |name: &str| adapter.as_ref().is_some_and(|adapter| adapter.has_trained(&model, name));
+        let train_pooler = model.pooler(options.task).is_some_and(|name| lacks_pooler(name) || has_trained(name));
+        let peft = peft(options, &model, adapter.as_ref())?;
         let head = Head { task: options.task, labels: labels.len(), train_pooler };
         let design = Design { model, head, peft, frozen: options.frozen };
         if let Some(what) = design.problem() {
             return Err(BuildError::Design { what });
         }
-        let base_model = value.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
-        let base_model = base_model.map(str::to_owned);
+        let base_model = options.base_model.clone().unwrap_or_else(|| origin::name_of(&options.checkpoint));
+        if let Some(what) = origin::name_problem(&base_model) {
+            return Err(BuildError::BaseModel { what });
+        }
         Ok(Self { config, base_model, checkpoint, adapter, design, labels })
     }
 
@@ -244,6 +265,7 @@ impl Source {
         progress(Progress { doing: "differentiating the graphs", bytes: None });
         let stages = self.design.stages()?;
         self.check_shapes(&stages)?;
+        self.check_adapter(&stages)?;
         let fused = self.design.fused_stages()?;
         for (name, bytes) in stages.files().chain(fused.files()) {
             files.put(name, bytes)?;
@@ -256,6 +278,10 @@ impl Source {
         let bytes = files::read_json_bounded(&tokenizer, MAX_TOKENIZER_BYTES);
         let bytes = bytes.map_err(|source| BuildError::Read { path: tokenizer, source })?;
         files.put("tokenizer.json", &bytes)?;
+
+        if let Some(license) = origin::license_of(&options.checkpoint) {
+            files.put(origin::LICENSE_FILE, format!("{license}\n").as_bytes())?;
+        }
 
         progress(Progress { doing: "drawing the first values of the trainable tensors", bytes: None });
         let weights = self.first_weights(&stages, options.seed)?;
@@ -275,7 +301,7 @@ impl Source {
         let manifest = Manifest {
             format: FORMAT,
             made_by: maker(),
-            base_model: self.base_model,
+            base_model: Some(self.base_model),
             labels: self.labels,
             layout: self.design.layout(),
             layers: self.design.model.sizes().layers,
@@ -300,6 +326,15 @@ impl Source {
             file.check(name, &tensor.shape)?;
         }
         Ok(())
+    }
+
+    /// Checks that the adapter has no tensor without a place in the pack.
+    fn check_adapter(&self, stages: &Stages) -> Result<(), BuildError> {
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        let drawn = stages.frozen.iter().filter(|tensor| matches!(tensor.source, FrozenSource::Initial(_)));
+        let drawn: Vec<String> = drawn.map(|tensor| format!("{PREFIX}{}", tensor.name)).collect();
+        let trained = stages.trainable.iter().map(|tensor| tensor.spec.name.as_str());
+        Ok(adapter.check_names(&self.design.model, trained.chain(drawn.iter().map(String::as_str)))?)
     }
 
     fn first_weights(&mut self, stages: &Stages, seed: u64) -> Result<NamedTensors, BuildError> {
@@ -399,18 +434,18 @@ impl Files<'_> {
 }
 
 /// Returns the method of fine-tuning: the adapter's, or the choice in the options with the default targets filled in.
-fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Peft {
+fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Result<Peft, BuildError> {
     let mut peft = options.peft.clone();
     if let Some(adapter) = adapter {
         let freeze_a = matches!(&peft, Peft::Lora(lora) if lora.freeze_a);
-        peft = Peft::Lora(crate::peft::Lora { freeze_a, ..adapter.lora.clone() });
+        peft = Peft::Lora(crate::peft::Lora { freeze_a, ..adapter.lora(model, options.task)? });
     }
     if let Peft::Lora(lora) = &mut peft
         && lora.targets.is_empty()
     {
         lora.targets = model.usual_targets().map(str::to_owned).to_vec();
     }
-    peft
+    Ok(peft)
 }
 
 /// Returns the labels from the options, or else from the checkpoint.

@@ -5,6 +5,8 @@
 //! the complete export or the earlier contents. A record among the files lists them, so that a later export knows which
 //! folders it may replace.
 
+use super::card::{self, About, Form};
+use super::origin::name_problem;
 use super::staging::Staging;
 use super::{Pack, PackError, Progress};
 use crate::adapter::{self, AdapterError};
@@ -78,6 +80,12 @@ pub enum ExportError {
     /// The adapter cannot be written.
     #[error("writing the adapter")]
     Adapter(#[from] AdapterError),
+    /// The base model's name is not valid.
+    #[error("{what}")]
+    BaseModel {
+        /// The fault.
+        what: String,
+    },
     /// Houlsby adapters are separate layers.
     #[error("Houlsby adapters are separate layers and cannot be merged into a plain checkpoint")]
     Houlsby,
@@ -111,8 +119,8 @@ const COMPANIONS: [&str; 13] = [
 /// Maximum size of such a file, in bytes.
 const MAX_COMPANION_BYTES: u64 = 64 << 20;
 
-/// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the folder `out`. Reports each stage
-/// of the work to `progress`.
+/// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the folder `out`, with a model card
+/// that tells what is known `about` them. Reports each stage of the work to `progress`.
 ///
 /// The folder appears complete or not at all. An earlier export or an empty folder is replaced; anything else is refused.
 ///
@@ -121,10 +129,12 @@ const MAX_COMPANION_BYTES: u64 = 64 << 20;
 pub fn export_adapter(
     pack: &Pack,
     weights: &NamedTensors,
+    about: &About,
     out: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Exported, ExportError> {
     refuse_occupied(out)?;
+    check_name(about)?;
     check(pack, weights)?;
     progress(Progress { doing: "writing the adapter", bytes: None });
     let mut all = weights.clone();
@@ -140,13 +150,15 @@ pub fn export_adapter(
     }
     let contents = Contents { tensors: all.len(), parameters: all.values().map(ArrayD::len).sum() };
     put_in_place(pack, out, |staging| {
-        adapter::write(staging, pack.manifest(), &all)?;
+        let base = about.base_model.as_deref().or(pack.manifest().base_model.as_deref());
+        adapter::write(staging, pack.manifest(), base, &all)?;
+        put(&staging.join(card::FILE), card::write(pack, Form::Adapter, about).as_bytes())?;
         Ok(contents)
     })
 }
 
 /// Writes the model with `weights` merged as a plain checkpoint in the folder `out`: `config.json`, `model.safetensors`,
-/// `tokenizer.json`. The folder is replaced as in [`export_adapter`].
+/// `tokenizer.json`, and a model card that tells what is known `about` the weights. The folder is replaced as in [`export_adapter`].
 ///
 /// A merged matrix is `W + s B A`, summed in f32. Frozen matrices come from the pack in its storage format, or in full
 /// precision from the checkpoint in `original`. That checkpoint also supplies the tokenizer's other files, if it has them.
@@ -158,6 +170,7 @@ pub fn export_merged(
     pack: &Pack,
     weights: &NamedTensors,
     original: Option<&Path>,
+    about: &About,
     out: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Exported, ExportError> {
@@ -165,6 +178,7 @@ pub fn export_merged(
     if matches!(pack.manifest().design.peft, Peft::Houlsby { .. }) {
         return Err(ExportError::Houlsby);
     }
+    check_name(about)?;
     check(pack, weights)?;
     let checkpoint = original.map(Checkpoint::open).transpose()?;
     let merge = Merge { pack, weights, original: checkpoint.as_ref() };
@@ -175,6 +189,7 @@ pub fn export_merged(
         write_tensors(&tensors, &staging.join(TENSORS), progress)?;
         progress(Progress { doing: "copying the tokenizer", bytes: None });
         put(&staging.join("config.json"), &config)?;
+        put(&staging.join(card::FILE), card::write(pack, Form::Merged, about).as_bytes())?;
         copy(&pack.tokenizer_path(), &staging.join("tokenizer.json"))?;
         for name in COMPANIONS {
             // Links are followed, because the folders of the hub's own client have them.
@@ -183,6 +198,11 @@ pub fn export_merged(
         }
         Ok(Contents { tensors: tensors.len(), parameters })
     })
+}
+
+fn check_name(about: &About) -> Result<(), ExportError> {
+    let problem = about.base_model.as_deref().and_then(name_problem);
+    problem.map_or(Ok(()), |what| Err(ExportError::BaseModel { what }))
 }
 
 /// Checks that `weights` are the pack's trainable tensors, no more and no fewer.

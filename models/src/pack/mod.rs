@@ -7,17 +7,21 @@
 //! peft.safetensors       initial values of the trainable tensors
 //! tokenizer.json         the checkpoint's own
 //! config.json            the checkpoint's own
+//! license.txt            name of the checkpoint's licence, if its model card has one
 //! ```
 //! A pack is opened whole or not at all: every file is read once and compared with its digest.
 
 mod build;
+mod card;
 mod export;
 mod frozen;
+mod origin;
 mod staging;
 mod storage;
 
 pub use crate::storage::Storage;
 pub use build::{BuildError, BuildOptions, Progress, build};
+pub use card::{About, Figure};
 pub use export::{ExportError, Exported, export_adapter, export_merged};
 pub use frozen::{Frozen, FrozenTensor, check};
 pub use storage::{Rounding, StorageError};
@@ -47,7 +51,7 @@ pub struct Manifest {
     pub format: u32,
     /// Version of Skiff that made the pack.
     pub made_by: String,
-    /// The checkpoint's own name, if it has one.
+    /// Name under which others load the checkpoint: of a repository on the Hugging Face hub, or the path of its folder.
     pub base_model: Option<String>,
     /// Model, task, method of fine-tuning, and storage of the frozen tensors.
     pub design: Design,
@@ -237,6 +241,16 @@ impl Pack {
     #[must_use]
     pub fn frozen(&self) -> &Frozen {
         &self.frozen
+    }
+
+    /// Returns the name of the base model's licence, for example `apache-2.0`, if the checkpoint's model card had one.
+    #[must_use]
+    pub fn license(&self) -> Option<String> {
+        let entry = self.manifest.files.get(origin::LICENSE_FILE)?;
+        let bytes =
+            files::read_bounded(&self.file(origin::LICENSE_FILE), entry.bytes.min(origin::MAX_LICENSE_BYTES)).ok()?;
+        let name = String::from_utf8(bytes).ok()?;
+        Some(name.trim().to_owned()).filter(|name| origin::is_license(name))
     }
 
     /// Returns the first values of the trainable tensors.

@@ -38,6 +38,14 @@ impl<T> Patterns<T> {
         self.0.iter().map(|(_, value)| value)
     }
 
+    /// Returns the patterns whose end `keep` accepts, in their order.
+    pub(crate) fn retained(&self, mut keep: impl FnMut(&str) -> bool) -> Self
+    where
+        T: Clone,
+    {
+        Self(self.0.iter().filter(|(end, _)| keep(end)).cloned().collect())
+    }
+
     /// Appends a pattern, or replaces the value of an existing end, like Python's dictionaries.
     fn put(&mut self, end: String, value: T) {
         match self.0.iter_mut().find(|(known, _)| *known == end) {

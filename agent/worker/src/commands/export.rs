@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 use skiff_blobs::DiskBlobs;
 use skiff_models::Pack;
-use skiff_models::pack::{export_adapter, export_merged};
+use skiff_models::pack::{About, export_adapter, export_merged};
 use skiff_protocol::Digest;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Merge the weights into the model and write a plain checkpoint
     #[arg(long)]
     merged: bool,
+    /// Name of the base model in the adapter and the model card [default: the pack's]
+    #[arg(long)]
+    base_model: Option<String>,
     /// Print what was written as JSON
     #[arg(long)]
     json: bool,
@@ -44,7 +47,7 @@ pub struct Arguments {
 /// # Errors
 /// A broken pack, blobs that are missing or of another pack, a folder that cannot be written.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let Arguments { pack, state, weights, personal, layers, out, merged, json } = arguments;
+    let Arguments { pack, state, weights, personal, layers, out, merged, json, .. } = arguments;
     let pack = Pack::open(pack).with_context(|| format!("opening the pack {}", pack.display()))?;
     pack.check_weights()?;
     let count = pack.manifest().layers;
@@ -52,9 +55,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let blobs = DiskBlobs::of_another(state.clone());
     let own = personal.map(|blob| (layers.as_slice(), blob));
     let tensors = with_personal_layers(&blobs, pack.schema(), *weights, own)?;
+    let about = &arguments.about(count);
     let exported = match merged {
-        true => export_merged(&pack, &tensors, None, out, &mut |_| {})?,
-        false => export_adapter(&pack, &tensors, out, &mut |_| {})?,
+        true => export_merged(&pack, &tensors, None, about, out, &mut |_| {})?,
+        false => export_adapter(&pack, &tensors, about, out, &mut |_| {})?,
     };
     let bytes: u64 = exported.files.values().sum();
     let kind = if *merged { "merged" } else { "adapter" };
@@ -74,6 +78,19 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => String::new(),
     };
     Ok(writeln!(stdout, "{} holds {what}: {} parameters, {bytes} bytes{own}", out.display(), exported.parameters)?)
+}
+
+impl Arguments {
+    /// Returns what is known about the weights of a device, whose model has `layers` layers.
+    fn about(&self, layers: usize) -> About {
+        let own = match &self.personal {
+            None => "none: all layers are the fleet's".to_owned(),
+            Some(_) => format!("{} of {layers}, trained on this device alone", self.layers.len()),
+        };
+        let training =
+            vec![("weights", "the newest that the fleet's coordinator sent".to_owned()), ("personal layers", own)];
+        About { base_model: self.base_model.clone(), is_federated: true, training, ..About::default() }
+    }
 }
 
 fn digest(text: &str) -> Result<Digest, String> {

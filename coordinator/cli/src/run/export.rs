@@ -1,5 +1,6 @@
 //! `skiff run export`: writes the weights of a run in formats that other tools read.
 
+use super::card;
 use crate::door::Door;
 use crate::table::bytes;
 use anyhow::{Context as _, ensure};
@@ -9,7 +10,7 @@ use skiff_blobs::DiskBlobs;
 use skiff_coordinator::results::{self, Choice, Weights};
 use skiff_coordinator::serve::PACK_FILE;
 use skiff_coordinator::store::SqliteStore;
-use skiff_models::pack::{Exported, Pack, Progress, export_adapter, export_merged};
+use skiff_models::pack::{About, Exported, Pack, Progress, export_adapter, export_merged};
 use skiff_protocol::Digest;
 use std::ffi::OsStr;
 use std::io::{IsTerminal as _, Write as _};
@@ -25,7 +26,7 @@ Examples:
   skiff run export --state fleet-state --merged --out tuned            a checkpoint with the weights merged in
 
 Load an adapter with peft.PeftModel.from_pretrained(model, \"adapter\") and a merged checkpoint with transformers'
-AutoModelFor...from_pretrained(\"tuned\"). The folder appears whole or not at all. An earlier export there is replaced;
+AutoModelFor...from_pretrained(\"tuned\"). README.md is a model card for the Hugging Face hub. The folder appears whole or not at all. An earlier export there is replaced;
 anything else there is an error and is left unchanged. The coordinator may be running.")]
 pub(crate) struct Arguments {
     /// Name of the run, the first digits of its name, or `last`
@@ -49,6 +50,9 @@ pub(crate) struct Arguments {
     /// Take the base model's weights from this checkpoint instead of the pack, which may hold rounded weights
     #[arg(long, value_name = "DIR", requires = "merged")]
     checkpoint: Option<PathBuf>,
+    /// Name of the base model in the adapter and the model card [default: the pack's]
+    #[arg(long, value_name = "NAME")]
+    base_model: Option<String>,
     /// Pack that the run trained [default: the pack that `skiff serve` used last]
     #[arg(long, value_name = "DIR")]
     pack: Option<PathBuf>,
@@ -71,11 +75,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let weights = results::read_weights(&store, &blobs, &row, arguments.choice())?;
     let pack = open_pack(arguments, &state, &weights)?;
     let tensors = pack.schema().read(&weights.bytes).context("reading the weights")?;
+    let about = card::about(&store, &row, weights.round)?;
+    let about = &About { base_model: arguments.base_model.clone(), ..about };
     let progress = &mut show_progress;
     let out = &arguments.out;
     let exported = match arguments.merged {
-        true => export_merged(&pack, &tensors, arguments.checkpoint.as_deref(), out, progress)?,
-        false => export_adapter(&pack, &tensors, out, progress)?,
+        true => export_merged(&pack, &tensors, arguments.checkpoint.as_deref(), about, out, progress)?,
+        false => export_adapter(&pack, &tensors, about, out, progress)?,
     };
     if arguments.json {
         return Ok(writeln!(std::io::stdout(), "{}", as_json(arguments, &weights, &exported)?)?);

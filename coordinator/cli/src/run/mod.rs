@@ -1,5 +1,6 @@
 //! `skiff run`: start, watch, stop and list runs of federated training.
 
+mod card;
 mod export;
 mod show;
 mod words;

@@ -1,0 +1,108 @@
+//! The facts that a journal has about the weights of a round, for the model card of their export.
+
+use super::show::now;
+use skiff_coordinator::measures::Figures;
+use skiff_coordinator::progress::RunDetails;
+use skiff_coordinator::run::{Entry, Record, RunSettings};
+use skiff_coordinator::store::{RunRow, Store};
+use skiff_coordinator::views;
+use skiff_models::pack::{About, Figure};
+use std::collections::BTreeSet;
+
+/// Collects the facts about the weights that `round` made. It names no device.
+///
+/// # Errors
+/// The journal cannot be read.
+pub(super) fn about(store: &dyn Store, row: &RunRow, round: u32) -> anyhow::Result<About> {
+    let details = views::details(store, row, now())?;
+    // The records of a damaged run are missing from its card.
+    let entries = match store.entries(row.run) {
+        Err(error) if row.damage.is_some() && error.is_of_one_run() => Vec::new(),
+        entries => entries?,
+    };
+    let work = Work::until(round, &entries);
+    let mut training = vec![("run", details.run.run.clone()), ("round", format!("{round} of {}", details.run.rounds))];
+    let mut data = Vec::new();
+    if work.updates > 0 {
+        training.push(("devices", work.devices.len().to_string()));
+        training.push(("updates", work.updates.to_string()));
+        data.push(("devices with data of their own", work.devices.len().to_string()));
+        data.push(("training examples, each counted as often as it was used", work.examples.to_string()));
+        data.push(("training tokens, counted likewise", work.tokens.to_string()));
+    }
+    training.extend(details.settings.iter().flat_map(chosen));
+    let figures = figures(&details, round);
+    if let Some(figures) = &figures {
+        data.push(("examples of the last evaluation, apart from training", figures.examples.to_string()));
+    }
+    let results = figures.iter().flat_map(results).collect();
+    Ok(About { base_model: None, is_federated: true, training, data, results })
+}
+
+/// The work behind the weights of a round.
+#[derive(Default)]
+struct Work {
+    devices: BTreeSet<String>,
+    updates: u64,
+    examples: u64,
+    tokens: u64,
+}
+
+impl Work {
+    /// Counts the updates that arrived until `round` was closed.
+    fn until(round: u32, entries: &[Entry]) -> Self {
+        let (mut work, mut closed) = (Self::default(), 0);
+        for entry in entries.iter() {
+            match &entry.record {
+                Record::UpdateStored { device, report, .. } if closed < round => {
+                    work.devices.insert(device.to_string());
+                    work.updates += 1;
+                    work.examples = work.examples.saturating_add(report.examples);
+                    work.tokens = work.tokens.saturating_add(report.tokens);
+                }
+                Record::Merged(_) | Record::Skipped { .. } => closed += 1,
+                Record::UpdateStored { .. }
+                | Record::RunStarted(_)
+                | Record::Resumed
+                | Record::TrainingStarted { .. }
+                | Record::DeviceOut { .. }
+                | Record::Collected
+                | Record::EvaluationStarted { .. }
+                | Record::Evaluated(_)
+                | Record::RunEnded { .. }
+                | Record::PolicySet(_) => {}
+            }
+        }
+        work
+    }
+}
+
+fn chosen(settings: &RunSettings) -> Vec<(&'static str, String)> {
+    vec![
+        ("steps of a device in a round", settings.steps.to_string()),
+        ("batch", settings.batch.to_string()),
+        ("longest text, in tokens", settings.max_tokens.to_string()),
+        ("learning rate", settings.learning_rate.to_string()),
+        ("seed", settings.seed.to_string()),
+    ]
+}
+
+/// Returns the figures of the evaluation of the weights that `round` made.
+fn figures(details: &RunDetails, round: u32) -> Option<Figures> {
+    let kept = [&details.best, &details.last].into_iter().flatten().find(|kept| kept.round == round);
+    let closed = || details.run.closed.iter().find(|closed| closed.round == round)?.metrics;
+    kept.and_then(|kept| kept.metrics).or_else(closed)
+}
+
+fn results(figures: &Figures) -> Vec<Figure> {
+    let all = [
+        ("accuracy", "accuracy", figures.accuracy),
+        ("macro F1", "f1", figures.macro_f1),
+        ("F1 of spans", "f1", figures.span_f1),
+        ("mean squared error", "mse", figures.mse),
+        ("Pearson's r", "pearsonr", figures.pearson_r),
+        ("perplexity", "perplexity", figures.perplexity),
+    ];
+    let known = all.into_iter().filter_map(|(name, metric, value)| Some((name, metric, value?)));
+    known.map(|(name, metric, value)| Figure { name, metric, value: format!("{value:.4}") }).collect()
+}

@@ -86,7 +86,7 @@ fn what_a_fleet_exported_gives_the_scores_of_peft_and_transformers() {
     let batch = bytes(golden("fleet/batch.safetensors"));
     let expected = read(&bytes(golden("fleet/expected.safetensors")));
     let labels = ["warm", "light", "sound"].map(str::to_owned).to_vec();
-    for name in ["adapter", "own"] {
+    for name in ["adapter", "own-oak"] {
         let adapter = golden("fleet").join(name);
         let folder = tempfile::tempdir().unwrap();
         let options = BuildOptions::new(&golden("fleet/checkpoint"), &folder.path().join("pack"), labels.clone());

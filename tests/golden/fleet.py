@@ -6,9 +6,9 @@ usage: fleet.py BIN_DIR OUT_DIR     (BIN_DIR has skiff, skiff-agent, skiff-worke
 
 OUT_DIR/fleet/checkpoint/       the base model, without a head, and its tokenizer
               adapter/          `skiff run export`
-              own/              `skiff-agent export`: an adapter with a device's own layers
+              own-oak/          `skiff-agent export`: an adapter with a device's own layers
               batch.safetensors input_ids, attention_mask, token_type_ids
-              expected.safetensors    the logits of the adapter, of the merged checkpoint and of the own one: float64 in float32
+              expected.safetensors    the logits of these and of the merged checkpoint: float64 in float32
 """
 import json, os, pathlib, shutil, socket, subprocess, sys, tempfile, time, warnings
 import huggingface_hub, peft, torch, transformers
@@ -98,6 +98,7 @@ def train(fleet, checkpoint, devices):
     fleet.start("coordinator", fleet.programs / "skiff", "serve", "--fleet", "golden", "--pack", "pack", "--state", "state",
                 "--broker", fleet.broker)
     fleet.wait_for("state/coordinator.pub")
+    fleet.wait_for("state/control.sock")
     key = (fleet.folder / "state/coordinator.pub").read_text().strip()
     for device, examples in devices.items():
         for part, lines in examples.items():
@@ -155,7 +156,9 @@ def main(programs, out):
         train(fleet, golden / "checkpoint", devices)
         for form, name in ((["--last"], "adapter"), (["--last", "--merged"], "merged")):
             fleet.call("skiff", "run", "export", "--state", "state", "--base-model", "./checkpoint", *form, "--out", name)
-        fleet.call("skiff-agent", "export", "--config", "oak.toml", "--base-model", "./checkpoint", "--out", "own")
+        for device in devices:
+            fleet.call("skiff-agent", "export", "--config", f"{device}.toml", "--base-model", "./checkpoint", "--out",
+                       f"own-{device}")
         shown = json.loads(fleet.call("skiff", "run", "show", "--state", "state", "--json"))
     finally:
         fleet.end()
@@ -164,28 +167,31 @@ def main(programs, out):
         adapter=peft.PeftModel.from_pretrained(base(golden / "checkpoint"), fleet.folder / "adapter"),
         merged=transformers.AutoModelForSequenceClassification.from_pretrained(
             fleet.folder / "merged", attn_implementation="eager", dtype=torch.float32),
-        own=peft.PeftModel.from_pretrained(base(golden / "checkpoint"), fleet.folder / "own"))
+        **{f"own-{device}": peft.PeftModel.from_pretrained(base(golden / "checkpoint"), fleet.folder / f"own-{device}")
+           for device in devices})
     check_card(fleet.folder / "adapter", "peft", "apache-2.0")
     check_card(fleet.folder / "merged", "transformers", "apache-2.0")
-    check_card(fleet.folder / "own", "peft", "apache-2.0")
+    check_card(fleet.folder / "own-oak", "peft", "apache-2.0")
     if loaded["merged"].config.id2label != dict(enumerate(LABELS)):
         sys.exit(f"the merged checkpoint's labels are {loaded['merged'].config.id2label}")
 
+    # A device evaluates the shared layers with its own ones in their places.
     tests = [line for examples in devices.values() for line in examples["test"]]
-    right = correct(loaded["adapter"], tokenizer, tests)
-    figures = shown["last"]["metrics"] or shown["metrics_after"]
-    counted = round(figures["accuracy"] * figures["examples"]) if figures["examples"] == len(tests) else None
-    print(f"the fleet counted {counted} of {figures['examples']} right, PEFT's model {right} of {len(tests)}")
-    if counted != right:
-        sys.exit("the exported adapter is not the model that the devices evaluated")
+    right = sum(correct(loaded[f"own-{device}"], tokenizer, examples["test"]) for device, examples in devices.items())
+    figures = shown["metrics_after"]
+    counted = round(figures["accuracy"] * figures["examples"])
+    print(f"the devices counted {counted} of {figures['examples']} right, PEFT's models {right} of {len(tests)}")
+    if (counted, figures["examples"]) != (right, len(tests)):
+        sys.exit("the exported adapters are not the models that the devices evaluated")
 
     batch = dict(tokenizer([line["text"] for line in tests[:8]], padding=True, return_tensors="pt"))
     expected = {name: logits(model, batch) for name, model in loaded.items()}
+    batch["labels"] = torch.tensor([LABELS.index(line["label"]) for line in tests[:8]])
     apart = ((expected["adapter"] - expected["merged"]).abs().max() / expected["adapter"].abs().max()).item()
     print(f"adapter and merged checkpoint differ by {apart:.1e} of the largest logit")
     if not apart <= 1e-5:
         sys.exit("more than 1e-05")
-    for name in ("adapter", "own"):
+    for name in ("adapter", "own-oak"):
         shutil.copytree(fleet.folder / name, golden / name)
     make.save(batch, golden / "batch.safetensors")
     make.save({name: tensor.float() for name, tensor in expected.items()}, golden / "expected.safetensors")

@@ -23,7 +23,9 @@ impl Refusal {
 /// The settings that Skiff reads, with PEFT's defaults.
 #[derive(Debug, Deserialize)]
 pub(super) struct Settings {
-    peft_type: String,
+    /// Required by PEFT; [`refused`] has read it.
+    #[serde(rename = "peft_type")]
+    _method: String,
     pub(super) task_type: Option<String>,
     #[serde(default = "default_rank")]
     pub(super) r: usize,
@@ -154,6 +156,11 @@ const UNMERGED: [&str; 8] = [
 
 /// Returns the setting in `all` that has an unsupported effect on the model, if there is one.
 pub(super) fn refused(all: &Map<String, Value>) -> Option<Refusal> {
+    // Other methods have other keys, so the method comes first.
+    if let Some(method) = all.get("peft_type").and_then(Value::as_str).filter(|method| *method != "LORA") {
+        let advice = if UNMERGED.contains(&method) { RETRAIN } else { MERGE };
+        return Some(Refusal::new("peft_type", json!(method), format!("LORA is supported; {advice}")));
+    }
     for (key, advice) in MUST_BE_OFF {
         if let Some(found) = all.get(key).filter(|value| is_on(value)) {
             return Some(Refusal::new(key, found.clone(), advice));
@@ -174,10 +181,6 @@ pub(super) fn refused(all: &Map<String, Value>) -> Option<Refusal> {
 impl Settings {
     /// Returns the unsupported setting among those that were read, if there is one.
     pub(super) fn refused(&self) -> Option<Refusal> {
-        if self.peft_type != "LORA" {
-            let advice = if UNMERGED.contains(&self.peft_type.as_str()) { RETRAIN } else { MERGE };
-            return Some(Refusal::new("peft_type", json!(self.peft_type), format!("LORA is supported; {advice}")));
-        }
         let bias = self.bias.as_ref().filter(|bias| *bias != "none")?;
         Some(Refusal::new("bias", json!(bias), format!("none is supported; {MERGE}")))
     }

@@ -1,8 +1,9 @@
 //! The facts that a journal has about the weights of a round, for the model card of their export.
 
 use super::show::now;
-use skiff_coordinator::measures::Figures;
-use skiff_coordinator::progress::RunDetails;
+use skiff_api::details::RunDetails;
+use skiff_api::measures::Figures;
+use skiff_api::policy::Sharing;
 use skiff_coordinator::run::{Entry, Record, RunSettings};
 use skiff_coordinator::store::{RunRow, Store};
 use skiff_coordinator::views;
@@ -21,6 +22,10 @@ pub(super) fn about(store: &dyn Store, row: &RunRow, round: u32) -> anyhow::Resu
         entries => entries?,
     };
     let work = Work::until(round, &entries);
+    let settings = match entries.first() {
+        Some(Entry { record: Record::RunStarted(start), .. }) => Some(&start.settings),
+        Some(_) | None => None,
+    };
     let mut training = vec![("run", details.run.run.clone()), ("round", format!("{round} of {}", details.run.rounds))];
     let mut data = Vec::new();
     if work.updates > 0 {
@@ -30,10 +35,15 @@ pub(super) fn about(store: &dyn Store, row: &RunRow, round: u32) -> anyhow::Resu
         data.push(("training examples, each counted as often as it was used", work.examples.to_string()));
         data.push(("training tokens, counted likewise", work.tokens.to_string()));
     }
-    training.extend(details.settings.iter().flat_map(chosen));
+    training.extend(settings.into_iter().flat_map(|settings| chosen(settings)));
     let figures = figures(&details, round);
     if let Some(figures) = &figures {
         data.push(("examples of the last evaluation, apart from training", figures.examples.to_string()));
+        if settings.is_some_and(|settings| settings.sharing != Sharing::All) {
+            let which =
+                "of each device, with the layers that it keeps to itself; these weights alone may score otherwise";
+            data.push(("evaluated model", which.to_owned()));
+        }
     }
     let results = figures.iter().flat_map(results).collect();
     Ok(About { base_model: None, is_federated: true, training, data, results })

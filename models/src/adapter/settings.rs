@@ -159,7 +159,7 @@ pub(super) fn refused(all: &Map<String, Value>) -> Option<Refusal> {
     // Other methods have other keys, so the method comes first.
     if let Some(method) = all.get("peft_type").and_then(Value::as_str).filter(|method| *method != "LORA") {
         let advice = if UNMERGED.contains(&method) { RETRAIN } else { MERGE };
-        return Some(Refusal::new("peft_type", json!(method), format!("LORA is supported; {advice}")));
+        return Some(Refusal::new("peft_type", json!(method), format!("only LORA is supported; {advice}")));
     }
     for (key, advice) in MUST_BE_OFF {
         if let Some(found) = all.get(key).filter(|value| is_on(value)) {
@@ -182,7 +182,7 @@ impl Settings {
     /// Returns the unsupported setting among those that were read, if there is one.
     pub(super) fn refused(&self) -> Option<Refusal> {
         let bias = self.bias.as_ref().filter(|bias| *bias != "none")?;
-        Some(Refusal::new("bias", json!(bias), format!("none is supported; {MERGE}")))
+        Some(Refusal::new("bias", json!(bias), format!("only \"none\" is supported; {MERGE}")))
     }
 }
 

@@ -1,12 +1,9 @@
 //! The facts that a journal has about the weights of a round, for the model card of their export.
 
-use super::show::now;
-use skiff_api::details::RunDetails;
 use skiff_api::measures::Figures;
 use skiff_api::policy::Sharing;
 use skiff_coordinator::run::{Entry, Record, RunSettings};
 use skiff_coordinator::store::{RunRow, Store};
-use skiff_coordinator::views;
 use skiff_models::pack::{About, Figure};
 use std::collections::BTreeSet;
 
@@ -15,7 +12,6 @@ use std::collections::BTreeSet;
 /// # Errors
 /// The journal cannot be read.
 pub(super) fn about(store: &dyn Store, row: &RunRow, round: u32) -> anyhow::Result<About> {
-    let details = views::details(store, row, now())?;
     // The records of a damaged run are missing from its card.
     let entries = match store.entries(row.run) {
         Err(error) if row.damage.is_some() && error.is_of_one_run() => Vec::new(),
@@ -26,7 +22,7 @@ pub(super) fn about(store: &dyn Store, row: &RunRow, round: u32) -> anyhow::Resu
         Some(Entry { record: Record::RunStarted(start), .. }) => Some(&start.settings),
         Some(_) | None => None,
     };
-    let mut training = vec![("run", details.run.run.clone()), ("round", format!("{round} of {}", details.run.rounds))];
+    let mut training = vec![("run", row.run.to_string()), ("round", format!("{round} of {}", row.summary.rounds))];
     let mut data = Vec::new();
     if work.updates > 0 {
         training.push(("devices", work.devices.len().to_string()));
@@ -36,7 +32,7 @@ pub(super) fn about(store: &dyn Store, row: &RunRow, round: u32) -> anyhow::Resu
         data.push(("training tokens, counted likewise", work.tokens.to_string()));
     }
     training.extend(settings.into_iter().flat_map(|settings| chosen(settings)));
-    let figures = figures(&details, round);
+    let figures = figures(row, round);
     if let Some(figures) = &figures {
         data.push(("examples of the last evaluation, apart from training", figures.examples.to_string()));
         if settings.is_some_and(|settings| settings.sharing != Sharing::All) {
@@ -97,11 +93,10 @@ fn chosen(settings: &RunSettings) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Returns the figures of the evaluation of the weights that `round` made.
-fn figures(details: &RunDetails, round: u32) -> Option<Figures> {
-    let kept = [&details.best, &details.last].into_iter().flatten().find(|kept| kept.round == round);
-    let closed = || details.run.closed.iter().find(|closed| closed.round == round)?.metrics;
-    kept.and_then(|kept| kept.metrics).or_else(closed)
+/// Returns the figures of the evaluation of the weights that `round` made, if they are kept.
+fn figures(row: &RunRow, round: u32) -> Option<Figures> {
+    let kept = [&row.summary.best, &row.summary.last].into_iter().flatten().find(|kept| kept.round == round);
+    kept.and_then(|kept| kept.metrics)
 }
 
 fn results(figures: &Figures) -> Vec<Figure> {

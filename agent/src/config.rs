@@ -1,7 +1,7 @@
 //! The operator's settings, and the validated types that the rest of the agent receives.
 //!
-//! A setting is taken from the first place that has it: the flag, the environment (`SKIFF_…`), `agent.toml`, the
-//! default. Relative paths in `agent.toml` start at the file's own folder. An unknown key is an error.
+//! A setting is taken from the first place that has it: the flag, the environment (`SKIFF_…`), `agent.toml`, the default.
+//! Relative paths in `agent.toml` are relative to its folder. An unknown key is an error.
 //!
 //! ```toml
 //! broker = "mqtts://broker.example"
@@ -229,7 +229,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Returns these settings, completed with `others`.
+    /// Returns these settings, with missing ones taken from `others`.
     #[must_use]
     pub fn or(self, others: Self) -> Self {
         // Password and password file are one setting: a set one replaces both of `others`.

@@ -2,10 +2,10 @@
 //!
 //! It decides nothing for the fleet, and the texts it trains on never leave it.
 //!
-//! Rooms, in the order that a command travels: [`mqtt`] (bytes to messages), [`participant`] (the engine that decides about
-//! them), [`executor`] (the thread that waits for the process that trains, whose program is `skiff-worker`), [`store`] (what
-//! survives a restart), [`telemetry`] (the device's resources). [`config`] holds the operator's settings, [`device`] what the device
-//! offers to a fleet, [`supervisor`] the messages to systemd; [`commands`] are the verbs of `skiff-agent`.
+//! Modules, in the order in which a command passes through them: [`mqtt`] (bytes to messages), [`participant`] (the engine that
+//! decides about them), [`executor`] (starts the process `skiff-worker`, which trains, and waits for it), [`store`] (what
+//! survives a restart), [`telemetry`] (the device's resources). [`config`] holds the operator's settings, [`device`] what the
+//! device offers to a fleet, [`supervisor`] the messages to systemd; [`commands`] are the verbs of `skiff-agent`.
 
 pub mod commands;
 pub mod config;

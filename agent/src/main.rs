@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// The settings file without --config.
+/// Default settings file, for calls without --config.
 const USUAL_CONFIG: &str = "/etc/skiff/agent.toml";
 const FAILED: u8 = 1;
 const BAD_SETTINGS: u8 = 2;
@@ -66,7 +66,7 @@ struct ExportArguments {
     fleet: FleetArguments,
 }
 
-/// Arguments that `skiff-worker` reads: everything that trains is in that program.
+/// Arguments for a verb that `skiff-worker` carries out, because everything that trains is in that program.
 #[derive(Args)]
 struct HandedOver {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Turns this process into the worker's program.
+/// Replaces this process by the worker's program.
 fn become_worker(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Error {
     match Program::beside_this().context("finding this program's folder") {
         Ok(program) => program.become_it(arguments.into_iter()),

@@ -14,7 +14,7 @@ use skiff_protocol::{BootId, DeviceId, FleetId, Timestamp, Topic, Verifier, Vers
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Number of publications that may wait for the link. More are dropped.
+/// Maximum number of publications that may wait for the link. Further ones are dropped.
 const OUTBOX: usize = 256;
 
 /// Returns the link's settings for this device, with its subscriptions and a last will that announces its end.
@@ -75,7 +75,7 @@ impl Desk {
         }
     }
 
-    /// Returns the refused messages so far.
+    /// Returns the counts of refused messages so far.
     #[must_use]
     pub const fn refusals(&self) -> &Refusals {
         &self.refusals
@@ -109,7 +109,7 @@ impl Desk {
     }
 }
 
-/// Accepts publications without waiting, and passes them on at the link's pace.
+/// Accepts publications without waiting, and passes them to the link at its pace.
 #[derive(Debug)]
 pub struct Outbox {
     sender: mpsc::Sender<Publication>,
@@ -137,14 +137,15 @@ impl Outbox {
         Self { sender, carrier }
     }
 
-    /// Queues a publication. A full box drops it: important messages are repeated until they are answered.
+    /// Queues a publication. If the outbox is full, the publication is dropped; the engine repeats important messages until they
+    /// are answered.
     pub fn put(&self, publication: Publication) {
         if let Err(error) = self.sender.try_send(publication) {
             tracing::debug!(%error, "publication dropped");
         }
     }
 
-    /// Sends everything that waits, then disconnects. Takes as long as [`Link::publish`] and [`Link::close`] do.
+    /// Sends all waiting publications, then disconnects. Takes as long as [`Link::publish`] and [`Link::close`] do.
     pub async fn close(self) {
         drop(self.sender);
         let _ = self.carrier.await;

@@ -5,10 +5,10 @@
 //! {state}/memory    the newest command and its outcome; replaced as a whole
 //! {state}/blobs/…   global weights, the update that waits for its upload, the personal layers
 //! ```
-//! Blobs are written first, then the memory that names them: one rename moves the agent from one consistent state to the
-//! next. A memory whose digest does not match is set aside with a warning and the agent starts with none: it loses its
-//! personal layers, and repeats a training whose update had not arrived. A file that another program or a newer agent
-//! wrote is an error, and stays as it is.
+//! Blobs are written first, then the memory that names them: one rename moves the agent from one consistent state to the next. A
+//! memory whose digest does not match is set aside with a warning and the agent starts with none: it loses its personal layers,
+//! and repeats a training whose update had not arrived. A file that another program or a newer agent wrote is an error, and is
+//! not changed.
 
 use crate::participant::{Memory, MemoryOfFormat1};
 use serde::de::DeserializeOwned;
@@ -23,10 +23,10 @@ use std::path::{Path, PathBuf};
 
 /// Limit of all blobs together, in bytes.
 const QUOTA_BYTES: u64 = 4 << 30;
-/// Limit of the memory file, in bytes. The largest answer, which it may hold, is smaller than the largest message.
+/// Limit of the memory file, in bytes. The file may hold the largest answer, which is smaller than the largest message.
 const MAX_MEMORY_BYTES: u64 = 256 * 1024;
 const MAGIC: [u8; 8] = *b"SKIFFMEM";
-/// Format of written files. Format 1 is still read.
+/// Format in which the file is written. Format 1 can still be read.
 const VERSION: u32 = 2;
 const DIGEST_AT: usize = MAGIC.len() + 4;
 const BODY_AT: usize = DIGEST_AT + 32;
@@ -54,7 +54,7 @@ pub enum StoreError {
     /// The file system refused.
     #[error("{doing} {path}", path = path.display())]
     Io {
-        /// The attempt, for example `writing`.
+        /// Verb for the attempt, for example `writing`.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -78,7 +78,7 @@ pub enum StoreError {
     Version {
         /// The file.
         path: PathBuf,
-        /// Its format.
+        /// Format of the file.
         found: u32,
     },
     /// The blobs cannot be used.
@@ -92,7 +92,7 @@ impl Store {
     /// Removes damaged blobs and blobs that the memory does not name.
     ///
     /// # Errors
-    /// Every [`StoreError`]. A torn memory is not an error: it is set aside.
+    /// Every [`StoreError`]. A damaged memory is not an error: it is set aside.
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
         let lock = lock(folder)?;
         let memory = read_memory(&folder.join("memory"))?;
@@ -134,7 +134,7 @@ impl Store {
     /// Replaces the memory, so that a restart finds it, and removes blobs that it does not name.
     ///
     /// # Errors
-    /// [`StoreError::Io`]: the old memory is still there.
+    /// [`StoreError::Io`]: the old memory remains.
     pub fn remember(&self, memory: &Memory) -> Result<(), StoreError> {
         let path = self.folder.join("memory");
         replace(&path, &encode(memory), Access::Owner).map_err(|source| StoreError::Io {
@@ -328,7 +328,7 @@ mod tests {
         }
     }
 
-    /// Written by the last agent that had format 1.
+    /// A file that the last agent with format 1 wrote.
     const FORMAT_1: &[u8] = include_bytes!("../golden/memory-1.bin");
 
     #[test]

@@ -1,7 +1,7 @@
 //! Tells systemd that the agent is ready, alive, or stopping, if systemd started it.
 //!
-//! The protocol is `sd_notify(3)`: one datagram a line, to the socket that `NOTIFY_SOCKET` names. A watchdog that hears nothing for
-//! `WATCHDOG_USEC` restarts the service (`sd_watchdog_enabled(3)`). Without those variables nothing is sent.
+//! The protocol is `sd_notify(3)`: one datagram for each line, sent to the socket that `NOTIFY_SOCKET` names. A watchdog that
+//! hears nothing for `WATCHDOG_USEC` restarts the service (`sd_watchdog_enabled(3)`). Without those variables nothing is sent.
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
@@ -70,7 +70,7 @@ impl Supervisor {
     }
 }
 
-/// `@` begins an address without a file.
+/// Connects a socket to `address`. A leading `@` means an abstract address, without a file.
 fn connected(address: &OsStr) -> std::io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;

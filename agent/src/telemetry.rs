@@ -1,8 +1,8 @@
 //! The device's resources: CPU, memory, load, temperatures, and the agent's own share.
 //!
-//! Machine-wide figures come from `sysinfo`. Sensors and the agent's own figures are read from `/proc` and `/sys` under a
-//! root folder given as a parameter, so that a test can bring a device of its own. Figures that cannot be read are zero or
-//! left out: a missing sensor is no error.
+//! Machine-wide figures come from `sysinfo`. Sensors and the agent's own figures are read from `/proc` and `/sys` under a root
+//! folder given as a parameter, so that a test can simulate a device. Figures that cannot be read are zero or left out: a missing
+//! sensor is no error.
 //!
 //! A sample taken while the broker is away waits in a bounded [`Backlog`]. If that is full, the oldest sample is dropped, and
 //! the sequence numbers show the gap.
@@ -49,7 +49,7 @@ pub struct Sampler {
     boot: BootId,
     started: Timestamp,
     sequence: u64,
-    /// `None` if `sysinfo` does not support the system.
+    /// Source of the machine's figures; `None` if `sysinfo` does not support the system.
     system: Option<sysinfo::System>,
     cpu: Option<(Timestamp, u64)>,
     peak_bytes: u64,
@@ -67,7 +67,7 @@ impl Sampler {
         Self { cpu, root, boot, started: now, sequence: 0, system, peak_bytes: 0 }
     }
 
-    /// Takes a sample at `now`. The process `worker` counts with the agent. CPU figures are means since the last sample.
+    /// Takes a sample at `now`. The process `worker` is counted as part of the agent. CPU figures are means since the last sample.
     pub fn sample(
         &mut self,
         state: AgentState,
@@ -144,9 +144,9 @@ fn cpu_ticks(root: &Path, process: &str) -> Option<u64> {
 
 /// Reads the sensors under `root`: names and degrees Celsius, at most [`MAX_SENSORS`].
 ///
-/// The kernel shows most thermal zones a second time, as a `hwmon` chip whose device is the zone, or which has the zone's name with `_`
-/// in place of the characters that a chip's name may not have. Such a sensor is read once, from its chip. Zones of power chips and
-/// disabled zones are left out with their chips, because they report fixed numbers.
+/// The kernel shows most thermal zones a second time, as a `hwmon` chip whose device is the zone, or which has the zone's name
+/// with `_` in place of the characters that a chip's name may not have. Such a sensor is read once, from its chip. Power chips
+/// and disabled zones report fixed numbers, so they are left out.
 #[must_use]
 pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     let zones = zones(&root.join("sys/class/thermal"));
@@ -183,7 +183,7 @@ pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     found
 }
 
-/// A `hwmon` chip: its name as the kernel would write it, and the device that it belongs to.
+/// A `hwmon` chip: its name as the kernel writes it, and its device.
 #[derive(PartialEq, Eq)]
 struct Chip {
     name: String,
@@ -191,7 +191,7 @@ struct Chip {
 }
 
 impl Chip {
-    /// Returns true if the chip has the sensor of the zone.
+    /// Returns true if the chip shows the same sensor as the zone.
     fn shows(&self, zone: &Zone) -> bool {
         self.name == chip_name(&zone.name) || (zone.path.is_some() && self.device == zone.path)
     }
@@ -200,10 +200,10 @@ impl Chip {
 /// A thermal zone.
 struct Zone {
     folder: PathBuf,
-    /// Its folder without symbolic links.
+    /// Folder of the zone, without symbolic links.
     path: Option<PathBuf>,
     name: String,
-    /// True if it reports a fixed number.
+    /// Whether the zone reports a fixed number.
     is_fixed: bool,
 }
 
@@ -227,7 +227,7 @@ fn chip_name(name: &str) -> String {
     name.replace(|c: char| matches!(c, '-' | '*') || c.is_whitespace(), "_")
 }
 
-/// Reads the first battery of the device under `root`. Batteries of mice and pens do not count.
+/// Reads the first battery of the device under `root`. Batteries of mice and pens are ignored.
 #[must_use]
 pub fn battery(root: &Path) -> Option<Battery> {
     let mut supplies: Vec<PathBuf> = std::fs::read_dir(root.join("sys/class/power_supply"))
@@ -299,7 +299,7 @@ fn shortened(mut name: String, most_bytes: usize) -> String {
     name
 }
 
-/// Samples that wait for the broker, the oldest given up first.
+/// Samples that wait for the broker. A full backlog drops the oldest.
 #[derive(Debug, Default)]
 pub struct Backlog {
     samples: VecDeque<Telemetry>,

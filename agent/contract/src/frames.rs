@@ -70,7 +70,7 @@ pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
 /// Reads a frame; returns `None` if the other end was closed between two frames.
 ///
 /// # Errors
-/// A torn frame, a frame that is too large, bytes that are no `T`.
+/// A truncated frame, a frame that is too large, bytes that cannot be read as a `T`.
 pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     let first = loop {

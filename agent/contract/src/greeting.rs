@@ -29,8 +29,8 @@ const FIXED_BYTES: usize = MAGIC.len() + 4 + 4 + 1;
 
 /// Identifies the frames of a build: `1-89abcdef`.
 ///
-/// The digest covers one value of every frame, as this build writes it. So two builds of which one has swapped two fields
-/// differ here, even if somebody forgot to raise the version.
+/// The digest covers one value of every frame, as this build writes it. Two builds therefore differ here if one of them has
+/// swapped two fields, even if somebody forgot to raise the version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FramesId {
     /// [`FRAMES_VERSION`] of the build.
@@ -87,7 +87,7 @@ pub struct Mismatch {
 }
 
 impl Greeting {
-    /// Returns the greeting of this build of a program with this version.
+    /// Returns the greeting of this build, for a program of version `program`.
     #[must_use]
     pub fn current(program: &str) -> Self {
         Self { program: program.to_owned(), frames: FramesId::current() }
@@ -108,7 +108,7 @@ impl Greeting {
     /// Reads a greeting.
     ///
     /// # Errors
-    /// `UnexpectedEof` if the other end closed before the greeting was whole; `InvalidData` if the bytes are no greeting.
+    /// `UnexpectedEof` if the other end closed before the greeting was complete; `InvalidData` if the bytes are not a greeting.
     pub fn read(from: &mut impl Read) -> io::Result<Self> {
         let mut fixed = [0; FIXED_BYTES];
         let (magic, rest) = fixed.split_at_mut(MAGIC.len());

@@ -13,11 +13,11 @@ use std::str::FromStr;
 pub struct Setup {
     /// The pack, the examples and the resources of a training.
     pub training: Training,
-    /// The device's name: masks and batches are drawn from it.
+    /// The device's name, which seeds masks and batches.
     pub device: DeviceId,
-    /// The agent's state folder. The worker reads blobs there, and notes there that the pack's weights are intact.
+    /// The agent's state folder. The worker reads blobs from it, and records in it that the pack's weights are intact.
     pub state: PathBuf,
-    /// Resident memory of the agent in bytes: it counts within the device's memory limit.
+    /// Resident memory of the agent in bytes, which counts towards the device's memory limit.
     pub agent_bytes: u64,
 }
 
@@ -39,7 +39,7 @@ pub struct Training {
     pub memory: Option<ByteSize>,
     /// The execution provider that computes.
     pub provider: Provider,
-    /// ONNX Runtime's library; `None` means that it is searched for.
+    /// ONNX Runtime's library; `None` to search for it.
     pub onnxruntime: Option<PathBuf>,
     /// Layers that are never skipped, ascending.
     pub protected: Vec<u32>,
@@ -62,13 +62,13 @@ pub struct ColumnNames {
     pub header: Vec<String>,
 }
 
-/// ONNX Runtime's execution provider that computes. An operator that it lacks runs on the processor.
+/// ONNX Runtime's execution provider that computes. An operator that the provider lacks runs on the processor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Provider {
-    /// ONNX Runtime's own kernels for the processor: in every library.
+    /// ONNX Runtime's own kernels for the processor, which every build of the library contains.
     #[default]
     Cpu,
-    /// NVIDIA's cards.
+    /// NVIDIA's graphics cards.
     Cuda,
     /// Kernels for the processors of small devices.
     Xnnpack,
@@ -83,7 +83,7 @@ impl Provider {
     /// Every provider.
     pub const ALL: [Self; 3] = [Self::Cpu, Self::Cuda, Self::Xnnpack];
 
-    /// Returns its name in settings.
+    /// Returns the provider's name in settings.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

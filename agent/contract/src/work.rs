@@ -17,13 +17,13 @@ pub struct Ticket {
 /// A piece of work.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Work {
-    /// Its identity.
+    /// Identity of the work.
     pub ticket: Ticket,
     /// The round.
     pub round: u32,
-    /// The order, with the device's own rules applied to it.
+    /// The order, after this device's own rules were applied.
     pub job: Job,
-    /// Layers that take the place of the global ones.
+    /// Layers of this device that replace the global ones.
     pub personal: Option<Personal>,
 }
 
@@ -99,9 +99,9 @@ pub enum Product {
 /// A function that is called after each step, with a sample if the step has one; it returns whether to continue.
 pub type Watch<'a> = dyn FnMut(Option<WorkSample>) -> ControlFlow<()> + 'a;
 
-/// A place where work is done.
+/// Does pieces of work.
 pub trait Workshop {
-    /// Does `work` and returns its product, which nobody needs if `step` broke.
+    /// Does `work` and returns its product, which is discarded if `step` returned `Break`.
     ///
     /// # Errors
     /// A reason for the operator, with its causes.

@@ -1,13 +1,13 @@
-//! The columns that a user names, and advice for names that have no meaning.
+//! The columns that a user names, and advice for names that the readers do not know.
 
 use crate::row::{self, Named};
 
-/// Names of a file's columns, or keys of its objects, where they differ from the usual ones. Capitals do not matter.
+/// Names of a file's columns, or keys of its objects, if they differ from the usual ones. Upper and lower case are equal.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "clap", derive(clap::Args), command(next_help_heading = "Columns"))]
 pub struct Columns {
-    /// Column or key of the text, or of the words. Several, separated by commas, are joined as a title and its description are
-    /// [default: text, sentence, utterance, content or review].
+    /// Column or key of the text, or of the words. Several columns, separated by commas, are joined like a title and its
+    /// description [default: text, sentence, utterance, content or review].
     #[cfg_attr(
         feature = "clap",
         arg(id = "text_column", long = "text-column", value_name = "NAMES", value_delimiter = ',')
@@ -104,7 +104,7 @@ const CHATS: [&str; 3] = ["messages", "conversations", "conversation"];
 /// Greatest number of changed letters between a name and one that it resembles.
 const FEW_CHANGES: usize = 2;
 
-/// Returns the end of a sentence that says which of the names `found` may be meant, and how to say so.
+/// Returns the end of a sentence that suggests columns among `found`, and the options that select them.
 pub(crate) fn advice(found: &[String], columns: &Columns, needs: Needs) -> String {
     if needs == Needs::Text {
         if let Some(chat) = CHATS.iter().find(|chat| row::position(found, chat).is_some()) {
@@ -134,7 +134,7 @@ pub(crate) fn advice(found: &[String], columns: &Columns, needs: Needs) -> Strin
     format!("; or say which they are, for example with {}", options.join(" "))
 }
 
-/// Returns the first of the names `found` that contains or resembles one of `words`.
+/// Returns the first of the names `found` that contains one of `words` or resembles it.
 fn alike<'a>(found: &'a [String], words: &[&str]) -> Option<&'a String> {
     let close = |name: &str, word: &str| name.len() > 3 && strsim::osa_distance(name, word) <= FEW_CHANGES;
     let fits = |name: &&String| {

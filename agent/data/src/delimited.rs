@@ -11,7 +11,7 @@ use std::ops::Range;
 
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// Bytes that replace the end of a file. The first line end closes a last line without one. A record reaches the second one
+/// Bytes that replace the end of a file. The first newline ends a last line that has none. A record includes the second newline
 /// only if a quote is not closed.
 const END: &[u8] = b"\n\n";
 
@@ -94,7 +94,7 @@ impl Delimited {
         Ok(headless)
     }
 
-    /// Returns the error of a header that cannot be meant as it stands.
+    /// Returns the error of a header that is probably a mistake.
     fn header_fault(&self, names: &[String], place: &Place, columns: &Columns) -> Option<DataError> {
         let twice = |(at, name): &(usize, &String)| is_known(name, columns) && position(&names[..*at], name).is_some();
         if let Some((at, name)) = names.iter().enumerate().find(twice) {
@@ -107,7 +107,7 @@ impl Delimited {
         repeated.then(|| DataError::HeaderTwice { place: place.clone() })
     }
 
-    /// Returns the end of a sentence about a header whose separators or quotes are not the format's.
+    /// Returns the end of a sentence about a header whose separators or quotes belong to another format.
     fn header_advice(&self, names: &[String]) -> Option<String> {
         const CONVERT: &str = "or convert it with `skiff-pack data FILE NEW.jsonl`";
         let quoted = |name: &String| name.len() > 1 && name.starts_with('"') && name.ends_with('"');
@@ -234,7 +234,7 @@ struct Rationed {
     source: Box<dyn Read + Send>,
     ration: usize,
     handed_out: u64,
-    /// The length of the byte order mark that the parser skips.
+    /// The length of the byte order mark that the parser skips, in bytes.
     mark: u64,
     end: &'static [u8],
 }
@@ -244,12 +244,12 @@ impl Rationed {
         Self { source, ration: 0, handed_out: 0, mark: 0, end: END }
     }
 
-    /// Whether a record that ends before `byte` has swallowed the end of the file.
+    /// Returns true if a record that ends before `byte` includes the end of the file.
     fn is_at_end(&self, byte: u64) -> bool {
         self.end.is_empty() && byte == self.handed_out
     }
 
-    /// `bytes` without the byte order mark and what stands in for the end of the file.
+    /// Returns `bytes` without the byte order mark and without [`END`].
     fn real(&self, bytes: Range<u64>) -> Range<u64> {
         let length = self.handed_out - (END.len() - self.end.len()) as u64;
         bytes.start.max(self.mark)..bytes.end.min(length)

@@ -7,16 +7,16 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Number of bytes of a file that a guess looks at.
+/// Maximum number of bytes of a file that a guess reads.
 const MOST_BYTES: u64 = 32 << 20;
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// An encoding that a text probably has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Guess {
-    /// Its name for `iconv -f`.
+    /// Name of the encoding for `iconv -f`.
     name: &'static str,
-    /// `None` for UTF-32, for which there is no decoder here.
+    /// Decoder; `None` for UTF-32, for which there is none here.
     encoding: Option<&'static Encoding>,
 }
 
@@ -73,7 +73,7 @@ impl Guess {
     /// Recognises UTF-16 and UTF-32 by the mark at the start or, without one, by the zeros beside the ASCII characters.
     #[must_use]
     pub fn wide(start: &[u8]) -> Option<Self> {
-        /// Share of characters, as a divisor, that must be ASCII without a mark.
+        /// Without a byte order mark, at least one character in this many must be ASCII.
         const FEWEST: usize = 16;
         match start {
             [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => return Some(Self { name: "UTF-32", encoding: None }),
@@ -92,8 +92,8 @@ impl Guess {
         mostly(high_first, low_first).then_some(Self { name: "UTF-16BE", encoding: Some(UTF_16BE) })
     }
 
-    /// Returns the detector's guess. It knows whole pages better than short tables, so `text` goes first if it is Japanese or Korean
-    /// in one of their encodings, and nothing else.
+    /// Returns the detector's guess. The detector is better at whole pages than at short tables. Its guess is therefore not used
+    /// if `text` is plain Japanese or Korean in one of their encodings.
     fn detected(detector: &EncodingDetector, text: &[u8]) -> Self {
         let encoding = eastern(text).unwrap_or_else(|| detector.guess(None, Utf8Detection::Deny));
         let name = match encoding.name() {
@@ -140,7 +140,7 @@ impl Guess {
         Some(Self { name: encoding.name(), encoding: Some(encoding) })
     }
 
-    /// Returns its name for `iconv -f`.
+    /// Returns the encoding's name for `iconv -f`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.name

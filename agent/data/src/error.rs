@@ -1,4 +1,4 @@
-//! Faults of a data file: their places, and the remedies.
+//! Faults of a data file, where they are, and how to repair them.
 
 use crate::encoding::Guess;
 use skiff_base::foreign::Foreign;
@@ -6,14 +6,14 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// A place in a data file, as an editor counts: from 1.
+/// A place in a data file, counted from 1 as editors do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
     /// The file.
     pub path: PathBuf,
     /// Number of the line in which the record begins.
     pub line: u64,
-    /// Number of the field in CSV and TSV, of the byte in the line elsewhere; 0 for the whole record.
+    /// Number of the field in CSV and TSV, or of the byte in the line in other formats; 0 for the whole record.
     pub column: usize,
 }
 
@@ -27,7 +27,7 @@ impl fmt::Display for Place {
 /// A reason for which a data file or a data set's folder could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// The file is missing, or may not be read.
+    /// The file is missing or cannot be read.
     #[error("opening {}: check that the file exists and may be read", path.display())]
     Open {
         /// The file.
@@ -36,7 +36,7 @@ pub enum DataError {
         #[source]
         source: io::Error,
     },
-    /// The system failed in the middle of the file.
+    /// The system failed to read the middle of the file.
     #[error("reading {place}")]
     Read {
         /// The place in the file.
@@ -59,21 +59,21 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// Something else stands in the place of the file.
+    /// Another kind of file was found in place of the data file.
     #[error("{} is not a file of examples", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// The contents and the remedy.
+        /// The kind of file, and the remedy.
         source: Foreign,
     },
-    /// A folder in the place of a file.
+    /// A folder was given instead of a file.
     #[error("{} is a folder: name the file inside", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
     },
-    /// Lines that end in CR alone.
+    /// The lines end in CR alone.
     #[error(
         "{}: the lines end in CR alone, as old Mac programs write them: convert it with `tr '\\r' '\\n' < FILE > NEW`",
         path.display()
@@ -87,13 +87,13 @@ pub enum DataError {
     UnknownColumns {
         /// The header or the record.
         place: Place,
-        /// `columns` or `keys`.
+        /// The word `columns` or `keys`.
         what: &'static str,
         /// The names that were found.
         found: Vec<String>,
         /// The allowed names.
         wanted: &'static str,
-        /// The end of the sentence: names that may be meant.
+        /// The end of the message, which suggests names that the user may have meant.
         advice: String,
     },
     /// A column that a setting names is missing.
@@ -101,28 +101,28 @@ pub enum DataError {
     NoSuchColumn {
         /// The header or the record.
         place: Place,
-        /// `column` or `key`.
+        /// The word `column` or `key`.
         what: &'static str,
         /// The name in the setting.
         name: String,
         /// The names that were found.
         found: Vec<String>,
     },
-    /// Two columns of the same name.
+    /// Two columns have the same name.
     #[error("{place}: the column {name:?} is there twice: delete one, or give it another name")]
     DuplicateColumn {
-        /// The second one.
+        /// The second of the two columns.
         place: Place,
         /// The name.
         name: String,
     },
-    /// A header in a file that should have none.
+    /// A file that should have no header has one.
     #[error("{place}: the first line is a header already: leave out --columns")]
     HeaderTwice {
         /// The header.
         place: Place,
     },
-    /// Fields in quotes, in a format without quotes.
+    /// Fields are in quotes, in a format without quotes.
     #[error(
         "{place}: every field stands in double quotes, which are text in a .tsv file: leave them out, or convert it with \
          `skiff-pack data FILE NEW.jsonl`"
@@ -131,7 +131,7 @@ pub enum DataError {
         /// The record.
         place: Place,
     },
-    /// A record of another width than the header, or than the first record.
+    /// A record has more or fewer fields than the header or the first record.
     #[error("{place}: found {found} fields, expected {expected} as in the first line: {advice}")]
     FieldCount {
         /// The record.
@@ -143,31 +143,31 @@ pub enum DataError {
         /// The remedy.
         advice: &'static str,
     },
-    /// A quote that nothing closes, so that the rest of the file would be one field.
+    /// A quote is never closed, so that the rest of the file would be one field.
     #[error("{place}: a quote is opened and never closed: close it, or double the quotes inside a quoted field")]
     UnclosedQuote {
         /// The record.
         place: Place,
     },
-    /// No label, or a blank one.
+    /// The label is missing or blank.
     #[error("{place}: the label is missing: give the record one, or delete it")]
     MissingLabel {
         /// The record.
         place: Place,
     },
-    /// No text, or a blank one.
+    /// The text is missing or blank.
     #[error("{place}: the text is missing: give the record one, or delete it")]
     MissingText {
         /// The record.
         place: Place,
     },
-    /// A record without words, or without labels for them.
+    /// A record has no words, or no labels for them.
     #[error("{place}: no words with a label each: write them such as {WORDS_LINE}")]
     MissingWords {
         /// The record.
         place: Place,
     },
-    /// A word of spaces only.
+    /// A word consists of spaces only.
     #[error("{place}: a word is blank: delete it and its label")]
     BlankWord {
         /// The record.
@@ -183,17 +183,17 @@ pub enum DataError {
         /// Number of labels.
         labels: usize,
     },
-    /// A label that should be a number.
+    /// A label is not a number, although it should be one.
     #[error("{place}: {key:?} is {found:?}, expected a finite number such as 3.5, or an array such as [1, 0.5]")]
     NotANumber {
         /// The record.
         place: Place,
         /// Name of the field.
         key: String,
-        /// Start of its contents.
+        /// Start of the field's contents.
         found: String,
     },
-    /// A field of a JSON type that is not allowed.
+    /// The JSON type of a field is not allowed.
     #[error("{place}: {key:?} is {found}, expected {expected}")]
     WrongType {
         /// The record.
@@ -202,32 +202,32 @@ pub enum DataError {
         key: String,
         /// The allowed types.
         expected: &'static str,
-        /// Its type.
+        /// The type of the field.
         found: &'static str,
     },
-    /// A line that is not one JSON object.
+    /// A line is not a single JSON object.
     #[error("{place}: not a JSON object: write one object on each line, such as {EXAMPLE_LINE}{advice}")]
     Json {
         /// The place where the parser stopped.
         place: Place,
-        /// The end of the sentence: a command, if the kind of fault is known.
+        /// The end of the message: a command that repairs the line, if the kind of fault is known.
         advice: &'static str,
         /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// Bytes that are not UTF-8.
+    /// The bytes are not UTF-8.
     #[error("{place}: not UTF-8{}", conversion(*guess))]
     Encoding {
         /// The field.
         place: Place,
         /// The encoding that the file probably has.
         guess: Option<Guess>,
-        /// The decoder's error, which names the byte; `None` if the file's start tells its encoding.
+        /// The decoder's error, which names the byte; `None` if the start of the file reveals its encoding.
         #[source]
         source: Option<std::str::Utf8Error>,
     },
-    /// A NUL character, which text does not hold.
+    /// A field contains a NUL character, which text never does.
     #[error(
         "{place}: holds a NUL character: make sure that it is a text file, and delete them with `tr -d '\\0' < FILE > NEW`"
     )]
@@ -235,7 +235,7 @@ pub enum DataError {
         /// The field.
         place: Place,
     },
-    /// A record longer than any text for a transformer.
+    /// A record is longer than any text that a transformer can take.
     #[error("{place}: the record is longer than {limit_bytes} bytes: shorten it, or close its quote")]
     RecordTooLong {
         /// The record.
@@ -251,12 +251,12 @@ pub enum DataError {
         /// The record that changed.
         place: Place,
     },
-    /// A folder without a part of the data set.
+    /// A folder lacks one part of the data set.
     #[error("{} holds no {part} part: looked for {looked_for:?}", folder.display())]
     MissingPart {
         /// The folder.
         folder: PathBuf,
-        /// `training` or `test`.
+        /// The part: `training` or `test`.
         part: &'static str,
         /// The names, in the order of preference.
         looked_for: Vec<String>,

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 pub struct Example {
     /// Never blank; kept as it stands in the file, spaces included.
     pub text: String,
-    /// The second text of a pair, likewise.
+    /// The second text of a pair, under the same rules.
     #[serde(rename = "text_pair", skip_serializing_if = "Option::is_none")]
     pub pair: Option<String>,
     /// Never blank; without surrounding spaces.
@@ -53,15 +53,15 @@ pub struct Passage {
 
 /// A kind of example.
 pub trait Record: Sized {
-    /// The extensions of files that may hold it, with their formats.
+    /// The extensions of files that can hold examples of this kind, with their formats.
     const FORMATS: &'static [(&'static str, Format)];
     /// The allowed names of columns, for error messages.
     const COLUMNS: &'static str;
 
-    /// The fields that it needs.
+    /// The fields that an example of this kind needs.
     const NEEDS: Needs;
 
-    /// Returns true if columns with these names hold all its fields.
+    /// Returns true if columns with these names hold all fields of an example.
     #[must_use]
     fn fits(named: &Named<'_>) -> bool;
 
@@ -198,7 +198,7 @@ fn is_number(run: &str) -> bool {
     run.starts_with(|c: char| c.is_ascii_digit())
 }
 
-/// Compares numbers of any length: without leading zeros, the longer is the greater.
+/// Compares numbers of any length. Without leading zeros, the longer number is the greater.
 fn number_order(a: &str, b: &str) -> Ordering {
     let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
     a.len().cmp(&b.len()).then_with(|| a.cmp(b))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const TRAINING_NAMES: [&str; 2] = ["train", "kfold1_train"];
 const TEST_NAMES: [&str; 5] = ["test", "dev", "validation", "valid", "kfold1_test"];
 const EXTENSIONS: [&str; 3] = ["csv", "tsv", "jsonl"];
-/// Extension that says little about the format: used only if no file has one of the others.
+/// Extension that says little about the format. Files with it are used only if no file has another extension.
 const LAST_EXTENSION: &str = "txt";
 
 /// A data set in a folder.
@@ -20,8 +20,8 @@ pub struct DataSet {
     pub test: PathBuf,
 }
 
-/// Finds the parts of the data set in `folder`: `train` and `test` (or `dev`, `validation`, `valid`), also
-/// `kfold1_train` and `kfold1_test`, each as `.csv`, `.tsv` or `.jsonl`, or as `.txt` if there is none of them.
+/// Finds the parts of the data set in `folder`: `train` and `test` (or `dev`, `validation`, `valid`), also `kfold1_train` and
+/// `kfold1_test`, each as `.csv`, `.tsv` or `.jsonl`, or as `.txt` if no file has one of these extensions.
 ///
 /// # Errors
 /// [`DataError::Open`] if `folder` is missing, [`DataError::MissingPart`] with the expected names.

@@ -1,8 +1,9 @@
-//! The parts that the readers of all formats share: the formats, the limit of a record, and the check of a field's text.
+//! Code that the readers of all formats share: the list of formats, the maximum length of a record, and the check of a field's
+//! text.
 
 use crate::error::{DataError, Place};
 
-/// Number of bytes in the longest record that is read; a longer one is an error, so memory stays bounded whatever the file holds.
+/// Maximum length of a record in bytes. A longer record is an error, so the memory use is bounded for any file.
 pub const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// Bytes with which a UTF-8 file may begin.

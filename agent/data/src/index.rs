@@ -1,10 +1,10 @@
 //! Reads the records of a file in any order, so that the file may be larger than memory.
 //!
-//! One pass over the file reads and checks every record, and notes its place. The index has [`BYTES_OF_RECORD`] for each
-//! record, and none of its text. Later, a record is read from its place.
+//! One pass over the file reads and checks every record, and notes its place. The index takes [`BYTES_OF_RECORD`] for each record
+//! and holds no text. A record is later read from its place.
 //!
-//! The file stays open, so its contents survive if another file takes its name. If its own bytes change, a checksum shows it.
-//! Appended bytes change nothing.
+//! The file stays open, so its contents survive if another file takes its name. If the file's own bytes change, a checksum
+//! detects it. Appended bytes have no effect.
 
 use crate::columns::Columns;
 use crate::error::{DataError, Place};
@@ -42,7 +42,7 @@ struct Stand {
     checksum: u32,
 }
 
-/// The properties by which a file differs from others, and from itself at another time.
+/// The properties that distinguish a file from other files, and from its own earlier contents.
 #[derive(PartialEq, Eq, Debug)]
 struct Version {
     device: u64,
@@ -137,7 +137,7 @@ impl Index {
 }
 
 impl Stand {
-    /// Replaces `bytes` with the record's bytes.
+    /// Reads the bytes of the record into `bytes`.
     fn bring(&self, file: &File, bytes: &mut Vec<u8>) -> io::Result<()> {
         bytes.resize(self.bytes as usize, 0);
         file.read_exact_at(bytes, self.offset)
@@ -165,7 +165,7 @@ impl Version {
     }
 }
 
-/// Adds `stand`. If the vector is full, it grows by an eighth; on its own, a vector would double.
+/// Adds `stand`. A full vector grows by an eighth here; by default, it would double.
 fn push(stands: &mut Vec<Stand>, stand: Stand) {
     if stands.len() == stands.capacity() {
         stands.reserve_exact(stands.len() / 8 + 64);
@@ -198,7 +198,7 @@ mod tests {
         Index::build(path, &Columns::default(), &mut |_: R, _| Ok(()))
     }
 
-    /// Checks that the records of a file with these bytes are the same in one pass and one by one.
+    /// Checks that a file with these bytes gives the same records in one pass and one by one.
     fn same<R: Record + Debug>(extension: &str, content: &[u8]) -> usize {
         let file = file(extension, content);
         let mut places = Vec::new();

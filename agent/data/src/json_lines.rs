@@ -24,7 +24,7 @@ struct Object {
     others: Vec<String>,
 }
 
-/// Number of fields without a meaning whose names are kept.
+/// Maximum number of unknown fields whose names are kept.
 const MOST_OTHERS: usize = 20;
 
 impl JsonLines {

@@ -1,16 +1,16 @@
-//! Reads texts for fine-tuning, distributes them among devices, and writes the demo's own.
+//! Reads texts for fine-tuning, distributes them among devices, and generates the texts of the demo.
 //!
 //! It does not tokenise and does not train. A label is text here; its class number is its place in [`labels`].
 //!
 //! - [`Record`]: the kinds of examples, one for each kind of task: [`Example`], [`Rated`], [`Tagged`], [`Passage`]
 //! - [`format`]: the formats of files, and the common parts of their readers
 //! - [`reader`]: CSV, TSV, JSON Lines, CoNLL and plain text, one bounded record at a time
-//! - [`encoding`]: the encoding of a text that is not UTF-8, guessed
+//! - [`encoding`]: guesses the encoding of a text that is not UTF-8
 //! - [`Columns`]: names of columns that are not the usual ones
 //! - [`index`]: the records of a file that is larger than memory, in any order
 //! - [`folder`]: the files in a folder with the training and the test part
 //! - [`split`]: Dirichlet and even shares
-//! - [`corpus`]: commands to a home assistant, written from a grammar
+//! - [`corpus`]: commands to a home assistant, generated from a grammar
 
 mod columns;
 pub mod corpus;

@@ -8,10 +8,10 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
-/// Mark between documents in CoNLL's files, in the place of a word.
+/// Word that marks the start of a document in CoNLL's files.
 const DOCUMENT: &str = "-DOCSTART-";
 
-/// The columns of a format that names none.
+/// The columns of a format that has no names for them.
 static NO_COLUMNS: Columns = Columns { text: Vec::new(), pair: None, prompt: None, label: None, header: Vec::new() };
 
 /// The lines of a file, one at a time.

@@ -6,7 +6,7 @@
 //! | `.tsv` | fields between tabs, with a header; quotes are text, as in SST-2 and MRPC |
 //! | `.jsonl`, `.json` | an object on each line; keys without a meaning are ignored |
 //! | `.conll` | a word on each line with its label last, a blank line after each sentence |
-//! | `.txt` | what it usually is for that kind: a [`Passage`](crate::Passage) on each line, as `.conll` for [`Tagged`](crate::Tagged), as `.tsv` for the others |
+//! | `.txt` | whatever is usual for that kind: a [`Passage`](crate::Passage) on each line, as `.conll` for [`Tagged`](crate::Tagged), as `.tsv` for the others |
 //!
 //! | kind | columns or keys |
 //! |---|---|
@@ -16,8 +16,9 @@
 //!
 //! [`Columns`] names other columns, and the columns of a file without a header.
 //!
-//! Files are UTF-8, with or without a byte order mark. An error about another encoding names the probable one. Lines end in LF or CRLF; blank lines are skipped. Names are the same
-//! in capitals. A record has at most [`MAX_RECORD_BYTES`](crate::format::MAX_RECORD_BYTES).
+//! Files are UTF-8, with or without a byte order mark. An error about another encoding names the probable one. Lines end in LF or
+//! CRLF; blank lines are skipped. Upper and lower case are equal in names. A record is at most
+//! [`MAX_RECORD_BYTES`](crate::format::MAX_RECORD_BYTES) long.
 
 use crate::columns::Columns;
 use crate::delimited::{Delimited, Form};
@@ -122,7 +123,7 @@ impl<R: Record> Reader<R> {
         &self.place
     }
 
-    /// Returns the place of the last example's bytes in the source.
+    /// Returns the byte range of the last example in the source.
     #[must_use]
     pub fn span(&self) -> Range<u64> {
         match &self.records {
@@ -133,7 +134,7 @@ impl<R: Record> Reader<R> {
         }
     }
 
-    /// Returns the names of the columns: none before the first example, or if the format has no header.
+    /// Returns the names of the columns. There are none before the first example, or if the format has no header.
     pub(crate) fn header(&self) -> &[String] {
         match &self.records {
             Records::Delimited(records) => records.names(),

@@ -83,7 +83,7 @@ pub(crate) fn is_known(name: &str, columns: &Columns) -> bool {
     columns.named().any(|named| is_named(name, named)) || is_usual(name)
 }
 
-/// Returns true if a field of this name has a meaning that nobody gave it.
+/// Returns true if a field of this name has a meaning by default.
 pub(crate) fn is_usual(name: &str) -> bool {
     let pairs = PAIRS.iter().chain([&HEADING, &COMPLETION]).flat_map(|(first, second)| [first, second]);
     LABEL.iter().chain(&TEXT).chain(&WORDS).chain(&WORD_LABELS).chain(pairs).any(|known| is_named(name, known))
@@ -228,7 +228,7 @@ impl<'a> Row<'a> {
         values.into_iter().map(word).collect()
     }
 
-    /// Takes one finite number or several, as JSON or as the same in a text.
+    /// Takes one finite number or several, from JSON, or from a text that contains such JSON.
     pub(crate) fn numbers(&mut self, at: usize) -> Result<Vec<f32>, DataError> {
         let mut value = self.take(at)?;
         if let Some(text) = value.as_str()
@@ -258,8 +258,8 @@ impl<'a> Row<'a> {
         self.missing(wanted, Needs::Words, &WORDS, DataError::MissingWords { place: self.place.clone() })
     }
 
-    /// Returns the error of a record that lacks a field of one of the names `usual`: `blank` if the field is there without a value,
-    /// otherwise the names that were found.
+    /// Returns the error of a record that lacks every field in `usual`. The error is `blank` if such a field exists without a
+    /// value; otherwise it lists the names that were found.
     fn missing(&self, wanted: &'static str, needs: Needs, usual: &[&str], blank: DataError) -> DataError {
         let Named { names, columns } = self.named;
         let found: Vec<String> = names.iter().chain(self.others).cloned().collect();
@@ -340,7 +340,7 @@ pub(crate) fn at_field(place: &Place, at: usize) -> Place {
     Place { column: at + 1, ..place.clone() }
 }
 
-/// Returns the names as an error shows them: the first of many, and the start of a long one.
+/// Returns the names as an error shows them: only the first few, and only the start of a long name.
 pub(crate) fn shown(names: &[String]) -> Vec<String> {
     const SHOWN: usize = 20;
     let mut shown: Vec<String> =

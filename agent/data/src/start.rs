@@ -1,4 +1,4 @@
-//! Looks at the start of a file before its records are read, so that another kind of file is named for what it is.
+//! Looks at the start of a file before its records are read, so that an error can name the kind of file that was found.
 
 use crate::encoding::Guess;
 use crate::error::{DataError, Place};
@@ -8,10 +8,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Number of bytes that are looked at.
+/// Number of bytes that the check reads.
 const START_BYTES: usize = 16 << 10;
 
-/// Refuses a folder, a file in UTF-16, lines that end in CR alone, and what is no text at all. Nothing is read from a pipe.
+/// Refuses a folder, a file in UTF-16, lines that end in CR alone, and contents that are not text. Reads nothing if the file is a
+/// pipe.
 pub(crate) fn check(path: &Path, file: &File, format: Format) -> Result<(), DataError> {
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Err(DataError::Folder { path: path.to_owned() });

@@ -1,4 +1,4 @@
-//! Reads whole data sets: the generated one always, public ones if `SKIFF_DATA_SETS` names their folder (docs/data-sets.md).
+//! Reads whole data sets: always the generated set, and public sets if `SKIFF_DATA_SETS` names their folder (docs/data-sets.md).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use skiff_data::corpus::{GenerateOptions, generate};
@@ -25,7 +25,7 @@ fn public_set(name: &str) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Reads both parts and shares the training part out as a fleet does.
+/// Reads both parts and distributes the training part as a fleet does.
 fn check(folder: &Path, train: usize, test: usize, classes: usize) -> (Vec<Example>, Vec<Example>) {
     let set = dataset(folder).unwrap();
     let parts: (Vec<Example>, Vec<Example>) = (read(&set.train).unwrap(), read(&set.test).unwrap());

@@ -322,7 +322,7 @@ mod tests {
             weights.into_iter().map(|weight| weight / total).collect()
         }
 
-        /// Returns a token's feature in `value`, or in another matrix of this form.
+        /// Returns a token's feature in `value`, or in another matrix of the same shape.
         fn of_key(&self, rows: &[f32], token: usize, head: usize, feature: usize) -> f64 {
             f64::from(rows[((self.span.first + token) * self.form.key_heads + head) * self.form.size + feature])
         }

@@ -1,5 +1,5 @@
-//! Gradients with the size of their operands, in one pass each. All slices of a call have the same length or consist of rows
-//! of the same length.
+//! Gradients that have the size of their operands, each computed in one pass. All slices of a call have the same length or
+//! consist of rows of the same length.
 
 use crate::vectors::{COMMON_FMA, exp, fma, sum, vectorised};
 
@@ -64,7 +64,7 @@ pub struct Norm<'a> {
 
 vectorised! {
     /// Computes the gradients of layer norm (Ba et al., arXiv 1607.06450) and RMS norm (Zhang and Sennrich, arXiv 1910.07467)
-    /// by their operand.
+    /// with respect to their operand.
     ///
     /// For each row, `out = inverse (d - mean(d) - n mean(d n))` with `n = (x - mean) inverse` and `d = dy weight`. An RMS
     /// norm lacks the term `mean(d)`.

@@ -9,7 +9,7 @@
 //! - [`product`]: the small matrix product inside attention.
 //! - [`operators`]: all of these as operators of the domain `skiff`, on ONNX Runtime's own threads.
 //!
-//! The loops' form lets the compiler vectorise them for AVX-512, AVX2 or NEON; see [`vectors`].
+//! The loops are written so that the compiler can vectorise them for AVX-512, AVX2 or NEON; see [`vectors`].
 
 pub mod attention;
 pub mod elementwise;

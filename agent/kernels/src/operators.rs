@@ -1,5 +1,5 @@
-//! The operators of the domain `skiff`, for ONNX Runtime. Its own threads do the work in pieces. No two pieces write the same
-//! numbers, so the result does not depend on the threads that do them.
+//! The operators of the domain `skiff`, for ONNX Runtime. ONNX Runtime's own threads do the work in pieces. No two pieces write
+//! the same numbers, so the result does not depend on which thread does which piece.
 
 use crate::attention::{self, Form, Gradients, Inputs, Numbers, Span};
 use crate::elementwise::{self, Norm};
@@ -11,7 +11,7 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// The domain's name, as in a graph's nodes.
+/// The domain's name, as it appears in a graph's nodes.
 pub const DOMAIN: &str = "skiff";
 /// Number of elements of an element-wise gradient in one piece of work. The work outweighs the cost of the hand-over.
 const PIECE: usize = 16_384;
@@ -41,7 +41,7 @@ pub fn domain() -> ort::Result<OperatorDomain> {
     all.into_iter().try_fold(OperatorDomain::new(DOMAIN)?, OperatorDomain::add)
 }
 
-/// An operator. It takes the shapes of the graph's operator with the same name.
+/// An operator. Its operands have the same shapes as in the graph's operator of that name.
 #[derive(Clone, Copy, Debug)]
 struct Fused {
     name: &'static str,
@@ -251,7 +251,7 @@ struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
-    /// Reads and checks the operands. `at` says that each example has only one query, with its row in a fifth operand.
+    /// Reads and checks the operands. If `at` is true, each example has only one query, and a fifth operand holds its row.
     fn of(values: &'a [ValueRef<'_>], form: Form, at: bool) -> ort::Result<Self> {
         let [query, key, value] = [numbers(&values[0])?, numbers(&values[1])?, numbers(&values[2])?];
         let rows = |value: &'a ValueRef<'_>| Ok::<_, ort::Error>(value.try_extract_tensor::<i64>()?.1);
@@ -342,7 +342,7 @@ fn output<'a>(context: &'a ComputeContext, at: usize, shape: &[usize]) -> ort::R
     context.output(at, shape)?.ok_or_else(|| ort::Error::new("a result is missing"))
 }
 
-/// Shape and numbers of an operand.
+/// Returns shape and numbers of an operand.
 fn numbers<'a>(value: &'a ValueRef<'_>) -> ort::Result<(Vec<usize>, Numbers<'a>)> {
     let sizes = |shape: &[i64]| shape.iter().map(|&size| size as usize).collect();
     Ok(match value.dtype().tensor_type() {

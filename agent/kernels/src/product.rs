@@ -19,9 +19,9 @@ pub struct Strided<'a> {
 /// The second operand of a product, or the result, in rows.
 #[derive(Debug)]
 pub struct Rows<T> {
-    /// Its elements.
+    /// Elements of the operand or result.
     pub data: T,
-    /// Elements from a row to the next.
+    /// Number of elements from one row to the next.
     pub stride: usize,
 }
 

@@ -67,7 +67,8 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Returns `exp(x)` to about one unit in the last place for `x` from -87 to 88. Beyond, the value at the end of that range.
+/// Returns `exp(x)` to about one unit in the last place for `x` from -87 to 88. Outside that range, returns the value at its
+/// nearer end.
 ///
 /// `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)`; `exp(r)` by its Taylor polynomial of degree 7 on `|r| <= ln(2) / 2`.
 #[inline(always)]
@@ -89,7 +90,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     f32::from_bits(sum.to_bits().wrapping_add(exponent))
 }
 
-/// Returns the sum of `f(i)` over `0..count`, in [`LANES`] sums that are added at the end.
+/// Returns the sum of `f(i)` over `0..count`, as [`LANES`] partial sums that are added at the end.
 #[inline(always)]
 pub(crate) fn sum(count: usize, mut f: impl FnMut(usize) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];

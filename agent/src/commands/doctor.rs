@@ -1,4 +1,4 @@
-//! `skiff-agent doctor`: whether this device can take part, one line for each thing it needs. It changes nothing.
+//! `skiff-agent doctor`: checks whether this device can take part, and prints one line for each requirement. It changes nothing.
 
 use crate::config::Config;
 use crate::device::new_boot;
@@ -22,7 +22,7 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 const PRESENCE_PATIENCE: Duration = Duration::from_secs(2);
 /// Free bytes of the state folder below which there is a warning.
 const ROOMY_BYTES: u64 = 64 << 20;
-/// Start of 2026. This program is newer, so an earlier clock is wrong.
+/// Start of 2026, before this program was built: a clock that shows an earlier time is wrong.
 const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 
 /// Checks everything and writes a line for each check to `out`. Returns true if nothing is broken.
@@ -51,7 +51,7 @@ fn broken(error: impl Into<anyhow::Error>) -> Finding {
     Finding::Broken(format!("{:#}", error.into()))
 }
 
-/// Has the worker's process check pack, examples and ONNX Runtime, and reports if the process cannot do so.
+/// Lets the worker's process check pack, examples and ONNX Runtime. Adds a finding if the process cannot do so.
 fn worker(config: &Config) -> Vec<(String, Finding)> {
     let examined = Program::beside_this()
         .context("finding this program's folder")
@@ -111,7 +111,7 @@ fn broker(config: &Config) -> Vec<(&'static str, Finding)> {
     }
 }
 
-/// Connects beside an agent that may be running, and looks for a coordinator that this device would obey.
+/// Connects, even if an agent is running, and looks for a coordinator that this device would obey.
 async fn meet(config: &Config) -> Vec<(&'static str, Finding)> {
     let boot = match new_boot() {
         Ok(boot) => boot,

@@ -1,7 +1,7 @@
-//! `skiff-agent export`: this device's model, for other tools.
+//! `skiff-agent export`: writes this device's model for other tools.
 //!
 //! The model is the newest global weights that arrived, with the device's personal layers in their places. `skiff-worker` writes
-//! it; here is only decided which blobs it is made of.
+//! it; this file only decides which blobs it consists of.
 
 use crate::config::Config;
 use crate::participant::Memory;
@@ -31,7 +31,7 @@ pub struct Output {
 /// Returns the arguments with which `skiff-worker` writes the model of the device.
 ///
 /// # Errors
-/// A state folder without a memory, or in which no weights have arrived yet.
+/// A state folder that has no memory, or to which no weights have come yet.
 pub fn worker_arguments(config: &Config, output: &Output) -> anyhow::Result<Vec<OsString>> {
     let state = &config.state;
     let memory = Store::peek(state).with_context(|| {

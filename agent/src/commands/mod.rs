@@ -1,4 +1,4 @@
-//! The verbs of `skiff-agent` that are its own.
+//! The verbs of `skiff-agent` that run in its own process.
 
 pub mod doctor;
 pub mod export;

@@ -27,9 +27,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
-/// Time that the farewell may take.
+/// Maximum time for sending the farewell.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(4);
-/// Time that the worker's process stays after its last work: longer than most rounds wait for the slowest device.
+/// Time after its last work for which the worker's process stays: longer than most rounds wait for the slowest device.
 const TRAINER_IDLE: Duration = Duration::from_secs(120);
 /// Number of the worker's reports that may wait. More samples of steps are dropped.
 const REPORTS: usize = 64;
@@ -37,8 +37,8 @@ const REPORTS: usize = 64;
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Faults that do not go away by themselves: a broken pack, unreadable examples, a state folder in use, bad certificates.
-/// An unreachable broker is none.
+/// Faults that do not go away by themselves: a broken pack, unreadable examples, a state folder in use, bad certificates. An
+/// unreachable broker is not an error.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     let (store, recovered) = Store::open(&config.state)?;
     let boot = device::new_boot()?;
@@ -171,7 +171,7 @@ impl Agent {
         }
     }
 
-    /// Passes an event to the engine, carries out its actions, and passes their results back.
+    /// Passes an event to the engine, carries out the actions it returns, and passes their results back.
     fn tell(&mut self, event: Event) {
         let state = self.participant.state();
         let mut events = VecDeque::from([event]);
@@ -267,7 +267,8 @@ impl Agent {
         }
     }
 
-    /// Announces the agent's end. The worker's process is killed with the agent; the next agent begins its work again.
+    /// Announces that the agent stops. The worker's process is killed together with the agent. The work in hand begins again when
+    /// the agent starts the next time.
     async fn farewell(self) {
         tracing::info!("agent stops");
         let Self { outbox, desk, boot, online, .. } = self;

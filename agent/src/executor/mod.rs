@@ -1,7 +1,8 @@
-//! Work on this device: a thread that waits for it, and the process that does it.
+//! Work on this device: the process that does it, and a thread that waits for the process.
 //!
-//! One piece of [`Work`](skiff_contract::Work) is in hand at a time. [`Queue::begin`] cancels the work before, which ends at its next
-//! step and reports nothing more. After some time without work, the process is ended; the next work gets a new one.
+//! One piece of [`Work`](skiff_contract::Work) is in hand at a time. [`Queue::begin`] cancels the previous work, which ends at
+//! its next step and reports nothing more. After some time without work, the thread ends the process; the next work starts a new
+//! one.
 
 mod memory;
 pub mod process;
@@ -11,7 +12,7 @@ pub use memory::MemoryRanOut;
 pub use process::{Pid, Program, WorkerProcess};
 pub use queue::Queue;
 
-/// Values for the tests of both rooms.
+/// Values for the tests of both files.
 #[cfg(test)]
 pub(crate) mod samples {
     use skiff_contract::{Job, Ticket, Work, samples};

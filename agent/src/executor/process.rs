@@ -1,10 +1,10 @@
-//! The process that trains, which runs a separate program. If it crashes, the agent survives. The agent's program stays free of
-//! everything that only training needs.
+//! The process that trains. It runs a separate program, so the agent survives its crashes, and the agent's program contains
+//! nothing that only training needs.
 //!
-//! If the system runs out of memory or a library crashes, the process ends and the agent reports that the work failed. If memory ran out,
-//! the next work is planned with less ([`MemoryRanOut`]). If the process
-//! is not needed any more, it is killed, which frees all its memory. It may be killed at any moment: it reads the agent's blobs, and
-//! writes only to its pipe and a note that is replaced as a whole.
+//! If the system runs out of memory or a library crashes, the process ends and the agent reports that the work failed. If memory
+//! ran out, the next work is planned with less ([`MemoryRanOut`]). When the process is no longer needed, the agent kills it,
+//! which frees all its memory. It may be killed at any moment: it reads the agent's blobs, and writes only to its pipe and a note
+//! that is replaced as a whole.
 //!
 //! The agent and its worker may come from different builds. They exchange a [`greeting`](skiff_contract::greeting) first, and if they
 //! do not belong together, every piece of work fails with a reason that names both versions.
@@ -29,17 +29,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// File name of the worker's program, in the folder of the agent's.
+/// File name of the worker's program, in the agent's folder.
 const FILE: &str = "skiff-worker";
-/// The worker's verb for the agent. The agent's version and frames follow it.
+/// The verb of `skiff-worker` that serves the agent. The agent's version and the version of its frames follow it.
 const VERB: &str = "work";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Name of the variable with a command that starts this device's programs, as words between spaces. It is needed if the system cannot
 /// start them itself, for example under an emulator.
 const LAUNCHER: &str = "SKIFF_LAUNCHER";
-/// Time between two checks for a cancellation and of the worker's memory, during a step.
+/// Time between two checks during a step, of the worker's memory and for a cancellation.
 const LOOK: Duration = Duration::from_millis(250);
-/// Time that a cancelled step may still take. The longest steps take some seconds.
+/// Time for which a cancelled step may continue. The longest steps take some seconds.
 const STEP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Process id of the worker, shared with the telemetry, which counts the worker's resources with the agent's.
@@ -59,7 +59,7 @@ impl Pid {
 pub struct Program(Vec<OsString>);
 
 impl Program {
-    /// Finds the worker beside this program, at its present path: an upgrade may replace the file later.
+    /// Finds the worker beside this program, and remembers its present path, because an upgrade may replace the file later.
     ///
     /// # Errors
     /// The system does not know the path of this program.
@@ -69,7 +69,7 @@ impl Program {
         Ok(Self(launcher.chain([env::current_exe()?.with_file_name(FILE).into()]).collect()))
     }
 
-    /// Turns this process into the worker's program with these arguments. Returns only if that fails.
+    /// Replaces this process by the worker's program with these arguments. Returns only if that fails.
     pub fn become_it(&self, arguments: impl Iterator<Item = OsString>) -> anyhow::Error {
         self.not_started(self.command().args(arguments).exec())
     }
@@ -100,7 +100,7 @@ impl Program {
 #[derive(Debug)]
 pub struct WorkerProcess {
     program: Program,
-    /// Time that a cancelled step may still take.
+    /// Time for which a cancelled step may continue.
     patience: Duration,
     setup: Setup,
     /// Memory of the smallest step in bytes, below which no plan can go.
@@ -114,7 +114,7 @@ struct Running {
     child: Child,
     requests: ChildStdin,
     replies: ChildStdout,
-    /// Whether the worker has greeted and is set up.
+    /// Whether the worker has sent its greeting and received its setup.
     ready: bool,
     /// Largest resident memory that was seen, in bytes.
     seen_bytes: u64,
@@ -122,7 +122,7 @@ struct Running {
     kills_before: u64,
 }
 
-/// Reason for which a process is of no more use.
+/// Reason why a process can no longer be used.
 enum Broken {
     /// The process ended.
     Ended,
@@ -314,7 +314,7 @@ impl Running {
         Patient { pid: self.child.id(), seen_bytes: &mut self.seen_bytes, replies: &mut self.replies, patience, step }
     }
 
-    /// Sends a request. A process that has ended is no error here; the next read reports it.
+    /// Sends a request. If the process has ended, this returns no error; the next read reports it.
     fn send(&mut self, request: &Request) -> Result<(), Broken> {
         match send(&mut self.requests, request) {
             Err(error) if error.kind() == ErrorKind::InvalidInput => Err(Broken::Unsayable(error)),
@@ -365,7 +365,7 @@ impl Read for Patient<'_, '_> {
     }
 }
 
-/// Adds the agent's own memory to the product's report, which is about the whole device.
+/// Adds the agent's own memory to the product's report, which describes the whole device.
 fn with_agent_memory(mut product: Product, agent_bytes: u64) -> Product {
     let peak = match &mut product {
         Product::Trained(trained) => &mut trained.report.peak_rss_bytes,
@@ -413,7 +413,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
     use std::path::PathBuf;
 
-    /// A shell script in place of the program.
+    /// Returns a worker process that runs a shell script instead of the program.
     fn process(script: &str) -> WorkerProcess {
         let program = Program(["sh", "-c", script].map(OsString::from).to_vec());
         let mut process = WorkerProcess::new(program, samples::setup(Provider::Cpu), Pid::default());
@@ -421,7 +421,7 @@ mod tests {
         process
     }
 
-    /// A script that writes these bytes, then runs `rest`.
+    /// Returns a script that writes these bytes, then runs `rest`.
     fn writing(bytes: &[u8], rest: &str) -> WorkerProcess {
         let octal: String = bytes.iter().map(|byte| format!("\\{byte:03o}")).collect();
         process(&format!("printf '{octal}'; {rest}"))

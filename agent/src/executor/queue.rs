@@ -1,4 +1,4 @@
-//! The thread that waits for the worker, so that the agent can listen meanwhile.
+//! The thread that waits for the worker, so that the agent can process messages meanwhile.
 
 use super::memory::MemoryRanOut;
 use crate::participant::Event;
@@ -18,7 +18,7 @@ type Entry = (Work, Arc<AtomicBool>);
 /// A queue with one place, and the thread that serves it. The thread ends when the queue is dropped, after the current step.
 #[derive(Debug)]
 pub struct Queue {
-    /// The next work. Beginning other work cancels the waiting one.
+    /// The next work. New work cancels and replaces it.
     next: Arc<Mutex<Option<Entry>>>,
     wake: SyncSender<()>,
     in_hand: Option<Arc<AtomicBool>>,
@@ -57,7 +57,7 @@ impl Queue {
         Ok(Self { next, wake, in_hand: None })
     }
 
-    /// Begins `work` and cancels the work before.
+    /// Begins `work` and cancels the previous work.
     pub fn begin(&mut self, work: Work) {
         self.cancel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -134,7 +134,8 @@ mod tests {
     use skiff_contract::samples;
     use skiff_contract::work::{Ticket, Watch};
 
-    /// A workshop that steps until it is told to end (epoch 1), runs out of memory (2), fails (3), or succeeds at once.
+    /// A workshop that does steps until it is told to end (epoch 1), runs out of memory (2), fails (3), or succeeds at once
+    /// (other epochs).
     struct Fake;
 
     impl Workshop for Fake {
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_idle_workshop_is_dropped_and_opened_again() {
-        /// Reports its drop.
+        /// A workshop that reports when it is dropped.
         struct Closing(std::sync::mpsc::Sender<()>);
         impl Drop for Closing {
             fn drop(&mut self) {

@@ -44,7 +44,7 @@ pub enum Event {
     LookedUp {
         /// The offer.
         offer: Offer,
-        /// The stored part of the payload.
+        /// The part of the payload that is already stored.
         found: Found,
     },
     /// [`Action::StoreChunk`] or [`Action::Assemble`] of this payload was done, or failed.
@@ -70,14 +70,14 @@ pub enum Event {
     Trained {
         /// The work.
         ticket: Ticket,
-        /// Its product.
+        /// Product of the training.
         trained: Trained,
     },
     /// An evaluation is done.
     Evaluated {
         /// The work.
         ticket: Ticket,
-        /// Its report.
+        /// Report of the evaluation.
         report: EvaluationReport,
     },
     /// The work failed.
@@ -127,7 +127,7 @@ pub enum Action {
         total_bytes: u64,
         /// Index of the chunk.
         index: u32,
-        /// Its bytes.
+        /// Bytes of the chunk.
         bytes: Vec<u8>,
     },
     /// Assemble the payload from its chunks, then report [`Event::Fetched`].

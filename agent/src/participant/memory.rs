@@ -19,8 +19,8 @@ pub struct Memory {
     pub epoch: u64,
     /// The global weights that the command needs.
     pub weights: Option<Digest>,
-    /// The newest global weights that arrived whole before the command's. Together with the personal layers they are this
-    /// device's model.
+    /// The newest global weights that arrived completely before the weights of the command. Together with the personal layers
+    /// they are this device's model.
     pub received: Option<Digest>,
     /// The command's outcome.
     pub settled: Settled,
@@ -33,9 +33,9 @@ pub struct Memory {
 pub enum Settled {
     /// No outcome yet. If the command is repeated after a restart, its work begins again.
     Open,
-    /// This answer, which is given again if the command is repeated.
+    /// The answer. The agent sends it again if the command is repeated.
     Answered(Outcome),
-    /// This update, which is offered again if the command is repeated.
+    /// The update. The agent offers it again if the command is repeated.
     Trained(Update),
 }
 
@@ -63,7 +63,7 @@ impl Memory {
     }
 }
 
-/// A [`Memory`] as agents wrote it before evaluations carried the metrics of their task. Frozen.
+/// Layout of a [`Memory`] before evaluations carried the metrics of their task. It never changes.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the newest type documents these fields")]
 pub struct MemoryOfFormat1 {

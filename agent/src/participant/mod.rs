@@ -1,4 +1,4 @@
-//! Decides what a device does about events. Reads no clock, opens no socket, draws no number.
+//! Decides how a device responds to events. Reads no clock, opens no socket, draws no random number.
 //!
 //! ```text
 //!            command                   weights complete               trained
@@ -8,37 +8,37 @@
 //!    │ └────── evaluated, failed, deadline ────────────────────┘                     │
 //!    └──────── finished, refused ────────────────────────────────────────────────────┘
 //! ```
-//! A command of a larger epoch, or of another run, ends any phase: work in hand is cancelled.
+//! A command of a larger epoch, or of another run, ends any phase and cancels the work in hand.
 //!
-//! - *command* (`Resting -> Fetching | Working`): remembered first, then answered with `Accepted`. A command that cannot be
+//! - *command* (`Resting -> Fetching | Working`): the agent stores it first, then answers `Accepted`. A command that cannot be
 //!   carried out (another schema, no examples) is answered with `Refused` and changes nothing else.
 //! - *weights complete* (`Fetching -> Working`): the blob is whole, checked and durable.
 //! - *trained* (`Working -> Offering`): the update and the layers kept personal are stored and remembered, and only then
 //!   is the update offered.
 //! - *finished, refused* (`Offering -> Resting`): the coordinator has the update, or does not want it. It stays stored until
 //!   a newer command, so that the repeated command is answered with the same update again.
-//! - *evaluated, failed, deadline* (`Fetching | Working -> Resting`): the answer is remembered, then sent.
+//! - *evaluated, failed, deadline* (`Fetching | Working -> Resting`): the agent stores the answer, then sends it.
 //! - *restart*: begins in `Resting` with the stored memory. When the coordinator repeats the command, unfinished work begins
 //!   again, and a stored answer or update is sent again. Training is a function of seed, device and round, so the update is the
 //!   same.
 //!
-//! **Commands.** Within a run a smaller epoch is ignored, an equal one is answered again, a larger one supersedes. A
-//! command of another run supersedes, unless that run started before the newest one obeyed: then it is late and ignored.
-//! Another run's `Stop` is only answered: it has nothing to stop here.
+//! **Commands.** Within a run a smaller epoch is ignored, an equal one is answered again, a larger one supersedes. A command of
+//! another run supersedes, unless that run started before the run of the newest obeyed command: then it is late and ignored.
+//! Another run's `Stop` is only answered, because there is nothing to stop.
 //!
 //! **Delivery.** Nothing is sent while the link is down. When it comes up, or a new coordinator appears, the agent sends its
 //! birth, reports its current work, and repeats its offer. It sends its last answer again only if the link to a known coordinator
-//! comes back. A new coordinator repeats its open command when it sees the birth, and the agent answers then: by that time it
-//! knows which version to write in, and the oldest version has no room for everything that an answer holds. An offer of weights
-//! that arrives before its command waits in one slot; offers of other weights than the command's are not answered.
+//! comes back. A new coordinator repeats its open command when it sees the birth, and the agent answers then. It then knows which
+//! version to write in; the oldest version has no room for all parts of an answer. An offer of weights that arrives before its
+//! command waits in one slot; offers of other weights than the command's are not answered.
 //!
-//! **Versions.** [`Participant::version`] is the version of the protocol to write in: the newest that the coordinator
-//! announced and the agent speaks too. An announcement counts only for its own life of the coordinator. Without one, the
-//! agent writes in the oldest version, which every coordinator reads. The birth is retained at the broker, so the agent
-//! sends it again as soon as it may use a newer version.
+//! **Versions.** [`Participant::version`] is the version of the protocol to write in: the newest that the coordinator announced
+//! and the agent speaks too. An announcement is valid only until the coordinator restarts. Without one, the agent writes in the
+//! oldest version, which every coordinator reads. The birth is retained at the broker, so the agent sends it again as soon as it
+//! may use a newer version.
 //!
 //! **Storing.** Actions are carried out in their order. If [`Action::Keep`] or [`Action::Remember`] fails, the shell skips the
-//! rest of that list and reports [`Event::StoreFailed`]: the command is refused, and the memory before it still holds.
+//! rest of that list and reports [`Event::StoreFailed`]: the agent refuses the command and keeps the previous memory.
 
 mod events;
 mod memory;
@@ -75,14 +75,14 @@ pub struct Participant {
     profile: Profile,
     phase: Phase,
     memory: Option<Memory>,
-    /// `memory` and `held` before the last change. They hold again if the change cannot be stored.
+    /// `memory` and `held` before the last change. They are restored if the change cannot be stored.
     before: (Option<Memory>, BTreeSet<Digest>),
     /// Blobs that are complete in the store.
     held: BTreeSet<Digest>,
     /// An offer of weights that arrived before its command.
     early: Option<Offer>,
     online: bool,
-    /// The life of the coordinator whose presence came last.
+    /// Boot of the coordinator that sent the newest presence.
     coordinator: Option<BootId>,
     announced: Option<Announcement>,
 }
@@ -351,7 +351,7 @@ impl Participant {
         actions
     }
 
-    /// Sends the state of the newest command: an answer or an offer.
+    /// Sends the outcome of the newest command: an answer or an offer.
     fn stand(&mut self, now: Timestamp) -> Vec<Action> {
         let Some(memory) = &self.memory else { return Vec::new() };
         let outcome = match &memory.settled {
@@ -409,7 +409,7 @@ impl Participant {
         Vec::new()
     }
 
-    /// Returns true if the offer has the command's weights and no transfer of them runs under this id.
+    /// Returns true if the offer has the command's weights, and no transfer with its id is running.
     fn wants(&self, offer: &Offer) -> bool {
         let Phase::Fetching { work, receiver, .. } = &self.phase else { return false };
         work.job.weights() == offer.digest && receiver.as_ref().is_none_or(|receiver| receiver.id() != offer.id())
@@ -441,7 +441,7 @@ impl Participant {
         self.received(actions)
     }
 
-    /// Translates the receiver's actions.
+    /// Translates the receiver's actions into the engine's.
     fn received(&mut self, wanted: Vec<ReceiverAction>) -> Vec<Action> {
         let Phase::Fetching { receiver: Some(receiver), .. } = &self.phase else { return Vec::new() };
         let (id, digest, total_bytes) = (receiver.id(), receiver.offer().digest, receiver.offer().total_bytes);

@@ -38,7 +38,7 @@ fn weights(version: u8) -> Vec<u8> {
     vec![version; 10]
 }
 
-/// Runs are named in the order in which they start.
+/// Returns a command to train. Runs are numbered in the order in which they start.
 fn train(run: u64, epoch: u64, version: u8) -> Command {
     let order = TrainOrder {
         weights: Digest::of(&weights(version)),
@@ -96,7 +96,7 @@ fn training(work: &Work) -> Trained {
     Trained { update: text.into_bytes(), personal, report }
 }
 
-/// A device around the engine: its disk survives, the rest ends with a crash.
+/// A device around the engine: its disk survives a crash, the rest is lost.
 struct Device {
     engine: Participant,
     now: Timestamp,
@@ -221,7 +221,7 @@ impl Device {
         Ok(None)
     }
 
-    /// An update is offered only when a restart would offer the same one.
+    /// Checks that a restart would offer the same update.
     fn check_offer(&mut self, offer: &Offer) {
         let Purpose::Update { run, epoch, report, .. } = &offer.purpose else { panic!("devices send updates only") };
         let memory = self.memory.as_ref().expect("remembered before it was offered");
@@ -249,13 +249,13 @@ impl Device {
         id
     }
 
-    /// The coordinator's whole part of a transfer of weights.
+    /// Does the coordinator's whole part of a transfer of weights.
     fn bring(&mut self, run: u64, version: u8) {
         let id = self.offer(run, version);
         self.tell(Event::Transfer { id, message: TransferMessage::Chunk { index: 0, bytes: weights(version) } });
     }
 
-    /// The coordinator takes the update that is on offer.
+    /// Accepts the offered update, as the coordinator would.
     fn take_update(&mut self) {
         let Phase::Offering(sender) = &self.engine.phase else { return };
         let id = sender.id();
@@ -721,7 +721,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The naive twin: the newest command that was said, and nothing else.
+/// The naive twin of the coordinator: it knows only the newest command that was sent.
 struct Fleet {
     newest: Command,
 }

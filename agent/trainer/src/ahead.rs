@@ -1,4 +1,4 @@
-//! Reads examples ahead, while the step before them runs.
+//! Reads the examples of the next steps while a step runs.
 
 use crate::batch::Form;
 use crate::error::TrainerError;
@@ -13,9 +13,9 @@ const BATCHES: usize = 2;
 /// Maximum number of examples read ahead, for any batch size.
 const MOST: usize = 8192;
 
-/// Passes the result of `read` for each of `items` to `use_up`, in order. A separate thread reads up to two batches of
-/// `batch` items ahead. It ends after the first item that cannot be read. Once `use_up` is done, the thread ends after the
-/// item in hand.
+/// Passes the result of `read` for each of `items` to `use_up`, in order. A separate thread reads up to two batches of `batch`
+/// items ahead. The thread ends after the first item that cannot be read. When `use_up` returns, the thread finishes its current
+/// item and ends.
 ///
 /// # Errors
 /// The errors of `use_up`, which receives the errors of `read`; a system that cannot start a thread.

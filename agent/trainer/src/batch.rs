@@ -1,9 +1,9 @@
-//! A batch as the graphs take it: the tokens of all examples in one row, without padding.
+//! A batch in the layout of the graphs: the tokens of all examples in one row, without padding.
 //!
-//! Attention needs a rectangle `[B, h, S, d]`. `to_heads` maps each slot to its token, `to_tokens` each token to its slot.
-//! Slots beyond an example's end show one extra token at the end of the row, which exists only if slots are left over.
-//! Nothing attends to it or reads it, so its gradient is zero in every layer. Moving gradients backwards by the same
-//! indices is therefore exact. In shapes, `T` counts the extra token.
+//! Attention needs a rectangle `[B, h, S, d]`. `to_heads` maps each slot to its token, `to_tokens` each token to its slot. Slots
+//! beyond an example's end map to one extra token at the end of the row, which exists only if there are such slots. No other
+//! token attends to the extra token and no head reads it, so its gradient is zero in every layer. Moving gradients backwards by
+//! the same indices is therefore exact. In shapes, `T` counts the extra token.
 
 use crate::examples::{Sequence, Target};
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView1, Axis, Dimension};
@@ -13,7 +13,7 @@ use skiff_models::stage::{BatchPart, Binding, StageSpec, StageSpecs};
 use skiff_models::task::Task;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Added to the scores of hidden keys: its `exp` is exactly zero in f32.
+/// Score that is added for hidden keys; its `exp` is exactly zero in f32.
 const MASKED: f32 = -1e9;
 
 /// The required form of a pack's batches.
@@ -40,7 +40,7 @@ pub struct Batch {
     pub ends: Vec<usize>,
     /// The inputs of the graphs, limited to the parts that the form asks for.
     pub parts: BTreeMap<BatchPart, Part>,
-    /// `[B]`: 0, 1, 2, ...: positions of the rows that a head reads, once the others are removed.
+    /// `[B]`: 0, 1, 2, …, the positions of the rows that a head reads after the other rows were removed.
     pub order: Part,
 }
 
@@ -75,7 +75,7 @@ pub enum BatchError {
         /// The layout's maximum.
         most: usize,
     },
-    /// A list does not have one entry for each token, or the target has another count of numbers than the pack.
+    /// A list does not have one entry for each token, or the target does not have as many numbers as the pack expects.
     #[error("an example has {found} {what}, expected {expected}")]
     Count {
         /// Name of the list.
@@ -246,7 +246,7 @@ fn truths(sequences: &[Sequence], task: Task) -> Vec<Truth> {
     tokens.collect()
 }
 
-/// Places of the tokens of each example.
+/// Positions of each example's tokens in the row.
 struct Rows {
     lengths: Vec<usize>,
     firsts: Vec<usize>,
@@ -256,7 +256,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Returns the places of the tokens of `sequences`. `slots` says whether any graph lays tokens out in a rectangle.
+    /// Returns the places of the tokens of `sequences`. `slots` is true if a graph lays tokens out in a rectangle.
     fn of(sequences: &[Sequence], slots: bool) -> Self {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len()).collect();
         let width = lengths.iter().copied().max().unwrap_or(0);
@@ -309,8 +309,8 @@ impl Rows {
         mask
     }
 
-    /// Returns `[S, S]`: 0 if the query (row) sees the key (column), otherwise [`MASKED`]. `sees` decides by the distance of
-    /// the key behind the query.
+    /// Returns `[S, S]`: 0 if the query (row) sees the key (column), otherwise [`MASKED`]. `sees` receives the distance of the
+    /// key behind the query.
     fn seen(&self, sees: impl Fn(usize) -> bool) -> Array2<f32> {
         let visible = |query: usize, key: usize| query.checked_sub(key).is_some_and(&sees);
         Array2::from_shape_fn((self.width, self.width), |(query, key)| if visible(query, key) { 0.0 } else { MASKED })
@@ -369,7 +369,7 @@ impl Drawing<'_> {
         }
     }
 
-    /// Returns `[T]`: a number for each token, `extra` for the extra one.
+    /// Returns `[T]`: a number for each token, and `extra` for the extra token.
     fn per_token(&self, extra: i64, number: impl Fn(&Sequence, usize) -> i64) -> Part {
         let mut values = Vec::with_capacity(self.rows.all);
         for sequence in self.sequences {

@@ -1,4 +1,4 @@
-//! A training written down: a safetensors file with the weights and AdamW's moments, and the rest in its metadata.
+//! The saved state of a training: a safetensors file with the weights and AdamW's moments; its metadata hold the rest.
 //!
 //! ```text
 //! weight.NAME                      the trainable tensor NAME, f32
@@ -6,8 +6,8 @@
 //! second_moment.NAME               AdamW's v
 //! __metadata__.skiff_checkpoint    JSON: format, pack, settings, number of steps of each tensor, sums, digest
 //! ```
-//! The digest covers all of it, so that a truncated or changed file is found out. Settings are compared one by one, so that
-//! a refusal can name the one that differs.
+//! A digest over all of it reveals a truncated or changed file. Settings are compared one by one, so that a refusal can name the
+//! one that differs.
 
 use crate::optimizer::{AdamW, Moments};
 use crate::tally::Tally;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema, TensorError, TensorSpec};
 use std::collections::BTreeMap;
 
-/// Format that this build reads and writes.
+/// Version of the format that this build reads and writes.
 const FORMAT: u32 = 1;
 const METADATA: &str = "skiff_checkpoint";
 const WEIGHT: &str = "weight.";
@@ -53,7 +53,7 @@ pub enum CheckpointError {
         /// Digest of the present pack.
         expected: String,
     },
-    /// The checkpoint belongs to a training with another plan, or on another number of examples.
+    /// The checkpoint belongs to a training with another plan, or with another number of examples.
     #[error("it is of another training: its {setting} is {found}, and here it is {expected}")]
     Setting {
         /// Name of the first setting that differs.
@@ -63,7 +63,7 @@ pub enum CheckpointError {
         /// Its present value.
         expected: String,
     },
-    /// No training can reach this state.
+    /// The state is one that no training can reach.
     #[error("it contradicts itself: {what}")]
     Inconsistent {
         /// The fault.
@@ -75,7 +75,7 @@ pub enum CheckpointError {
 pub(super) struct Origin {
     /// The pack's digest.
     pub(super) pack: [u8; 32],
-    /// The settings that determine its steps, by name.
+    /// The settings that determine the steps of the training, by name.
     pub(super) settings: BTreeMap<String, String>,
 }
 
@@ -161,7 +161,7 @@ pub(super) fn read(bytes: &[u8], origin: &Origin, schema: &Schema, layers: usize
 }
 
 impl Metadata {
-    /// Parses the format before anything else, so that a newer checkpoint is reported as newer, not as malformed.
+    /// Parses the format before anything else, so that the error for a newer checkpoint says so, instead of calling it malformed.
     fn parse(text: &str) -> Result<Self, CheckpointError> {
         #[derive(Deserialize)]
         struct Format {

@@ -1,4 +1,4 @@
-//! Stochastic layer dropout: the draw of the layers that a batch passes through. It is our reading of the abstract of DropPEFT
+//! Stochastic layer dropout: draws the layers that a batch passes through. It is our interpretation of the abstract of DropPEFT
 //! (arXiv:2503.10217).
 
 use skiff_base::random::Random;
@@ -27,8 +27,8 @@ impl LayerMask {
     /// If more than `most` layers would run, only `most` of them do: first the layers with rate 0, then the ones with the
     /// largest `draw - rate`. The bound on memory therefore holds in every step.
     ///
-    /// If every layer would be skipped, the one with the largest `draw - rate` runs; of equals, the lower one. The same
-    /// arguments give the same mask, so a mask can be drawn again.
+    /// If every layer would be skipped, the one with the largest `draw - rate` runs, or the lowest of these if several are equal.
+    /// The same arguments always give the same mask.
     #[must_use]
     pub fn draw(rates: &[f32], most: usize, seed: u64, device: &str, round: u32, step: u32) -> Self {
         let mut random = stream("layer mask", seed, device, round, step);

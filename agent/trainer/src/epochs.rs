@@ -1,4 +1,4 @@
-//! The order of examples, and the share of each step.
+//! The order of examples, and the examples of each step.
 
 use crate::dropout::stream;
 use crate::plan::TrainPlan;

@@ -25,10 +25,10 @@ pub enum TrainerError {
         /// The cause.
         source: ort::Error,
     },
-    /// ONNX Runtime does not take a frozen tensor.
+    /// ONNX Runtime cannot use a frozen tensor.
     #[error("mapping the frozen tensor {name:?}; make the pack again with `skiff-pack build`")]
     Frozen {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
         /// The cause.
         source: ort::Error,
@@ -39,7 +39,7 @@ pub enum TrainerError {
         /// The cause.
         source: std::io::Error,
     },
-    /// A graph's input or output is bound to a missing value.
+    /// A port of a graph is bound to a value that does not exist.
     #[error(
         "{graph} has the port {port:?}, bound to {binding}, which does not exist; make the pack again with `skiff-pack build`"
     )]
@@ -48,7 +48,7 @@ pub enum TrainerError {
         graph: String,
         /// The port's name.
         port: String,
-        /// The value that it stands for.
+        /// Name of the missing value.
         binding: String,
     },
     /// A graph lacks an output.
@@ -56,7 +56,7 @@ pub enum TrainerError {
     NoOutput {
         /// The graph file.
         graph: String,
-        /// The value that the output stands for.
+        /// The value that the output should hold.
         binding: &'static str,
     },
     /// The stages of a pack do not fit together.
@@ -77,12 +77,12 @@ pub enum TrainerError {
         /// The mismatch.
         what: String,
     },
-    /// Too many losses or gradients are NaN or infinite.
+    /// Too many steps in a row had a loss or gradients that are NaN or infinite.
     #[error(
         "no finite loss and gradients in {in_a_row} step(s) up to step {step} (the last: loss {loss}, gradient norm {norm}); lower the learning rate"
     )]
     NotFinite {
-        /// The last step, from 1.
+        /// The last step, counted from 1.
         step: u32,
         /// Number of skipped steps in a row.
         in_a_row: u32,
@@ -94,7 +94,7 @@ pub enum TrainerError {
     /// An example cannot be read.
     #[error("reading example {example}")]
     Example {
-        /// Its number, from 1.
+        /// Number of the example, counted from 1.
         example: usize,
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
@@ -102,10 +102,10 @@ pub enum TrainerError {
     /// The system cannot start a thread.
     #[error("starting the thread that reads the examples")]
     Thread(#[source] io::Error),
-    /// Examples do not fit the pack.
+    /// An example does not fit the pack.
     #[error("laying out a batch")]
     Batch(#[from] BatchError),
-    /// The pack failed.
+    /// The pack cannot be used.
     #[error(transparent)]
     Pack(#[from] PackError),
 }

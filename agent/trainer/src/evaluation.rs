@@ -6,7 +6,7 @@ use skiff_models::task::Task;
 use skiff_protocol::metrics::{Classification, Language, Regression, SpanCounts, TaskMetrics, Tokens};
 use std::time::Duration;
 
-/// Amount of an evaluation.
+/// Size of an evaluation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EvaluatePlan {
     /// Maximum number of examples, counted from the first.
@@ -20,7 +20,7 @@ pub struct EvaluatePlan {
 pub struct EvaluateSummary {
     /// Number of evaluated examples.
     pub examples: u64,
-    /// Number of counted rows: examples with a target or, for a task on tokens, tokens with one.
+    /// Number of counted rows: examples with a target or, for a task on tokens, tokens with a target.
     pub counted: u64,
     /// Number of rows with the largest score at the right class; 0 if the scores are numbers.
     pub correct: u64,
@@ -93,9 +93,9 @@ impl EvaluateSummary {
     }
 }
 
-/// Labels of the tokens of one text; tokens without a label are left out. They are counted as spans when the text is complete.
+/// Labels of the tokens of one text; tokens without a label are left out. Their spans are counted when the text is complete.
 ///
-/// Source: `seqeval`'s default mode. A span is right if its type, its first and its last token agree.
+/// A span is right if its type, its first and its last token agree, as in `seqeval`'s default mode.
 #[derive(Default)]
 pub(super) struct Tagged {
     truth: Vec<usize>,
@@ -139,7 +139,7 @@ pub(super) fn span_labels(task: Task, names: &[String]) -> Option<SpanLabels> {
     Tokens::can_count(labels.types()).then_some(labels)
 }
 
-/// Returns the index of the largest score; of equals, the lower one.
+/// Returns the index of the largest score, or the lowest such index if several are equal.
 fn best(scores: &[f32]) -> usize {
     (0..scores.len()).reduce(|best, at| if scores[at] > scores[best] { at } else { best }).unwrap_or(0)
 }

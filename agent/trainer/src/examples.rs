@@ -16,7 +16,7 @@ pub struct Sequence {
     pub target: Target,
 }
 
-/// The target of an example.
+/// The expected result for an example.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Target {
     /// No target: the example counts in no loss.
@@ -27,8 +27,8 @@ pub enum Target {
     Numbers(Vec<f32>),
     /// Class of each token that has one.
     Tokens(Vec<Option<usize>>),
-    /// Vocabulary index of each token that the token before it is to predict. Not shifted, like the `labels` of
-    /// `transformers`; the first token's index is never used.
+    /// Vocabulary index of each token, if the previous token has to predict it. The list is not shifted, like the `labels` of
+    /// `transformers`; the first entry is never used.
     Next(Vec<Option<u32>>),
 }
 
@@ -37,7 +37,7 @@ pub trait Examples: Sync {
     /// Returns the number of examples.
     fn len(&self) -> usize;
 
-    /// Returns true if there are none.
+    /// Returns true if there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -48,13 +48,13 @@ pub trait Examples: Sync {
     /// An example that cannot be read; the error names it.
     fn encode(&self, at: usize) -> Result<Sequence, Box<dyn Error + Send + Sync>>;
 
-    /// Returns a number that is larger for longer examples, at no cost. An evaluation is ordered by it, since neighbours of
-    /// similar length need less padding inside attention.
+    /// Returns a number that is larger for longer examples, without reading the example. Evaluations sort examples by it, because
+    /// neighbours of similar length need less padding inside attention.
     fn length_hint(&self, at: usize) -> usize;
 }
 
-/// Returns two short examples of unequal length that fit the pack, to check that its graphs run. They are always the same
-/// and have no meaning.
+/// Returns two short examples of unequal length that fit the pack, to check that its graphs run. Every call returns the same
+/// examples; their tokens have no meaning.
 #[must_use]
 pub fn tiny(manifest: &Manifest) -> Vec<Sequence> {
     of_lengths(&manifest.layout, &[5, 3])

@@ -1,4 +1,4 @@
-//! A batch from a file of padded tensors, as training libraries have it, so that a step can be compared with theirs.
+//! Reads a batch from a file of padded tensors, the layout of other training libraries, so that a step can be compared with theirs.
 
 use crate::examples::{Sequence, Target};
 use safetensors::SafeTensorError;
@@ -18,7 +18,7 @@ pub enum InputError {
     /// A required tensor is missing.
     #[error("tensor {name:?} is missing")]
     Missing {
-        /// Its name.
+        /// Name of the tensor.
         name: &'static str,
     },
     /// The elements have another type.
@@ -55,16 +55,16 @@ pub enum InputError {
         /// The example.
         row: usize,
     },
-    /// The model does not have the value.
+    /// The model does not have this token, segment or class.
     #[error("{name}{at:?} is {found}, expected 0 to {most}", most = size - 1)]
     Range {
         /// The tensor.
         name: &'static str,
-        /// The key.
+        /// Index of the value in the tensor.
         at: Vec<usize>,
         /// The value.
         found: i64,
-        /// Number of values that the model has.
+        /// Number of such values in the model.
         size: usize,
     },
     /// A number is NaN or infinite.
@@ -72,7 +72,7 @@ pub enum InputError {
     NotFinite {
         /// The tensor.
         name: &'static str,
-        /// The key.
+        /// Index of the number in the tensor.
         at: Vec<usize>,
         /// The value.
         found: f64,
@@ -141,7 +141,7 @@ impl Padded {
         Ok(Self { width, lengths, ids, types })
     }
 
-    /// Returns the values of a row's tokens, all below `size`.
+    /// Returns the values of a row's tokens and checks that all are below `size`.
     fn bounded(
         &self,
         name: &'static str,

@@ -2,10 +2,10 @@
 //!
 //! It is synchronous. It does not know the network, the coordinator, file formats of texts or tokenizers.
 //!
-//! Rooms, in the order of an example's way: [`examples`] (the caller's side), [`inputs`] (examples from a file of tensors),
-//! `ahead` (reads examples while a step runs), [`batch`] (the tokens of many examples in one row, and all inputs of the graphs
-//! that follow from them), [`dropout`] (the layers that a step runs), `model` (the graphs, over [`runtime`], which loads ONNX
-//! Runtime, and [`provider`], the device that it computes on), [`trainer`] (a pack in training).
+//! Modules, in the order in which an example passes through them: [`examples`] (the caller's side), [`inputs`] (examples from a
+//! file of tensors), `ahead` (reads examples while a step runs), [`batch`] (the tokens of many examples in one row, and all
+//! inputs of the graphs that follow from them), [`dropout`] (the layers that a step runs), `model` (the graphs, over [`runtime`],
+//! which loads ONNX Runtime, and [`provider`], the device that it computes on), [`trainer`] (a pack in training).
 //!
 //! Many steps: `plan` (settings of a training), `epochs` (the order of examples), [`training`] and [`evaluation`] (the loops),
 //! [`optimizer`] and [`schedule`] (how gradients change weights), [`tally`] (sums over steps), `report` (results),

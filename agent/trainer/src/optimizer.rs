@@ -13,7 +13,7 @@ pub struct AdamWOptions {
     pub beta_2: f32,
     /// `eps`, which limits the step of a tiny gradient (default 1e-8); above 0.
     pub epsilon: f32,
-    /// `decay`, the share of itself, times the learning rate, by which a weight shrinks at each step (default 0.01); 0: never.
+    /// `decay`: at each step a weight shrinks by this share of itself, times the learning rate (default 0.01; 0 for none).
     pub weight_decay: f32,
 }
 
@@ -24,7 +24,7 @@ impl Default for AdamWOptions {
 }
 
 impl AdamWOptions {
-    /// Returns the fault in the constants, if there is one.
+    /// Returns what is wrong with the constants, if anything.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let below_one = 0.0..1.0;
@@ -39,10 +39,9 @@ impl AdamWOptions {
     }
 }
 
-/// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; its decoupled decay scaled by the learning rate, as in
-/// `torch.optim.AdamW`): for the `t`-th gradient `g` of a tensor `w`, with learning rate `lr`,
-/// `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
-/// `w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)`.
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2). The learning rate scales the decoupled decay, as in
+/// `torch.optim.AdamW`. For the `t`-th gradient `g` of a tensor `w`, with learning rate `lr`, `m <- b1 m + (1 - b1) g`, `v <- b2
+/// v + (1 - b2) g^2`, `w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)`.
 ///
 /// `t` counts the steps of each tensor separately. A tensor of a skipped layer has no gradient, and its state does not change.
 #[derive(Debug, Default)]
@@ -54,11 +53,11 @@ pub struct AdamW {
 /// AdamW's state for a tensor.
 #[derive(Debug)]
 pub(super) struct Moments {
-    /// `t`.
+    /// `t`, the number of gradients so far.
     pub(super) steps: i32,
-    /// `m`.
+    /// `m`, the mean of the gradients.
     pub(super) first: ArrayD<f32>,
-    /// `v`.
+    /// `v`, the mean of their squares.
     pub(super) second: ArrayD<f32>,
 }
 

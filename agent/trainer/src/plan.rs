@@ -6,7 +6,7 @@ use crate::schedule::Schedule;
 use skiff_models::memory::{Way, Ways};
 use std::collections::BTreeMap;
 
-/// One stretch of training.
+/// Settings of a training.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainPlan {
     /// Seed for masks and batches, combined with device, round and step.
@@ -15,20 +15,20 @@ pub struct TrainPlan {
     pub device: String,
     /// The round; 0 outside a fleet.
     pub round: u32,
-    /// Identity of the examples, for example a digest: a checkpoint is valid only for the same examples. May be empty.
+    /// Identity of the examples, for example a digest. A checkpoint is valid only for the same examples. May be empty.
     pub data: String,
     /// Dropout rate of each layer.
     pub rates: Vec<f32>,
     /// Maximum number of layers in one step; 0 means 1.
     pub most_active: usize,
     /// FedProx's factor `mu` (Li et al., arXiv:1812.06127, Algorithm 2). It adds `mu/2 |w - w0|^2` to the loss and `mu (w - w0)`
-    /// to each gradient; `w0` are the first weights of the training. 0: no such term.
+    /// to each gradient; `w0` are the first weights of the training. 0 turns the term off.
     pub proximal: f32,
     /// Number of optimizer steps.
     pub steps: u32,
     /// Number of examples in a step.
     pub batch: usize,
-    /// The way of running each step, which bounds the memory. Gradients differ only in rounding.
+    /// The way of running each step, which bounds the memory. Different ways give the same gradients up to rounding.
     pub ways: Ways,
     /// AdamW's learning rate at the peak of the schedule.
     pub learning_rate: f32,
@@ -36,7 +36,7 @@ pub struct TrainPlan {
     pub schedule: Schedule,
     /// AdamW's constants.
     pub optimizer: AdamWOptions,
-    /// Global gradient norm above which gradients are scaled down; infinite: never.
+    /// Global gradient norm above which gradients are scaled down; infinity to never scale them.
     pub clip_norm: f32,
 }
 

@@ -6,7 +6,7 @@ use ort::session::Session;
 use skiff_contract::Provider;
 use std::num::NonZeroUsize;
 
-/// Returns true if the loaded library was built with this provider.
+/// Returns true if the loaded library contains this provider.
 fn is_there(provider: Provider) -> bool {
     let found = match provider {
         Provider::Cpu => CPU::is_available(),

@@ -35,12 +35,12 @@ pub struct TrainSummary {
     pub steps: u32,
     /// Number of steps skipped because their loss or gradients were not finite. Only `elapsed` also counts them.
     pub skipped_steps: u32,
-    /// Mean over the steps.
+    /// Mean loss over the steps.
     pub mean_loss: f32,
-    /// Mean over the last 20 steps.
+    /// Mean loss over the last 20 steps.
     pub recent_loss: f32,
-    /// Mean norm of each layer's gradient before clipping, over the batches in which the layer ran. A mean instead of a sum
-    /// keeps the layer's dropout rate from biasing it. 0: the layer never ran.
+    /// Mean norm of each layer's gradient before clipping, over the batches in which the layer ran. It is a mean rather than a
+    /// sum, so that the layer's dropout rate does not bias it. 0 if the layer never ran.
     pub importance: Vec<f32>,
     /// Mean number of active layers, over the steps.
     pub mean_active_layers: f32,

@@ -1,4 +1,4 @@
-//! The limit of the arithmetic: this machine's speed at matrix products.
+//! Measures this machine's speed at matrix products, the upper limit for a step.
 
 use crate::clock::monotonic;
 use crate::error::TrainerError;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// Rows, columns and sum length of the timed product, which resembles a feed-forward layer's.
 const SIZES: [usize; 3] = [1024, 3072, 768];
-/// Maximum number of measurements, of which the best counts. If [`PATIENCE`] runs out, [`FEWEST`] are enough.
+/// Maximum number of measurements; the best one counts. After [`PATIENCE`], [`FEWEST`] measurements are enough.
 const TIMES: usize = 48;
 const FEWEST: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -14,7 +14,7 @@ pub const LIBRARY_VARIABLE: &str = "SKIFF_ONNXRUNTIME";
 const SILENCE_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 const LIBRARY_NAME: &str = "libonnxruntime.so";
 
-/// ONNX Runtime with its one thread pool. Cheap to clone.
+/// ONNX Runtime with its one thread pool. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     environment: Environment,
@@ -35,15 +35,15 @@ pub enum RuntimeError {
         /// The searched places.
         tried: String,
     },
-    /// The library was found, but does not load.
+    /// The library was found but cannot be loaded.
     #[error("loading ONNX Runtime from {path}; is it a library for this machine, version 1.17 or later?", path = path.display())]
     Load {
-        /// Its path.
+        /// Path of the library.
         path: PathBuf,
         /// The cause.
         source: ort::LoadDynamicError,
     },
-    /// The library was loaded, but does not start.
+    /// The library was loaded but cannot be started.
     #[error("starting ONNX Runtime")]
     Start(#[source] ort::Error),
     /// The library was built without the requested provider.
@@ -58,7 +58,7 @@ pub enum RuntimeError {
         /// The providers of the library.
         there: String,
     },
-    /// The provider does not start.
+    /// The provider cannot be started.
     #[error("starting {provider}; are its driver and its libraries installed?")]
     Provider {
         /// The provider.
@@ -117,7 +117,7 @@ impl Runtime {
     }
 }
 
-/// Keeps the library from reporting its use to its maker. Version 1.32 reports some seconds after loading, even if the
+/// Keeps the library from sending usage reports to Microsoft. Version 1.32 reports some seconds after loading, even if the
 /// environment was made without telemetry (docs/decisions/2026-11-26-silent-runtime.md).
 fn keep_silent() {
     #[expect(
@@ -141,9 +141,9 @@ fn start(builder: ort::environment::EnvironmentBuilder, threads: usize) -> ort::
 /// Registers one arena for all sessions, which grows by regions of doubling size. Tensors of changing length are cut from
 /// the regions, and freed neighbours merge again.
 ///
-/// The alternatives need more memory. Regions of exactly the requested size cannot merge and held four times as much. An
-/// arena for each session also holds several times as much. The C library's allocator fragments and grew by a megabyte a
-/// step.
+/// The alternatives need more memory. Regions of exactly the requested size cannot merge and took four times as much. One arena
+/// for each session also takes several times as much. The C library's allocator fragments, and its memory grew by a megabyte in
+/// each step.
 fn register_arena(environment: &Environment) -> ort::Result<()> {
     const NO_LIMIT: usize = 0;
     const NEXT_POWER_OF_TWO: i32 = 0;
@@ -164,7 +164,7 @@ fn register_arena(environment: &Environment) -> ort::Result<()> {
     }
 }
 
-/// Returns the library's own version, which the build information from `ort` does not name.
+/// Returns the library's own version, which the build information from `ort` does not contain.
 fn version(path: &Path) -> String {
     #[repr(C)]
     struct ApiBase {

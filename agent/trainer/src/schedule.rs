@@ -1,9 +1,9 @@
-//! The learning rate along a training.
+//! The learning rate in the course of a training.
 
 /// The course of the learning rate: it rises linearly over the first steps, then falls as `decay` says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Schedule {
-    /// Number of steps until the full rate; 0: the first step has it.
+    /// Number of steps until the full rate; with 0, the first step has the full rate.
     pub warm_up: u32,
     /// The course after the warm-up.
     pub decay: Decay,

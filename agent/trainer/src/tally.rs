@@ -46,7 +46,7 @@ impl Tally {
         }
     }
 
-    /// Returns true if steps of a model with `layers` layers can have these sums. Sums from a file may be anything.
+    /// Returns true if steps of a model with `layers` layers can have these sums. Sums from a file may be impossible.
     pub(super) fn is_possible(&self, layers: usize) -> bool {
         let steps = self.steps.checked_add(self.skipped).is_some() && self.skipped_in_a_row <= self.skipped;
         let layers = self.norm_sums.len() == layers && self.active_steps.len() == layers;

@@ -119,8 +119,8 @@ impl Trainer {
         self.model.hidden(&self.weights, batch, mask)
     }
 
-    /// Sets the number of tokens for which a language model's head computes scores at once; by default the vocabulary
-    /// determines it. Losses and gradients differ only in rounding.
+    /// Sets the number of tokens for which a language model's head computes scores at once; by default the size of the vocabulary
+    /// determines this number. Losses and gradients differ only in rounding.
     pub fn set_chunk_rows(&mut self, rows: usize) {
         self.model.set_chunk_rows(rows);
     }

@@ -1,4 +1,4 @@
-//! A stretch of training, step by step: the examples of each step, the use of its gradients, and the results.
+//! Runs a training step by step: chooses the examples of each step, applies its gradients, and collects the results.
 
 use crate::ahead::{Upcoming, ahead, read_example};
 use crate::checkpoint::{self, CheckpointError, Origin};
@@ -60,7 +60,7 @@ pub struct Training<'a> {
     examples: &'a dyn Examples,
     optimizer: AdamW,
     tally: Tally,
-    /// Initial weights, if FedProx keeps the weights near them; otherwise empty.
+    /// Initial weights if FedProx's term is on; otherwise empty.
     anchor: NamedTensors,
     epochs: Epochs,
 }
@@ -141,7 +141,7 @@ impl<'a> Training<'a> {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Does the next step on the next examples of `brought`.
+    /// Does the next step with the next examples of `brought`.
     fn step_on(&mut self, brought: &mut Upcoming<'_>) -> Result<Option<StepReport>, TrainerError> {
         let plan = self.plan;
         if self.done() >= plan.steps {
@@ -212,7 +212,7 @@ impl<'a> Training<'a> {
         self.tally.summary()
     }
 
-    /// Adds FedProx's term to the gradients of this step.
+    /// Adds the gradient of FedProx's term to the gradients of this step.
     fn hold(&self, gradients: &mut NamedTensors) {
         for (name, gradient) in gradients {
             if let (Some(weight), Some(anchor)) = (self.trainer.weights.get(name), self.anchor.get(name)) {

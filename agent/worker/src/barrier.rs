@@ -1,9 +1,9 @@
-//! A barrier at which a test holds a training, so that no test has to catch a passing moment. Release builds have none.
+//! A barrier at which a test holds a training, so that no test has to act at a precise moment. Release builds have none.
 //!
-//! The environment variable `SKIFF_WORKER_BARRIER` names a folder. After the first finished step of each training, and after
-//! its checkpoint, the worker creates `{folder}/{device}-{round}.reached`. If `{folder}/{device}-{round}.hold` exists, it waits
-//! until a test removes that file. Meanwhile it keeps asking the agent whether to continue, so the agent can still stop it.
-//! After ten minutes it gives up and trains on.
+//! The environment variable `SKIFF_WORKER_BARRIER` names a folder. After the first finished step of each training, and after its
+//! checkpoint, the worker creates `{folder}/{device}-{round}.reached`. If `{folder}/{device}-{round}.hold` exists, the worker
+//! waits until a test removes that file. Meanwhile it keeps asking the agent whether to continue, so the agent can still stop it.
+//! After ten minutes it stops waiting and continues the training.
 
 use std::fs;
 use std::ops::ControlFlow;

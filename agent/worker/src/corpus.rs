@@ -1,4 +1,4 @@
-//! Examples for a trainer, read from a file as the pack's task needs them, with the pack's tokenizer and labels.
+//! Reads examples for a trainer from a file, in the form that the pack's task needs, with the pack's tokenizer and labels.
 //!
 //! | task | kind of example | target |
 //! |---|---|---|
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{Encoding, PostProcessor, PreTokenizerWrapper, Tokenizer, TruncationParams};
 
-/// Number of the pack's labels, and of characters of a wrong label, that an error shows.
+/// Maximum number of labels of the pack, and of characters of a wrong label, that an error shows.
 const SHOWN: usize = 40;
 
 /// A file's examples.
@@ -82,7 +82,7 @@ pub enum CorpusError {
         /// The tokenizer's error.
         source: tokenizers::Error,
     },
-    /// The tokenizer fills an example before there is any text in it.
+    /// The tokenizer's own tokens alone fill an example.
     #[error(
         "the tokenizer adds {added} tokens to every example, and the pack takes {limit} at most; make the pack again with the model's own tokenizer"
     )]
@@ -102,7 +102,7 @@ pub enum CorpusError {
         /// The tokenizer's error.
         source: tokenizers::Error,
     },
-    /// No token of a text is left.
+    /// A text has no tokens left.
     #[error("{place}: the example has no tokens, for the tokenizer drops every character of it; delete it")]
     NoTokens {
         /// The example.
@@ -300,7 +300,8 @@ fn encode(tokenizer: &Tokenizer, entry: Entry) -> tokenizers::Result<(Encoding, 
     }
 }
 
-/// Returns a target for each token: a word's label at its first token. `words` holds the word of each token.
+/// Returns a target for each token: the label of its word for a word's first token, otherwise none. `words` holds the word of
+/// each token.
 fn first_tokens(words: &[Option<u32>], labels: &[usize]) -> Vec<Option<usize>> {
     let before = std::iter::once(None).chain(words.iter().copied());
     let label = |(word, before): (&Option<u32>, Option<u32>)| {
@@ -309,7 +310,7 @@ fn first_tokens(words: &[Option<u32>], labels: &[usize]) -> Vec<Option<usize>> {
     words.iter().zip(before).map(label).collect()
 }
 
-/// Returns a target for each token from the first that reaches beyond the prompt's bytes.
+/// Returns a target for each token, beginning with the first token that extends beyond the prompt.
 fn after(encoding: &Encoding, prompt_bytes: usize) -> Vec<Option<u32>> {
     let reaches = |(_, end): &(usize, usize)| prompt_bytes == 0 || *end > prompt_bytes;
     let first = encoding.get_offsets().iter().position(reaches).unwrap_or(encoding.len());
@@ -326,7 +327,7 @@ pub fn tokenizer(pack: &Pack, max_tokens: usize) -> Result<Tokenizer, CorpusErro
     prepared(tokenizer, &pack.manifest().layout, max_tokens)
 }
 
-/// Makes room for the tokenizer's own tokens and one of each text, or there would be nothing to learn from.
+/// Leaves room for the tokenizer's own tokens and one token of each text; otherwise there would be nothing to learn from.
 fn prepared(mut tokenizer: Tokenizer, layout: &Layout, max_tokens: usize) -> Result<Tokenizer, CorpusError> {
     let texts = match layout.task {
         Task::SequenceClassification | Task::Regression => 2,
@@ -348,8 +349,8 @@ fn prepared(mut tokenizer: Tokenizer, layout: &Layout, max_tokens: usize) -> Res
     Ok(tokenizer)
 }
 
-/// Given word by word, a byte-level vocabulary (RoBERTa's) would take each for the start of a text, and most of its
-/// tokens begin with a space. Transformers likewise insists on `add_prefix_space` there.
+/// Makes a byte-level tokenizer (RoBERTa's) put a space before each word. It would otherwise treat each word as the start of a
+/// text, while most tokens of its vocabulary begin with a space. Transformers likewise requires `add_prefix_space` in this case.
 fn space_before_words(tokenizer: &mut Tokenizer) {
     if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
         let spaced = ByteLevel::new(true, bytes.trim_offsets, bytes.use_regex);
@@ -446,7 +447,7 @@ mod tests {
         }))
     }
 
-    /// The examples of a file with these bytes.
+    /// Returns the examples of a file with these bytes.
     fn corpus_with(
         tokenizer: Tokenizer,
         layout: &Layout,
@@ -689,7 +690,7 @@ mod tests {
         proptest::collection::vec("[a-z]{1,5}", 1..12)
     }
 
-    /// One token for each.
+    /// Draws words of one token each.
     fn letters() -> impl Strategy<Value = Vec<String>> {
         proptest::collection::vec("[a-z]", 1..40)
     }

@@ -1,4 +1,4 @@
-//! The pack, the examples and the memory that a device has for training, taken stock of when the agent starts.
+//! Determines the pack, the examples and the memory that a device has for training when the agent starts.
 
 use crate::corpus::{columns, count};
 use anyhow::Context;
@@ -41,7 +41,7 @@ pub fn limit(setup: &Setup) -> Limit {
     System::read(Path::new("/")).limit(setup.training.memory, Lesson::read(&setup.state))
 }
 
-/// Memory of ONNX Runtime, its sessions and the agent, whatever is trained, in bytes. 47 to 63 MB were measured
+/// Memory of ONNX Runtime, its sessions and the agent in bytes, independent of the model. 47 to 63 MB were measured
 /// (docs/training-step.md).
 const PROCESS_BYTES: u64 = 48 << 20;
 

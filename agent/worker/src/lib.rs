@@ -3,9 +3,9 @@
 //! The agent starts it as a process, talks to it in the frames of `skiff-contract`, and ends it when there is nothing to do. It knows
 //! no fleet and no network.
 //!
-//! Rooms: [`inventory`] and [`examination`] (what there is to train with), [`workshop`] (what is opened for work), [`order`] (an order
-//! becomes an update, by `skiff-trainer`), `sharing` (the layers that are handed in), [`corpus`] (the device's own texts as the trainer takes them),
-//! [`memory`] (how steps stay below a limit); [`commands`] are its verbs.
+//! Modules: [`inventory`] and [`examination`] (the pack, the examples and the memory), [`workshop`] (keeps them open between
+//! orders), [`order`] (turns an order into an update with `skiff-trainer`), `sharing` (chooses the layers to upload), [`corpus`]
+//! (tokenises the device's own texts), [`memory`] (how steps stay below a limit); [`commands`] are its verbs.
 
 #[cfg(debug_assertions)]
 mod barrier;

@@ -1,4 +1,4 @@
-//! A device's memory limit, and the plan by which its steps stay below it.
+//! A device's memory limit, and the plan that keeps its steps below it.
 
 use bytesize::ByteSize;
 use skiff_contract::limits::Limit;
@@ -11,8 +11,8 @@ use std::path::Path;
 /// Unit to which a process's memory is rounded up, in bytes. The memory varies a little from start to start; the plan should not.
 const GRAIN: u64 = 16 << 20;
 
-/// Returns the resident memory of this process and the agent in bytes, rounded up. Called right after a trainer was opened, it is
-/// the memory that is taken in addition to the steps'.
+/// Returns the resident memory of this process and the agent in bytes, rounded up. Right after a trainer was opened, this is the
+/// memory that is needed in addition to the memory of the steps.
 #[must_use]
 pub fn of_processes(agent_bytes: u64) -> u64 {
     own_memory(Path::new("/")).resident_bytes.saturating_add(agent_bytes).next_multiple_of(GRAIN)
@@ -42,7 +42,7 @@ pub enum MemoryError {
     Predict(#[from] TrainerError),
 }
 
-/// Plans the steps of a training within `limit`, of which the process takes `process`. At most `step.active` layers run.
+/// Plans the steps of a training within `limit`, of which the processes already take `process`. At most `step.active` layers run.
 ///
 /// # Errors
 /// The memory does not suffice for a single layer.

@@ -1,4 +1,4 @@
-//! An order becomes an update: the trainer runs as ordered, and its weights are divided into tensors to upload and to keep.
+//! Turns an order into an update: runs the trainer as ordered, and divides the weights into tensors to upload and tensors to keep.
 
 use crate::sharing::shared_layers;
 use anyhow::{Context, bail};
@@ -15,14 +15,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-/// Orders do not clip gradients.
+/// Limit for gradient norms; orders do not clip gradients.
 const CLIP_NORM: f32 = f32::INFINITY;
 
 /// An order, with everything that this device needs for it.
 pub struct OrderedTraining<'a> {
     /// The pack.
     pub pack: &'a Pack,
-    /// Name of the device: masks and batches are drawn from it.
+    /// Name of the device, which seeds masks and batches.
     pub device: &'a DeviceId,
     /// The round.
     pub round: u32,
@@ -41,7 +41,7 @@ impl OrderedTraining<'_> {
     /// Calls `watch` after each step.
     ///
     /// # Errors
-    /// A plan that does not fit, a graph that fails, a training that diverged.
+    /// A plan that does not fit, a graph that fails, a training that diverges.
     pub fn run(
         &self,
         trainer: &mut Trainer,
@@ -179,7 +179,7 @@ pub(crate) mod tests {
 
     const LAYERS: usize = 3;
 
-    /// A tensor for each layer, and the head's.
+    /// Returns a schema with a tensor for each layer and one for the head.
     pub(crate) fn schema() -> Schema {
         let spec = |name: String, layer| TensorSpec { name, shape: vec![2], layer };
         let layers = (0..LAYERS).map(|layer| spec(format!("layer.{layer}"), Some(layer)));

@@ -1,13 +1,14 @@
-//! The layers that a device shares, and the layers that it keeps: personalised layer sharing, our reading of DropPEFT's abstract.
+//! The layers that a device shares, and the layers that it keeps: personalised layer sharing, our interpretation of DropPEFT's
+//! abstract.
 
 use skiff_protocol::messages::SharingPlan;
 use std::cmp::Ordering;
 
 /// Returns the layers to share, in ascending order. `importance` has a value for each candidate.
 ///
-/// Among layers of equal importance, the lowest comes first. A layer that never ran has an importance of 0 and nothing to
-/// share. It comes last in both orders, least and most important, and so does a layer with NaN as importance. A `k` larger
-/// than the number of layers shares all. A fixed layer that does not exist is left out.
+/// Among layers of equal importance, the lowest comes first. A layer that never ran has an importance of 0 and nothing to share.
+/// It comes last, whether the least or the most important layers come first; so does a layer whose importance is NaN. A `k`
+/// larger than the number of layers shares all. A fixed layer that does not exist is left out.
 #[must_use]
 pub(crate) fn shared_layers(plan: &SharingPlan, importance: &[f32]) -> Vec<u32> {
     let all = || (0..).take(importance.len());

@@ -1,7 +1,7 @@
-//! Work on this device's pack and examples: weights from the agent's store go through the trainer.
+//! Work on this device's pack and examples: trains or evaluates weights from the agent's store.
 //!
-//! Nothing is opened before the first work: until then the process has no ONNX Runtime and no open file of examples. The pack, the
-//! trainer and the examples stay open for the next round.
+//! Nothing is opened before the first work: until then the process has not loaded ONNX Runtime and has no open file of examples.
+//! The pack, the trainer and the examples stay open for the next round.
 
 use crate::corpus::{Corpus, columns};
 use crate::memory::{self, MemoryError};
@@ -140,7 +140,7 @@ impl Workshop for PackWorkshop {
     }
 }
 
-/// A file of examples, opened when it is first needed and again when it changed.
+/// A file of examples, opened when it is first needed and opened again when it has changed.
 struct Texts {
     path: Option<PathBuf>,
     columns: Columns,

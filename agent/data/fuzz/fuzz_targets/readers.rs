@@ -1,4 +1,4 @@
-//! Any bytes are read or refused as examples of any kind; what is read is whole, and no longer than the limit.
+//! Reads any bytes as examples of every kind. Whatever is accepted must be complete and within the size limit.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

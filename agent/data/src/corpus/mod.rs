@@ -1,4 +1,4 @@
-//! The demo's own data: commands to a home assistant, written from a grammar, so that nothing has to be downloaded.
+//! The demo's own data: commands to a home assistant, generated from a grammar, so that nothing has to be downloaded.
 //!
 //! - `intents`: the templates, of training and test, as a table
 //! - `slots`: the values in them, as a table
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// The size and the seed of a corpus.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
-    /// Seed; the same seed gives the same corpus on every platform.
+    /// Random seed; the same seed gives the same corpus on every platform.
     pub seed: u64,
     /// Number of training examples; the numbers of the intents differ by at most one.
     pub train: usize,
@@ -70,7 +70,7 @@ pub enum CorpusError {
     },
 }
 
-/// Writes a corpus from the grammar.
+/// Generates a corpus from the grammar.
 ///
 /// # Errors
 /// [`CorpusError::Exhausted`] if the grammar has fewer different commands than asked for; the default is far from that.
@@ -151,7 +151,8 @@ fn draw_new(
     })
 }
 
-/// Returns the lowercase letters and digits of a text. A reader takes two commands with equal ones for the same.
+/// Returns the lowercase letters and digits of a text. Readers see no difference between two commands whose letters and digits
+/// are equal.
 fn essence(text: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || c.is_whitespace();
     text.to_lowercase().chars().filter(kept).collect()

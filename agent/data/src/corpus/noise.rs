@@ -1,4 +1,4 @@
-//! Changes to a command between the head and the text: manners, typing errors and speech recognition.
+//! Changes to a command between the thought and the text: polite words, typing errors and errors of speech recognition.
 
 use skiff_base::random::Random;
 
@@ -75,7 +75,7 @@ const HOMOPHONES: [(&str, &str); 34] = [
 
 const KEY_ROWS: [&str; 3] = ["qwertyuiop", "asdfghjkl", "zxcvbnm"];
 
-/// Changes `words` as people and machines do.
+/// Changes `words` as people do when they write, or a speech recogniser when it listens.
 pub(super) fn add(words: &str, is_order: bool, random: &mut Random) -> String {
     let mut text = words.to_owned();
     if random.chance(RATES.opening) {

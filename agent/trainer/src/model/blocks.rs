@@ -1,4 +1,4 @@
-//! The blocks of a model: the sessions of each layer, and a step's way up through the layers and down again.
+//! The blocks of a model: the sessions of each layer, and the forward and backward pass through them.
 
 use super::graph::{Given, Rows, Scope, add_gradients};
 use super::head::Flow;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 pub(super) struct Blocks {
     pub(super) stages: Vec<Stage>,
     /// One stage for each kind of layer, for the highest layer that runs. These stages compute only the row of each example that
-    /// the head reads. Empty if the head reads all rows.
+    /// the head reads. The list is empty if the head reads all rows.
     last: Vec<Stage>,
     /// Index in `stages` for each layer.
     kinds: Vec<usize>,
@@ -27,16 +27,16 @@ pub(super) struct Blocks {
 /// The activations above the blocks, and the values for the backward pass.
 pub(super) struct Ascent {
     pub(super) hidden: DynValue,
-    /// Every active layer at or above the lowest one that trains, the highest last.
+    /// The active layers from the lowest that trains to the highest.
     pub(super) kept: Vec<Kept>,
 }
 
-/// A layer to differentiate.
+/// A layer that the backward pass differentiates.
 pub(super) struct Kept {
-    /// Its position among the active layers.
+    /// Position of the layer among the active layers.
     at: usize,
     input: DynValue,
-    /// `None` if the backward pass computes them again.
+    /// Residuals of the layer; `None` if the backward pass computes them again.
     residuals: Option<Vec<DynValue>>,
 }
 
@@ -72,7 +72,7 @@ impl Blocks {
         self.kinds.len()
     }
 
-    /// Sets the policy for the values that layers keep. They keep everything if the pack has no graphs for half precision.
+    /// Sets the policy for the values that layers keep. If the pack has no graphs for half precision, they keep everything.
     pub(super) fn set_policy(&mut self, policy: Policy) {
         let halves = self.stages.iter().all(|stage| stage.half.is_some());
         self.policy = if policy == Policy::Half && !halves { Policy::Keep } else { policy };
@@ -83,7 +83,7 @@ impl Blocks {
         !self.last.is_empty() && !mask.active().is_empty()
     }
 
-    /// Returns the stage of the `at`-th active layer.
+    /// Returns the stage of the active layer at position `at`.
     fn stage(&mut self, mask: &LayerMask, at: usize, needed: Needed) -> &mut Stage {
         let highest = at + 1 == mask.active().len();
         let picks = needed == Needed::Read && highest && self.picks(mask);

@@ -22,7 +22,7 @@ pub(super) struct Views {
 /// A table from which a batch reads few rows. It is as long as the table in the file, but holds only these rows.
 ///
 /// Reading a row of a mapped file also loads its neighbours into the process's memory, sixteen pages at a time
-/// (fault_around_bytes). This soon loads all of a vocabulary's table.
+/// (`fault_around_bytes`). Reading rows of a vocabulary's table from the mapped file would therefore soon load all of it.
 struct Table {
     rows: MmapMut,
     width: usize,
@@ -66,7 +66,7 @@ impl Views {
         Ok(Some(self.views.len() - 1))
     }
 
-    /// Reads these rows of the table. A row beyond its end is ignored here; the graph reports it.
+    /// Loads these rows of the table. A row beyond its end is ignored here; the graph reports it.
     pub(super) fn bring(&mut self, rows: &[i64]) -> Result<(), TrainerError> {
         let Some(Table { rows: memory, width, file, begin }) = &mut self.table else { return Ok(()) };
         for &row in rows.iter().collect::<BTreeSet<_>>() {

@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-/// Key of the embedding's and the head's tables, which belong to no layer.
+/// Key of the tables of embedding and head, which belong to no layer.
 pub(super) const WHOLE: usize = 0;
 
 static OPENING: Mutex<()> = Mutex::new(());
@@ -45,7 +45,7 @@ struct Output {
 #[derive(Clone, Copy)]
 enum Extent {
     Fixed(i64),
-    /// The size of this dimension of that input.
+    /// This dimension is as large as one of an input's.
     Like {
         input: usize,
         axis: usize,
@@ -105,7 +105,7 @@ pub(super) struct Given<'a> {
     pub(super) hidden_gradient: Option<Rows<'a>>,
     /// Rows of the batch's parts to use; `None` for all.
     pub(super) rows: Option<(usize, usize)>,
-    /// Whether the activations have only the one row of each example that the head reads.
+    /// Whether the activations have only one row of each example: the row that the head reads.
     pub(super) picked: bool,
 }
 
@@ -113,7 +113,7 @@ pub(super) struct Given<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'a> {
     Value(&'a DynValue),
-    /// `D`, and the values.
+    /// Values, with their number of features `D`.
     Slice(usize, &'a [f32]),
 }
 
@@ -222,7 +222,7 @@ impl Graph {
         Ok(results)
     }
 
-    /// Replaces the frozen tensor at the place `from` by the one at `to` in all later runs.
+    /// Uses the frozen tensor at the place `to` instead of the tensor at `from` in all later runs.
     pub(super) fn redirect(&mut self, from: usize, to: usize) {
         for feed in self.tables.values_mut().flat_map(|table| &mut table.feeds) {
             if let Feed::Frozen(place) = feed
@@ -391,7 +391,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Returns a part of a tensor: a range of the first dimension's indices.
+/// Returns the part of a tensor with a range of indices of the first dimension.
 fn rows_of<T: PrimitiveTensorElementType + Clone + Debug + 'static>(
     array: &ArrayD<T>,
     rows: Range<usize>,

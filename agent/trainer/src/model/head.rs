@@ -1,4 +1,4 @@
-//! The head of a model in a step: over all rows at once, or over a few at a time.
+//! Runs the head of a model in a step: over all rows at once, or over a few at a time.
 
 use super::graph::{Given, Rows, WHOLE, add_gradients, contents};
 use super::stage::Stage;
@@ -17,7 +17,7 @@ pub(super) struct HeadResult {
 /// Gradient of the activations during the backward pass.
 pub(super) enum Flow {
     Value(DynValue),
-    /// `D`, and the values.
+    /// Values, with their number of features `D`.
     Buffer(usize, Vec<f32>),
 }
 
@@ -43,8 +43,8 @@ impl Stage {
         Ok(HeadResult { loss, flowing: results.hidden_gradient.map(Flow::Value) })
     }
 
-    /// Runs the head over `rows` rows at a time. Losses and gradients add up, because each token keeps its weight in the whole
-    /// batch. Rows that do not count are left out, and their gradient is zero.
+    /// Runs the head over `rows` rows at a time. Losses and gradients add up, because each token has the same weight as in the
+    /// whole batch. Rows without a target are left out, and their gradient is zero.
     pub(super) fn step_in_chunks(
         &mut self,
         given: &Given<'_>,

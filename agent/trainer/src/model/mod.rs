@@ -1,4 +1,4 @@
-//! Runs a pack's graphs. No other room knows ONNX Runtime's values.
+//! Runs a pack's graphs. No other module uses ONNX Runtime's values.
 //!
 //! A step keeps the input and the residuals of each layer to differentiate, and drops them once the backward pass has used
 //! them. Layers below the lowest one that trains are not differentiated. Skipped layers are not run, and none of their
@@ -7,8 +7,8 @@
 //! A language model's scores are the largest tensor, `[T, V]`. Its head therefore runs over a few rows at a time; that number
 //! depends only on the vocabulary, so a step gives the same bits everywhere.
 //!
-//! Rooms: `blocks` (a step's way up and down), `head`, `stage` (the sessions of one stage), `graph` (one session and its
-//! ports), `frozen` and `stack` (memory).
+//! Modules: `blocks` (forward and backward pass through the layers), `head`, `stage` (the sessions of one stage), `graph` (one
+//! session and its ports), `frozen` and `stack` (memory).
 
 mod blocks;
 mod frozen;
@@ -145,12 +145,12 @@ impl Model {
         })
     }
 
-    /// Returns the form of its batches.
+    /// Returns the form of the pack's batches.
     pub(super) fn form(&self) -> &Form {
         &self.form
     }
 
-    /// Returns true if its graphs have fused operators.
+    /// Returns true if the graphs have fused operators.
     pub(super) fn fuses(&self) -> bool {
         self.fuses
     }

@@ -14,8 +14,8 @@ const ALIGNMENT: usize = 64;
 /// Number of bytes requested from the system at a time. Unwritten pages take no memory.
 const BLOCK: usize = 64 << 20;
 
-/// The memory of one step. The next step finds it as large as this one needed. It comes directly from the system, because
-/// the C library's heap keeps freed memory.
+/// The memory of one step. It keeps the size that this step needed for the next one. It comes directly from the system, because
+/// the C library's heap does not return freed memory.
 #[derive(Default)]
 pub(super) struct Stack {
     /// Blocks of memory; all but the last are full.
@@ -26,7 +26,7 @@ pub(super) struct Stack {
     highest: usize,
 }
 
-/// A fill level of a stack.
+/// The amount of memory taken from a stack at some time.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     blocks: usize,
@@ -44,7 +44,7 @@ impl Stack {
         (self.used, self.highest) = (0, 0);
     }
 
-    /// Returns the present fill level.
+    /// Returns a mark of the memory that is taken now.
     pub(super) fn mark(&self) -> Mark {
         Mark { blocks: self.blocks.len(), used: self.used }
     }

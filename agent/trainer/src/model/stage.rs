@@ -9,14 +9,14 @@ use std::path::PathBuf;
 
 pub(super) struct Stage {
     pub(super) passes: Passes,
-    /// Same graphs, but they keep values in half precision.
+    /// The same graphs, with kept values in half precision.
     pub(super) half: Option<Passes>,
     pub(super) evaluate: Graph,
     /// Whether the stage has trainable tensors.
     pub(super) trains: bool,
 }
 
-/// Forward and backward.
+/// The graphs of the forward and the backward pass.
 pub(super) struct Passes {
     pub(super) forward: Graph,
     pub(super) backward: Option<Graph>,

@@ -1,4 +1,4 @@
-//! The verbs of `skiff-agent` that train, and the one by which the agent has work done.
+//! The verbs of `skiff-agent` that train, and the verb `work`, with which the agent starts this program.
 
 pub mod bench;
 pub mod export;

@@ -31,7 +31,7 @@ struct Operator {
     seconds: f64,
 }
 
-/// The fields of a trace's event that are read here.
+/// The fields of a trace's event that the profile uses.
 #[derive(Deserialize)]
 struct Event {
     #[serde(default)]
@@ -60,7 +60,7 @@ pub(super) fn prepare(folder: &Path) -> anyhow::Result<()> {
 }
 
 impl Profile {
-    /// Reads the traces in `folder`, of `steps` steps that took `seconds` together.
+    /// Reads the traces in `folder`, which cover `steps` steps with a total of `seconds`.
     pub(super) fn read(folder: &Path, steps: usize, seconds: f64) -> anyhow::Result<Self> {
         let per_step = |microseconds: f64| microseconds / 1e6 / steps.max(1) as f64;
         let mut operators = BTreeMap::<String, (usize, f64)>::new();

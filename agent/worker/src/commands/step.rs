@@ -51,7 +51,7 @@ pub struct Arguments {
 /// Runs the command.
 ///
 /// # Errors
-/// Anything that keeps it from finishing.
+/// A file, a pack or an ONNX Runtime that cannot be used; a step that fails.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
     let manifest = pack.manifest().clone();

@@ -1,4 +1,4 @@
-//! `skiff-agent train`: the trainer on local files, without a fleet.
+//! `skiff-agent train`: trains on local files, without a fleet.
 
 use super::bench::policy;
 use crate::corpus::Corpus;
@@ -125,7 +125,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// `--schedule`.
+/// Values of `--schedule`.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Falling {
     Constant,
@@ -155,13 +155,13 @@ struct Outcome {
     #[serde(flatten)]
     found: Found,
     evaluate_examples_per_second: Option<f64>,
-    /// The plan, with `--memory`.
+    /// The plan of the steps, if `--memory` was given.
     memory: Option<Plan>,
     train_seconds: f64,
     peak_rss_bytes: u64,
 }
 
-/// Figures of the evaluation; figures of other tasks are absent.
+/// Figures of the evaluation; figures that do not apply to the task are absent.
 #[derive(Serialize, Default)]
 struct Found {
     /// Share of correct examples or, for a task on tokens, of correct tokens.
@@ -185,7 +185,7 @@ struct Found {
 /// Runs the command.
 ///
 /// # Errors
-/// Anything that keeps it from finishing.
+/// A file, a pack or an ONNX Runtime that cannot be used; a training that fails.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let pack = Arc::new(Pack::open(&arguments.pack).context("opening the pack")?);
     arguments.out.as_deref().map_or(Ok(()), writable)?;
@@ -315,7 +315,8 @@ impl Arguments {
     }
 }
 
-/// Resumes from the checkpoint at `path`. If there is none, writes the first one, so that a bad place is found before the work.
+/// Resumes from the checkpoint at `path`. If there is none, writes the first one, so that an unwritable path is found before the
+/// work.
 fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,

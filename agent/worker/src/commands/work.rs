@@ -1,4 +1,4 @@
-//! `skiff-worker work`: the process that works for the agent, which speaks [`frames`](skiff_contract::frames) with it.
+//! `skiff-worker work`: does the agent's work. The two processes exchange [`frames`](skiff_contract::frames).
 
 use crate::examination::examine;
 use crate::inventory::look;
@@ -25,10 +25,10 @@ pub struct Arguments {
     frames: Option<String>,
 }
 
-/// Carries out the requests on standard input until it ends, and replies on standard output.
+/// Carries out the requests on standard input until the input ends, and replies on standard output.
 ///
 /// # Errors
-/// An agent with other frames; an unreadable request; a closed output.
+/// The agent's frames differ; a request cannot be read; the output is closed.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     go_first();
     // Libraries that print must not write between the replies: their output goes where the log goes.
@@ -95,7 +95,7 @@ fn reply<T: Serialize>(replies: &mut impl Write, done: anyhow::Result<T>) -> io:
     send(replies, &done.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done))
 }
 
-/// Asks the kernel to kill this process first if memory runs out, and with the agent. Neither is vital.
+/// Asks the kernel to kill this process first if memory runs out, and to kill it when the agent ends. Errors are ignored.
 fn go_first() {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         tracing::debug!(%error, "if the agent is killed, the worker ends only after its step");

@@ -27,7 +27,7 @@ pub struct Arguments {
     /// Number of layers that run, evenly spread, or `all`.
     #[arg(long, default_value = "all", value_name = "K", conflicts_with = "table")]
     active: String,
-    /// One line for every number of active layers, from 1.
+    /// Print one line for every number of active layers, from 1.
     #[arg(long)]
     table: bool,
     /// Values that layers keep for the backward pass: keep (all), half (in half precision) or recompute (none).
@@ -36,7 +36,7 @@ pub struct Arguments {
     /// Use the graphs of plain ONNX operators.
     #[arg(long)]
     pub(super) plain: bool,
-    /// Only evaluate.
+    /// Only evaluate, without training.
     #[arg(long)]
     pub(super) evaluate: bool,
     /// Have ONNX Runtime time every operator: prints a table of them, and writes its traces to this new folder (for

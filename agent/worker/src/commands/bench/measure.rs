@@ -50,7 +50,7 @@ pub(super) struct Measurement {
     predicted_bytes: u64,
 }
 
-/// An open trainer, and the graphs by which its steps are counted.
+/// An open trainer, and the graphs from which the operations of its steps are counted.
 pub(super) struct Bench<'a> {
     arguments: &'a Arguments,
     pack: Arc<Pack>,
@@ -90,7 +90,8 @@ impl<'a> Bench<'a> {
         self.pack.manifest().layers
     }
 
-    /// Times steps with `active` layers. Also returns the number of all steps, warm-up included, and their seconds.
+    /// Times steps with `active` layers. Also returns the number of all steps, including the warm-up, and their duration in
+    /// seconds.
     pub(super) fn measure(&mut self, active: usize) -> anyhow::Result<(Measurement, usize, f64)> {
         let Self { arguments, pack, runtime, trainer, fused, plain, open_seconds, open_bytes } = self;
         let (layers, examples, tokens) = (pack.manifest().layers, arguments.batch.into(), arguments.tokens.into());
@@ -183,7 +184,7 @@ fn time(
     Ok((times, after.saturating_sub(before)))
 }
 
-/// Returns `active` of `layers` layers, evenly spread, the highest among them.
+/// Returns `active` of `layers` layers, evenly spread and including the highest.
 fn spread(active: usize, layers: usize) -> LayerMask {
     let chosen = (1..=active).map(|at| at * layers / active - 1).collect();
     LayerMask::of(chosen, layers).unwrap_or_else(|| LayerMask::all(layers))
@@ -222,7 +223,7 @@ fn memory() -> [u64; 3] {
     status(["VmHWM:", "RssAnon:", "RssFile:"])
 }
 
-/// Reads these figures of this process from the kernel, in bytes.
+/// Reads figures of this process from the kernel by their keys, in bytes.
 fn status<const N: usize>(keys: [&str; N]) -> [u64; N] {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     keys.map(|key| {

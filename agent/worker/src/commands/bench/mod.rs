@@ -1,4 +1,4 @@
-//! `skiff-agent bench`: how fast this device trains a pack, and in how much memory.
+//! `skiff-agent bench`: measures how fast this device trains a pack, and how much memory that takes.
 
 mod arguments;
 mod measure;
@@ -13,7 +13,7 @@ use std::io::Write;
 /// Runs the command.
 ///
 /// # Errors
-/// Anything that keeps it from finishing.
+/// A pack, a trace folder or an ONNX Runtime that cannot be used; a step that fails.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut bench = Bench::open(arguments)?;
     let counts = arguments.counts(bench.layers())?;

@@ -29,8 +29,8 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// Returns the names of columns that every file must have.
-    pub(crate) fn named(&self) -> impl Iterator<Item = &str> {
+    /// Returns the names of the columns that every file must have.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
         let single = [&self.pair, &self.prompt, &self.label];
         self.text.iter().map(String::as_str).chain(single.into_iter().filter_map(Option::as_deref))
     }

@@ -166,7 +166,12 @@ fn one_or_two(row: &mut Row<'_>) -> Result<(String, Option<String>), DataError> 
 #[must_use]
 pub fn labels(examples: &[Example]) -> Vec<String> {
     let distinct: BTreeSet<&str> = examples.iter().map(|example| example.label.as_str()).collect();
-    let mut labels: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
+    in_natural_order(distinct.into_iter().map(str::to_owned).collect())
+}
+
+/// Sorts labels in natural order; see [`labels`].
+#[must_use]
+pub fn in_natural_order(mut labels: Vec<String>) -> Vec<String> {
     labels.sort_by(|a, b| natural_order(a, b));
     labels
 }

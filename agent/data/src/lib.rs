@@ -30,8 +30,9 @@ mod start;
 
 pub use columns::{Columns, Needs};
 pub use error::{DataError, Place};
-pub use example::{Example, Passage, Rated, Record, Tagged, labels};
+pub use example::{Example, Passage, Rated, Record, Tagged, in_natural_order, labels};
 pub use folder::{DataSet, dataset};
 pub use format::Format;
 pub use index::Index;
 pub use reader::{Reader, open, read};
+pub use row::{LABEL as LABEL_NAMES, WORD_LABELS as WORD_LABEL_NAMES};

@@ -7,7 +7,7 @@ use csv::ByteRecord;
 use serde_json::Value;
 
 /// Names of a field with the label.
-const LABEL: [&str; 7] = ["label", "class", "class index", "category", "intent", "quality", "score"];
+pub const LABEL: [&str; 7] = ["label", "class", "class index", "category", "intent", "quality", "score"];
 /// Names of a field with the text.
 const TEXT: [&str; 5] = ["text", "sentence", "utterance", "content", "review"];
 /// Names of the two fields of a pair.
@@ -25,7 +25,7 @@ const COMPLETION: (&str, &str) = ("prompt", "completion");
 /// Names of a field with words.
 const WORDS: [&str; 2] = ["tokens", "words"];
 /// Names of a field with the labels of words.
-const WORD_LABELS: [&str; 3] = ["labels", "ner_tags", "tags"];
+pub const WORD_LABELS: [&str; 3] = ["labels", "ner_tags", "tags"];
 
 /// Number of characters of a wrong label that an error shows.
 const SHOWN_CHARACTERS: usize = 40;

@@ -1,7 +1,7 @@
 //! `skiff-pack build`.
 
 use crate::screen::Screen;
-use crate::{inspect, tokenizer};
+use crate::{data, inspect, tokenizer};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use skiff_models::design::MAX_LABELS;
@@ -33,6 +33,12 @@ pub(crate) struct Arguments {
     /// 1 for regression].
     #[arg(long, value_name = "FILE|N")]
     labels: Option<String>,
+    /// Take the labels from this file of examples, in natural order; every form that `skiff-pack data` reads.
+    #[arg(long, value_name = "FILE", conflicts_with = "labels")]
+    labels_from: Option<PathBuf>,
+    /// Column or key of the label in --labels-from [default: label, class, category or another usual name].
+    #[arg(long, value_name = "NAME", requires = "labels_from")]
+    label_column: Option<String>,
     /// Method of fine-tuning, in addition to the task's head [default: lora].
     #[arg(long, value_enum)]
     peft: Option<PeftName>,
@@ -135,6 +141,7 @@ impl Arguments {
     fn options(self) -> anyhow::Result<BuildOptions> {
         let task = Task::from(self.task);
         let labels = match &self.labels {
+            None if let Some(path) = &self.labels_from => Some(data::labels(path, self.label_column.as_deref(), task)?),
             None if task == Task::Regression => Some(vec!["0".to_owned()]),
             None => None,
             Some(labels) => Some(read_labels(labels)?),

@@ -1,6 +1,7 @@
 //! `skiff-pack`: builds, shows and verifies packs, and exports tuned values in formats that other programs read.
 
 mod build;
+mod data;
 mod export;
 mod inspect;
 mod screen;
@@ -26,6 +27,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Checks a pack like `inspect`, builds its graphs again, loads the tokenizer, and runs every graph.
     Verify(verify::Arguments),
+    /// Converts a table or JSON of any usual encoding and form (also Parquet and .gz) to a file that the agent reads.
+    Data(Box<data::Arguments>),
     /// Writes tuned values as a Hugging Face PEFT adapter, or merged as a plain checkpoint.
     Export(export::Arguments),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::run(*arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Data(arguments) => data::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
     };
     match done {

@@ -17,6 +17,7 @@ pub const MAX_DEVICES: u32 = 10_000;
 pub struct RunSettings {
     /// Weights to start from: `RUN`, `RUN@best`, `RUN@last` or `RUN@ROUND` of an earlier run with the same pack (default: the pack's). In
     /// a journal it is the run's whole name and the round.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Number of training rounds (default 10).
     pub rounds: u32,

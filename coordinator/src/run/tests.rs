@@ -2,6 +2,7 @@
 use super::*;
 use crate::run::configurator::{Bandit, Choice, DropoutRates, Pace, Rates, Schedule, Shape};
 use crate::run::explain::explain;
+use crate::store::journal;
 use proptest::prelude::*;
 use skiff_api::policy::Policy;
 use skiff_api::progress;
@@ -1002,8 +1003,9 @@ proptest! {
         let started = Record::RunStarted(begin(RunSettings { seed, sharing, ..settings() }));
         for record in [evaluated, started] {
             let entry = Entry { at_ms: seed, record };
-            let bytes = postcard::to_stdvec(&entry).unwrap();
-            prop_assert_eq!(postcard::from_bytes::<Entry>(&bytes).unwrap(), entry);
+            let (bytes, checksum) = journal::Entry::from(&entry).encode(RUN, 0);
+            let read = journal::Entry::decode(RUN, 0, &bytes, &checksum).unwrap();
+            prop_assert_eq!(Entry::try_from(read).unwrap(), entry);
         }
     }
 }

@@ -27,7 +27,7 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make test     every test suite, even after one has failed; installs the Mosquitto broker if it is missing
   make check    formatting, lints, plain English, and (with cargo-deny installed) licences and advisories
   make bench    what training steps cost on three sizes of BERT and on real text, what a round costs beyond
-                the training, and what deciding and the journal do (half an hour)
+                the training, what deciding and the journal do, and what showing 10,000 devices does (half an hour)
   make experiment   compares federated fine-tuning methods on virtual fleets, some minutes: training is real, time is virtual
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
                 and a fleet write (gigabytes of Python packages; the tests only read the numbers)
@@ -97,6 +97,7 @@ bench: tools
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo bench --locked -p skiff-tests --bench rounds -- $(bench_json)
 	@cargo bench --locked -p skiff-tests --bench decisions -- $(bench_json)
 	@cargo bench --locked -p skiff-tests --bench journal -- $(bench_json)
+	@cargo bench --locked -p skiff-tests --bench progress -- $(bench_json) $(if $(QUICK),--quick)
 
 experiment: tools
 	@cross/fetch

@@ -17,6 +17,8 @@
 //! carries out the actions. So no effect that depends on a record leaves before the record is on disk. One call of
 //! [`Hub::link`] takes all events that are waiting, and commits their records together.
 
+mod shown;
+
 use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
@@ -28,9 +30,7 @@ use crate::run::{
 use crate::store::collector::{self, Collected};
 use crate::store::{Store, StoreError, Traffic, room};
 use crate::transfers::{Step, Transfers};
-use crate::views;
 use skiff_api::policy::{Policy, Share};
-use skiff_api::progress::Progress;
 use skiff_base::chain;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication, Refusals, Refused};
@@ -88,6 +88,8 @@ pub struct Hub {
     traffic_round: u32,
     /// Committed traffic by round.
     travelled: BTreeMap<u32, Traffic>,
+    /// Devices that were shown with a training order.
+    with_order: BTreeSet<DeviceId>,
 }
 
 /// The parts that a hub is made of.
@@ -133,6 +135,7 @@ impl Hub {
             traffic: Traffic::default(),
             traffic_round: 0,
             travelled: BTreeMap::new(),
+            with_order: BTreeSet::new(),
         };
         for finding in hub.store.findings() {
             tracing::error!(run = %finding.run, reason = finding.reason, "the run is stopped because records are damaged or missing; its weights are kept");
@@ -300,6 +303,7 @@ impl Hub {
             Err(bad) => return Ok(Err(bad.to_string())),
         };
         self.run = Some(started);
+        self.mark_all();
         self.traffic = Traffic::default();
         self.traffic_round = 0;
         self.travelled = BTreeMap::new();
@@ -373,23 +377,10 @@ impl Hub {
         self.store.delete(run)?;
         if is_current {
             self.run = None;
+            self.mark_all();
         }
         tracing::info!(%run, "run deleted");
         Ok(Ok(self.remove_blobs()?))
-    }
-
-    /// Returns the state of the fleet and of the run, for watchers.
-    #[must_use]
-    pub fn progress(&self, now: Timestamp) -> Progress {
-        let ledger = self.run.as_ref().map(Run::ledger);
-        let devices = views::devices(&self.fleet, ledger, now);
-        let mut travelled = self.travelled.clone();
-        // Bytes that travel after the end of a run do not count for it.
-        if ledger.is_some_and(|ledger| !ledger.is_ended()) {
-            *travelled.entry(self.traffic_round).or_default() += self.traffic;
-        }
-        let run = self.run.as_ref().map(|run| views::current_run(run, &travelled, now));
-        Progress { connected: self.connected, devices, run, refused_messages: self.refusals.by_label() }
     }
 
     /// Returns the message that tells devices that the coordinator is leaving.
@@ -410,6 +401,7 @@ impl Hub {
         self.travelled = self.store.traffic(run)?;
         self.traffic_round = ledger.round;
         self.run = Some(taken);
+        self.mark_all();
         self.decided.extend(actions);
         if !is_ended && pack != self.model.pack {
             tracing::warn!(%run, "stopping the run because it was started with another pack");
@@ -598,6 +590,7 @@ impl Hub {
         *self.travelled.entry(self.traffic_round).or_default() += traffic;
         self.traffic_round = ledger.round;
         entries.iter().for_each(|entry| log(ledger.start.run, &entry.record));
+        self.mark_changed(entries);
         Ok(())
     }
 

@@ -7,12 +7,14 @@
 //! alternatives), [`fleet`] (the known devices). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
 //! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them).
 //! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
-//! everybody: [`config`], [`views`] (makes what operators see) and [`measures`] (figures of evaluations). [`release`] is a room for
+//! everybody: [`config`], [`views`] (makes what operators see), [`board`] (the newest
+//! views, and what each watcher has not seen) and [`measures`] (figures of evaluations). [`release`] is a room for
 //! later.
 //!
 //! Requests of operators, their replies and the views are the crate `skiff-api`. The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 
 pub mod arrivals;
+pub mod board;
 pub mod config;
 pub mod doors;
 pub mod fleet;

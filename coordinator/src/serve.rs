@@ -8,10 +8,11 @@
 //!             deadline          │       │                              │
 //! clock ────────────────────────►       ◄──────────────────────────────┘
 //!                               └───┬───┘
-//!                                   └─ watch channel of Progress ──► control, demo
+//!                                   └─ watch channel of the Board ──► control, demo
 //! ```
 
 use crate::arrivals::{Checked, Checker};
+use crate::board::{Board, Follower};
 use crate::config::Config;
 use crate::doors::mqtt::Writer;
 use crate::doors::{Call, socket};
@@ -23,7 +24,6 @@ use crate::store::{keys, policy};
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::{Map, Value};
 use skiff_api::policy::{Change, Policy, PolicyView};
-use skiff_api::progress::Progress;
 use skiff_api::request::{Deleted, Reply, Request};
 use skiff_base::chain;
 use skiff_base::files::{self, Access};
@@ -42,6 +42,8 @@ use tokio::time::Instant;
 
 /// Maximum delay until watchers see a change.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Maximum number of changed devices that are shown in one turn of the loop.
+pub const SHOWN_AT_ONCE: usize = 512;
 /// Maximum number of messages that are handled and committed together.
 const BATCH: usize = 64;
 /// Maximum number of publications that wait for the link. More are dropped, and repeated later.
@@ -53,7 +55,7 @@ pub const PACK_FILE: &str = "pack.path";
 /// A running coordinator. Its tasks run in the current tokio runtime.
 pub struct Coordinator {
     public_key: String,
-    progress: watch::Receiver<Progress>,
+    board: watch::Receiver<Board>,
     calls: mpsc::Sender<Call>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
@@ -62,7 +64,7 @@ pub struct Coordinator {
 impl Coordinator {
     /// Opens the state folder, resumes the last run, and starts to connect.
     ///
-    /// An unreachable broker is not an error: the link keeps trying, and [`Progress::connected`] shows whether it succeeded.
+    /// An unreachable broker is not an error: the link keeps trying, and [`Coordinator::progress`] shows whether it succeeded.
     ///
     /// # Errors
     /// The configuration, pack, key, journal or state folder cannot be used; the text names it and the remedy.
@@ -101,16 +103,18 @@ impl Coordinator {
             writer,
         };
         let start = Clock::new(0);
-        let hub = Hub::open(parts, start.now())?;
+        let mut hub = Hub::open(parts, start.now())?;
         let clock = Clock::new(hub.last_ms());
 
         let (link, events) = Link::open(link_config(&config, will))?;
         let listener =
             socket::listen(state).with_context(|| format!("making the control socket in {}", state.display()))?;
         let (calls, called) = mpsc::channel(16);
-        let (published, progress) = watch::channel(hub.progress(clock.now()));
+        let mut first = Board::default();
+        hub.show(&mut first, usize::MAX, clock.now());
+        let (published, board) = watch::channel(first);
         let (stop, stopping) = oneshot::channel();
-        let doors = tokio::spawn(socket::serve(listener, calls.clone(), progress.clone()));
+        let doors = tokio::spawn(socket::serve(listener, calls.clone(), board.clone()));
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let sending = tokio::spawn(send(link, queue));
         let (merged, merges) = mpsc::channel(1);
@@ -132,7 +136,7 @@ impl Coordinator {
             drop(lock);
             worked
         });
-        Ok(Self { public_key, progress, calls, stop, task })
+        Ok(Self { public_key, board, calls, stop, task })
     }
 
     /// Returns the key with which devices check this coordinator's messages: 64 hexadecimal digits.
@@ -141,13 +145,13 @@ impl Coordinator {
         &self.public_key
     }
 
-    /// Returns a receiver of the current state and of every change.
+    /// Returns a follower of the state of fleet and run.
     #[must_use]
-    pub fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.clone()
+    pub fn progress(&self) -> Follower {
+        Follower::new(self.board.clone())
     }
 
-    /// Starts a run and returns its name as in [`Progress`].
+    /// Starts a run and returns its name.
     ///
     /// # Errors
     /// A setting is out of range, the current run has not ended, or the coordinator has stopped.
@@ -212,7 +216,7 @@ struct Shell {
     outgoing: mpsc::Sender<Publication>,
     merged: mpsc::Sender<MergeEnd>,
     checked: mpsc::Sender<Checked>,
-    published: watch::Sender<Progress>,
+    published: watch::Sender<Board>,
 }
 
 impl Shell {
@@ -257,8 +261,7 @@ impl Shell {
                 () = sleep_until(deadline) => self.hub.tick(self.clock.now())?,
                 () = tokio::time::sleep_until(shown + PROGRESS_EVERY), if changed => {
                     shown = Instant::now();
-                    changed = false;
-                    self.show();
+                    changed = self.show();
                     continue;
                 }
             };
@@ -267,9 +270,11 @@ impl Shell {
         }
     }
 
-    /// Publishes the current state to watchers.
-    fn show(&self) {
-        let _ = self.published.send(self.hub.progress(self.clock.now()));
+    /// Publishes what changed to watchers. Returns true if some of it waits for the next time.
+    fn show(&mut self) -> bool {
+        let (hub, now, mut has_more) = (&mut self.hub, self.clock.now(), false);
+        self.published.send_modify(|board| has_more = hub.show(board, SHOWN_AT_ONCE, now));
+        has_more
     }
 
     /// Carries out a request and answers it. The effects are carried out after the answer.
@@ -287,7 +292,10 @@ impl Shell {
     fn answer(&mut self, request: Request) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
         let now = self.clock.now();
         let done = match request {
-            Request::Progress | Request::Watch => Ok((Reply::Progress(Box::new(self.hub.progress(now))), Vec::new())),
+            Request::Progress | Request::Watch => {
+                let whole = self.published.borrow().whole();
+                Ok((Reply::Progress(Box::new(whole.progress())), Vec::new()))
+            }
             Request::StartRun(overrides) => self.start_run(overrides, now)?,
             Request::StopRun => {
                 let stopped = self.hub.stop_run("stopped by the operator".to_owned(), now)?;
@@ -300,7 +308,7 @@ impl Shell {
                 shares.map(|shares| (Reply::Policy(PolicyView { policy, shares }), Vec::new()))
             }
             Request::ComparePolicy(policy) => {
-                self.changes(&policy).map(|changes| (Reply::Changes(changes), Vec::new()))
+                self.changes(&policy).map(|changes| (Reply::PolicyChanges(changes), Vec::new()))
             }
             Request::SetPolicy(policy) => self.set_policy(policy, now)?,
         };
@@ -343,7 +351,7 @@ impl Shell {
             Err(reason) => return Ok(Err(reason)),
         };
         (self.defaults.sharing, self.defaults.groups) = (policy.sharing.clone(), policy.groups.clone());
-        Ok(Ok((Reply::Changes(changes), self.hub.set_policy(policy, now)?)))
+        Ok(Ok((Reply::PolicyChanges(changes), self.hub.set_policy(policy, now)?)))
     }
 
     /// Returns the policy of the current run, or of the next run if there is no current one.

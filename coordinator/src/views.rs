@@ -1,39 +1,106 @@
 //! Makes all views for people and programs, from the engine of the run, the fleet, the journal and the traffic.
 
-use crate::fleet::Fleet;
+use crate::fleet::Device;
 use crate::measures;
-use crate::run::{self, Entry, Ledger, Record, Run, RunSettings};
+use crate::run::{self, ClosedRound, Entry, Ledger, Record, Run, RunSettings, Totals};
 use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError, Traffic};
 use serde_json::{Map, Value};
 use skiff_api::details::{Contribution, RunDetails};
-use skiff_api::progress::{DeviceProgress, Phase, ROUNDS_SHOWN, RoundProgress, RunProgress};
-use skiff_protocol::Timestamp;
+use skiff_api::progress::{DeviceProgress, Phase, Presence, ROUNDS_SHOWN, RoundProgress, RunProgress};
+use skiff_protocol::messages::{AgentState, Telemetry};
+use skiff_protocol::{DeviceId, Timestamp};
 use std::collections::BTreeMap;
 
 /// Traffic of a run by round.
 pub type TrafficByRound = BTreeMap<u32, Traffic>;
 
-/// Returns all known devices, with their part in the current run.
+/// Returns a known device, with its part in the current run.
 #[must_use]
-pub fn devices(fleet: &Fleet, ledger: Option<&Ledger>, now: Timestamp) -> Vec<DeviceProgress> {
-    let mut devices = fleet.progress(now);
-    let Some(ledger) = ledger else { return devices };
-    for device in &mut devices {
-        device.mean_rate = ledger.order_of(&device.device).map(|ordered| ordered.assignment.choice.rates.mean());
-        if let Some(totals) = ledger.totals.get(&device.device) {
-            device.updates = totals.updates;
-            device.mean_active_layers = totals.mean_active_layers();
-            device.peak_rss_bytes = device.peak_rss_bytes.max(totals.peak_rss_bytes);
-        }
+pub fn device(name: &DeviceId, known: &Device, ledger: Option<&Ledger>) -> DeviceProgress {
+    let sample = known.telemetry.as_ref().map(|(_, sample)| sample);
+    let present = sample.filter(|_| matches!(known.presence, Presence::Here | Presence::WrongPack));
+    let work = present.and_then(|sample| sample.work.as_ref());
+    let hottest = |sample: &Telemetry| sample.temperatures.iter().map(|(_, celsius)| *celsius).reduce(f32::max);
+    let totals = ledger.and_then(|ledger| ledger.totals.get(name));
+    let peak_rss_bytes = sample.map_or(0, |sample| sample.agent_peak_rss_bytes);
+    DeviceProgress {
+        device: name.clone(),
+        presence: known.presence,
+        state: present.map_or("unknown", |sample| state(sample.state)).to_owned(),
+        step: work.map_or(0, |work| work.step),
+        steps: work.map_or(0, |work| work.steps),
+        step_ms: work.map_or(0.0, |work| finite(work.step_ms)),
+        tokens_per_second: work.map_or(0.0, |work| finite(work.tokens_per_second)),
+        active_layers: work.map_or(0, |work| work.active_layers),
+        mean_active_layers: totals.and_then(Totals::mean_active_layers),
+        mean_rate: ledger
+            .and_then(|ledger| ledger.order_of(name))
+            .map(|ordered| ordered.assignment.choice.rates.mean()),
+        updates: totals.map_or(0, |totals| totals.updates),
+        rss_bytes: present.map_or(0, |sample| sample.agent_rss_bytes),
+        peak_rss_bytes: peak_rss_bytes.max(totals.map_or(0, |totals| totals.peak_rss_bytes)),
+        agent_cpu_percent: present.map_or(0.0, |sample| finite(sample.agent_cpu_percent)),
+        temperature: sample.and_then(hottest).filter(|celsius| celsius.is_finite()),
+        telemetry_at_ms: known.telemetry.as_ref().map(|(at, _)| at.0),
+        note: known.note.clone(),
     }
-    devices
+}
+
+/// Replaces NaN and infinity, which a device may report and JSON cannot hold, by zero.
+fn finite(number: f32) -> f32 {
+    if number.is_finite() { number } else { 0.0 }
+}
+
+fn state(state: AgentState) -> &'static str {
+    match state {
+        AgentState::Idle => "idle",
+        AgentState::Fetching => "fetching",
+        AgentState::Training => "training",
+        AgentState::Evaluating => "evaluating",
+        AgentState::Uploading => "uploading",
+    }
+}
+
+/// Returns the current run without its closed rounds.
+#[must_use]
+pub fn run_line(run: &Run, total: Traffic, now: Timestamp) -> RunProgress {
+    line(run.ledger(), run.evaluation_reports(), total, now)
+}
+
+/// Returns a closed round.
+#[must_use]
+pub fn closed_round(closed: &ClosedRound, traffic: Traffic) -> RoundProgress {
+    let ClosedRound { round, ref skipped, selected, updates, train_loss, mean_rate, .. } = *closed;
+    let evaluated = closed.evaluated.as_ref();
+    let left_out = evaluated.into_iter().flat_map(|evaluated| &evaluated.left_out);
+    RoundProgress {
+        round,
+        skipped: skipped.clone(),
+        selected,
+        updates,
+        accuracy: evaluated.and_then(|evaluated| evaluated.accuracy),
+        metrics: evaluated.and_then(|evaluated| evaluated.figures),
+        left_out: left_out.map(|(device, why)| (device.to_string(), why.clone())).collect(),
+        loss: evaluated.and_then(|evaluated| evaluated.loss),
+        evaluated_examples: evaluated.map_or(0, |evaluated| evaluated.examples),
+        train_loss,
+        mean_rate,
+        mean_active_layers: closed.mean_active_layers,
+        step_ms: closed.step_ms,
+        train_ms: closed.train_ms,
+        evaluate_ms: evaluated.map_or(0, |evaluated| evaluated.took_ms),
+        longest_training_ms: closed.longest_training_ms,
+        bytes_up: traffic.up,
+        bytes_down: traffic.down,
+    }
 }
 
 /// Returns the current run, with its last [`ROUNDS_SHOWN`] closed rounds.
 #[must_use]
 pub fn current_run(run: &Run, traffic: &TrafficByRound, now: Timestamp) -> RunProgress {
-    run_with_rounds(run.ledger(), run.evaluation_reports(), traffic, now, ROUNDS_SHOWN)
+    let closed = last_rounds(run.ledger(), traffic, ROUNDS_SHOWN);
+    RunProgress { closed, ..run_line(run, total(traffic), now) }
 }
 
 /// Returns a run as it is listed, from its summary and without its closed rounds.
@@ -97,7 +164,9 @@ pub fn details(store: &dyn Store, row: &RunRow, now: Timestamp) -> Result<RunDet
         Err(_) if row.damage.is_some() => return Ok(details),
         ledger => ledger.map_err(|source| StoreError::OutOfPlace { run: row.run, source })?,
     };
-    details.run = run_with_rounds(&ledger, 0, &store.traffic(row.run)?, now, usize::MAX);
+    let traffic = store.traffic(row.run)?;
+    let closed = last_rounds(&ledger, &traffic, usize::MAX);
+    details.run = RunProgress { closed, ..line(&ledger, 0, total(&traffic), now) };
     details.pack = Some(ledger.start.pack.to_string());
     details.settings = settings_table(&ledger.start.settings);
     details.devices = contributions(&ledger, &entries);
@@ -105,13 +174,21 @@ pub fn details(store: &dyn Store, row: &RunRow, now: Timestamp) -> Result<RunDet
     Ok(details)
 }
 
-fn run_with_rounds(
-    ledger: &Ledger,
-    evaluation_reports: usize,
-    traffic: &TrafficByRound,
-    now: Timestamp,
-    rounds: usize,
-) -> RunProgress {
+fn total(traffic: &TrafficByRound) -> Traffic {
+    let mut total = Traffic::default();
+    traffic.values().for_each(|traffic| total += *traffic);
+    total
+}
+
+/// Returns the last `rounds` closed rounds, oldest first.
+fn last_rounds(ledger: &Ledger, traffic: &TrafficByRound, rounds: usize) -> Vec<RoundProgress> {
+    let closed = &ledger.closed[ledger.closed.len().saturating_sub(rounds)..];
+    let traffic_in = |round: u32| traffic.get(&round).copied().unwrap_or_default();
+    closed.iter().map(|closed| closed_round(closed, traffic_in(closed.round))).collect()
+}
+
+/// Returns a run without its closed rounds.
+fn line(ledger: &Ledger, evaluation_reports: usize, total: Traffic, now: Timestamp) -> RunProgress {
     let (phase, ordered, answered) = match &ledger.phase {
         run::Phase::Gather(_) | run::Phase::Done => (Phase::Gathering, 0, 0),
         run::Phase::Train(training) => (Phase::Training, training.assignments.len(), training.updates.len()),
@@ -122,7 +199,6 @@ fn run_with_rounds(
         run::Phase::Ended(Some(_)) => (Phase::Stopped, 0, 0),
     };
     let until_ms = if ledger.is_ended() { ledger.last_ms } else { now.0.max(ledger.last_ms) };
-    let closed = &ledger.closed[ledger.closed.len().saturating_sub(rounds)..];
     RunProgress {
         run: ledger.start.run.to_string(),
         phase,
@@ -138,9 +214,9 @@ fn run_with_rounds(
         metrics: ledger.figures,
         metrics_after: ledger.figures_after,
         elapsed_ms: until_ms - ledger.started_ms,
-        bytes_up: traffic.values().map(|traffic| traffic.up).sum(),
-        bytes_down: traffic.values().map(|traffic| traffic.down).sum(),
-        closed: closed.iter().map(|closed| with_traffic(closed, traffic)).collect(),
+        bytes_up: total.up,
+        bytes_down: total.down,
+        closed: Vec::new(),
         reason: match &ledger.phase {
             // A run of an earlier version that failed has no reason in its journal.
             run::Phase::Ended(None) if ledger.has_failed() => Some(ledger.why_nothing_was_merged()),
@@ -152,11 +228,6 @@ fn run_with_rounds(
             | run::Phase::Done => None,
         },
     }
-}
-
-fn with_traffic(closed: &RoundProgress, traffic: &TrafficByRound) -> RoundProgress {
-    let Traffic { up, down } = traffic.get(&closed.round).copied().unwrap_or_default();
-    RoundProgress { bytes_up: up, bytes_down: down, ..closed.clone() }
 }
 
 /// Returns the work of each device in a run, ordered by name.

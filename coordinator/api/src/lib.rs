@@ -4,11 +4,12 @@
 //! the command line, the demo and the tests use it.
 //!
 //! Rooms: [`request`] (requests and their replies), [`version`] (the versions in which they are spoken), [`progress`] (the state
-//! that watchers see), [`details`] (a whole run), [`measures`] (figures of evaluations), [`policy`] (which layers devices share).
+//! that watchers see), [`changes`] (how it reaches them), [`details`] (a whole run), [`measures`] (figures of evaluations), [`policy`] (which layers devices share).
 //!
 //! Settings of a run stay in the coordinator, which knows their ranges. They travel as a JSON table with the keys of table `[run]`
 //! of the configuration.
 
+pub mod changes;
 pub mod details;
 pub mod measures;
 pub mod policy;

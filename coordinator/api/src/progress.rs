@@ -14,6 +14,9 @@ pub const ROUNDS_SHOWN: usize = 200;
 /// State of the fleet and the run at one moment.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Progress {
+    /// Time of the coordinator, in milliseconds since 1970; 0 if an older coordinator does not tell it.
+    #[serde(default)]
+    pub now_ms: u64,
     /// True while the coordinator is connected to the broker.
     pub connected: bool,
     /// All known devices, ordered by name.
@@ -57,8 +60,8 @@ pub struct DeviceProgress {
     pub agent_cpu_percent: f32,
     /// Temperature of the hottest sensor in degrees Celsius.
     pub temperature: Option<f32>,
-    /// Age of the last telemetry in milliseconds.
-    pub telemetry_age_ms: Option<u64>,
+    /// Time of the last telemetry by the coordinator's clock, in milliseconds since 1970.
+    pub telemetry_at_ms: Option<u64>,
     /// Reason for the last refusal, by the device or of its message.
     pub note: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! Requests of operators, and the coordinator's replies.
 
+use crate::changes::Changes;
 use crate::policy::{Change, Policy, PolicyView};
 use crate::progress::Progress;
 use crate::version::Versions;
@@ -13,7 +14,7 @@ use std::fmt;
 pub enum Request {
     /// Return the current state. Reply: [`Reply::Progress`].
     Progress,
-    /// Return the state now and after each change. Replies: [`Reply::Progress`], one after another.
+    /// Return the state now and what changes in it. Replies: [`Reply::Changes`], one after another; in version 1, [`Reply::Progress`].
     Watch,
     /// Start a run with these settings; defaults come from the configuration. Reply: [`Reply::RunStarted`].
     StartRun(Map<String, Value>),
@@ -23,9 +24,9 @@ pub enum Request {
     DeleteRun(String),
     /// Return the sharing policy. Reply: [`Reply::Policy`].
     ShowPolicy,
-    /// Return what another policy would change, without setting it. Reply: [`Reply::Changes`].
+    /// Return what another policy would change, without setting it. Reply: [`Reply::PolicyChanges`].
     ComparePolicy(Policy),
-    /// Set another policy, for the current run and all later ones. Reply: [`Reply::Changes`].
+    /// Set another policy, for the current run and all later ones. Reply: [`Reply::PolicyChanges`].
     SetPolicy(Policy),
 }
 
@@ -35,6 +36,8 @@ pub enum Request {
 pub enum Reply {
     /// State of the fleet and of the run.
     Progress(Box<Progress>),
+    /// Change of that state.
+    Changes(Box<Changes>),
     /// Name of the run that was started.
     RunStarted(String),
     /// The request was carried out.
@@ -44,7 +47,7 @@ pub enum Reply {
     /// The sharing policy.
     Policy(PolicyView),
     /// Effect of the other policy on each known device.
-    Changes(Vec<Change>),
+    PolicyChanges(Vec<Change>),
 }
 
 /// Blobs that were removed with a deleted run.

@@ -4,7 +4,7 @@
 //! | version | since | difference |
 //! |---|---|---|
 //! | 1 | requests without versions | |
-//! | 2 | requests with versions | |
+//! | 2 | requests with versions | a watcher gets [`crate::changes::Changes`] in place of the whole state; telemetry has a time in place of an age |
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

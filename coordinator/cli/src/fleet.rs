@@ -5,7 +5,7 @@ use crate::table::{bytes, number, row, table};
 use clap::Args;
 use skiff_api::progress::{DeviceProgress, Presence, Progress};
 use skiff_api::request::Request;
-use skiff_coordinator::doors::client::Client;
+use skiff_coordinator::doors::client::{Watch, ask_once};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -27,29 +27,29 @@ pub(crate) struct Arguments {
 /// # Errors
 /// No coordinator is reachable.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let request = if arguments.watch { Request::Watch } else { Request::Progress };
-    let mut client = Client::<Progress>::ask(&arguments.door.state()?, &request).await?;
+    let state = arguments.door.state()?;
     let mut out = std::io::stdout();
-    loop {
-        let progress = client.next().await?;
-        if arguments.json {
-            writeln!(out, "{}", serde_json::to_string(&progress)?)?;
-        } else {
-            let clear = if arguments.watch { "\x1b[H\x1b[2J" } else { "" };
-            write!(out, "{clear}{}", show(&progress))?;
-            out.flush()?;
-        }
-        if !arguments.watch {
-            return Ok(());
-        }
+    if !arguments.watch {
+        let progress: Progress = ask_once(&state, &Request::Progress).await?;
+        return Ok(write!(out, "{}", text(&progress, arguments.json)?)?);
     }
+    let mut watch = Watch::start(&state).await?;
+    loop {
+        let clear = if arguments.json { "" } else { "\x1b[H\x1b[2J" };
+        write!(out, "{clear}{}", text(watch.next().await?, arguments.json)?)?;
+        out.flush()?;
+    }
+}
+
+fn text(progress: &Progress, json: bool) -> anyhow::Result<String> {
+    Ok(if json { serde_json::to_string(progress)? + "\n" } else { show(progress) })
 }
 
 fn show(progress: &Progress) -> String {
     let mut rows = vec![row([
         "device", "presence", "state", "step", "ms/step", "tokens/s", "layers", "cpu %", "rss", "peak", "temp", "age",
     ])];
-    rows.extend(progress.devices.iter().map(cells));
+    rows.extend(progress.devices.iter().map(|device| cells(device, progress.now_ms)));
     let mut text = table(&rows);
     for device in &progress.devices {
         if let Some(note) = &device.note {
@@ -69,13 +69,14 @@ fn show(progress: &Progress) -> String {
     text
 }
 
-fn cells(device: &DeviceProgress) -> Vec<String> {
+fn cells(device: &DeviceProgress, now_ms: u64) -> Vec<String> {
     let presence = match device.presence {
         Presence::Here => "here",
         Presence::WrongPack => "wrong pack",
         Presence::Left => "left",
         Presence::Lost => "lost",
     };
+    let age_ms = device.telemetry_at_ms.map(|at_ms| now_ms.saturating_sub(at_ms));
     let positive = |value: f32, digits| number((value > 0.0).then_some(value.into()), digits);
     vec![
         device.device.to_string(),
@@ -89,7 +90,7 @@ fn cells(device: &DeviceProgress) -> Vec<String> {
         bytes(device.rss_bytes),
         bytes(device.peak_rss_bytes),
         number(device.temperature.map(f64::from), 1),
-        device.telemetry_age_ms.map_or_else(|| "-".to_owned(), crate::table::seconds),
+        age_ms.map_or_else(|| "-".to_owned(), crate::table::seconds),
     ]
 }
 
@@ -105,7 +106,7 @@ mod tests {
         let device = "pi-4".parse().unwrap();
         fleet.gone(&device, &gone, skiff_protocol::Timestamp(0)).unwrap();
         fleet.note(&device, "refused an order: on battery");
-        let devices = fleet.progress(skiff_protocol::Timestamp(0));
+        let devices = vec![skiff_coordinator::views::device(&device, fleet.get(&device).unwrap(), None)];
         let refused_messages = [("digest".to_owned(), 3)].into();
         let text = show(&Progress { devices, refused_messages, ..Progress::default() });
         for part in ["pi-4", "lost", "on battery", "refused messages: digest 3", "not connected"] {

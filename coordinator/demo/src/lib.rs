@@ -25,7 +25,8 @@ use indicatif::ProgressBar;
 use outcome::Outcome;
 use screen::Screen;
 use shares::{Dealing, Shares};
-use skiff_api::progress::{Phase, Presence, Progress};
+use skiff_api::progress::{Phase, Presence};
+use skiff_coordinator::board::Follower;
 use skiff_coordinator::config::Config;
 use skiff_coordinator::serve::Coordinator;
 use skiff_models::pack::{BuildOptions, Manifest, build};
@@ -38,7 +39,6 @@ use std::sync::Mutex;
 use std::time::Duration;
 use stop::Stop;
 use tokio::select;
-use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
@@ -244,7 +244,7 @@ fn onnxruntime() -> Option<PathBuf> {
 /// Waits until `expected` agents are connected.
 async fn await_arrival(
     agents: &mut Agents,
-    mut progress: watch::Receiver<Progress>,
+    mut progress: Follower,
     expected: usize,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
@@ -253,7 +253,7 @@ async fn await_arrival(
         loop {
             watch.tick().await;
             agents.check()?;
-            let seen = progress.borrow_and_update().clone();
+            let seen = progress.newest();
             let here = seen.devices.iter().filter(|device| device.presence == Presence::Here).count();
             bar.set_message(format!("{here} of {expected} agents are connected"));
             if here >= expected {
@@ -270,7 +270,7 @@ async fn await_arrival(
 /// Shows the run until it ends.
 async fn conduct(
     agents: &mut Agents,
-    mut progress: watch::Receiver<Progress>,
+    mut progress: Follower,
     screen: &Screen,
     layers: usize,
     started: Instant,
@@ -279,11 +279,13 @@ async fn conduct(
     let mut watch = interval(WATCH);
     loop {
         select! {
-            changed = progress.changed() => changed.context("the coordinator ended early; see demo.log with --keep FOLDER")?,
+            changed = progress.changed() => {
+                changed.context("the coordinator ended early; see demo.log with --keep FOLDER")?;
+            }
             _ = watch.tick() => agents.check()?,
         }
-        let seen = progress.borrow_and_update().clone();
-        table.update(&seen);
+        let seen = progress.newest();
+        table.update(seen);
         let Some(run) = &seen.run else { continue };
         if let (None, Some(reason)) = (run.accuracy_before, run.closed.first().and_then(|first| first.skipped.as_ref()))
         {

@@ -101,7 +101,7 @@ pub(super) mod tests {
             peak_rss_bytes: 200 << 20,
             agent_cpu_percent: 99.0,
             temperature: Some(41.2),
-            telemetry_age_ms: Some(100),
+            telemetry_at_ms: Some(100),
             note: None,
         }
     }

@@ -2,6 +2,8 @@
 
 use super::socket::SOCKET;
 use serde::Deserialize;
+use skiff_api::changes::Changes;
+use skiff_api::progress::Progress;
 use skiff_api::request::{Answer, Envelope, Request};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -116,4 +118,41 @@ impl<T: for<'de> Deserialize<'de>> Client<T> {
 /// Same as [`Client::ask`] and [`Client::next`].
 pub async fn ask_once<T: for<'de> Deserialize<'de>>(state: &Path, request: &Request) -> Result<T, ControlError> {
     Client::ask(state, request).await?.next().await
+}
+
+/// A watcher of the coordinator's state: folds the changes that arrive.
+pub struct Watch {
+    changes: Client<Changes>,
+    state: Progress,
+}
+
+impl Watch {
+    /// Asks the coordinator of the folder `state` for its state and every change.
+    ///
+    /// # Errors
+    /// Same as [`Client::ask`].
+    pub async fn start(state: &Path) -> Result<Self, ControlError> {
+        Ok(Self { changes: Client::ask(state, &Request::Watch).await?, state: Progress::default() })
+    }
+
+    /// Waits for the whole state, and in later calls for its next change. Returns the newest state.
+    ///
+    /// # Errors
+    /// Same as [`Client::next`].
+    pub async fn next(&mut self) -> Result<&Progress, ControlError> {
+        loop {
+            let changes = self.changes.next().await?;
+            let is_partial = changes.is_partial;
+            self.state.apply(changes);
+            if !is_partial {
+                return Ok(&self.state);
+            }
+        }
+    }
+
+    /// Returns the newest state.
+    #[must_use]
+    pub fn state(&self) -> &Progress {
+        &self.state
+    }
 }

@@ -1,13 +1,16 @@
 //! The control socket for operators on the same machine: a Unix socket in the state folder, one JSON request per connection.
 //!
 //! A request is one line ([`Envelope`]); the answer is one line `{"ok": ...}` or `{"error": "..."}` ([`Answer`]). The answer to
-//! `watch` is a line of [`Progress`] for each change, at most one per [`WATCH_EVERY`], until the client closes its side. The
-//! socket's mode is 0600: only its owner can open it, and whoever opens it can do everything.
+//! `watch` is the whole state in pieces, and then lines of changes, at most one per [`WATCH_EVERY`] and at most
+//! [`WATCH_BYTES_PER_SECOND`] over time, until the client closes its side. A watcher whose line is still on its way gets the newest
+//! values in the next one. The socket's mode is 0600: only its owner can open it, and whoever opens it can do everything.
 //!
 //! There are more places for connections than for watchers, so that forgotten watchers never block a request.
 
 use super::Call;
+use crate::board::{Board, Feed};
 use serde::Serialize;
+use serde_json::Value;
 use skiff_api::progress::Progress;
 use skiff_api::request::{Answer, Envelope, Reply, Request};
 use std::fs::Permissions;
@@ -24,6 +27,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 pub const SOCKET: &str = "control.sock";
 /// Minimum time between two lines to a watcher.
 pub const WATCH_EVERY: Duration = Duration::from_millis(200);
+/// Maximum number of bytes per second to a watcher that has the whole state.
+pub const WATCH_BYTES_PER_SECOND: u64 = 40_000;
+/// Size in bytes above which no more devices are added to a line of changes.
+const LINE_BYTES: usize = 7_000;
+/// The same for a piece of the whole state.
+const FIRST_BYTES: usize = 64 * 1024;
 /// Maximum length of a request in bytes.
 pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
 /// Maximum number of connections at a time.
@@ -49,16 +58,16 @@ pub fn listen(state: &Path) -> io::Result<UnixListener> {
 }
 
 /// Accepts and answers connections until it is dropped.
-pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, progress: watch::Receiver<Progress>) {
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, board: watch::Receiver<Board>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (calls, progress, watchers) = (calls.clone(), progress.clone(), Arc::clone(&watchers));
+                let (calls, board, watchers) = (calls.clone(), board.clone(), Arc::clone(&watchers));
                 tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &calls, progress, &watchers).await {
+                    if let Err(error) = answer(stream, &calls, &board, &watchers).await {
                         tracing::debug!(%error, "a control connection broke");
                     }
                     drop(permit);
@@ -75,7 +84,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, progress: 
 async fn answer(
     stream: UnixStream,
     calls: &mpsc::Sender<Call>,
-    mut progress: watch::Receiver<Progress>,
+    board: &watch::Receiver<Board>,
     watchers: &Semaphore,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
@@ -86,9 +95,10 @@ async fn answer(
         Err(_) => return Ok(()),
     };
     let answer = match Envelope::read(line.as_bytes()) {
-        Ok((Request::Progress, _)) => Answer::Ok(Reply::Progress(Box::new(progress.borrow().clone()))),
-        Ok((Request::Watch, _)) => match watchers.try_acquire() {
-            Ok(_place) => return watch(&mut read, &mut write, &mut progress).await,
+        Ok((Request::Progress, version)) => return send(&mut write, &whole_line(board, version).await?).await,
+        Ok((Request::Watch, version)) => match watchers.try_acquire() {
+            Ok(_place) if version == 1 => return watch(&mut read, watch_whole(&mut write, &mut board.clone())).await,
+            Ok(_place) => return watch(&mut read, watch_changes(&mut write, &mut board.clone())).await,
             Err(_) => Answer::Error(format!(
                 "too many watchers: {MAX_WATCHERS} are connected; end one of them (`skiff run watch`, `skiff fleet --watch`)"
             )),
@@ -99,8 +109,7 @@ async fn answer(
         },
         Err(bad) => Answer::Error(bad.to_string()),
     };
-    let line = to_line(&answer);
-    send(&mut write, &line).await
+    send(&mut write, &to_line(&answer)).await
 }
 
 /// Sends a line. Fails after [`PATIENCE`], so that a client that does not read cannot keep its place.
@@ -109,27 +118,75 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &[u8]) -> io::Resu
     in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
 }
 
-/// Sends each change until the client closes its side. Notices that even if nothing changes.
-async fn watch(
-    read: &mut (impl AsyncReadExt + Unpin),
-    write: &mut (impl AsyncWriteExt + Unpin),
-    progress: &mut watch::Receiver<Progress>,
-) -> io::Result<()> {
-    let changes = async {
-        loop {
-            let line = to_line(&Answer::Ok(&*progress.borrow_and_update()));
-            send(write, &line).await?;
-            tokio::time::sleep(WATCH_EVERY).await;
-            if progress.changed().await.is_err() {
-                return Ok(());
-            }
-        }
-    };
+/// Sends lines until the client closes its side. Notices that even if nothing changes.
+async fn watch(read: &mut (impl AsyncReadExt + Unpin), lines: impl Future<Output = io::Result<()>>) -> io::Result<()> {
     let mut rest = tokio::io::sink();
     tokio::select! {
-        ended = changes => ended,
+        ended = lines => ended,
         left = tokio::io::copy(read, &mut rest) => left.map(drop),
     }
+}
+
+/// Sends the whole state in pieces, as fast as the client reads, and then what changes, at most [`WATCH_BYTES_PER_SECOND`].
+async fn watch_changes(write: &mut (impl AsyncWriteExt + Unpin), board: &mut watch::Receiver<Board>) -> io::Result<()> {
+    let (mut feed, mut budget_bytes) = (Feed::default(), FIRST_BYTES);
+    loop {
+        let changes = feed.next(&board.borrow_and_update(), budget_bytes);
+        let is_partial = changes.is_partial;
+        let line = to_line(&Answer::Ok(Reply::Changes(Box::new(changes))));
+        send(write, &line).await?;
+        if is_partial {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        budget_bytes = LINE_BYTES;
+        tokio::time::sleep(pause_after(&line)).await;
+        if !feed.has_more() && board.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the whole state after each change, to a client of version 1.
+async fn watch_whole(write: &mut (impl AsyncWriteExt + Unpin), board: &mut watch::Receiver<Board>) -> io::Result<()> {
+    loop {
+        board.mark_unchanged();
+        let line = whole_line(board, 1).await?;
+        send(write, &line).await?;
+        tokio::time::sleep(pause_after(&line)).await;
+        if board.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Returns the pause after a line: the longer the line, the longer the pause.
+fn pause_after(line: &[u8]) -> Duration {
+    WATCH_EVERY.max(Duration::from_millis(line.len() as u64 * 1_000 / WATCH_BYTES_PER_SECOND))
+}
+
+/// Returns the whole state as a line of a version. The line of a large fleet is made in a thread beside the loop.
+async fn whole_line(board: &watch::Receiver<Board>, version: u32) -> io::Result<Vec<u8>> {
+    let whole = board.borrow().whole();
+    let make = move || {
+        let progress = whole.progress();
+        if version == 1 { to_line(&Answer::Ok(with_ages(&progress))) } else { to_line(&Answer::Ok(progress)) }
+    };
+    Ok(tokio::task::spawn_blocking(make).await?)
+}
+
+/// Returns the state as version 1 has it: the age of each device's telemetry in place of its time.
+fn with_ages(progress: &Progress) -> Value {
+    let mut state = serde_json::to_value(progress).expect("a state is plain values with text keys");
+    let devices = state.get_mut("devices").and_then(Value::as_array_mut);
+    for (shown, device) in devices.into_iter().flatten().zip(&progress.devices) {
+        if let Some(shown) = shown.as_object_mut() {
+            shown.remove("telemetry_at_ms");
+            let age_ms = device.telemetry_at_ms.map(|at_ms| progress.now_ms.saturating_sub(at_ms));
+            shown.insert("telemetry_age_ms".to_owned(), age_ms.into());
+        }
+    }
+    state
 }
 
 fn to_line<T: Serialize>(answer: &Answer<T>) -> Vec<u8> {
@@ -141,22 +198,25 @@ fn to_line<T: Serialize>(answer: &Answer<T>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-    use super::super::client::{Client, ControlError, ask_once};
+    use super::super::client::{ControlError, Watch, ask_once};
     use super::*;
+    use skiff_api::changes::Changes;
+    use skiff_api::progress::{DeviceProgress, Presence};
+    use std::collections::{BTreeMap, BTreeSet};
     use tempfile::TempDir;
 
     struct Door {
         folder: TempDir,
         calls: mpsc::Receiver<Call>,
-        progress: watch::Sender<Progress>,
+        board: watch::Sender<Board>,
     }
 
     fn open() -> Door {
         let folder = TempDir::new().unwrap();
         let (send, calls) = mpsc::channel(4);
-        let (progress, seen) = watch::channel(Progress::default());
+        let (board, seen) = watch::channel(Board::default());
         tokio::spawn(serve(listen(folder.path()).unwrap(), send, seen));
-        Door { folder, calls, progress }
+        Door { folder, calls, board }
     }
 
     async fn answer_next(calls: &mut mpsc::Receiver<Call>, expected: Request, answer: Result<Reply, String>) {
@@ -168,18 +228,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_watcher_that_does_not_read_gives_its_place_up() {
         let (mut ours, _theirs) = tokio::io::duplex(16);
-        let (_published, mut progress) = watch::channel(Progress::default());
-        let (mut read, mut write) = tokio::io::split(&mut ours);
-        let error = super::watch(&mut read, &mut write, &mut progress).await.unwrap_err();
+        let (_published, mut board) = watch::channel(Board::default());
+        let error = watch_changes(&mut ours, &mut board).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]
     async fn watchers_leave_places_for_requests_and_one_too_many_is_refused() {
-        let Door { folder, mut calls, progress: _published } = open();
+        let Door { folder, mut calls, board: _published } = open();
         let mut watchers = Vec::new();
         for _ in 0..MAX_WATCHERS {
-            let mut watcher = Client::<Progress>::ask(folder.path(), &Request::Watch).await.unwrap();
+            let mut watcher = Watch::start(folder.path()).await.unwrap();
             watcher.next().await.unwrap();
             watchers.push(watcher);
         }
@@ -196,10 +255,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_watcher_that_left_gives_its_place_up_though_nothing_changes() {
-        let (_published, mut progress) = watch::channel(Progress::default());
+        let (_published, mut board) = watch::channel(Board::default());
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let (mut read, mut write) = ours.split();
-        let watching = super::watch(&mut read, &mut write, &mut progress);
+        let watching = super::watch(&mut read, watch_changes(&mut write, &mut board));
         let leaving = async {
             BufReader::new(theirs).read_line(&mut String::new()).await.unwrap();
         };
@@ -209,7 +268,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_coordinator_that_does_not_answer_is_given_up() {
-        let Door { folder, calls: _never_read, progress: _published } = open();
+        let Door { folder, calls: _never_read, board: _published } = open();
         let error = ask_once::<()>(folder.path(), &Request::StopRun).await.unwrap_err();
         assert!(matches!(error, ControlError::Silent), "{error}");
     }
@@ -232,13 +291,93 @@ mod tests {
 
     #[tokio::test]
     async fn a_watcher_sees_changes_as_they_come() {
-        let Door { folder, progress, .. } = open();
-        let mut watcher = Client::<Progress>::ask(folder.path(), &Request::Watch).await.unwrap();
+        let Door { folder, board, .. } = open();
+        let mut watcher = Watch::start(folder.path()).await.unwrap();
         assert!(!watcher.next().await.unwrap().connected);
-        progress.send_modify(|progress| progress.connected = true);
+        board.send_modify(|board| board.set_state(1, true, BTreeMap::new()));
         assert!(watcher.next().await.unwrap().connected);
-        drop(progress);
+        drop(board);
         assert!(matches!(watcher.next().await, Err(ControlError::HungUp)));
+    }
+
+    #[tokio::test]
+    async fn a_large_fleet_comes_in_pieces_and_is_shown_when_it_is_whole() {
+        let Door { folder, board, .. } = open();
+        board.send_modify(|board| (0..1_000).for_each(|at| board.set_device(device(at))));
+        let mut watcher = Watch::start(folder.path()).await.unwrap();
+        assert_eq!(watcher.next().await.unwrap().devices.len(), 1_000);
+        let whole: Progress = ask_once(folder.path(), &Request::Progress).await.unwrap();
+        assert_eq!(*watcher.state(), whole);
+    }
+
+    /// The watcher takes the bytes of one line at a time, while all devices change again and again.
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_gets_no_more_bytes_than_its_budget_and_every_device_in_turn() {
+        const DEVICES: usize = 200;
+        let (published, mut board) = watch::channel(Board::default());
+        published.send_modify(|board| (0..DEVICES).for_each(|at| board.set_device(device(at))));
+        let (mut ours, theirs) = tokio::io::duplex(1 << 20);
+        let changing = async {
+            for updates in 1.. {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let changed = |at| DeviceProgress { updates, ..device(at) };
+                published.send_modify(|board| (0..DEVICES).for_each(|at| board.set_device(changed(at))));
+            }
+        };
+        let reading = async {
+            let (mut lines, mut line) = (BufReader::new(theirs), String::new());
+            let mut seen: BTreeSet<skiff_protocol::DeviceId> = BTreeSet::new();
+            let (mut bytes, mut is_whole) = (0, false);
+            let begun = tokio::time::Instant::now();
+            while begun.elapsed() < Duration::from_secs(60) {
+                line.clear();
+                lines.read_line(&mut line).await.unwrap();
+                let Answer::Ok(changes) = serde_json::from_str::<Answer<Changes>>(&line).unwrap() else { panic!() };
+                if is_whole {
+                    bytes += line.len() as u64;
+                    seen.extend(changes.devices.into_iter().map(|device| device.device));
+                }
+                is_whole |= !changes.is_partial;
+            }
+            (bytes, seen.len())
+        };
+        let (bytes, seen) = tokio::select! {
+            ended = watch_changes(&mut ours, &mut board) => panic!("{ended:?}"),
+            () = changing => panic!("it ended"),
+            read = reading => read,
+        };
+        assert!(bytes <= 61 * WATCH_BYTES_PER_SECOND, "{bytes} bytes in a minute");
+        assert_eq!(seen, DEVICES, "no device is starved");
+    }
+
+    #[tokio::test]
+    async fn a_client_of_version_1_gets_the_whole_state_with_ages() {
+        let Door { folder, board, .. } = open();
+        board.send_modify(|board| {
+            board.set_state(1_500, true, BTreeMap::new());
+            board.set_device(DeviceProgress { telemetry_at_ms: Some(1_000), ..device(1) });
+        });
+        for request in ["\"progress\"\n", "\"watch\"\n"] {
+            let mut stream = BufReader::new(UnixStream::connect(folder.path().join(SOCKET)).await.unwrap());
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            let line: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["ok"]["devices"][0]["telemetry_age_ms"], 500, "{line}");
+            assert_eq!(line["ok"]["connected"], true);
+        }
+    }
+
+    fn device(at: usize) -> DeviceProgress {
+        let name = format!("device-{at:05}").parse().unwrap();
+        let known = crate::fleet::Device {
+            presence: Presence::Here,
+            birth: None,
+            since: skiff_protocol::Timestamp(0),
+            telemetry: None,
+            note: None,
+        };
+        crate::views::device(&name, &known, None)
     }
 
     #[tokio::test]

@@ -3,10 +3,10 @@
 
 use crate::run::configurator::Pace;
 use crate::run::{Condition, Here};
-use skiff_api::progress::{DeviceProgress, Presence};
-use skiff_protocol::messages::{AgentState, Birth, Gone, Place, Telemetry};
+use skiff_api::progress::Presence;
+use skiff_protocol::messages::{Birth, Gone, Place, Telemetry};
 use skiff_protocol::{DeviceId, Digest, Timestamp, Version};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The devices of one fleet.
 #[derive(Debug)]
@@ -14,15 +14,23 @@ pub struct Fleet {
     pack: Digest,
     most: usize,
     devices: BTreeMap<DeviceId, Device>,
+    /// Devices that changed since [`Fleet::take_changed`], forgotten ones included.
+    changed: BTreeSet<DeviceId>,
 }
 
+/// Facts about a known device.
 #[derive(Debug)]
-struct Device {
-    presence: Presence,
-    birth: Option<Birth>,
-    since: Timestamp,
-    telemetry: Option<(Timestamp, Telemetry)>,
-    note: Option<String>,
+pub struct Device {
+    /// Whether it is connected and can train.
+    pub presence: Presence,
+    /// Its last birth.
+    pub birth: Option<Birth>,
+    /// Time of the last change of its presence.
+    pub since: Timestamp,
+    /// Its last telemetry, with the time of arrival.
+    pub telemetry: Option<(Timestamp, Telemetry)>,
+    /// Reason for the last refusal, by the device or of its message.
+    pub note: Option<String>,
 }
 
 /// The consequence of a birth or a farewell for a run.
@@ -66,7 +74,7 @@ impl Fleet {
     /// Makes an empty fleet of at most `most` devices. Only devices with `pack` can train.
     #[must_use]
     pub fn new(pack: Digest, most: usize) -> Self {
-        Self { pack, most, devices: BTreeMap::new() }
+        Self { pack, most, devices: BTreeMap::new(), changed: BTreeSet::new() }
     }
 
     /// Takes the birth of a device. A device with another pack is known, but gets a note and never trains.
@@ -129,6 +137,7 @@ impl Fleet {
             return Err(Unwelcome::Overtaken);
         }
         known.telemetry = Some((now, sample));
+        self.mark(device);
         Ok(())
     }
 
@@ -137,6 +146,7 @@ impl Fleet {
         if let Some(known) = self.devices.get_mut(device) {
             // The note may come from a device and is shown on terminals.
             known.note = Some(note.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect());
+            self.mark(device);
         }
     }
 
@@ -166,10 +176,38 @@ impl Fleet {
         self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
     }
 
-    /// Returns the state of each device for watchers. The caller adds what concerns the run.
+    /// Returns the facts about a device; `None` if it is unknown or was forgotten.
     #[must_use]
-    pub fn progress(&self, now: Timestamp) -> Vec<DeviceProgress> {
-        self.devices.iter().map(|(device, known)| known.progress(device, now)).collect()
+    pub fn get(&self, device: &DeviceId) -> Option<&Device> {
+        self.devices.get(device)
+    }
+
+    /// Returns the names of all known devices.
+    pub fn names(&self) -> impl Iterator<Item = &DeviceId> {
+        self.devices.keys()
+    }
+
+    /// Marks a device as changed.
+    pub fn mark(&mut self, device: &DeviceId) {
+        if !self.changed.contains(device) {
+            self.changed.insert(device.clone());
+        }
+    }
+
+    /// Marks every device as changed.
+    pub fn mark_all(&mut self) {
+        self.changed.extend(self.devices.keys().cloned());
+    }
+
+    /// Removes up to `most` devices from those that changed, and returns them.
+    pub fn take_changed(&mut self, most: usize) -> Vec<DeviceId> {
+        std::iter::from_fn(|| self.changed.pop_first()).take(most).collect()
+    }
+
+    /// Returns true if a device changed since [`Fleet::take_changed`].
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
     }
 
     fn room_for(&mut self, device: &DeviceId, now: Timestamp) -> Result<&mut Device, Unwelcome> {
@@ -178,7 +216,9 @@ impl Fleet {
             let away = self.devices.iter().filter(|(_, known)| is_away(known)).min_by_key(|(_, known)| known.since);
             let forgotten = away.map(|(device, _)| device.clone()).ok_or(Unwelcome::FleetFull)?;
             self.devices.remove(&forgotten);
+            self.mark(&forgotten);
         }
+        self.mark(device);
         let unknown = || Device { presence: Presence::Lost, birth: None, since: now, telemetry: None, note: None };
         Ok(self.devices.entry(device.clone()).or_insert_with(unknown))
     }
@@ -216,54 +256,13 @@ impl Device {
         };
         is_there && self.birth.as_ref().is_some_and(is_same)
     }
-
-    fn progress(&self, device: &DeviceId, now: Timestamp) -> DeviceProgress {
-        let sample = self.telemetry.as_ref().map(|(_, sample)| sample);
-        let is_there = matches!(self.presence, Presence::Here | Presence::WrongPack);
-        let work = sample.filter(|_| is_there).and_then(|sample| sample.work.as_ref());
-        let hottest = |sample: &Telemetry| sample.temperatures.iter().map(|(_, celsius)| *celsius).reduce(f32::max);
-        DeviceProgress {
-            device: device.clone(),
-            presence: self.presence,
-            state: sample.filter(|_| is_there).map_or("unknown", |sample| state(sample.state)).to_owned(),
-            step: work.map_or(0, |work| work.step),
-            steps: work.map_or(0, |work| work.steps),
-            step_ms: work.map_or(0.0, |work| shown(work.step_ms)),
-            tokens_per_second: work.map_or(0.0, |work| shown(work.tokens_per_second)),
-            active_layers: work.map_or(0, |work| work.active_layers),
-            mean_active_layers: None,
-            mean_rate: None,
-            updates: 0,
-            rss_bytes: sample.filter(|_| is_there).map_or(0, |sample| sample.agent_rss_bytes),
-            peak_rss_bytes: sample.map_or(0, |sample| sample.agent_peak_rss_bytes),
-            agent_cpu_percent: sample.filter(|_| is_there).map_or(0.0, |sample| shown(sample.agent_cpu_percent)),
-            temperature: sample.and_then(hottest).filter(|celsius| celsius.is_finite()),
-            telemetry_age_ms: self.telemetry.as_ref().map(|(at, _)| now.millis_since(*at)),
-            note: self.note.clone(),
-        }
-    }
-}
-
-/// Replaces NaN and infinity, which a device may report and JSON cannot hold, by zero.
-fn shown(number: f32) -> f32 {
-    if number.is_finite() { number } else { 0.0 }
-}
-
-fn state(state: AgentState) -> &'static str {
-    match state {
-        AgentState::Idle => "idle",
-        AgentState::Fetching => "fetching",
-        AgentState::Training => "training",
-        AgentState::Evaluating => "evaluating",
-        AgentState::Uploading => "uploading",
-    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use skiff_protocol::messages::{Machine, Place, StepMemory};
+    use skiff_protocol::messages::{AgentState, Machine, Place, StepMemory};
     use skiff_protocol::{BootId, VersionRange};
 
     const PACK: Digest = Digest([1; 32]);
@@ -313,7 +312,7 @@ mod tests {
         let change = fleet.birth(&device("a"), birth(1, Digest([2; 32])), Timestamp(0));
         assert_eq!(change, Ok(Change::Nothing));
         assert_eq!(fleet.here().count(), 0);
-        let seen = &fleet.progress(Timestamp(0))[0];
+        let seen = fleet.get(&device("a")).unwrap();
         assert_eq!(seen.presence, Presence::WrongPack);
         assert!(seen.note.as_ref().unwrap().contains("install the same pack"));
         assert!(matches!(fleet.birth(&device("a"), birth(2, PACK), Timestamp(1)), Ok(Change::Here(_))));
@@ -345,7 +344,7 @@ mod tests {
         let gone = |boot| Gone { boot: BootId(boot), clean: false };
         assert_eq!(fleet.gone(&device("a"), &gone(1), Timestamp(1)), Ok(Change::Nothing));
         assert_eq!(fleet.gone(&device("a"), &gone(2), Timestamp(1)), Ok(Change::Gone));
-        assert_eq!(fleet.progress(Timestamp(1))[0].presence, Presence::Lost);
+        assert_eq!(fleet.get(&device("a")).unwrap().presence, Presence::Lost);
         assert_eq!(fleet.gone(&device("b"), &gone(5), Timestamp(1)), Ok(Change::Gone), "retained, before any birth");
     }
 
@@ -357,10 +356,27 @@ mod tests {
         assert_eq!(fleet.telemetry(&device("a"), sample(2, 0), Timestamp(0)), Err(Unwelcome::UnknownLife));
         assert_eq!(fleet.telemetry(&device("a"), sample(1, 4), Timestamp(10)), Ok(()));
         assert_eq!(fleet.telemetry(&device("a"), sample(1, 4), Timestamp(11)), Err(Unwelcome::Overtaken));
-        let seen = &fleet.progress(Timestamp(25))[0];
-        assert_eq!((seen.telemetry_age_ms, seen.temperature, seen.state.as_str()), (Some(15), Some(61.5), "training"));
+        let last = |fleet: &Fleet| fleet.get(&device("a")).unwrap().telemetry.as_ref().map(|(at, _)| *at);
+        assert_eq!(last(&fleet), Some(Timestamp(10)));
         fleet.birth(&device("a"), birth(2, PACK), Timestamp(30)).unwrap();
-        assert_eq!(fleet.progress(Timestamp(30))[0].telemetry_age_ms, None, "a new life has said nothing yet");
+        assert_eq!(last(&fleet), None, "a new life has said nothing yet");
+    }
+
+    #[test]
+    fn what_changes_a_device_marks_it_once() {
+        let mut fleet = Fleet::new(PACK, 2);
+        fleet.birth(&device("a"), birth(1, PACK), Timestamp(0)).unwrap();
+        fleet.gone(&device("b"), &Gone { boot: BootId(1), clean: true }, Timestamp(1)).unwrap();
+        assert_eq!(fleet.take_changed(1), [device("a")]);
+        assert_eq!(fleet.take_changed(9), [device("b")]);
+        assert!(!fleet.has_changed());
+        assert!(fleet.telemetry(&device("a"), sample(2, 0), Timestamp(2)).is_err());
+        assert!(!fleet.has_changed(), "a refused sample changes nothing");
+        fleet.telemetry(&device("a"), sample(1, 1), Timestamp(3)).unwrap();
+        fleet.note(&device("a"), "on battery");
+        assert_eq!(fleet.take_changed(9), [device("a")]);
+        fleet.birth(&device("c"), birth(1, PACK), Timestamp(4)).unwrap();
+        assert_eq!(fleet.take_changed(9), [device("b"), device("c")], "the forgotten device too");
     }
 
     #[test]

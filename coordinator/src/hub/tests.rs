@@ -5,11 +5,13 @@
 )]
 use super::*;
 use crate::arrivals::Checker;
+use crate::board::Board;
 use crate::merge::model::tests::{blob, tiny};
 use crate::store::SqliteStore;
 use crate::store::kills::WatchedBlobs;
+use crate::views;
 use skiff_api::policy::Sharing;
-use skiff_api::progress::{self, RunProgress};
+use skiff_api::progress::{self, Progress, RunProgress};
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
@@ -34,6 +36,8 @@ struct World {
     /// Version of the last message to each device.
     versions: BTreeMap<DeviceId, Version>,
     merges: Vec<MergeJob>,
+    /// Shows only what changed.
+    board: Board,
 }
 
 fn fleet() -> FleetId {
@@ -83,7 +87,8 @@ impl World {
     fn of_folder(folder: TempDir) -> Self {
         let hub = open(&folder, 0).unwrap();
         let (said, broadcast, versions) = (vec![], vec![], BTreeMap::new());
-        let mut world = Self { folder, hub, now: 0, said, broadcast, versions, merges: vec![] };
+        let board = Board::default();
+        let mut world = Self { folder, hub, now: 0, said, broadcast, versions, merges: vec![], board };
         let effects = world.hub.take_effects();
         world.carry_out(effects);
         world.link(vec![LinkEvent::Up]);
@@ -244,6 +249,7 @@ impl World {
         self.hub = open(&self.folder, self.now).unwrap();
         self.said.clear();
         self.merges.clear();
+        self.board = Board::default();
         let effects = self.hub.take_effects();
         self.carry_out(effects);
         self.link(vec![LinkEvent::Up]);
@@ -253,11 +259,18 @@ impl World {
         self.hub.store.runs().unwrap().iter().map(|row| views::listed_run(row, Timestamp(self.now))).collect()
     }
 
-    fn progress(&self) -> Progress {
-        self.hub.progress(Timestamp(self.now))
+    /// Shows what changed on the board, which then holds what a board made from nothing holds.
+    fn progress(&mut self) -> Progress {
+        self.hub.show(&mut self.board, usize::MAX, Timestamp(self.now));
+        let shown = self.board.whole().progress();
+        self.hub.mark_all();
+        let mut anew = Board::default();
+        self.hub.show(&mut anew, usize::MAX, Timestamp(self.now));
+        assert_eq!(shown, anew.whole().progress(), "every change is marked");
+        shown
     }
 
-    fn run(&self) -> RunProgress {
+    fn run(&mut self) -> RunProgress {
         self.progress().run.unwrap()
     }
 }

@@ -6,10 +6,10 @@ use crate::measures;
 use crate::run::configurator::{Configurator, Pace};
 use skiff_api::measures::{Figures, Measure};
 use skiff_api::policy::Policy;
-use skiff_api::progress::RoundProgress;
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Durable state of a run.
 #[derive(Clone, PartialEq, Debug)]
@@ -44,7 +44,7 @@ pub struct Ledger {
     /// Number of merges so far.
     pub version: u32,
     /// All closed rounds.
-    pub closed: Vec<RoundProgress>,
+    pub closed: Vec<Arc<ClosedRound>>,
     /// Work of each device in the run.
     pub totals: BTreeMap<DeviceId, Totals>,
     /// Last reason for which each device did not deliver.
@@ -157,6 +157,50 @@ impl Totals {
     pub fn mean_active_layers(&self) -> Option<f32> {
         (self.steps > 0).then(|| (self.active_layers / self.steps as f64) as f32)
     }
+}
+
+/// Facts about a closed round.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ClosedRound {
+    /// Number of the round, from 1.
+    pub round: u32,
+    /// Reason for skipping it; `None` if it was merged.
+    pub skipped: Option<String>,
+    /// Number of devices with a training order.
+    pub selected: u32,
+    /// Number of updates.
+    pub updates: u32,
+    /// Mean of the devices' mean training losses.
+    pub train_loss: Option<f64>,
+    /// Mean of the ordered dropout rates, over devices and layers.
+    pub mean_rate: f32,
+    /// Mean number of active layers over the updates.
+    pub mean_active_layers: f32,
+    /// Median step time in milliseconds, mean over the updates.
+    pub step_ms: f32,
+    /// Time from the first order to the end of the merge, in milliseconds.
+    pub train_ms: u64,
+    /// Longest training time that a device reported, in milliseconds.
+    pub longest_training_ms: u64,
+    /// Evaluation after the round, if there was one.
+    pub evaluated: Option<EvaluatedRound>,
+}
+
+/// Facts about the evaluation after a round.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EvaluatedRound {
+    /// Accuracy; `None` if no device reported.
+    pub accuracy: Option<f64>,
+    /// Figures; `None` if no device reported.
+    pub figures: Option<Figures>,
+    /// Mean loss per example in nats.
+    pub loss: Option<f64>,
+    /// Number of evaluated examples.
+    pub examples: u64,
+    /// Devices that were left out, with the reason.
+    pub left_out: BTreeMap<DeviceId, String>,
+    /// Time from the order to the last report, in milliseconds.
+    pub took_ms: u64,
 }
 
 /// Number of updates whose distances are remembered.
@@ -513,8 +557,8 @@ impl Ledger {
                 .filter(|device| training.out.contains_key(*device) || (!all_in && training.is_pending(device)));
             self.configurator.round_closed(self.round, training.updates.keys(), failed, wanted);
         }
-        let summary = training.map_or_else(Training::nothing, |training| training.summary(self.last_ms));
-        self.closed.push(RoundProgress { round: self.round, skipped: skipped.cloned(), ..summary });
+        let summary = training.map_or_else(ClosedRound::default, |training| training.summary(self.last_ms));
+        self.closed.push(Arc::new(ClosedRound { round: self.round, skipped: skipped.cloned(), ..summary }));
         // A skipped round changed no weights: only the last one is evaluated, as the end of the run.
         if skipped.is_none() || self.round == self.start.settings.rounds {
             self.evaluate_or_go_on();
@@ -535,13 +579,14 @@ impl Ledger {
             self.accuracy_before = accuracy;
             self.figures_before = figures;
         } else if let Some(closed) = self.closed.last_mut() {
-            closed.accuracy = accuracy;
-            closed.metrics = figures;
-            closed.left_out =
-                evaluation.left_out.iter().map(|(device, why)| (device.to_string(), why.clone())).collect();
-            closed.loss = evaluation.loss();
-            closed.evaluated_examples = evaluation.examples;
-            closed.evaluate_ms = self.last_ms - self.phase_ms;
+            Arc::make_mut(closed).evaluated = Some(EvaluatedRound {
+                accuracy,
+                figures,
+                loss: evaluation.loss(),
+                examples: evaluation.examples,
+                left_out: evaluation.left_out.clone(),
+                took_ms: self.last_ms - self.phase_ms,
+            });
         }
         if self.round == self.start.settings.rounds {
             self.accuracy_after = accuracy;
@@ -572,33 +617,20 @@ impl Training {
         Self { started_ms: self.started_ms, assignments: pending, ..Self::default() }
     }
 
-    fn nothing() -> RoundProgress {
-        Self::default().summary(0)
-    }
-
-    fn summary(&self, closed_ms: u64) -> RoundProgress {
+    fn summary(&self, closed_ms: u64) -> ClosedRound {
         let reports = || self.updates.values().map(|stored| &stored.report);
         let all_rates = self.assignments.values().flat_map(|ordered| ordered.assignment.choice.rates.iter());
         let rates: Vec<f64> = all_rates.map(|&rate| rate.into()).collect();
-        RoundProgress {
-            round: 0,
-            skipped: None,
+        ClosedRound {
             selected: self.assignments.len() as u32,
             updates: self.updates.len() as u32,
-            accuracy: None,
-            metrics: None,
-            left_out: BTreeMap::new(),
-            loss: None,
-            evaluated_examples: 0,
             train_loss: mean(reports().map(|report| report.mean_loss.into())),
             mean_rate: mean(rates.into_iter()).unwrap_or(0.0) as f32,
             mean_active_layers: mean(reports().map(|report| report.mean_active_layers.into())).unwrap_or(0.0) as f32,
             step_ms: mean(reports().map(|report| report.step_ms.into())).unwrap_or(0.0) as f32,
             train_ms: closed_ms - self.started_ms,
-            evaluate_ms: 0,
             longest_training_ms: reports().map(|report| report.train_ms).max().unwrap_or(0),
-            bytes_up: 0,
-            bytes_down: 0,
+            ..ClosedRound::default()
         }
     }
 }

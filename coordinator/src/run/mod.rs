@@ -62,7 +62,9 @@ pub use deliveries::{ACCEPTED_REPEAT_MS, MAX_STOPS, REPEAT_MS};
 pub use evaluation::{Evaluation, ModelTask};
 pub use event::{Action, Condition, Event, Here, MergeInput, MergeJob, Verdict};
 pub use intake::MAX_REASON;
-pub use ledger::{Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training};
+pub use ledger::{
+    ClosedRound, EvaluatedRound, Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training,
+};
 pub use record::{Assignment, Entry, Merged, NOTHING_MERGED, Record, Start, is_failure};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 

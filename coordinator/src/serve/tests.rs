@@ -4,7 +4,7 @@ use crate::doors::client::ask_once;
 use crate::merge::model::tests::{blob, tiny};
 use crate::merge::{Merging, Rule};
 use crate::run::MergeInput;
-use skiff_api::progress::Phase;
+use skiff_api::progress::{Phase, Progress};
 use skiff_blobs::MemoryBlobs;
 use tempfile::TempDir;
 

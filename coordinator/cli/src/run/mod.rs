@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use skiff_api::measures::Measure;
 use skiff_api::progress::{Phase, Progress, RoundProgress, RunProgress};
 use skiff_api::request::{Deleted, Request};
-use skiff_coordinator::doors::client::{Client, ask_once};
+use skiff_coordinator::doors::client::{Watch, ask_once};
 use skiff_coordinator::run::NOTHING_MERGED;
 use skiff_coordinator::store::{RunRow, SqliteStore, Store as _};
 use skiff_coordinator::views;
@@ -210,21 +210,21 @@ fn settings(arguments: &StartArguments) -> anyhow::Result<Map<String, Value>> {
 }
 
 async fn watch(state: &Path, name: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let mut client = Client::<Progress>::ask(state, &Request::Watch).await?;
+    let mut watch = Watch::start(state).await?;
     let mut out = std::io::stdout();
     let mut shown: Option<(String, u32)> = None;
     loop {
-        let progress = client.next().await?;
+        let progress = watch.next().await?;
         let Some(run) = progress.run.as_ref() else { bail!("no run has been started") };
         if name.is_some_and(|name| name != run.run) {
             continue;
         }
         if json {
-            writeln!(out, "{}", serde_json::to_string(&progress)?)?;
+            writeln!(out, "{}", serde_json::to_string(progress)?)?;
         } else {
             write!(out, "{}", news(run, &mut shown))?;
             out.flush()?;
-            status(&progress, run);
+            status(progress, run);
         }
         if run.phase.is_end() {
             if !json {

@@ -1,0 +1,263 @@
+//! The published view: the newest state of fleet and run, from which every watcher takes what it has not seen.
+//!
+//! The loop writes changes into the [`Board`], and each watcher has a [`Feed`] that says what it still has to get. A feed waits for
+//! nobody and holds at most one entry for each device: a watcher that lags gets the newest values, and what lies between is dropped.
+//!
+//! ```text
+//! loop ── Hub::show ──► Board (revision of each change) ──► Feed of a watcher ──► Changes, at most `budget_bytes` a line
+//! ```
+
+mod follower;
+
+pub use follower::{Follower, Stopped};
+
+use crate::run::ClosedRound;
+use crate::store::Traffic;
+use crate::views;
+use serde::Serialize;
+use skiff_api::changes::{Changes, RunChange};
+use skiff_api::progress::{DeviceProgress, Progress, RoundProgress, RunProgress};
+use skiff_protocol::DeviceId;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Maximum number of forgotten devices that are remembered. A watcher that missed more of them starts again.
+const FORGOTTEN: usize = 1_024;
+
+/// The newest state, with the revision of every change.
+#[derive(Debug, Default)]
+pub struct Board {
+    revision: u64,
+    now_ms: u64,
+    connected: bool,
+    refused_messages: BTreeMap<String, u64>,
+    run: Option<ShownRun>,
+    devices: BTreeMap<DeviceId, ShownDevice>,
+    /// Devices by the revision of their last change. Those that are not in `devices` are forgotten.
+    changes: BTreeMap<u64, DeviceId>,
+    /// Revisions at which devices were forgotten, oldest first.
+    forgotten: VecDeque<u64>,
+    /// Revision up to which forgotten devices are no longer remembered.
+    complete_from: u64,
+}
+
+#[derive(Debug)]
+struct ShownDevice {
+    revision: u64,
+    view: Arc<DeviceProgress>,
+}
+
+/// The run as it is shown: a line without closed rounds, and the closed rounds.
+#[derive(Clone, Debug)]
+struct ShownRun {
+    line: RunProgress,
+    closed: BTreeMap<u32, ShownRound>,
+}
+
+/// A closed round with the facts that its view was made from.
+#[derive(Clone, Debug)]
+struct ShownRound {
+    facts: Arc<ClosedRound>,
+    view: Arc<RoundProgress>,
+}
+
+impl Board {
+    /// Sets the time, the connection, and the counts of refused messages.
+    pub fn set_state(&mut self, now_ms: u64, connected: bool, refused_messages: BTreeMap<String, u64>) {
+        (self.now_ms, self.connected, self.refused_messages) = (now_ms, connected, refused_messages);
+    }
+
+    /// Sets the run: its line without closed rounds, and its closed rounds with their traffic. Views of rounds that did not
+    /// change are kept.
+    pub fn set_run<'a>(&mut self, line: RunProgress, closed: impl Iterator<Item = (&'a Arc<ClosedRound>, Traffic)>) {
+        let known = self.run.take().filter(|known| known.line.run == line.run);
+        let mut known = known.map(|known| known.closed).unwrap_or_default();
+        let shown = |(facts, traffic): (&Arc<ClosedRound>, Traffic)| {
+            let is_same = |known: &ShownRound| {
+                Arc::ptr_eq(&known.facts, facts)
+                    && (known.view.bytes_up, known.view.bytes_down) == (traffic.up, traffic.down)
+            };
+            let made = || ShownRound { facts: Arc::clone(facts), view: Arc::new(views::closed_round(facts, traffic)) };
+            (facts.round, known.remove(&facts.round).filter(is_same).unwrap_or_else(made))
+        };
+        self.run = Some(ShownRun { line, closed: closed.map(shown).collect() });
+    }
+
+    /// Removes the run.
+    pub fn remove_run(&mut self) {
+        self.run = None;
+    }
+
+    /// Sets a device, if its view changed.
+    pub fn set_device(&mut self, view: DeviceProgress) {
+        let known = self.devices.get(&view.device);
+        if known.is_some_and(|known| *known.view == view) {
+            return;
+        }
+        if let Some(known) = known {
+            self.changes.remove(&known.revision);
+        }
+        self.revision += 1;
+        self.changes.insert(self.revision, view.device.clone());
+        self.devices.insert(view.device.clone(), ShownDevice { revision: self.revision, view: Arc::new(view) });
+    }
+
+    /// Removes a device that the coordinator forgot.
+    pub fn remove_device(&mut self, device: &DeviceId) {
+        let Some(known) = self.devices.remove(device) else { return };
+        self.changes.remove(&known.revision);
+        self.revision += 1;
+        self.changes.insert(self.revision, device.clone());
+        self.forgotten.push_back(self.revision);
+        while self.forgotten.len() > FORGOTTEN {
+            if let Some(revision) = self.forgotten.pop_front() {
+                self.changes.remove(&revision);
+                self.complete_from = revision;
+            }
+        }
+    }
+
+    /// Takes a copy of the whole state. It is cheap, because views are shared.
+    #[must_use]
+    pub fn whole(&self) -> Whole {
+        Whole {
+            now_ms: self.now_ms,
+            connected: self.connected,
+            refused_messages: self.refused_messages.clone(),
+            run: self.run.clone(),
+            devices: self.devices.values().map(|device| Arc::clone(&device.view)).collect(),
+        }
+    }
+}
+
+/// A copy of the whole state that shares its views with the board.
+#[derive(Debug)]
+pub struct Whole {
+    now_ms: u64,
+    connected: bool,
+    refused_messages: BTreeMap<String, u64>,
+    run: Option<ShownRun>,
+    devices: Vec<Arc<DeviceProgress>>,
+}
+
+impl Whole {
+    /// Returns the state as one value. This copies every device, so it has no place on the loop.
+    #[must_use]
+    pub fn progress(self) -> Progress {
+        let run = self.run.map(|run| RunProgress {
+            closed: run.closed.into_values().map(|closed| (*closed.view).clone()).collect(),
+            ..run.line
+        });
+        Progress {
+            now_ms: self.now_ms,
+            connected: self.connected,
+            devices: self.devices.iter().map(|device| (**device).clone()).collect(),
+            run,
+            refused_messages: self.refused_messages,
+        }
+    }
+}
+
+/// State of a watcher: the values that it got, and the devices that it gets next, each of them once.
+#[derive(Debug, Default)]
+pub struct Feed {
+    /// Revision that the feed has taken devices up to; `None` before the first line.
+    taken: Option<u64>,
+    /// Number of devices of the whole state that the watcher has not got yet.
+    missing: usize,
+    refused_messages: BTreeMap<String, u64>,
+    run: Option<ShownRun>,
+    /// Devices that changed, in turn.
+    queue: VecDeque<DeviceId>,
+    queued: BTreeSet<DeviceId>,
+}
+
+impl Feed {
+    /// Returns the next line: the run and the closed rounds that changed, then devices in turn while their JSON fits into
+    /// `budget_bytes`, but at least one.
+    pub fn next(&mut self, board: &Board, budget_bytes: usize) -> Changes {
+        let restarts = self.taken.is_none_or(|taken| taken < board.complete_from);
+        self.take(board, restarts);
+        let refused_messages =
+            (restarts || self.refused_messages != board.refused_messages).then(|| board.refused_messages.clone());
+        self.refused_messages.clone_from(&board.refused_messages);
+        let run = self.run_change(board);
+        let mut changes = Changes {
+            restarts,
+            now_ms: board.now_ms,
+            connected: board.connected,
+            refused_messages,
+            run,
+            ..Changes::default()
+        };
+        let mut bytes = json_bytes(&changes);
+        while let Some(device) = self.queue.pop_front() {
+            self.queued.remove(&device);
+            self.missing = self.missing.saturating_sub(1);
+            if let Some(shown) = board.devices.get(&device) {
+                bytes += json_bytes(&*shown.view) + 1;
+                changes.devices.push((*shown.view).clone());
+            } else {
+                bytes += device.as_str().len() + 3;
+                changes.removed.push(device);
+            }
+            if bytes >= budget_bytes {
+                break;
+            }
+        }
+        changes.is_partial = self.missing > 0;
+        changes
+    }
+
+    /// Returns true if devices wait for the next line.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Queues the devices that changed, or all of them.
+    fn take(&mut self, board: &Board, restarts: bool) {
+        if restarts {
+            *self = Self { missing: board.devices.len(), ..Self::default() };
+            self.queue.extend(board.devices.keys().cloned());
+            self.queued.extend(board.devices.keys().cloned());
+        } else {
+            for device in board.changes.range(self.taken.map_or(0, |taken| taken + 1)..).map(|(_, device)| device) {
+                if self.queued.insert(device.clone()) {
+                    self.queue.push_back(device.clone());
+                }
+            }
+        }
+        self.taken = Some(board.revision);
+    }
+
+    /// Returns the change of the run since the line before.
+    fn run_change(&mut self, board: &Board) -> RunChange {
+        let before = std::mem::replace(&mut self.run, board.run.clone());
+        let Some(run) = &board.run else {
+            return if before.is_some() { RunChange::Removed } else { RunChange::Same };
+        };
+        let before = before.filter(|before| before.line.run == run.line.run);
+        let known = |round: &u32, shown: &ShownRound| {
+            let before = before.as_ref().and_then(|before| before.closed.get(round));
+            before.is_some_and(|before| Arc::ptr_eq(&before.view, &shown.view))
+        };
+        let closed: Vec<RoundProgress> = run
+            .closed
+            .iter()
+            .filter(|(round, shown)| !known(round, shown))
+            .map(|(_, shown)| (*shown.view).clone())
+            .collect();
+        if closed.is_empty() && before.as_ref().is_some_and(|before| before.line == run.line) {
+            return RunChange::Same;
+        }
+        RunChange::Changed(Box::new(RunProgress { closed, ..run.line.clone() }))
+    }
+}
+
+fn json_bytes(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use skiff_base::foreign::{Foreign, START_BYTES};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -41,6 +42,8 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     /// Index in `files` of each tensor's file.
     index: BTreeMap<String, usize>,
+    /// Name of a tensor that the checkpoint lacks, and of the tensor that takes its place.
+    substitute: Option<(&'static str, &'static str)>,
 }
 
 /// Reason for which a checkpoint's tensors cannot be read.
@@ -59,6 +62,18 @@ pub enum CheckpointError {
     Absent {
         /// The folder.
         folder: PathBuf,
+        /// The work.
+        hint: &'static str,
+    },
+    /// Tensors of the model are missing.
+    #[error("{folder} lacks {count} tensors of the model that config.json describes: {names}{hint}", folder = folder.display())]
+    Missing {
+        /// The folder.
+        folder: PathBuf,
+        /// Number of tensors.
+        count: usize,
+        /// The names of the first tensors.
+        names: String,
         /// The work.
         hint: &'static str,
     },
@@ -183,17 +198,38 @@ impl TensorFile {
         let (mut bytes, mut values) = (Vec::new(), Vec::new());
         for begin in (0..total).step_by(step) {
             let count = step.min(total - begin);
-            bytes.resize(count * width, 0);
-            self.file
-                .read_exact_at(&mut bytes, entry.begin + (begin * width) as u64)
-                .map_err(|source| CheckpointError::Read { path: self.path.clone(), source })?;
-            widen(&bytes, entry.dtype, &mut values);
+            self.widened(entry, width, begin..begin + count, &mut bytes, &mut values)?;
             // A sum of products with zero is NaN if any value is not finite, and needs no branch for each value.
             if !values.iter().map(|value| value * 0.0).sum::<f32>().is_finite() {
                 return Err(fail(TensorError::NotFinite { name: name.to_owned() }).into());
             }
             take(&values)?;
         }
+        Ok(())
+    }
+
+    /// Reads the values `span` of a tensor as f32, finite or not.
+    fn span(&self, name: &str, shape: &[usize], span: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let (entry, width) = self.entry(name, shape)?;
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        self.widened(entry, width, span, &mut bytes, &mut values)?;
+        Ok(values)
+    }
+
+    /// Replaces `values` by the values `span` of a tensor. `bytes` are working memory.
+    fn widened(
+        &self,
+        entry: &Entry,
+        width: usize,
+        span: Range<usize>,
+        bytes: &mut Vec<u8>,
+        values: &mut Vec<f32>,
+    ) -> Result<(), CheckpointError> {
+        bytes.resize(span.len() * width, 0);
+        self.file
+            .read_exact_at(bytes, entry.begin + (span.start * width) as u64)
+            .map_err(|source| CheckpointError::Read { path: self.path.clone(), source })?;
+        widen(bytes, entry.dtype, values);
         Ok(())
     }
 
@@ -234,7 +270,7 @@ impl Checkpoint {
         if whole.exists() {
             let file = TensorFile::open(&whole)?;
             let index = file.names().map(|name| (name.to_owned(), 0)).collect();
-            return Ok(Self { folder: folder.to_owned(), files: vec![file], index });
+            return Ok(Self { folder: folder.to_owned(), files: vec![file], index, substitute: None });
         }
         if index.is_file() {
             return Self::open_shards(folder, &index);
@@ -272,7 +308,68 @@ impl Checkpoint {
             }
             index.insert(name, place);
         }
-        Ok(Self { folder: folder.to_owned(), files, index })
+        Ok(Self { folder: folder.to_owned(), files, index, substitute: None })
+    }
+
+    /// Returns the folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns the names of its tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// Returns true if the tensor has floating-point values. Others are counters and masks.
+    #[must_use]
+    pub fn is_trained(&self, name: &str) -> bool {
+        let entry = self.index.get(name).and_then(|&place| self.files[place].index.get(name));
+        entry.is_some_and(|entry| {
+            !matches!(
+                entry.dtype,
+                Dtype::BOOL
+                    | Dtype::U8
+                    | Dtype::I8
+                    | Dtype::I16
+                    | Dtype::U16
+                    | Dtype::I32
+                    | Dtype::U32
+                    | Dtype::I64
+                    | Dtype::U64
+            )
+        })
+    }
+
+    /// Lets the tensor `other` stand for the tensor `name`, which the checkpoint lacks.
+    pub fn substitute(&mut self, name: &'static str, other: &'static str) {
+        self.substitute = Some((name, other));
+    }
+
+    /// Returns true if two tensors have the same shape and values; see [`Checkpoint::find`] for `base`.
+    ///
+    /// # Errors
+    /// Values that cannot be read.
+    pub fn are_equal(&self, one: &str, other: &str, base: &str) -> Result<bool, CheckpointError> {
+        /// Number of rows that are compared at a time.
+        const ROWS: usize = 1024;
+        let ((file, one), (other_file, other)) = (self.require(one, base)?, self.require(other, base)?);
+        let shape = file.shape(one).unwrap_or_default().to_vec();
+        if other_file.shape(other) != Some(&shape) {
+            return Ok(false);
+        }
+        file.check(one, &shape)?;
+        other_file.check(other, &shape)?;
+        let row: usize = shape.iter().skip(1).product();
+        let rows = shape.first().copied().unwrap_or(1);
+        for first in (0..rows).step_by(ROWS) {
+            let span = first * row..(first + ROWS).min(rows) * row;
+            if file.span(one, &shape, span.clone())? != other_file.span(other, &shape, span)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Finds the tensor `name` of a model whose names begin with `base`. Returns its file, and its name in the file.
@@ -287,8 +384,33 @@ impl Checkpoint {
         let bare = name.strip_prefix(base).map(str::to_owned);
         let names = [Some(name.to_owned()), bare.clone(), legacy(name), bare.as_deref().and_then(legacy)];
         let found = |name: String| self.index.get_key_value(&name);
-        let (name, &place) = names.into_iter().flatten().find_map(found)?;
+        let substitute = self.substitute.filter(|(lacking, _)| *lacking == name).map(|(_, other)| other.to_owned());
+        let (name, &place) = names.into_iter().chain([substitute]).flatten().find_map(found)?;
         Some((&self.files[place], name))
+    }
+
+    /// Fails if the checkpoint lacks one of `names`; see [`Checkpoint::find`]. The error names the first of them.
+    ///
+    /// # Errors
+    /// Missing tensors.
+    pub fn require_all<'a>(&self, names: impl Iterator<Item = &'a str>, base: &str) -> Result<(), CheckpointError> {
+        /// Number of names that an error shows.
+        const SHOWN: usize = 6;
+        let missing: Vec<String> =
+            names.filter(|name| self.find(name, base).is_none()).map(|name| format!("{name:?}")).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let more = missing.len().saturating_sub(SHOWN);
+        let shown = missing[..missing.len() - more].join(", ");
+        let names = if more == 0 { shown } else { format!("{shown} and {more} more") };
+        let hint = match missing.iter().any(|name| name == "\"lm_head.weight\"") {
+            true => {
+                "; if the word table also computes the scores of words, set tie_word_embeddings to true in config.json"
+            }
+            false => "",
+        };
+        Err(CheckpointError::Missing { folder: self.folder.clone(), count: missing.len(), names, hint })
     }
 
     /// Same as [`Checkpoint::find`], but a missing tensor is an error that names it.

@@ -94,18 +94,19 @@ fn training_and_evaluation_stop_and_fail_at_the_step_that_they_would_without_rea
         }
     }
 
-    let mut evaluate = |examples: &Forty, most: usize| {
+    let mut evaluate = |examples: &Forty, of: usize, most: usize| {
         let mut seen = Vec::new();
-        let summary = trainer.evaluate(examples, &EvaluatePlan { examples: 30, batch: 8 }, &mut |done| {
+        let summary = trainer.evaluate(examples, &EvaluatePlan { examples: of, batch: 8 }, &mut |done| {
             seen.push(done);
             if done >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         (summary, seen)
     };
-    let (summary, seen) = evaluate(&Forty::without(Some(30)), 40);
-    assert_eq!((summary.unwrap().counted, &seen[..]), (30, &[8, 16, 24, 30][..]));
-    assert_eq!(evaluate(&Forty::without(Some(16)), 16).1, [8, 16], "stopped before the one that is missing");
-    let (failed, seen) = evaluate(&Forty::without(Some(16)), 40);
+    let all = Forty::without(None);
+    let (summary, seen) = evaluate(&all, 30, 40);
+    assert_eq!((summary.unwrap().counted, &seen[..], all.brought.into_inner()), (30, &[8, 16, 24, 30][..], 30));
+    assert_eq!(evaluate(&Forty::without(Some(16)), 40, 16).1, [8, 16], "stopped before the one that is missing");
+    let (failed, seen) = evaluate(&Forty::without(Some(16)), 40, 40);
     assert!(matches!(failed, Err(TrainerError::Example { example: 17, .. })));
     assert_eq!(seen, [8, 16]);
 }

@@ -4,7 +4,7 @@
 use skiff_contract::{ColumnNames, Provider, Setup, Training};
 use skiff_models::Pack;
 use skiff_models::architectures::ConfigError;
-use skiff_models::pack::{BuildError, BuildOptions, PackError, build};
+use skiff_models::pack::{BuildError, BuildOptions, EndToken, PackError, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
 use skiff_protocol::messages::Place;
@@ -53,7 +53,9 @@ fn every_cut_of_the_manifest_is_an_error() {
     let whole = fs::read(&path).unwrap();
     for length in (0..whole.len()).step_by(97) {
         fs::write(&path, &whole[..length]).unwrap();
-        assert!(matches!(Pack::open(&pack), Err(PackError::Manifest { .. })), "cut at {length}");
+        let error = Pack::open(&pack).unwrap_err();
+        // Nothing is left of the file at first, which is told before it is parsed.
+        assert!(matches!(error, PackError::Manifest { .. } | PackError::Read { .. }), "cut at {length}: {error}");
     }
 }
 
@@ -107,6 +109,33 @@ fn a_design_that_is_not_that_of_the_graphs_is_found() {
         let error = Pack::open(&pack).unwrap().check_design().unwrap_err();
         assert!(matches!(error, PackError::Design { .. }) && error.to_string().contains(what), "{what}: {error}");
     }
+}
+
+#[test]
+fn a_pack_of_format_3_is_read_with_the_settings_of_its_time() {
+    let (_folder, pack) = pack();
+    rewrite_manifest(&pack, |manifest| {
+        manifest["format"] = 3.into();
+        manifest.as_object_mut().unwrap().remove("separator").unwrap();
+    });
+    let pack = Pack::open(&pack).unwrap();
+    assert_eq!((pack.manifest().separator.as_str(), &pack.manifest().end_token), (". ", &None));
+}
+
+#[test]
+fn an_end_token_belongs_to_a_language_model_that_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let end = |id| Some(EndToken { text: "</s>".to_owned(), id });
+    let encoder = options(packs::golden("bert-odd/checkpoint"), folder.path().join("encoder"));
+    let error = build(&BuildOptions { end_token: end(2), ..encoder }, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("sequence-classification has no end token"), "{error}");
+    let decoder = |id| {
+        let decoder = options(packs::golden("llama/checkpoint"), folder.path().join("decoder"));
+        BuildOptions { task: Task::CausalLm, labels: None, end_token: end(id), ..decoder }
+    };
+    let error = build(&decoder(59), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("the model knows 59 tokens"), "{error}");
+    assert_eq!(build(&decoder(2), &mut |_| {}).unwrap().manifest.end_token, end(2));
 }
 
 #[test]
@@ -202,7 +231,7 @@ fn a_checkpoint_that_lacks_a_tensor_is_told_which_and_leaves_nothing_behind() {
         .unwrap();
     let error = build(&options(checkpoint, folder.path().join("out")), &mut |_| {}).unwrap_err();
     let source = skiff_base::chain(&error);
-    assert!(source.contains("\"bert.encoder.layer.2.") && source.contains("is missing"), "{source}");
+    assert!(source.contains("\"bert.encoder.layer.2.") && source.contains("lacks 16 tensors"), "{source}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the checkpoint is there");
 }
 

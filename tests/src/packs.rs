@@ -4,7 +4,7 @@ use crate::places;
 use serde::Deserialize;
 use skiff_base::chain;
 use skiff_models::Pack;
-use skiff_models::pack::{BuildOptions, Storage, build};
+use skiff_models::pack::{BuildOptions, SEPARATOR, Storage, build};
 use skiff_models::peft::Peft;
 use skiff_models::task::Task;
 use std::collections::BTreeMap;
@@ -82,6 +82,9 @@ impl Case {
             adapter: frozen_a.then(|| self.folder.join("adapter")),
             seed: 0,
             base_model: None,
+            new_head: false,
+            separator: SEPARATOR.to_owned(),
+            end_token: None,
         }
     }
 

@@ -26,9 +26,20 @@ pub struct Columns {
     /// Names of all columns of a CSV or TSV file without a header, for example label,text.
     #[cfg_attr(feature = "clap", arg(long = "columns", value_name = "NAMES", value_delimiter = ','))]
     pub header: Vec<String>,
+    /// Text between columns that are joined to one text, such as a title and a description; `None` for [`SEPARATOR`].
+    #[cfg_attr(feature = "clap", arg(skip))]
+    pub separator: Option<String>,
 }
 
+/// Text between columns that are joined, unless [`Columns`] have another one.
+pub const SEPARATOR: &str = ". ";
+
 impl Columns {
+    /// Returns the text between columns that are joined.
+    pub(crate) fn separator(&self) -> &str {
+        self.separator.as_deref().unwrap_or(SEPARATOR)
+    }
+
     /// Returns the names of the columns that every file must have.
     pub fn named(&self) -> impl Iterator<Item = &str> {
         let single = [&self.pair, &self.prompt, &self.label];

@@ -28,7 +28,7 @@ mod row;
 pub mod split;
 mod start;
 
-pub use columns::{Columns, Needs};
+pub use columns::{Columns, Needs, SEPARATOR};
 pub use error::{DataError, Place};
 pub use example::{Example, Passage, Rated, Record, Tagged, in_natural_order, labels};
 pub use folder::{DataSet, dataset};

@@ -12,7 +12,8 @@ use std::ops::Range;
 const DOCUMENT: &str = "-DOCSTART-";
 
 /// The columns of a format that has no names for them.
-static NO_COLUMNS: Columns = Columns { text: Vec::new(), pair: None, prompt: None, label: None, header: Vec::new() };
+static NO_COLUMNS: Columns =
+    Columns { text: Vec::new(), pair: None, prompt: None, label: None, header: Vec::new(), separator: None };
 
 /// The lines of a file, one at a time.
 pub(crate) struct Lines {

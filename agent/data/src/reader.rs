@@ -10,7 +10,7 @@
 //!
 //! | kind | columns or keys |
 //! |---|---|
-//! | [`Example`](crate::Example), [`Rated`](crate::Rated) | a label (`label`, `class`, `class index`, `category`, `intent`, `quality`, `score`) and a text (`text`, `sentence`, `utterance`, `content`, `review`, or `title` and `description`, which become `title. description`) or a pair (`text` and `text_pair`, `text1` and `text2`, `sentence1` and `sentence2`, `question1` and `question2`, `question` and `sentence`, `premise` and `hypothesis`, `#1 String` and `#2 String`) |
+//! | [`Example`](crate::Example), [`Rated`](crate::Rated) | a label (`label`, `class`, `class index`, `category`, `intent`, `quality`, `score`) and a text (`text`, `sentence`, `utterance`, `content`, `review`, or `title` and `description`, which become one text with [`SEPARATOR`](crate::SEPARATOR) between them) or a pair (`text` and `text_pair`, `text1` and `text2`, `sentence1` and `sentence2`, `question1` and `question2`, `question` and `sentence`, `premise` and `hypothesis`, `#1 String` and `#2 String`) |
 //! | [`Tagged`](crate::Tagged) | arrays of equal length: `tokens` or `words`, and `labels`, `ner_tags` or `tags` |
 //! | [`Passage`](crate::Passage) | a text as above, or `prompt` and `completion` |
 //!

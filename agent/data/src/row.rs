@@ -201,7 +201,7 @@ impl<'a> Row<'a> {
                 place: fields.first().map_or(self.place.clone(), |&at| self.place_of(at)),
             });
         }
-        Ok(parts.join(". "))
+        Ok(parts.join(self.named.columns.separator()))
     }
 
     /// Takes a label that is not blank.

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Size of an evaluation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EvaluatePlan {
-    /// Maximum number of examples, counted from the first.
+    /// Maximum number of examples. If there are more, a sample of this size is evaluated.
     pub examples: usize,
     /// Number of examples in one batch.
     pub batch: usize,

@@ -51,6 +51,11 @@ pub trait Examples: Sync {
     /// Returns a number that is larger for longer examples, without reading the example. Evaluations sort examples by it, because
     /// neighbours of similar length need less padding inside attention.
     fn length_hint(&self, at: usize) -> usize;
+
+    /// Returns the class of an example, at no cost, so that a sample has each class in its share; `None` without classes.
+    fn class_hint(&self, _at: usize) -> Option<u32> {
+        None
+    }
 }
 
 /// Returns two short examples of unequal length that fit the pack, to check that its graphs run. Every call returns the same

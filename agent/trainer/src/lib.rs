@@ -7,7 +7,7 @@
 //! inputs of the graphs that follow from them), [`dropout`] (the layers that a step runs), `model` (the graphs, over [`runtime`],
 //! which loads ONNX Runtime, and [`provider`], the device that it computes on), [`trainer`] (a pack in training).
 //!
-//! Many steps: `plan` (settings of a training), `epochs` (the order of examples), [`training`] and [`evaluation`] (the loops),
+//! Many steps: `plan` (settings of a training), `epochs` (the order of examples), `sample` (the examples of an evaluation), [`training`] and [`evaluation`] (the loops),
 //! [`optimizer`] and [`schedule`] (how gradients change weights), [`tally`] (sums over steps), `report` (results),
 //! [`checkpoint`] (the saved state of a training). [`clock`] measures durations, [`roof`] the machine's speed at products.
 
@@ -28,6 +28,7 @@ pub mod provider;
 mod report;
 pub mod roof;
 pub mod runtime;
+mod sample;
 pub mod schedule;
 pub mod tally;
 pub mod trainer;

@@ -9,6 +9,7 @@ use crate::evaluation::{EvaluatePlan, EvaluateSummary, Tagged, span_labels};
 use crate::examples::{Examples, Sequence};
 use crate::model::{Model, Operators, StepOutcome};
 use crate::runtime::Runtime;
+use crate::sample::sample;
 use ndarray::{Array2, ArrayD};
 use skiff_models::Pack;
 use skiff_models::memory::{Plan, Policy, Step};
@@ -154,7 +155,9 @@ impl Trainer {
         Ok(StepOutcome { loss: loss as f32, gradients })
     }
 
-    /// Evaluates the first of `examples` with every layer active, and reports the number of finished examples to `watch`.
+    /// Evaluates `examples` with every layer active, and reports the number of finished examples to `watch`. If there are more
+    /// than the plan allows, it evaluates a sample of them, always the same: evenly from the whole file, and from each class in
+    /// its share.
     ///
     /// # Errors
     /// A graph that fails; an example that cannot be read.
@@ -165,7 +168,7 @@ impl Trainer {
         watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<EvaluateSummary, TrainerError> {
         let started = monotonic();
-        let mut chosen: Vec<usize> = (0..examples.len().min(plan.examples)).collect();
+        let mut chosen = sample(examples, plan.examples);
         // Neighbours of similar length need less padding inside attention, and the order does not change the sums.
         chosen.sort_by_key(|&at| (examples.length_hint(at), at));
         let total = chosen.len();

@@ -5,7 +5,7 @@
 //! | sequence classification | [`Example`]: a text or a pair, and a label | the label's number in the pack |
 //! | regression | [`Rated`]: a text or a pair, and numbers | the numbers, as many as the pack has |
 //! | token classification | [`Tagged`]: words with a label each | a word's first token has its label's number, no other has one |
-//! | causal language model | [`Passage`]: a text, perhaps after a prompt | every token of the text |
+//! | causal language model | [`Passage`]: a text, perhaps after a prompt | every token of the text, and the end token |
 //!
 //! Every example is read and checked when the file is loaded. Its text stays in the file; memory holds only its place. When a
 //! batch needs it, it is read again and tokenised, which takes a thousandth of a step's time. Texts beyond the limit are cut at
@@ -15,6 +15,7 @@ use skiff_contract::ColumnNames;
 use skiff_data::{Columns, DataError, Example, Index, Passage, Place, Rated, Record, Tagged};
 use skiff_models::Pack;
 use skiff_models::layout::Layout;
+use skiff_models::pack::Manifest;
 use skiff_models::task::Task;
 use skiff_trainer::{Examples, Sequence, Target};
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ const SHOWN: usize = 40;
 #[derive(Debug)]
 pub struct Corpus {
     index: Index,
+    /// Class of each example, if the task gives each one.
+    classes: Vec<u32>,
     known: Known,
     tokenizer: Tokenizer,
     /// Number of rows of the model's segment embedding.
@@ -117,19 +120,24 @@ impl Corpus {
     /// # Errors
     /// A malformed file, labels or numbers that do not fit the pack, a tokenizer that cannot be read.
     pub fn load(path: &Path, columns: &Columns, pack: &Pack, max_tokens: usize) -> Result<Self, CorpusError> {
-        let manifest = pack.manifest();
-        Self::read(path, columns, &manifest.layout, &manifest.labels, tokenizer(pack, max_tokens)?)
+        let columns = joined_by(pack, columns);
+        Self::read(path, &columns, Known::of(pack), &pack.manifest().layout, tokenizer(pack, max_tokens)?)
     }
 
     fn read(
         path: &Path,
         columns: &Columns,
+        known: Known,
         layout: &Layout,
-        labels: &[String],
         tokenizer: Tokenizer,
     ) -> Result<Self, CorpusError> {
-        let known = Known::new(layout, labels);
-        Ok(Self { index: index(path, columns, &known)?, known, tokenizer, segments: layout.segments })
+        let mut classes = Vec::new();
+        let index = index(path, columns, &known, &mut |entry| {
+            if let Entry::Whole { target: Target::Class(class), .. } = entry {
+                classes.push(u32::try_from(class).unwrap_or(u32::MAX));
+            }
+        })?;
+        Ok(Self { index, classes, known, tokenizer, segments: layout.segments })
     }
 
     /// Returns true if the path still names the loaded file and it has not changed.
@@ -149,7 +157,21 @@ impl Corpus {
             0 | 1 => vec![0; encoding.len()],
             _ => encoding.get_type_ids().to_vec(),
         };
-        Ok(Sequence { ids: encoding.get_ids().to_vec(), types, target })
+        let mut sequence = Sequence { ids: encoding.get_ids().to_vec(), types, target };
+        self.end(&mut sequence);
+        Ok(sequence)
+    }
+
+    /// Appends the end token to a language model's text, unless the text has it already or was cut. TRL's `SFTTrainer` does the
+    /// same: it appends the token, and then cuts.
+    fn end(&self, Sequence { ids, types, target }: &mut Sequence) {
+        let (Some(end), Target::Next(next)) = (self.known.end, target) else { return };
+        let room = self.tokenizer.get_truncation().is_none_or(|cut| ids.len() < cut.max_length);
+        if room && ids.last() != Some(&end) {
+            ids.push(end);
+            types.push(0);
+            next.push(Some(end));
+        }
     }
 
     fn entry(&self, at: usize) -> Result<Entry, CorpusError> {
@@ -178,6 +200,10 @@ impl Examples for Corpus {
     fn length_hint(&self, at: usize) -> usize {
         self.index.record_bytes(at)
     }
+
+    fn class_hint(&self, at: usize) -> Option<u32> {
+        self.classes.get(at).copied()
+    }
 }
 
 /// Counts the examples of the file at `path` and checks them for `pack`. Keeps none in memory.
@@ -185,32 +211,41 @@ impl Examples for Corpus {
 /// # Errors
 /// The errors of [`Corpus::load`], except errors of the tokenizer.
 pub fn count(path: &Path, columns: &Columns, pack: &Pack) -> Result<u64, CorpusError> {
-    let manifest = pack.manifest();
-    Ok(index(path, columns, &Known::new(&manifest.layout, &manifest.labels))?.len() as u64)
+    Ok(index(path, &joined_by(pack, columns), &Known::of(pack), &mut |_| {})?.len() as u64)
 }
 
-/// Indexes the examples of the file at `path`, and checks each of them.
-fn index(path: &Path, columns: &Columns, known: &Known) -> Result<Index, CorpusError> {
+/// Returns the columns, joined as the pack says.
+fn joined_by(pack: &Pack, columns: &Columns) -> Columns {
+    Columns { separator: Some(pack.manifest().separator.clone()), ..columns.clone() }
+}
+
+/// Indexes the examples of the file at `path`, checks each of them, and hands it to `take`.
+fn index(path: &Path, columns: &Columns, known: &Known, take: &mut dyn FnMut(Entry)) -> Result<Index, CorpusError> {
     match known.task {
-        Task::SequenceClassification => index_of::<Example>(path, columns, known),
-        Task::Regression => index_of::<Rated>(path, columns, known),
-        Task::TokenClassification => index_of::<Tagged>(path, columns, known),
-        Task::CausalLm => index_of::<Passage>(path, columns, known),
+        Task::SequenceClassification => index_of::<Example>(path, columns, known, take),
+        Task::Regression => index_of::<Rated>(path, columns, known, take),
+        Task::TokenClassification => index_of::<Tagged>(path, columns, known, take),
+        Task::CausalLm => index_of::<Passage>(path, columns, known, take),
     }
 }
 
-fn index_of<R: Learnable>(path: &Path, columns: &Columns, known: &Known) -> Result<Index, CorpusError> {
-    Index::build(path, columns, &mut |record: R, place| record.entry(place, known).map(drop))
+fn index_of<R: Learnable>(
+    path: &Path,
+    columns: &Columns,
+    known: &Known,
+    take: &mut dyn FnMut(Entry),
+) -> Result<Index, CorpusError> {
+    Index::build(path, columns, &mut |record: R, place| record.entry(place, known).map(&mut *take))
 }
 
 /// Returns the columns of the device's settings.
 #[must_use]
 pub fn columns(names: &ColumnNames) -> Columns {
     let ColumnNames { text, pair, prompt, label, header } = names.clone();
-    Columns { text, pair, prompt, label, header }
+    Columns { text, pair, prompt, label, header, separator: None }
 }
 
-/// The labels and numbers that a pack allows.
+/// A pack's rules for examples: the labels and numbers that it allows, and the end of a text.
 #[derive(Debug)]
 struct Known {
     task: Task,
@@ -218,12 +253,19 @@ struct Known {
     numbers: usize,
     labels: Vec<String>,
     classes: BTreeMap<String, usize>,
+    /// Number of the token that ends a language model's texts.
+    end: Option<u32>,
 }
 
 impl Known {
-    fn new(layout: &Layout, labels: &[String]) -> Self {
+    fn of(pack: &Pack) -> Self {
+        let Manifest { layout, labels, end_token, .. } = pack.manifest();
+        Self::new(layout, labels, end_token.as_ref().map(|token| token.id))
+    }
+
+    fn new(layout: &Layout, labels: &[String], end: Option<u32>) -> Self {
         let classes = labels.iter().cloned().zip(0..).collect();
-        Self { task: layout.task, numbers: layout.classes, labels: labels.to_vec(), classes }
+        Self { task: layout.task, numbers: layout.classes, labels: labels.to_vec(), classes, end }
     }
 
     fn class(&self, label: &str, place: &Place) -> Result<usize, CorpusError> {
@@ -458,7 +500,8 @@ mod tests {
         let mut file = tempfile::Builder::new().suffix(extension).tempfile().unwrap();
         file.write_all(content.as_bytes()).unwrap();
         let labels = ["O".to_owned(), "LOC".to_owned()];
-        Corpus::read(file.path(), &Columns::default(), layout, &labels, prepared(tokenizer, layout, max_tokens)?)
+        let known = Known::new(layout, &labels, None);
+        Corpus::read(file.path(), &Columns::default(), known, layout, prepared(tokenizer, layout, max_tokens)?)
     }
 
     fn corpus(task: Task, max_tokens: usize, content: &str) -> Result<Corpus, CorpusError> {
@@ -483,7 +526,8 @@ mod tests {
         let layout = layout(Task::SequenceClassification);
         let labels = ["O".to_owned(), "LOC".to_owned()];
         let tokenizer = prepared(bert(), &layout, LONG).unwrap();
-        let corpus = Corpus::read(file.path(), &Columns::default(), &layout, &labels, tokenizer).unwrap();
+        let known = Known::new(&layout, &labels, None);
+        let corpus = Corpus::read(file.path(), &Columns::default(), known, &layout, tokenizer).unwrap();
         assert!(corpus.index.memory_bytes() <= 3_200 && corpus.is_current());
         assert_eq!(corpus.length_hint(99), "LOC,99 \n".len() + long.len());
         assert_eq!(corpus.sequence(99).unwrap().target, Target::Class(1));
@@ -497,6 +541,15 @@ mod tests {
     fn a_text_has_its_labels_number() {
         let sequence = only(Task::SequenceClassification, LONG, &json!({"text": "ab a", "label": "LOC"}));
         assert_eq!(sequence, Sequence { ids: vec![1, 3, 6, 3, 2], types: vec![0; 5], target: Target::Class(1) });
+    }
+
+    #[test]
+    fn classes_of_whole_texts_are_known_without_reading_them_again() {
+        let rows = "{\"text\": \"a\", \"label\": \"LOC\"}\n{\"text\": \"a\", \"label\": \"O\"}";
+        let classes = corpus(Task::SequenceClassification, LONG, rows).unwrap();
+        assert_eq!([classes.class_hint(0), classes.class_hint(1)], [Some(1), Some(0)]);
+        let words = json!({"tokens": ["a"], "labels": ["O"]}).to_string();
+        assert_eq!(corpus(Task::TokenClassification, LONG, &words).unwrap().class_hint(0), None);
     }
 
     #[test]
@@ -567,6 +620,47 @@ mod tests {
             let sequence = only(Task::CausalLm, LONG, &json!({"prompt": prompt, "completion": completion}));
             assert_eq!(sequence.target, Target::Next(target), "{prompt:?} {completion:?}");
         }
+    }
+
+    /// Returns the sequence of one example for a language model whose texts end in token 3.
+    fn ended(max_tokens: usize, content: &Value) -> Sequence {
+        let mut corpus = corpus(Task::CausalLm, max_tokens, &content.to_string()).unwrap();
+        corpus.known.end = Some(3);
+        corpus.sequence(0).unwrap()
+    }
+
+    #[test]
+    fn a_text_and_a_completion_end_in_the_end_token_once() {
+        let completion = ended(LONG, &json!({"prompt": "ab", "completion": " ab"}));
+        assert_eq!(completion.ids.last(), Some(&3));
+        assert_eq!(completion.target, Target::Next(vec![None, None, None, Some(4), Some(2), Some(3)]));
+        let text = ended(LONG, &json!({"text": "ab a"}));
+        assert_eq!((text.ids, text.types.len()), (vec![0, 1, 2, 4, 3], 5));
+        let mut again = corpus(Task::CausalLm, LONG, &json!({"text": "ab a"}).to_string()).unwrap();
+        again.known.end = Some(4);
+        assert_eq!(again.sequence(0).unwrap().ids, [0, 1, 2, 4], "the text ends in it already");
+    }
+
+    #[test]
+    fn a_text_that_was_cut_or_fills_the_limit_has_no_end_token() {
+        assert_eq!(ended(4, &json!({"text": "ab a"})).ids, [0, 1, 2, 4]);
+        assert_eq!(ended(3, &json!({"text": "ab a"})).ids, [0, 1, 2]);
+        assert_eq!(ended(5, &json!({"text": "ab a"})).ids, [0, 1, 2, 4, 3]);
+    }
+
+    #[test]
+    fn a_title_and_a_description_are_joined_with_the_packs_separator() {
+        let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
+        file.write_all(b"label,title,description\nO,ab,a\n").unwrap();
+        let layout = layout(Task::SequenceClassification);
+        let ids = |separator: &str| {
+            let columns = Columns { separator: Some(separator.to_owned()), ..Columns::default() };
+            let known = Known::new(&layout, &["O".to_owned()], None);
+            let tokenizer = prepared(bert(), &layout, LONG).unwrap();
+            Corpus::read(file.path(), &columns, known, &layout, tokenizer).unwrap().sequence(0).unwrap().ids
+        };
+        assert_eq!(ids(" "), [1, 3, 6, 3, 2]);
+        assert_eq!(ids(" b "), [1, 3, 6, 5, 3, 2]);
     }
 
     #[test]
@@ -672,7 +766,8 @@ mod tests {
         let layout = Layout { max_tokens: 128, ..layout(Task::SequenceClassification) };
         let labels = ["0".to_owned(), "1".to_owned()];
         let tokenizer = prepared(Tokenizer::from_file(tokenizer).unwrap(), &layout, 128).unwrap();
-        let corpus = Corpus::read(&file, &Columns::default(), &layout, &labels, tokenizer).unwrap();
+        let known = Known::new(&layout, &labels, None);
+        let corpus = Corpus::read(&file, &Columns::default(), known, &layout, tokenizer).unwrap();
         assert_eq!(corpus.len(), 1_725);
         let mut paraphrases = 0;
         for at in 0..corpus.len() {

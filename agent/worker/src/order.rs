@@ -84,7 +84,7 @@ impl OrderedTraining<'_> {
         }
     }
 
-    /// Evaluates the model with all layers on the first examples, if the order asks for it.
+    /// Evaluates the model with all layers on a sample of the examples, if the order asks for it.
     fn measure(&self, trainer: &mut Trainer) -> anyhow::Result<Option<EvaluateSummary>> {
         if self.order.probe_examples == 0 {
             return Ok(None);

@@ -180,9 +180,9 @@ async fn prepare(options: &Options, folder: &RunFolder, bar: &ProgressBar) -> an
         bar.inc(1);
         let mut wanted = BuildOptions::new(&options.checkpoint, &path.join("pack"), shares.labels.clone());
         wanted.seed = options.seed;
-        let manifest = build(&wanted, &mut |at| bar.set_message(format!("making the pack: {}", at.doing)))
+        let built = build(&wanted, &mut |at| bar.set_message(format!("making the pack: {}", at.doing)))
             .with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
-        anyhow::Ok((shares, manifest))
+        anyhow::Ok((shares, built.manifest))
     };
     tokio::task::spawn_blocking(work).await.context("preparing")?
 }

@@ -303,7 +303,7 @@ pub struct EvaluateOrder {
     pub weights: Digest,
     /// Digest of the schema of the trainable tensors.
     pub schema: Digest,
-    /// Largest number of test examples to use, from the first one on.
+    /// Largest number of test examples to use. A device with more of them draws a sample, the same each time.
     pub examples: u64,
     /// Number of examples in a batch, 1 to 4096.
     pub batch: u32,

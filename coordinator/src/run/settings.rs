@@ -59,7 +59,8 @@ pub struct RunSettings {
     pub sharing: Sharing,
     /// Groups of devices with their own sharing and LoRA rank (default none).
     pub groups: Vec<Group>,
-    /// Number of test examples, over all devices, in the evaluation after a round; 0: no evaluation (default 400).
+    /// Number of test examples, over all devices, in the evaluation after a round; 0: no evaluation (default 400). A device with
+    /// more than its share draws a sample of its examples, the same in each round, with each label in its share.
     pub evaluate_examples: u64,
     /// Number of test examples, over all devices, in the evaluations before the first round and at the end; 0: no evaluation
     /// (default 1000).

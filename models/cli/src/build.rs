@@ -1,12 +1,12 @@
 //! `skiff-pack build`.
 
 use crate::screen::Screen;
-use crate::{data, inspect, tokenizer};
+use crate::{data, ending, inspect, notes, tokenizer};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use skiff_models::design::MAX_LABELS;
 use skiff_models::files::{foreign_start, read_bounded, read_json_bounded};
-use skiff_models::pack::{BuildOptions, Storage, build};
+use skiff_models::pack::{BuildOptions, SEPARATOR, Storage, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,10 @@ use std::path::{Path, PathBuf};
     Examples:\n  skiff-pack build --checkpoint minilm --labels labels.txt --out minilm.pack\n\
     \x20 skiff-pack build --checkpoint qwen --task causal-lm --frozen int8 --target all-linear --out qwen.pack\n\
     \x20 skiff-pack build --checkpoint roberta --labels 2 --adapter tuned-elsewhere --out go-on.pack\n\n\
-    A labels file has one class name a line."
+    A labels file has one class name a line, in any order: the rows of a tuned head follow the names in config.json (id2label). \
+    If those are placeholders such as LABEL_0, or missing, or if --labels is a number, the rows stay in their order. \
+    Other names, or another number of them, need --new-head.\n\n\
+    Every tensor of the checkpoint is used, or listed with the reason for leaving it out; an unknown one is an error."
 )]
 pub(crate) struct Arguments {
     /// Folder with config.json, model.safetensors (or shards and their index) and tokenizer.json.
@@ -29,8 +32,8 @@ pub(crate) struct Arguments {
     /// Task that the model is tuned for.
     #[arg(long, value_enum, default_value = "sequence-classification")]
     task: TaskName,
-    /// File with one class name a line, or a number of classes (of numbers, for regression) [default: those in config.json;
-    /// 1 for regression].
+    /// File with one class name a line, or a number of classes (of numbers, for regression) [default: those in config.json, or
+    /// else one for each row of the checkpoint's head; without a head 2 classes, or 1 number].
     #[arg(long, value_name = "FILE|N")]
     labels: Option<String>,
     /// Take the labels from this file of examples, in natural order; every form that `skiff-pack data` reads.
@@ -39,6 +42,9 @@ pub(crate) struct Arguments {
     /// Column or key of the label in --labels-from [default: label, class, category or another usual name].
     #[arg(long, value_name = "NAME", requires = "labels_from")]
     label_column: Option<String>,
+    /// Draw a new last layer of the head (see --seed) in place of the checkpoint's. Labels that differ from the checkpoint's need it.
+    #[arg(long)]
+    new_head: bool,
     /// Method of fine-tuning, in addition to the task's head [default: lora].
     #[arg(long, value_enum)]
     peft: Option<PeftName>,
@@ -76,6 +82,13 @@ pub(crate) struct Arguments {
     /// Seed of the initial values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Text between a title and a description, in examples with these two columns in place of one text; \n is a new line.
+    #[arg(long, value_name = "TEXT", default_value = SEPARATOR)]
+    join_with: String,
+    /// Token after every text and completion of a language model, so that it learns to stop; texts that are cut get none. `none`
+    /// turns it off [default: the tokenizer's eos_token].
+    #[arg(long, value_name = "TOKEN")]
+    end_token: Option<String>,
     /// Print the manifest as JSON when done.
     #[arg(long)]
     json: bool,
@@ -133,7 +146,12 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut screen = Screen::new();
     let built = build(&options, &mut |progress| screen.show(progress));
     screen.clear();
-    built.with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
+    let built = built.with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
+    // Standard output is for the manifest alone.
+    match json {
+        true => notes::write(&mut std::io::stderr().lock(), &built)?,
+        false => notes::write(&mut std::io::stdout().lock(), &built)?,
+    }
     inspect::show(&options.out, &inspect::Batch::default(), json)
 }
 
@@ -142,13 +160,34 @@ impl Arguments {
         let task = Task::from(self.task);
         let labels = match &self.labels {
             None if let Some(path) = &self.labels_from => Some(data::labels(path, self.label_column.as_deref(), task)?),
-            None if task == Task::Regression => Some(vec!["0".to_owned()]),
             None => None,
             Some(labels) => Some(read_labels(labels)?),
         };
         let peft = self.peft()?;
-        let Self { checkpoint, out, frozen, adapter, seed, base_model, .. } = self;
-        Ok(BuildOptions { checkpoint, out, task, labels, peft, frozen: frozen.into(), adapter, seed, base_model })
+        let separator = self.join_with.replace("\\n", "\n");
+        let end_token = match task {
+            Task::CausalLm => ending::end_token(&self.checkpoint, self.end_token.as_deref())?,
+            Task::SequenceClassification | Task::Regression | Task::TokenClassification if self.end_token.is_some() => {
+                bail!("--end-token is a setting of language models; leave it out, or choose --task causal-lm")
+            }
+            Task::SequenceClassification | Task::Regression | Task::TokenClassification => None,
+        };
+        let Self { checkpoint, out, frozen, adapter, seed, base_model, new_head, .. } = self;
+        let frozen = frozen.into();
+        Ok(BuildOptions {
+            checkpoint,
+            out,
+            task,
+            labels,
+            peft,
+            frozen,
+            adapter,
+            seed,
+            base_model,
+            new_head,
+            separator,
+            end_token,
+        })
     }
 
     fn peft(&self) -> anyhow::Result<Peft> {

@@ -6,7 +6,7 @@ use serde_json::json;
 use skiff_models::Pack;
 use skiff_models::graph::DType;
 use skiff_models::memory::{Policy, Prediction, Step, predict};
-use skiff_models::pack::Manifest;
+use skiff_models::pack::{EndToken, Manifest};
 use skiff_models::peft::Peft;
 use skiff_models::stage::{Binding, StageSpec};
 use skiff_models::task::Task;
@@ -136,6 +136,17 @@ fn write_summary(out: &mut dyn Write, path: &Path, pack: &Pack) -> anyhow::Resul
         count(layout.max_tokens)
     )?;
     writeln!(out, "task          {}", task(manifest))?;
+    if manifest.design.head.task != Task::TokenClassification {
+        writeln!(out, "texts         title and description are joined with {:?}", manifest.separator)?;
+    }
+    if manifest.design.head.task == Task::CausalLm {
+        match &manifest.end_token {
+            Some(EndToken { text, id }) => {
+                writeln!(out, "end token     {text} ({id}) after each text that is not cut")?
+            }
+            None => writeln!(out, "end token     none: the model does not learn to stop")?,
+        }
+    }
     writeln!(
         out,
         "trains        {}: {} parameters in {} tensors, {:.2} % of all",

@@ -2,8 +2,10 @@
 
 mod build;
 mod data;
+mod ending;
 mod export;
 mod inspect;
+mod notes;
 mod screen;
 mod tokenizer;
 mod verify;

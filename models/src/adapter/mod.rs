@@ -180,6 +180,13 @@ impl Adapter {
         names_in_file(model, &format!("{PREFIX}{module}.weight")).iter().any(|name| self.tensors.has(name))
     }
 
+    /// Returns the number of rows of the tensor `name` in a pack of `model`, if the adapter has it.
+    #[must_use]
+    pub fn rows(&self, model: &Model, name: &str) -> Option<usize> {
+        let found = names_in_file(model, name).into_iter().find(|name| self.tensors.has(name))?;
+        self.tensors.shape(&found)?.first().copied()
+    }
+
     /// Returns the tensor with the name `name` in a pack of `model`, if the adapter has it. An adapter of the bare model lacks
     /// the prefix of the model's names.
     ///

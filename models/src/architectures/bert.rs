@@ -81,6 +81,14 @@ impl Family {
         }
     }
 
+    /// Returns the name of the head's last layer.
+    pub(super) const fn classifier(self, task: Task) -> &'static str {
+        match (self, task) {
+            (Self::Bert, _) | (_, Task::TokenClassification) => "classifier",
+            (Self::Roberta | Self::XlmRoberta, _) => "classifier.out_proj",
+        }
+    }
+
     /// Returns the linear layers of the head for sequences, if it has more than one. PEFT then counts them among the targets.
     pub(super) const fn head_linears(self) -> &'static [&'static str] {
         match self {
@@ -237,22 +245,23 @@ impl Bert {
     /// have `classifier.dense` in its place, which trains.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(shape([&"T", &self.hidden]));
-        let classify =
-            |stage: &mut Stage<'_>, name, x| stage.trained_linear(name, x, [self.hidden, head.labels], Bias::Yes);
+        let classify = |stage: &mut Stage<'_>, x| {
+            stage.trained_linear(self.family.classifier(head.task), x, [self.hidden, head.labels], Bias::Yes)
+        };
         let logits = if head.task == Task::TokenClassification {
-            classify(stage, "classifier", hidden)?
+            classify(stage, hidden)?
         } else {
             let first = heads::first_rows(stage, hidden)?;
             match self.family.pooler() {
                 Some(pooler) => {
                     let pooled = heads::pool(stage, pooler, first, self.hidden, Activation::Tanh, head)?;
-                    classify(stage, "classifier", pooled)?
+                    classify(stage, pooled)?
                 }
                 None => {
                     let of_head = Head { train_pooler: true, ..head };
                     let dense = "classifier.dense";
                     let pooled = heads::pool(stage, dense, first, self.hidden, Activation::Tanh, of_head)?;
-                    classify(stage, "classifier.out_proj", pooled)?
+                    classify(stage, pooled)?
                 }
             }
         };

@@ -339,13 +339,13 @@ impl Decoder {
         let normed = stage.rms_norm("model.norm", rows, self.hidden, self.norm_epsilon)?;
         let bias = match head.task {
             Task::CausalLm => {
-                let embedding = if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+                let embedding = if self.tied { WORD_TABLE } else { NEXT_TABLE };
                 return heads::next_token(stage, normed, embedding, [self.vocabulary, self.hidden]);
             }
             Task::TokenClassification => Bias::Yes,
             Task::SequenceClassification | Task::Regression => Bias::No,
         };
-        let logits = stage.trained_linear("score", normed, [self.hidden, head.labels], bias)?;
+        let logits = stage.trained_linear(CLASSIFIER, normed, [self.hidden, head.labels], bias)?;
         heads::loss(stage, logits, head)
     }
 
@@ -408,6 +408,12 @@ impl Keys {
     }
 }
 
+/// Name of the head's last layer, with a row for each label.
+pub(super) const CLASSIFIER: &str = "score";
+/// Name of the word table.
+pub const WORD_TABLE: &str = "model.embed_tokens.weight";
+/// Name of the table that scores the next token, in a model that is not tied.
+pub const NEXT_TABLE: &str = "lm_head.weight";
 const COSINE: &str = "rotary_cosine";
 const SINE: &str = "rotary_sine";
 

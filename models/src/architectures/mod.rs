@@ -170,6 +170,30 @@ impl Model {
         }
     }
 
+    /// Returns the name of the head's last layer, which has a row for each label; `None` for a language model.
+    #[must_use]
+    pub fn classifier(&self, task: Task) -> Option<&'static str> {
+        match self {
+            _ if task == Task::CausalLm => None,
+            Self::Bert(model) => Some(model.family.classifier(task)),
+            Self::Deberta(_) => Some("classifier"),
+            Self::Decoder(_) => Some(decoder::CLASSIFIER),
+        }
+    }
+
+    /// Returns true if `config.json` says that the word embedding also computes the scores of the next token.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        matches!(self, Self::Decoder(model) if model.tied)
+    }
+
+    /// Lets a decoder compute the scores of the next token with a table of their own, whatever `config.json` says.
+    pub fn untie(&mut self) {
+        if let Self::Decoder(model) = self {
+            model.tied = false;
+        }
+    }
+
     /// Returns the row of each example that the head reads, if it reads only one and the blocks can omit the others.
     #[must_use]
     pub fn read_row(&self, task: Task) -> Option<BatchPart> {

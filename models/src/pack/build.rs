@@ -1,9 +1,12 @@
 //! Makes a pack from a Hugging Face checkpoint folder.
 
+use super::labels::{Classes, HeadRows, Question};
+use super::leftover::{Ignored, Leftovers};
 use super::origin;
 use super::staging::Staging;
 use super::storage::{self, Piece, Rounding, StorageError, Values};
-use super::{FORMAT, FileEntry, Manifest, digest_of_file};
+use super::tie::Tie;
+use super::{EndToken, FORMAT, FileEntry, Manifest, SEPARATOR, digest_of_file, texts_problem};
 use crate::adapter::{Adapter, AdapterError};
 use crate::architectures::{ConfigError, Head, Model};
 use crate::checkpoint::{Checkpoint, CheckpointError, read_bounded};
@@ -15,7 +18,7 @@ use crate::stage::{FrozenSource, FrozenTensor, Initial};
 use crate::storage::Storage;
 use crate::task::Task;
 use crate::tensors::{self, NamedTensors, TensorError};
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,6 +50,12 @@ pub struct BuildOptions {
     /// Name of the base model for adapters and model cards. `None`: the repository's, if the checkpoint is in the cache of the
     /// Hugging Face hub, otherwise the checkpoint's path.
     pub base_model: Option<String>,
+    /// Whether to draw a new last layer of the head, even if the checkpoint has one.
+    pub new_head: bool,
+    /// Text between a title and a description, in examples that have these two in place of one text.
+    pub separator: String,
+    /// Token after every text of a language model; other tasks have none.
+    pub end_token: Option<EndToken>,
 }
 
 impl BuildOptions {
@@ -63,8 +72,26 @@ impl BuildOptions {
             adapter: None,
             seed: 0,
             base_model: None,
+            new_head: false,
+            separator: SEPARATOR.to_owned(),
+            end_token: None,
         }
     }
+}
+
+/// A finished build, and what it did with the checkpoint.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Built {
+    /// The pack's manifest.
+    pub manifest: Manifest,
+    /// The labels, and the source of the head's last layer; `None` for a language model.
+    pub classes: Option<Classes>,
+    /// Tensors of the head that are in neither the checkpoint nor an adapter, and were drawn.
+    pub drawn: Vec<String>,
+    /// The word table and the table that scores the next token.
+    pub tie: Tie,
+    /// Tensors of the checkpoint that the pack leaves out.
+    pub ignored: Vec<Ignored>,
 }
 
 /// Progress of a build.
@@ -123,6 +150,19 @@ pub enum BuildError {
         /// The fault.
         what: String,
     },
+    /// The checkpoint has trained tensors that the model does not read, so the model would not be the same.
+    #[error("{path} has {count} trained tensors that the {model} of config.json does not read: {names}; correct config.json, or load the \
+             checkpoint with transformers and save it with save_pretrained, which leaves out what the model does not read", path = path.display())]
+    Unread {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The model's name.
+        model: String,
+        /// Number of tensors.
+        count: usize,
+        /// The names of the first tensors.
+        names: String,
+    },
     /// The labels are not valid.
     #[error("{what}")]
     Labels {
@@ -171,17 +211,17 @@ pub enum BuildError {
 ///
 /// # Errors
 /// A checkpoint that is unreadable, unsupported or incomplete; a target that cannot be written.
-pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Manifest, BuildError> {
+pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Built, BuildError> {
     if options.out.exists() && !is_a_pack(&options.out) {
         return Err(BuildError::Occupied { path: options.out.clone() });
     }
     let source = Source::open(options)?;
     let failed = |source| BuildError::Write { path: options.out.clone(), source };
     let staging = Staging::begin(&options.out).map_err(failed)?;
-    let manifest = source.write(options, staging.path(), progress)?;
+    let built = source.write(options, staging.path(), progress)?;
     super::Pack::open(staging.path()).and_then(|pack| pack.check_weights()).map_err(BuildError::Unreadable)?;
     staging.commit().map_err(failed)?;
-    Ok(manifest)
+    Ok(built)
 }
 
 /// Returns this version of Skiff in the form for manifests.
@@ -220,7 +260,11 @@ struct Source {
     checkpoint: Checkpoint,
     adapter: Option<Adapter>,
     design: Design,
-    labels: Vec<String>,
+    /// The labels; `None` for a language model.
+    classes: Option<Classes>,
+    tie: Tie,
+    /// Tensors of the head that were drawn.
+    drawn: Vec<String>,
 }
 
 impl Source {
@@ -229,27 +273,30 @@ impl Source {
         let config = read_bounded(&path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
         let value: Value =
             serde_json::from_slice(&config).map_err(|source| BuildError::Json { path: path.clone(), source })?;
-        let model = Model::read(&value).map_err(|source| BuildError::Config { path, source })?;
-        let labels = labels(options, &value)?;
-        let checkpoint = Checkpoint::open(&options.checkpoint)?;
+        let mut model = Model::read(&value).map_err(|source| BuildError::Config { path, source })?;
+        let mut checkpoint = Checkpoint::open(&options.checkpoint)?;
+        let tie = Tie::settle(&mut model, options.task, &mut checkpoint)?;
         let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
         if let Some(adapter) = &adapter {
             adapter.check_task(options.task)?;
         }
+        let classes = classes(options, &value, &model, &checkpoint, adapter.as_ref())?;
         let lacks_pooler = |name: &str| checkpoint.find(&format!("{name}.weight"), model.base()).is_none();
         let has_trained = |name: &str| adapter.as_ref().is_some_and(|adapter| adapter.has_trained(&model, name));
         let train_pooler = model.pooler(options.task).is_some_and(|name| lacks_pooler(name) || has_trained(name));
         let peft = peft(options, &model, adapter.as_ref())?;
-        let head = Head { task: options.task, labels: labels.len(), train_pooler };
+        let labels = classes.as_ref().map_or(0, |classes| classes.names.len());
+        let head = Head { task: options.task, labels, train_pooler };
         let design = Design { model, head, peft, frozen: options.frozen };
-        if let Some(what) = design.problem() {
+        let of_texts = || texts_problem(&options.separator, options.end_token.as_ref(), &design);
+        if let Some(what) = design.problem().or_else(of_texts) {
             return Err(BuildError::Design { what });
         }
         let base_model = options.base_model.clone().unwrap_or_else(|| origin::name_of(&options.checkpoint));
         if let Some(what) = origin::name_problem(&base_model) {
             return Err(BuildError::BaseModel { what });
         }
-        Ok(Self { config, base_model, checkpoint, adapter, design, labels })
+        Ok(Self { config, base_model, checkpoint, adapter, design, classes, tie, drawn: Vec::new() })
     }
 
     fn write(
@@ -257,7 +304,7 @@ impl Source {
         options: &BuildOptions,
         staging: &Path,
         progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<Manifest, BuildError> {
+    ) -> Result<Built, BuildError> {
         let graphs = staging.join("graphs");
         fs::create_dir_all(&graphs).map_err(|source| BuildError::Write { path: graphs, source })?;
         let mut files = Files { staging, names: Vec::new() };
@@ -266,6 +313,7 @@ impl Source {
         let stages = self.design.stages()?;
         self.check_shapes(&stages)?;
         self.check_adapter(&stages)?;
+        let ignored = self.leftovers(&stages)?;
         let fused = self.design.fused_stages()?;
         for (name, bytes) in stages.files().chain(fused.files()) {
             files.put(name, bytes)?;
@@ -302,7 +350,9 @@ impl Source {
             format: FORMAT,
             made_by: maker(),
             base_model: Some(self.base_model),
-            labels: self.labels,
+            labels: self.classes.as_ref().map(|classes| classes.names.clone()).unwrap_or_default(),
+            separator: options.separator.clone(),
+            end_token: options.end_token.clone(),
             layout: self.design.layout(),
             layers: self.design.model.sizes().layers,
             schema: stages.schema(),
@@ -315,13 +365,15 @@ impl Source {
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only");
         let path = staging.join("manifest.json");
         fs::write(&path, text).map_err(|source| BuildError::Write { path, source })?;
-        Ok(manifest)
+        Ok(Built { manifest, classes: self.classes, drawn: self.drawn, tie: self.tie, ignored })
     }
 
     /// Checks that the checkpoint has the tensors that the sizes in `config.json` require, before memory is allocated for them.
     fn check_shapes(&self, stages: &Stages) -> Result<(), BuildError> {
         let base = self.design.model.base();
-        for tensor in stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint) {
+        let needed = || stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint);
+        self.checkpoint.require_all(needed().map(|tensor| tensor.name.as_str()), base)?;
+        for tensor in needed() {
             let (file, name) = self.checkpoint.require(&tensor.name, base)?;
             file.check(name, &tensor.shape)?;
         }
@@ -335,6 +387,53 @@ impl Source {
         let drawn: Vec<String> = drawn.map(|tensor| format!("{PREFIX}{}", tensor.name)).collect();
         let trained = stages.trainable.iter().map(|tensor| tensor.spec.name.as_str());
         Ok(adapter.check_names(&self.design.model, trained.chain(drawn.iter().map(String::as_str)))?)
+    }
+
+    /// Returns the tensors of the checkpoint that no graph reads, each with the reason.
+    fn leftovers(&self, stages: &Stages) -> Result<Vec<Ignored>, BuildError> {
+        /// Number of names that an error shows.
+        const SHOWN: usize = 6;
+        let (model, task) = (&self.design.model, self.design.head.task);
+        let read = stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint);
+        let first = stages.trainable.iter().filter_map(|tensor| match &tensor.initial {
+            Initial::Checkpoint(source) => Some(source),
+            Initial::CheckpointOr(source, _) => Some(source).filter(|source| !self.is_drawn(source)),
+            Initial::Zeros | Initial::Uniform(_) => None,
+        });
+        let names = read.map(|tensor| &tensor.name).chain(first);
+        let found = names.filter_map(|name| self.checkpoint.find(name, model.base()));
+        let used = found.map(|(_, name)| name).collect();
+        let replaced = match self.classes.as_ref().map(|classes| &classes.rows) {
+            Some(HeadRows::New { .. }) => Some("replaced by the new classifier (--new-head)"),
+            Some(HeadRows::Kept { .. } | HeadRows::Drawn) | None => None,
+        };
+        let replaced = model.classifier(task).zip(replaced);
+        Leftovers { checkpoint: &self.checkpoint, model, task, replaced }.ignored(&used).map_err(|names| {
+            let more = names.len().saturating_sub(SHOWN);
+            let shown = names[..names.len() - more].join(", ");
+            let (path, model, count) = (self.checkpoint.folder().to_owned(), model.name().to_owned(), names.len());
+            let names = if more == 0 { shown } else { format!("{shown} and {more} more") };
+            BuildError::Unread { path, model, count, names }
+        })
+    }
+
+    /// Returns true if `source` is a tensor of the head's last layer, and this layer is drawn whatever the checkpoint has.
+    fn is_drawn(&self, source: &str) -> bool {
+        let new = self.classes.as_ref().is_some_and(|classes| !matches!(classes.rows, HeadRows::Kept { .. }));
+        new && self.is_classifier(source)
+    }
+
+    fn is_classifier(&self, source: &str) -> bool {
+        let layer = self.design.model.classifier(self.design.head.task);
+        layer.is_some_and(|layer| source.rsplit_once('.').is_some_and(|(name, _)| name == layer))
+    }
+
+    /// Moves the rows of the head's last layer to the places of their labels.
+    fn in_order_of_labels(&self, source: &str, values: ArrayD<f32>) -> ArrayD<f32> {
+        match self.classes.as_ref().map(|classes| &classes.rows) {
+            Some(HeadRows::Kept { order, .. }) if self.is_classifier(source) => values.select(Axis(0), order),
+            _ => values,
+        }
     }
 
     fn first_weights(&mut self, stages: &Stages, seed: u64) -> Result<NamedTensors, BuildError> {
@@ -357,7 +456,7 @@ impl Source {
         let base = self.design.model.base();
         if let Some(adapter) = &mut self.adapter {
             if let Some(values) = adapter.take(&self.design.model, name, shape)? {
-                return Ok(values);
+                return Ok(self.in_order_of_labels(name.strip_prefix(PREFIX).unwrap_or(name), values));
             }
             if matches!(initial, Initial::Zeros | Initial::Uniform(_)) {
                 return Err(adapter.missing(name).into());
@@ -371,8 +470,13 @@ impl Source {
                 Ok(file.read(found, shape)?)
             }
             Initial::CheckpointOr(source, bound) => match self.checkpoint.find(source, base) {
-                Some((file, found)) if file.shape(found) == Some(shape) => Ok(file.read(found, shape)?),
-                _ => Ok(draw(name, shape, *bound, seed)),
+                Some((file, found)) if !self.is_drawn(source) => {
+                    Ok(self.in_order_of_labels(source, file.read(found, shape)?))
+                }
+                _ => {
+                    self.drawn.push(source.clone());
+                    Ok(draw(name, shape, *bound, seed))
+                }
             },
         }
     }
@@ -448,51 +552,41 @@ fn peft(options: &BuildOptions, model: &Model, adapter: Option<&Adapter>) -> Res
     Ok(peft)
 }
 
-/// Returns the labels from the options, or else from the checkpoint.
-fn labels(options: &BuildOptions, config: &Value) -> Result<Vec<String>, BuildError> {
-    let fail = |what: String| Err(BuildError::Labels { what });
-    let labels = match (&options.labels, options.task) {
-        (None, Task::CausalLm) => return Ok(Vec::new()),
-        (Some(_), Task::CausalLm) => {
-            return fail("a language model has no labels; leave out --labels, or choose another --task".to_owned());
-        }
-        (Some(labels), _) => labels.clone(),
-        (None, _) => match labels_of(config) {
-            Some(labels) => labels,
-            None => return fail("the checkpoint has no labels; set --labels".to_owned()),
-        },
+/// Decides the labels and the rows of the head that belong to them. A language model has none.
+fn classes(
+    options: &BuildOptions,
+    config: &Value,
+    model: &Model,
+    checkpoint: &Checkpoint,
+    adapter: Option<&Adapter>,
+) -> Result<Option<Classes>, BuildError> {
+    let fail = |what: &str| Err(BuildError::Labels { what: what.to_owned() });
+    let Some(layer) = model.classifier(options.task) else {
+        return match (&options.labels, options.new_head) {
+            (None, false) => Ok(None),
+            (Some(_), _) => fail("a language model has no labels; leave out --labels, or choose another --task"),
+            (None, true) => fail("a language model has no labels; leave out --new-head, or choose another --task"),
+        };
     };
-    if let Some(problem) = labels_problem(&labels) {
-        return fail(problem);
+    let layer = format!("{layer}.weight");
+    let of_adapter = adapter.and_then(|adapter| adapter.rows(model, &format!("{PREFIX}{layer}")));
+    if of_adapter.is_some() && options.new_head {
+        return fail("the adapter has a classifier of its own; leave out --new-head");
     }
-    let fewest = if options.task == Task::Regression { 1 } else { 2 };
-    match labels.len() {
-        few if few < fewest => fail(format!("{} needs at least {fewest} labels, {few} given", options.task)),
-        many if many > crate::design::MAX_LABELS => {
-            fail(format!("{many} labels are more than {}", crate::design::MAX_LABELS))
-        }
-        _ => Ok(labels),
-    }
-}
-
-/// Returns the fault in the names of classes, if there is one. The names appear in tables, reports and messages.
-pub(super) fn labels_problem(labels: &[String]) -> Option<String> {
-    const MAX_BYTES: usize = 256;
-    let mut sorted: Vec<&String> = labels.iter().collect();
-    sorted.sort();
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Some(format!("label {:?} is given twice", pair[0]));
-    }
-    labels.iter().zip(1..).find_map(|(label, number): (_, usize)| match label.len() {
-        0 => Some(format!("label {number} has no name")),
-        1..=MAX_BYTES if !label.chars().any(char::is_control) => None,
-        1..=MAX_BYTES => Some(format!("label {number} ({label:?}) has control characters")),
-        long => Some(format!("label {number} has {long} bytes, expected at most {MAX_BYTES}")),
-    })
-}
-
-/// Returns the labels of `id2label`, in the order of its numbers, which count up from 0.
-fn labels_of(config: &Value) -> Option<Vec<String>> {
-    let names = config.get("id2label")?.as_object()?;
-    (0..names.len()).map(|number| names.get(&number.to_string())?.as_str().map(str::to_owned)).collect()
+    let of_checkpoint = || {
+        let (file, name) = checkpoint.find(&layer, model.base())?;
+        file.shape(name)?.first().copied()
+    };
+    let question = |config| Question {
+        asked: options.labels.as_deref(),
+        task: options.task,
+        config,
+        layer: &layer,
+        rows: of_adapter.or_else(of_checkpoint),
+        new_head: options.new_head,
+    };
+    let answer = question(config).answer();
+    // The names of an adapter's classes are in none of its files, so the names in `config.json` may be others.
+    let answer = if of_adapter.is_some() { answer.or_else(|_| question(&Value::Null).answer()) } else { answer };
+    answer.map(Some).map_err(|what| BuildError::Labels { what })
 }

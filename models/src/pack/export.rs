@@ -8,6 +8,7 @@
 use super::card::{self, About, Form};
 use super::origin::name_problem;
 use super::staging::Staging;
+use super::tie::Tie;
 use super::{Pack, PackError, Progress};
 use crate::adapter::{self, AdapterError};
 use crate::architectures::Model;
@@ -180,7 +181,12 @@ pub fn export_merged(
     }
     check_name(about)?;
     check(pack, weights)?;
-    let checkpoint = original.map(Checkpoint::open).transpose()?;
+    let mut checkpoint = original.map(Checkpoint::open).transpose()?;
+    if let Some(checkpoint) = &mut checkpoint {
+        // The same as in the build: a checkpoint of a tied model may have either table.
+        let mut model = pack.manifest().design.model.clone();
+        Tie::settle(&mut model, pack.manifest().design.head.task, checkpoint)?;
+    }
     let merge = Merge { pack, weights, original: checkpoint.as_ref() };
     let config = serde_json::to_vec_pretty(&merge.config()?).expect("JSON has string keys only");
     let tensors = merge.tensors()?;
@@ -511,6 +517,10 @@ impl<'a> Merge<'a> {
         if matches!(manifest.design.model, Model::Deberta(_)) && !is_relative {
             // Without relative positions nothing reads their norm, so a pack does not contain it.
             settings.insert("norm_rel_ebd".to_owned(), json!("none"));
+        }
+        if task == Task::CausalLm {
+            // The build may have found two tables where the checkpoint's settings say one.
+            settings.insert("tie_word_embeddings".to_owned(), json!(manifest.design.model.is_tied()));
         }
         settings.insert("architectures".to_owned(), json!([format!("{class}{suffix}")]));
         for key in ["torch_dtype", "dtype"] {

@@ -15,16 +15,22 @@ mod build;
 mod card;
 mod export;
 mod frozen;
+mod labels;
+mod leftover;
 mod origin;
 mod staging;
 mod storage;
+mod tie;
 
 pub use crate::storage::Storage;
-pub use build::{BuildError, BuildOptions, Progress, build};
+pub use build::{BuildError, BuildOptions, Built, Progress, build};
 pub use card::{About, Figure};
 pub use export::{ExportError, Exported, export_adapter, export_merged};
 pub use frozen::{Frozen, FrozenTensor, check};
+pub use labels::{Classes, HeadRows, Matching};
+pub use leftover::Ignored;
 pub use storage::{Rounding, StorageError};
+pub use tie::Tie;
 
 use crate::design::{Design, Stages};
 use crate::files;
@@ -38,8 +44,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-/// Pack format that this build reads and writes.
-pub const FORMAT: u32 = 3;
+/// Pack format that this build writes.
+pub const FORMAT: u32 = 4;
+/// Oldest pack format that this build reads. Format 3 has no settings of texts: their parts are joined with [`SEPARATOR`], and a
+/// language model's texts get no end token.
+pub const OLDEST_FORMAT: u32 = 3;
+/// Text between a title and a description, unless a build sets another one.
+pub const SEPARATOR: &str = ". ";
+/// Maximum length of a separator, in bytes.
+const MAX_SEPARATOR_BYTES: usize = 256;
 /// Maximum size of the manifest, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
@@ -47,7 +60,7 @@ const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// Between [`OLDEST_FORMAT`] and [`FORMAT`].
     pub format: u32,
     /// Version of Skiff that made the pack.
     pub made_by: String,
@@ -57,6 +70,12 @@ pub struct Manifest {
     pub design: Design,
     /// Names of the classes, in the order of the scores, or names of the numbers. A language model has none.
     pub labels: Vec<String>,
+    /// Text between a title and a description, in examples that have these two in place of one text.
+    #[serde(default = "usual_separator")]
+    pub separator: String,
+    /// Token after every text of a language model that is not cut; `None` for other tasks, or if texts get none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_token: Option<EndToken>,
     /// Properties that determine the form of a batch.
     pub layout: Layout,
     /// Number of layers that can be skipped.
@@ -71,6 +90,20 @@ pub struct Manifest {
     pub rounding: Option<Rounding>,
     /// Every other file of the pack.
     pub files: BTreeMap<String, FileEntry>,
+}
+
+/// The token that ends a text.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndToken {
+    /// The token, for example `<|endoftext|>`.
+    pub text: String,
+    /// Its number in the tokenizer.
+    pub id: u32,
+}
+
+fn usual_separator() -> String {
+    SEPARATOR.to_owned()
 }
 
 /// A file of the pack.
@@ -103,7 +136,7 @@ pub enum PackError {
         source: serde_json::Error,
     },
     /// The pack was made for another version of Skiff.
-    #[error("{path} has pack format {found}, this build reads {FORMAT}; use the matching Skiff or make the pack again", path = path.display())]
+    #[error("{path} has pack format {found}, this build reads {OLDEST_FORMAT} to {FORMAT}; use the matching Skiff or make the pack again", path = path.display())]
     Format {
         /// The manifest.
         path: PathBuf,
@@ -369,7 +402,9 @@ fn parse_manifest(path: &Path, text: &[u8]) -> Result<Manifest, PackError> {
     let malformed = |source| PackError::Manifest { path: path.to_owned(), source };
     let value: serde_json::Value = serde_json::from_slice(text).map_err(malformed)?;
     match value.get("format").and_then(serde_json::Value::as_u64) {
-        Some(found) if found != u64::from(FORMAT) => Err(PackError::Format { path: path.to_owned(), found }),
+        Some(found) if !(u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&found) => {
+            Err(PackError::Format { path: path.to_owned(), found })
+        }
         _ => serde_json::from_value(value).map_err(malformed),
     }
 }
@@ -395,6 +430,20 @@ fn check_digest(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), P
     let path = directory.join(name);
     let found = digest_of_file(&path).map_err(|source| PackError::Read { path: path.clone(), source })?;
     if found == entry.blake3 { Ok(()) } else { Err(PackError::Damaged { path, expected: entry.blake3.clone(), found }) }
+}
+
+/// Returns the fault in the settings of texts, if there is one.
+fn texts_problem(separator: &str, end_token: Option<&EndToken>, design: &Design) -> Option<String> {
+    if separator.len() > MAX_SEPARATOR_BYTES {
+        return Some(format!("the separator has {} bytes, expected at most {MAX_SEPARATOR_BYTES}", separator.len()));
+    }
+    let EndToken { text, id } = end_token?;
+    let vocabulary = design.model.sizes().vocabulary;
+    if design.head.task != Task::CausalLm {
+        return Some(format!("{} has no end token, and {text:?} is given", design.head.task));
+    }
+    (*id as usize >= vocabulary)
+        .then(|| format!("the end token {text:?} has the number {id}, but the model knows {vocabulary} tokens"))
 }
 
 /// Reads the file instead of mapping it, so that no pages stay resident.
@@ -438,7 +487,10 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
     if design.head.task != Task::CausalLm && labels.len() != design.head.labels {
         return fail(format!("{} labels, but the head has {}", labels.len(), design.head.labels));
     }
-    if let Some(problem) = build::labels_problem(labels) {
+    if let Some(problem) = labels::names_problem(labels) {
+        return fail(problem);
+    }
+    if let Some(problem) = texts_problem(&manifest.separator, manifest.end_token.as_ref(), design) {
         return fail(problem);
     }
     if schema.tensors.windows(2).any(|pair| pair[0].name >= pair[1].name) {

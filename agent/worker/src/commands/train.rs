@@ -36,8 +36,10 @@ use std::sync::Arc;
                   classification  texts or pairs with a label: .csv (AG News' three columns, or a header), .tsv, .jsonl\n  \
                   regression      the same with a number, or numbers in a JSON array, for the label\n  \
                   tokens          words with a label each: .jsonl (tokens, labels or ner_tags), .conll\n  \
-                  causal-lm       plain texts: .txt (one a line), .csv, .tsv, .jsonl (text, or prompt and completion)\n\
+                  causal-lm       plain texts: .txt (one a line), .csv, .tsv, .jsonl (text, or prompt and completion); the pack's end token\n                  \
+                                  follows each text that is not cut (skiff-pack build --end-token)\n\
                   Pairs: columns text and text_pair, sentence1 and sentence2, premise and hypothesis, question and sentence.\n\
+                  Columns title and description in place of a text are joined with the pack's separator (skiff-pack build --join-with).\n\
                   Other names: --text-column, --pair-column, --prompt-column, --label-column; without a header: --columns label,text.\n\
                   Other encodings, compressed files, Parquet: `skiff-pack data` converts them. docs/data.md has all of this.\n\n\
                   A step whose loss or gradients are not finite changes nothing and is counted; ten in a row end the training."
@@ -95,8 +97,9 @@ pub struct Arguments {
     /// Cut texts to this many tokens.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// Evaluate on at most this many examples, from the first; 0 means no evaluation.
-    #[arg(long, default_value_t = 1000)]
+    /// Evaluate on at most N examples of --test. If the file has more, they are drawn from all of it, with each label in its
+    /// share, and the same in every run; 0 means no evaluation.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
     evaluate: usize,
     /// Seed for masks and batches.
     #[arg(long, default_value_t = 0)]
@@ -151,6 +154,12 @@ struct Outcome {
     mean_loss: f32,
     /// Mean loss over the last 20 steps.
     loss_last_20: f32,
+    /// Token after each text of a language model that is not cut; absent if there is none.
+    end_token: Option<String>,
+    /// Number of examples that the evaluation used; absent with `--evaluate 0`.
+    evaluated_examples: Option<u64>,
+    /// Number of examples in the file of the evaluation.
+    test_examples: usize,
     /// Result of the evaluation; absent with `--evaluate 0`.
     #[serde(flatten)]
     found: Found,
@@ -195,6 +204,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let threads = arguments.threads.map_or_else(cores, usize::from);
     let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?.on(arguments.provider)?;
     let (layers, task, labels) = (pack.manifest().layers, pack.manifest().layout.task, pack.manifest().labels.clone());
+    let end_token = pack.manifest().end_token.as_ref().map(|token| token.text.clone());
     let mut trainer = Trainer::open(&runtime, pack)?;
 
     let memory = arguments.memory.map(|limit| arguments.within(limit, &trainer, layers)).transpose()?;
@@ -238,6 +248,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     progress.clear();
     let outcome = Outcome {
         found: evaluated.as_ref().map(|summary| Found::of(task, &labels, summary)).unwrap_or_default(),
+        end_token,
+        evaluated_examples: evaluated.as_ref().map(|found| found.examples),
+        test_examples: test.len(),
         evaluate_examples_per_second: evaluated
             .as_ref()
             .map(|found| found.examples as f64 / found.elapsed.as_secs_f64()),
@@ -393,6 +406,9 @@ impl Outcome {
             mean_loss: summary.mean_loss,
             loss_last_20: summary.recent_loss,
             found: Found::default(),
+            end_token: None,
+            evaluated_examples: None,
+            test_examples: 0,
             evaluate_examples_per_second: None,
             memory: None,
             train_seconds: seconds,
@@ -429,6 +445,14 @@ impl Outcome {
             )?;
         }
         writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
+        if let Some(token) = &self.end_token {
+            writeln!(out, "end token        {token} after each text that is not cut")?;
+        }
+        if let Some(used) = self.evaluated_examples {
+            let how =
+                if used < self.test_examples as u64 { "; drawn from the whole file (see --evaluate)" } else { "" };
+            writeln!(out, "evaluated        {used} of {} examples{how}", self.test_examples)?;
+        }
         for (name, value) in self.found.lines() {
             writeln!(out, "{name:<16} {value:.4}")?;
         }

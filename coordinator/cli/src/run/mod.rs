@@ -319,12 +319,18 @@ fn ending(run: &RunProgress) -> String {
     } else {
         String::new()
     };
+    let last = run.metrics_after.as_ref().or(run.metrics.as_ref());
+    let counted = match run.measure {
+        Measure::Accuracy | Measure::PearsonR => "examples",
+        Measure::SpanF1 | Measure::Perplexity => "tokens",
+    };
+    let examples = last.map_or_else(String::new, |figures| format!(" on {} {counted}", figures.examples));
     let line = format!(
-        "{}{reason}; {} {} -> {} in {}, {} up, {} down\n",
+        "{}{reason}; {} {} -> {}{examples} in {}, {} up, {} down\n",
         phase(run.phase),
         run.measure.name(),
         figure(run.metrics_before.as_ref(), run.measure),
-        figure(run.metrics_after.as_ref().or(run.metrics.as_ref()), run.measure),
+        figure(last, run.measure),
         seconds(run.elapsed_ms),
         bytes(run.bytes_up),
         bytes(run.bytes_down),

@@ -133,7 +133,9 @@ fn usage(manifest: &Manifest, form: Form, base: Option<&str>) -> String {
     };
     let classes = match manifest.design.head.task {
         Task::CausalLm => String::new(),
-        _ => format!(", num_labels={}", manifest.labels.len()),
+        Task::SequenceClassification | Task::Regression | Task::TokenClassification => {
+            format!(", num_labels={}", manifest.labels.len())
+        }
     };
     let this = "\"PATH_OR_NAME_OF_THIS_MODEL\"";
     let base = base.map_or_else(|| "\"PATH_OR_NAME_OF_THE_BASE_MODEL\"".to_owned(), quoted);
@@ -153,12 +155,10 @@ fn usage(manifest: &Manifest, form: Form, base: Option<&str>) -> String {
 }
 
 fn labels(manifest: &Manifest) -> String {
-    if manifest.design.head.task == Task::CausalLm {
-        return String::new();
-    }
     let what = match manifest.design.head.task {
+        Task::CausalLm => return String::new(),
         Task::Regression => "The model gives one number for each of these, in this order:",
-        _ => "The scores are in this order:",
+        Task::SequenceClassification | Task::TokenClassification => "The scores are in this order:",
     };
     let mut text = format!("{what}\n\n");
     for (at, label) in manifest.labels.iter().take(MAX_LABELS).enumerate() {

@@ -1,14 +1,14 @@
-//! Complete updates: assembled and checked in a thread beside the coordinator's loop, one at a time.
+//! Assembles and checks complete updates one at a time, in a thread beside the coordinator's loop.
 //!
 //! ```text
 //!  hub ── Arrivals::push ──► waiting ── Effect::Check ──► Checker (a thread) ── Hub::checked ──► journal, confirm or refuse
 //! ```
 //! Assembling reads, hashes and flushes a whole update. Checking reads it again, and also the weights that it started from if
-//! they are not in memory. Messages of other devices must not wait for that. [`Arrivals`] decides the order and does no I/O.
+//! they are not in memory. Messages of other devices must not wait for this work. [`Arrivals`] decides the order and does no I/O.
 //! [`Checker`] does the I/O and decides only whether an update fits the model.
 //!
-//! **Bounds.** At most one update of a device waits; a newer one replaces it. So the number of waiting updates is at most the
-//! number of upload slots. After a crash during a check, the device offers its update again.
+//! **Bounds.** At most one update of a device waits; a newer one replaces it. The number of waiting updates is therefore at most
+//! the number of upload slots. After a crash during a check, the device offers its update again.
 
 use crate::merge::model::Model;
 use skiff_base::chain;
@@ -90,19 +90,19 @@ impl Arrivals {
         self.checking.take()
     }
 
-    /// Drops the waiting arrival of a device that left. The device offers its update again when it returns.
+    /// Drops the waiting arrival of a device that left. The device offers its update again when it comes back.
     pub fn forget(&mut self, device: &DeviceId) {
         self.waiting.retain(|arrival| arrival.device != *device);
     }
 
-    /// Returns true if a check of this blob is waiting or running. The blob must not be removed then.
+    /// Returns true if a check of this blob is waiting or running. Such a blob must not be removed.
     #[must_use]
     pub fn contains(&self, digest: Digest) -> bool {
         self.waiting.iter().chain(&self.checking).any(|arrival| arrival.digest == digest)
     }
 }
 
-/// Assembles and checks updates. It keeps the last base weights in memory, since the updates of a round share them.
+/// Assembles and checks updates. It keeps the last base weights in memory, because the updates of a round share them.
 #[derive(Debug)]
 pub struct Checker {
     model: Arc<Model>,
@@ -111,7 +111,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Makes a checker of updates for `model` among `blobs`.
+    /// Creates a checker of updates for `model`, which are stored in `blobs`.
     #[must_use]
     pub fn new(model: Arc<Model>, blobs: Arc<dyn Blobs>) -> Self {
         Self { model, blobs, base: None }

@@ -40,7 +40,7 @@ pub struct Config {
     pub fleet: FleetId,
     /// Folder of the pack.
     pub pack: PathBuf,
-    /// State folder for everything that survives a restart. It is made if it is missing.
+    /// State folder for everything that survives a restart. It is created if it is missing.
     pub state: PathBuf,
     /// Address and credentials of the broker.
     #[serde(default)]
@@ -82,7 +82,7 @@ pub enum ConfigError {
         /// The system's error.
         source: io::Error,
     },
-    /// The file is not TOML, has an unknown key, or a value of the wrong type.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("in {}", path.display())]
     Parse {
         /// The file.

@@ -13,8 +13,8 @@
 //!                                                            │   journal    │                        │
 //!                                                            └──────────────┘   results: call 3 ◄────┘
 //! ```
-//! Each call collects the records and actions that the run decides, commits the records to the journal, and only then
-//! carries out the actions. So no effect that depends on a record leaves before the record is on disk. One call of
+//! Each call collects the records and actions that the run decides, commits the records to the journal, and only then carries out
+//! the actions. No effect that depends on a record is therefore carried out before the record is on disk. One call of
 //! [`Hub::link`] takes all events that are waiting, and commits their records together.
 
 mod shown;
@@ -39,7 +39,7 @@ use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its head.
+/// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its header.
 const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
 
 /// A task for the shell.
@@ -53,7 +53,7 @@ pub enum Effect {
     Check(Arrival),
 }
 
-/// A fault of the disk after which the coordinator must stop. It has promised nothing that it did not store.
+/// A fault of the disk after which the coordinator must stop. The coordinator has promised nothing that it did not store.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// The journal cannot be read or written.
@@ -64,7 +64,7 @@ pub enum HubError {
     Blobs(#[from] BlobError),
 }
 
-/// The coordinator without its clock and sockets. The module's doc shows when it is called.
+/// The coordinator without its clock and sockets. The module's doc explains when it is called.
 pub struct Hub {
     fleet_id: FleetId,
     model: Arc<Model>,
@@ -92,7 +92,7 @@ pub struct Hub {
     with_order: BTreeSet<DeviceId>,
 }
 
-/// The parts that a hub is made of.
+/// The parts of which a hub consists.
 pub struct Parts {
     /// Name of the fleet.
     pub fleet: FleetId,
@@ -163,19 +163,19 @@ impl Hub {
         Ok(hub)
     }
 
-    /// Returns the effects of opening, such as a merge that was interrupted.
+    /// Returns the effects of opening, such as a merge to repeat.
     #[must_use]
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Returns the time of the last record, in milliseconds since 1970. The shell's clock must not be before it.
+    /// Returns the time of the last record, in milliseconds since 1970. The shell's clock must not start before this time.
     #[must_use]
     pub fn last_ms(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.ledger().last_ms)
     }
 
-    /// Takes events of the link to the broker.
+    /// Handles events of the link to the broker.
     ///
     /// # Errors
     /// The disk failed, and the coordinator must stop.
@@ -204,7 +204,7 @@ impl Hub {
         self.settle(now)
     }
 
-    /// Takes the result of the merge that [`Effect::Merge`] asked for.
+    /// Handles the result of the merge that [`Effect::Merge`] asked for.
     ///
     /// # Errors
     /// The disk failed, and the coordinator must stop.
@@ -229,7 +229,7 @@ impl Hub {
         Ok(effects)
     }
 
-    /// Takes the result of the check that [`Effect::Check`] asked for.
+    /// Handles the result of the check that [`Effect::Check`] asked for.
     ///
     /// # Errors
     /// The disk failed, and the coordinator must stop.
@@ -483,7 +483,7 @@ impl Hub {
         }
     }
 
-    /// Returns the maximum size of an update in bytes: all weights, and some room for the head.
+    /// Returns the maximum size of an update in bytes: all weights, and some room for the header.
     fn most_bytes(&self) -> u64 {
         self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
     }
@@ -507,7 +507,7 @@ impl Hub {
         }
     }
 
-    /// Queues an update whose chunks have all come for its check.
+    /// Queues an update for its check, after all its chunks have arrived.
     fn arrived(&mut self, device: DeviceId, offer: Offer, now: Timestamp) {
         let Offer { digest, total_bytes, purpose } = offer;
         let Purpose::Update { epoch, report, .. } = purpose else { return };
@@ -634,8 +634,8 @@ impl Hub {
         self.run.as_ref().map(|run| run.ledger().needed()).unwrap_or_default()
     }
 
-    /// Removes a blob that this process received or made and that nothing needs. A device may offer the digest of a blob that
-    /// is not its own, such as the global weights: that one stays.
+    /// Removes a blob that this process received or made, if nothing needs it. Blobs in use stay: a device may have offered the
+    /// digest of one, for example of the global weights.
     fn drop_received(&self, digest: Digest) {
         let in_use =
             self.in_use().contains(&digest) || self.arrivals.contains(digest) || self.unknown.contains(&digest);

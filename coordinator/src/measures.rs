@@ -6,7 +6,7 @@ use skiff_models::spans::SpanLabels;
 use skiff_models::task::Task;
 use skiff_protocol::metrics::{TaskMetrics, Tokens};
 
-/// Returns the main measure of a task. Labels of tokens that form no spans are judged by accuracy.
+/// Returns the main measure of a task. If the labels of tokens form no spans, the measure is accuracy.
 #[must_use]
 pub fn of_task(ModelTask { task, labels }: &ModelTask) -> Measure {
     match task {

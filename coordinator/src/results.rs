@@ -1,6 +1,6 @@
 //! The results of runs: the weights that a run made.
 //!
-//! This module only reads a journal and its blobs, so it works with and without a running coordinator.
+//! This module only reads a journal and its blobs, so it works whether or not a coordinator is running.
 
 use crate::run::{Entry, Record};
 use crate::store::{RunRow, Store, StoreError};
@@ -71,7 +71,7 @@ pub enum ResultError {
     /// There is no run at all.
     #[error("no run has been started with this state folder")]
     NoRun,
-    /// No run has this name.
+    /// No run has the requested name.
     #[error("there is no run {name}; `skiff run list` lists all runs")]
     UnknownRun {
         /// The requested name.
@@ -103,7 +103,7 @@ pub enum ResultError {
         /// Digest of the coordinator's pack.
         ours: Digest,
     },
-    /// No round was merged.
+    /// The run merged no round.
     #[error("run {run} has merged no round yet, so it has no weights of its own")]
     NothingMerged {
         /// The run.

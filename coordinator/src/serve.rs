@@ -46,7 +46,7 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 pub const SHOWN_AT_ONCE: usize = 512;
 /// Maximum number of messages that are handled and committed together.
 const BATCH: usize = 64;
-/// Maximum number of publications that wait for the link. More are dropped, and repeated later.
+/// Maximum number of publications that wait for the link. Further ones are dropped, and the engine repeats them later.
 const OUTGOING: usize = 2_048;
 
 /// File in the state folder with the path of the pack, for `skiff run export`.
@@ -172,7 +172,7 @@ impl Coordinator {
         self.call(Request::StopRun).await.map(drop)
     }
 
-    /// Waits until the coordinator stops without a request, which it does only after a fatal error.
+    /// Waits until the coordinator stops by itself, which happens only after a fatal error.
     ///
     /// # Errors
     /// The fatal error.
@@ -194,10 +194,10 @@ impl Coordinator {
     }
 }
 
-/// Result of a merge: its run and epoch, and the new weights or the reason for the failure.
+/// Result of a merge: run and epoch of the order, and the new weights or the reason for the failure.
 type MergeEnd = ((RunId, u64), Result<Merged, String>);
 
-/// Results of the work in threads.
+/// Results of work that other threads do.
 struct Ended {
     merges: mpsc::Receiver<MergeEnd>,
     checks: mpsc::Receiver<Checked>,
@@ -209,7 +209,7 @@ struct Shell {
     state: PathBuf,
     model: Arc<Model>,
     blobs: Arc<dyn Blobs>,
-    /// One check runs at a time, so this lock is always free.
+    /// Lock of the checker. It is always free, because only one check runs at a time.
     checker: Arc<Mutex<Checker>>,
     clock: Clock,
     hub: Hub,
@@ -277,7 +277,7 @@ impl Shell {
         has_more
     }
 
-    /// Carries out a request and answers it. The effects are carried out after the answer.
+    /// Carries out a request and answers it. Carries out the effects after the answer.
     fn follow(&mut self, Call { request, reply }: Call) -> anyhow::Result<Vec<Effect>> {
         let (answer, effects) = match self.answer(request)? {
             Ok((answer, effects)) => (Ok(answer), effects),
@@ -288,7 +288,7 @@ impl Shell {
         Ok(effects)
     }
 
-    /// Carries out a request. The inner result is its reply, or says what is wrong with it.
+    /// Carries out a request. The inner result is the reply, or says what is wrong with the request.
     fn answer(&mut self, request: Request) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
         let now = self.clock.now();
         let done = match request {
@@ -340,7 +340,7 @@ impl Shell {
         }))
     }
 
-    /// Sets a policy: first on disk for later runs, then in the journal of the current run.
+    /// Sets a policy: writes it first to disk for later runs, then to the journal of the current run.
     fn set_policy(&mut self, policy: Policy, now: Timestamp) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
         let kept = self.changes(&policy).and_then(|changes| {
             policy::write(&policy, &self.state).map_err(|error| chain(&error))?;
@@ -396,7 +396,7 @@ impl Shell {
     }
 }
 
-/// Merges in a thread. A merge that fails or panics ends with the reason.
+/// Merges in a thread. If the merge fails or panics, returns the reason.
 async fn merge(model: Arc<Model>, blobs: Arc<dyn Blobs>, job: MergeJob) -> MergeEnd {
     let about = (job.run, job.epoch);
     let merge = move || model.merge(&job, &*blobs).map_err(|error| chain(&error));
@@ -407,7 +407,7 @@ async fn merge(model: Arc<Model>, blobs: Arc<dyn Blobs>, job: MergeJob) -> Merge
     (about, merged)
 }
 
-/// Works in a thread beside the loop. Returns an error in words if the work panics.
+/// Does the work in a thread beside the loop. Returns an error in words if the work panics.
 async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|error| format!("a fault in the coordinator's code: {error}"))
 }

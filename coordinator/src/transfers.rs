@@ -1,8 +1,8 @@
 //! The transfers of a fleet: receives updates and sends weights, a limited number at a time.
 //!
-//! The engines of `skiff-protocol` decide each transfer; this module gives them a disk and a slot. A device has at most one
-//! transfer in each direction, the newest. At most `slots` transfers run in each direction at a time, so that no more than
-//! `slots` windows of chunks are in flight; the others wait in order of arrival. A transfer that is silent for [`IDLE_MS`]
+//! The engines of `skiff-protocol` decide each transfer; this module gives them access to the disk, and a slot. A device has at
+//! most one transfer in each direction: the newest. At most `slots` transfers run in each direction at a time, so that no more
+//! than `slots` windows of chunks are in flight; the others wait in order of arrival. A transfer that is silent for [`IDLE_MS`]
 //! gives its slot to a waiting one, and queues again when its device sends a message.
 
 use crate::run::Verdict;
@@ -39,7 +39,7 @@ pub struct Transfers {
 }
 
 impl Transfers {
-    /// Makes the transfers of a fleet, at most `slots` at a time in each direction, with payloads in `blobs`.
+    /// Creates the transfers of a fleet: at most `slots` at a time in each direction, with payloads in `blobs`.
     #[must_use]
     pub fn new(blobs: Arc<dyn Blobs>, slots: usize) -> Self {
         Self { blobs, uploads: Turns::new(slots), downloads: Turns::new(slots) }
@@ -72,7 +72,7 @@ impl Transfers {
         }
     }
 
-    /// Offers weights to a device. Repeats the offer if they were offered before.
+    /// Offers weights to a device, or repeats the offer if they were offered before.
     pub fn offer_weights(&mut self, device: &DeviceId, run: RunId, weights: Digest, now: Timestamp) -> Vec<Step> {
         let total_bytes = match self.blobs.size_bytes(weights) {
             Ok(bytes) => bytes,
@@ -121,7 +121,7 @@ impl Transfers {
         self.settle(device, update, ReceiverEvent::Incomplete { held }, now)
     }
 
-    /// Refuses running uploads that are no longer wanted, and drops such waiting ones.
+    /// Refuses running uploads that are no longer wanted, and drops waiting ones.
     pub fn judge_again(&mut self, judge: impl Fn(&DeviceId, &Offer) -> Verdict, now: Timestamp) -> Vec<Step> {
         let mut steps = Vec::new();
         let unwanted = |device: &DeviceId, offer: &Offer| match judge(device, offer) {
@@ -215,7 +215,7 @@ impl Transfers {
         steps
     }
 
-    /// Returns the chunks that the disk has of a payload. A complete payload is assembled and checked like any other.
+    /// Returns the chunks of a payload that are on the disk. A complete payload is assembled and checked like any other.
     fn found(&self, offer: &Offer) -> Found {
         let mut held = Held::default();
         if self.blobs.contains(offer.digest) {
@@ -351,7 +351,7 @@ impl<E> Turns<E> {
         Some(&mut turn.engine)
     }
 
-    /// Queues an offer, in place of an older one of the same device. A running engine keeps its slot.
+    /// Queues an offer, and drops an older one of the same device. A running engine keeps its slot.
     fn enter(&mut self, device: &DeviceId, offer: Offer) {
         if self.active.contains_key(device) {
             return;

@@ -1,4 +1,4 @@
-//! Makes all views for people and programs, from the engine of the run, the fleet, the journal and the traffic.
+//! Builds all views for people and programs from the engine of the run, the fleet, the journal and the traffic.
 
 use crate::fleet::Device;
 use crate::measures;
@@ -103,7 +103,7 @@ pub fn current_run(run: &Run, traffic: &TrafficByRound, now: Timestamp) -> RunPr
     RunProgress { closed, ..run_line(run, total(traffic), now) }
 }
 
-/// Returns a run as it is listed, from its summary and without its closed rounds.
+/// Returns a run for a list of runs, from its summary and without its closed rounds.
 #[must_use]
 pub fn listed_run(row: &RunRow, now: Timestamp) -> RunProgress {
     let summary = &row.summary;
@@ -250,7 +250,7 @@ fn contributions(ledger: &Ledger, entries: &[Entry]) -> Vec<Contribution> {
     all.into_values().collect()
 }
 
-/// Returns settings as the table that an operator writes.
+/// Returns settings in the form of the table that an operator writes.
 fn settings_table(settings: &RunSettings) -> Option<Map<String, Value>> {
     match serde_json::to_value(settings) {
         Ok(Value::Object(table)) => Some(table),

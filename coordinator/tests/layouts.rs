@@ -25,7 +25,7 @@ fn copy(name: &str) -> TempDir {
     folder
 }
 
-/// Everything that `expected` says, `found` says too; `found` may say more.
+/// Checks that `found` contains everything in `expected`. It may contain more.
 fn assert_holds(expected: &Value, found: &Value, place: &str) {
     match (expected, found) {
         (Value::Object(expected), Value::Object(found)) => {

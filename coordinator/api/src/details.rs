@@ -1,4 +1,4 @@
-//! A whole run as the journal knows it: rounds, weights, and the work of each device.
+//! A whole run, as the journal records it: rounds, weights, and the work of each device.
 
 use crate::measures::{Figures, Parts};
 use crate::progress::RunProgress;
@@ -9,24 +9,24 @@ use skiff_protocol::DeviceId;
 /// Everything that the journal knows about a run.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RunDetails {
-    /// The run, with all its closed rounds.
+    /// The run, with all closed rounds.
     #[serde(flatten)]
     pub run: RunProgress,
-    /// Time of its start, in milliseconds since 1970.
+    /// Time at which the run started, in milliseconds since 1970.
     pub started_ms: u64,
-    /// Digest of the pack that it trains; `None` if its records are damaged.
+    /// Digest of the pack that the run trains; `None` if the run's records are damaged.
     pub pack: Option<String>,
-    /// Evaluated weights with the best measure; they are kept.
+    /// Evaluated weights with the best measure, which the coordinator keeps.
     pub best: Option<Kept>,
-    /// Weights of the last merged round; they are kept.
+    /// Weights of the last merged round, which the coordinator keeps.
     pub last: Option<Kept>,
     /// The devices that took part, by name.
     pub devices: Vec<Contribution>,
     /// Parts of the last evaluation: F1 by label and the confusion matrix.
     pub parts: Option<Parts>,
-    /// Settings of the run, as table `[run]` of the configuration has them; `None` if its records are damaged.
+    /// Settings of the run, in the form of table `[run]` of the configuration; `None` if the run's records are damaged.
     pub settings: Option<Map<String, Value>>,
-    /// Damage of the journal for which the run was stopped.
+    /// Damage of the journal because of which the run was stopped.
     pub damage: Option<String>,
 }
 
@@ -39,11 +39,11 @@ pub struct Contribution {
     pub updates: u32,
     /// Number of steps.
     pub steps: u64,
-    /// Mean number of active layers over its steps.
+    /// Mean number of active layers over the device's steps.
     pub mean_active_layers: Option<f32>,
-    /// Largest resident memory that it reported, in bytes.
+    /// Largest resident memory that the device reported, in bytes.
     pub peak_rss_bytes: u64,
-    /// Number of orders that it refused or could not deliver.
+    /// Number of orders that the device refused or failed to deliver.
     pub failures: u32,
     /// Reason of the last failure.
     pub last_failure: Option<String>,
@@ -68,9 +68,9 @@ impl Contribution {
 /// Merged weights that stay until the run is deleted.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Kept {
-    /// Round that made them, from 1.
+    /// Round that made the weights, from 1.
     pub round: u32,
-    /// Name of their blob, 64 hexadecimal digits.
+    /// Name of the weights' blob, 64 hexadecimal digits.
     pub weights: String,
     /// Accuracy of these weights, if they were evaluated.
     pub accuracy: Option<f64>,

@@ -24,8 +24,8 @@ pub enum Measure {
 pub struct Figures {
     /// Number of evaluated examples, or of tokens for tasks on tokens.
     pub examples: u64,
-    /// Number of those examples whose devices report counts for the task's measures. Devices with protocol version 2 report
-    /// only the number of correct examples and the loss.
+    /// Number of those examples for which the devices also report the counts behind the task's measures. Devices with protocol
+    /// version 2 report only the number of correct examples and the loss.
     pub measured: u64,
     /// Share of `examples` that are correct.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,11 +11,11 @@ pub const MAX_GROUPS: usize = 64;
 /// Largest LoRA rank on a device.
 const MAX_RANK: u32 = 1024;
 
-/// Which layers each device shares: `policy.toml`, and two keys of table `[run]`.
+/// Layers that each device shares, as `policy.toml` and two keys of table `[run]` set them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Plan for devices of no group (default `all`).
+    /// Plan for devices that are in no group (default `all`).
     pub sharing: Sharing,
     /// Groups with their own plan; a device belongs to the first group that it matches.
     pub groups: Vec<Group>,
@@ -31,11 +31,11 @@ pub struct Group {
     pub class: Option<String>,
     /// Region of the devices.
     pub region: Option<String>,
-    /// Labels that a device needs, all of them.
+    /// Labels that a device must have, all of them.
     pub labels: Vec<String>,
-    /// Layers that they share; left out: the plan of the policy.
+    /// Layers that the devices share. The plan of the policy if left out.
     pub sharing: Option<Sharing>,
-    /// LoRA rank on them, up to 1024; 0: the rank of the pack.
+    /// LoRA rank on the devices, up to 1024; 0 for the rank of the pack.
     pub rank: u32,
 }
 
@@ -44,9 +44,9 @@ pub struct Group {
 pub struct Share {
     /// Group of the device; `None` if it is in no group.
     pub group: Option<String>,
-    /// Layers that it shares.
+    /// Layers that the device shares.
     pub plan: SharingPlan,
-    /// LoRA rank on it; 0: the rank of the pack.
+    /// LoRA rank on the device; 0 for the rank of the pack.
     pub rank: u32,
 }
 
@@ -62,7 +62,7 @@ pub struct PolicyView {
 /// Effect of a new policy on one device, as `skiff policy diff` shows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Change {
-    /// Device.
+    /// Name of the device.
     pub device: DeviceId,
     /// Share under the present policy.
     pub before: Share,
@@ -71,7 +71,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// Returns true if the device would share other layers, or belong to another group.
+    /// Returns true if the new policy makes the device share other layers or belong to another group.
     #[must_use]
     pub fn is_one(&self) -> bool {
         self.before != self.after
@@ -97,7 +97,8 @@ impl Policy {
     /// Checks the policy for a model of `layers` layers.
     ///
     /// # Errors
-    /// A plan that the model does not allow, too many groups, two groups of one name, or a group that matches every device.
+    /// A plan that the model does not allow, too many groups, two groups with the same name, or a group that matches every
+    /// device.
     pub fn check(&self, layers: u32) -> Result<(), String> {
         self.sharing.plan(layers)?;
         if self.groups.len() > MAX_GROUPS {
@@ -147,7 +148,7 @@ pub enum Sharing {
     /// All layers.
     #[default]
     All,
-    /// This number of layers: the least important ones on the device. It is our reading of the abstract of DropPEFT.
+    /// This number of layers: the least important ones on the device. This is our interpretation of the abstract of DropPEFT.
     LeastImportant(u32),
     /// This number of layers: the most important ones on the device.
     MostImportant(u32),

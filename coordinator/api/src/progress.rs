@@ -70,7 +70,7 @@ pub struct DeviceProgress {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
-    /// Connected, with the coordinator's pack.
+    /// Connected, with the same pack as the coordinator.
     Here,
     /// Connected, with another pack. It is never selected.
     WrongPack,

@@ -69,11 +69,11 @@ pub enum Answer<T> {
     Error(String),
 }
 
-/// A request as it travels, with the versions that its program reads.
+/// A request as it is sent, with the versions of replies that its sender reads.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope {
-    /// Versions of replies that the program reads.
+    /// Versions of replies that the sender reads.
     pub versions: Versions,
     /// The request.
     pub request: Request,
@@ -84,12 +84,12 @@ pub struct Envelope {
 pub enum BadRequest {
     /// The line cannot be read.
     Unreadable(serde_json::Error),
-    /// Both sides have no version in common.
+    /// The two programs have no version in common.
     Version(Versions),
 }
 
 impl Envelope {
-    /// Returns a request of this program.
+    /// Returns a request with the versions that this program reads.
     #[must_use]
     pub fn new(request: Request) -> Self {
         Self { versions: Versions::CLIENT, request }
@@ -106,7 +106,7 @@ impl Envelope {
     /// Reads a line, and returns the request with the version to reply in.
     ///
     /// # Errors
-    /// The line is not a request, or both sides have no version in common.
+    /// The line is not a request, or the two programs have no version in common.
     pub fn read(line: &[u8]) -> Result<(Request, u32), BadRequest> {
         let value: Value = serde_json::from_slice(line)?;
         let Some(versions) = value.get("versions") else {

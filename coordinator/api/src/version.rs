@@ -1,4 +1,4 @@
-//! Versions of requests and replies. A request names the range of versions that its program reads, and the coordinator replies in
+//! Versions of requests and replies. A request names the range of versions that its sender reads, and the coordinator replies in
 //! the newest version that both know.
 //!
 //! | version | since | difference |
@@ -9,12 +9,12 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Oldest version that the coordinator speaks. A request without versions is of version 1.
+/// Oldest version that the coordinator supports. A request that names no versions has version 1.
 pub const MIN: u32 = 1;
-/// Newest version that the coordinator speaks.
+/// Newest version that the coordinator supports.
 pub const MAX: u32 = 2;
 
-/// A range of versions, both ends included.
+/// A range of versions, including both ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Versions {
@@ -25,11 +25,11 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Versions that the coordinator speaks.
+    /// Versions that the coordinator supports.
     pub const COORDINATOR: Self = Self { min: MIN, max: MAX };
-    /// Versions that the client of this crate reads: only the newest one.
+    /// Versions that this crate's client reads: only the newest one.
     pub const CLIENT: Self = Self { min: MAX, max: MAX };
-    /// Versions of a request that names none.
+    /// Versions of a request that names no versions.
     pub const UNNAMED: Self = Self { min: 1, max: 1 };
 
     /// Returns the newest version in both ranges.

@@ -1,4 +1,4 @@
-//! Blobs in a folder; the crate's text shows its files.
+//! Blobs in a folder. The documentation of the crate lists the folder's files.
 
 use crate::{Assembly, BlobError, Blobs};
 use skiff_base::files::Access;
@@ -10,22 +10,22 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// File that names the owning journal.
+/// Name of the file that identifies the owning journal.
 const OWNER: &str = "journal";
 
-/// A folder of blobs; see the crate's text.
+/// A folder of blobs; see the crate's documentation.
 #[derive(Debug)]
 pub struct DiskBlobs {
     root: PathBuf,
     quota_bytes: u64,
     used_bytes: AtomicU64,
     next_aside: AtomicU64,
-    /// Held while a file or folder gets or loses its name, so that names and `used_bytes` agree whichever threads are at work.
+    /// Lock that a thread holds while it names, renames or removes a file or folder. It keeps names and `used_bytes` consistent.
     names: Mutex<()>,
 }
 
 impl DiskBlobs {
-    /// Opens the store in the folder `root`, made if it is missing, for at most `quota_bytes`.
+    /// Opens the store in the folder `root` for at most `quota_bytes`. Creates the folder if it is missing.
     ///
     /// # Errors
     /// [`BlobError::Io`].
@@ -51,7 +51,7 @@ impl DiskBlobs {
         Ok(blobs)
     }
 
-    /// The store that another process has open in the folder `root`, to read from.
+    /// Returns a read-only view of the store that another process has open in the folder `root`.
     #[must_use]
     pub fn of_another(root: impl Into<PathBuf>) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl DiskBlobs {
         self.root.join("aside").join(self.next_aside.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// Writes a file aside and flushes it to the disk.
+    /// Writes a temporary file and flushes it to the disk.
     fn write_aside(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<PathBuf, BlobError> {
         let path = self.aside_path();
         let written = File::create(&path).and_then(|mut file| {
@@ -91,8 +91,8 @@ impl DiskBlobs {
         }
     }
 
-    /// Gives a file that was written aside the name of its digest, for good. Returns false if the blob is there already; then
-    /// the file is removed.
+    /// Renames a temporary file to the name of its digest, durably. If the blob exists already, removes the temporary file and
+    /// returns false.
     fn rename_into_place(&self, aside: &Path, digest: Digest) -> Result<bool, BlobError> {
         let path = self.blob_path(digest);
         let names = self.lock_names();
@@ -112,7 +112,8 @@ impl DiskBlobs {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a chunk that was written aside its name. Returns false if the whole blob exists: then no chunk is needed.
+    /// Renames a temporary file to the name of its chunk. Returns false if the whole blob exists, because then no chunk is
+    /// needed.
     fn name_chunk(&self, aside: &Path, digest: Digest, index: u32, bytes: u64) -> Result<bool, BlobError> {
         let folder = self.partial_path(digest);
         let path = folder.join(index.to_string());

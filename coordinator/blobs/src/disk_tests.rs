@@ -132,7 +132,7 @@ fn a_chunk_of_the_wrong_size_is_named() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
-    /// Any order of any chunks, repeated at will, makes the payload when all have come.
+    /// Chunks in any order, repeated any number of times, assemble to the payload once all have arrived.
     #[test]
     fn any_order_of_chunks_makes_the_same_blob(
         (bytes, order) in (1..400_000_usize).prop_flat_map(|bytes| {

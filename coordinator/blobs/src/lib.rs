@@ -1,18 +1,19 @@
-//! Payloads on disk: whole ones by their digest, and those that are still arriving by chunk. Both sides keep theirs here.
+//! Payloads on disk. Complete payloads are stored under their digest, incoming ones as chunks. Agents and the coordinator both
+//! use this crate.
 //!
-//! It knows nothing of messages or rounds, decides nothing, and never lets a payload out that is not what its name says.
+//! It knows nothing of messages or rounds, decides nothing, and never returns a payload that does not match its digest.
 //!
 //! ```text
-//! root/blobs/{digest}              whole: written aside, flushed to the disk, then renamed into place
-//! root/partial/{digest}/{index}    chunks of one that is arriving; not flushed, for the digest is checked at the end
-//! root/aside/{number}              being written; emptied when the store is opened
+//! root/blobs/{digest}              complete: written to a temporary file, flushed to the disk, then renamed
+//! root/partial/{digest}/{index}    chunks of an incoming payload; not flushed, because the digest is checked at the end
+//! root/aside/{number}              temporary files; deleted when the store is opened
 //! root/journal                     identity of the journal that the blobs belong to
 //! ```
-//! A crash at any moment leaves blobs whole, at most repeats a chunk, and at worst makes a transfer start over.
+//! A crash at any moment leaves every blob intact. At worst, a chunk is sent again or a transfer starts over.
 //!
-//! **Bounds.** Blobs and chunks together stay below the quota; what would not fit is refused with
-//! [`BlobError::QuotaExceeded`]. Memory is O(chunk), except for [`Blobs::read`] and [`Blobs::put`]. One process at a time
-//! may have the folder open, and its threads may share the [`Blobs`]; others may read ([`Blobs::of_another`]).
+//! **Bounds.** Blobs and chunks together stay below the quota; anything that would exceed it is refused with
+//! [`BlobError::QuotaExceeded`]. Memory is O(chunk), except for [`Blobs::read`] and [`Blobs::put`]. Only one process at a time
+//! may have the folder open, and its threads may share the [`Blobs`]. Other processes may read them ([`Blobs::of_another`]).
 
 mod disk;
 mod memory;
@@ -25,80 +26,80 @@ use skiff_protocol::transfer::Held;
 use std::io;
 use std::path::PathBuf;
 
-/// Fate of a payload's chunks.
+/// Result of assembling a payload from its chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Assembly {
-    /// The blob is there now, flushed to the disk.
+    /// The blob exists, flushed to the disk.
     Whole,
-    /// They are not what the digest says; they are thrown away.
+    /// The chunks did not have the digest and were deleted.
     WrongDigest,
-    /// Some are missing.
+    /// Some chunks are missing.
     Incomplete,
 }
 
 /// Failure of an operation on a blob.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
-    /// The file system did not do it.
+    /// The file system reported an error.
     #[error("{doing} {}", path.display())]
     Io {
-        /// Attempted operation.
+        /// The attempted operation.
         doing: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// There is no such blob.
+    /// The blob does not exist.
     #[error("no blob {digest} in {}", root.display())]
     Missing {
         /// The blob.
         digest: Digest,
-        /// The store's folder.
+        /// Folder of the store.
         root: PathBuf,
     },
-    /// The disk changed it. Remove it and fetch it again.
+    /// The contents of the blob do not match its digest. Remove it and fetch it again.
     #[error("blob {} is damaged: its content does not match its name; remove it to have it fetched again", path.display())]
     Corrupt {
-        /// Its file.
+        /// File of the blob.
         path: PathBuf,
     },
-    /// A chunk beyond the payload's end, or of another size.
+    /// A chunk is beyond the payload's end, or has the wrong size.
     #[error("chunk {index} of {digest} has {found} bytes instead of {expected}")]
     WrongChunk {
         /// The payload.
         digest: Digest,
-        /// The chunk's position.
+        /// Index of the chunk.
         index: u32,
-        /// Its bytes.
+        /// Size of the chunk, in bytes.
         found: usize,
-        /// Bytes it should have.
+        /// Expected size of the chunk, in bytes.
         expected: usize,
     },
-    /// No room.
+    /// The quota does not allow more bytes.
     #[error("{wanted_bytes} bytes do not fit: {} may hold {quota_bytes} and holds {used_bytes}; raise the quota", root.display())]
     QuotaExceeded {
-        /// The store's folder.
+        /// Folder of the store.
         root: PathBuf,
-        /// Bytes to add.
+        /// Number of bytes to add.
         wanted_bytes: u64,
-        /// Bytes there.
+        /// Number of bytes in the store.
         used_bytes: u64,
-        /// Bytes allowed.
+        /// Maximum number of bytes in the store.
         quota_bytes: u64,
     },
 }
 
-/// Keeps payloads by their digest.
+/// Stores payloads under their digest.
 ///
-/// Laws, for every implementation: `read` returns what `put` was given or an error; chunks in any order, repeated at will,
-/// assemble to the payload or are thrown away; bytes in blobs and chunks never exceed the quota.
+/// Laws, for every implementation: `read` returns the bytes given to `put`, or an error; chunks in any order, repeated any number
+/// of times, assemble to the payload or are deleted; bytes in blobs and chunks never exceed the quota.
 pub trait Blobs: Send + Sync + std::fmt::Debug {
-    /// Returns the bytes that still fit below the quota.
+    /// Returns the number of bytes that can still be added below the quota.
     #[must_use]
     fn room_bytes(&self) -> u64;
 
-    /// Returns the bytes that are free on the disk.
+    /// Returns the number of free bytes on the disk.
     ///
     /// # Errors
     /// [`BlobError::Io`].
@@ -110,59 +111,60 @@ pub trait Blobs: Send + Sync + std::fmt::Debug {
     /// [`BlobError::Io`].
     fn owner(&self) -> Result<Option<String>, BlobError>;
 
-    /// Writes durably which journal owns the blobs.
+    /// Records durably which journal owns the blobs.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn set_owner(&self, journal: &str) -> Result<(), BlobError>;
 
-    /// Stores `bytes` durably under their digest; one that is there already stays, unless it is damaged.
+    /// Stores `bytes` durably under their digest. An existing blob is kept, unless it is damaged.
     ///
     /// # Errors
     /// [`BlobError::Io`], [`BlobError::QuotaExceeded`].
     fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError>;
 
-    /// Whether the blob is there.
+    /// Returns true if the blob exists.
     #[must_use]
     fn contains(&self, digest: Digest) -> bool;
 
-    /// The blob's size.
+    /// Returns the blob's size in bytes.
     ///
     /// # Errors
     /// [`BlobError::Missing`], [`BlobError::Io`].
     fn size_bytes(&self, digest: Digest) -> Result<u64, BlobError>;
 
-    /// The whole blob, checked against its digest.
+    /// Returns the whole blob, after checking it against its digest.
     ///
     /// # Errors
     /// [`BlobError::Missing`], [`BlobError::Corrupt`], [`BlobError::Io`].
     fn read(&self, digest: Digest) -> Result<Vec<u8>, BlobError>;
 
-    /// Chunk `index` of a blob, to be sent; empty beyond its end. The receiver checks the whole.
+    /// Returns chunk `index` of a blob, for sending; empty beyond the blob's end. The chunk is not checked here: the receiver
+    /// checks the whole payload.
     ///
     /// # Errors
     /// [`BlobError::Missing`], [`BlobError::Io`].
     fn chunk(&self, digest: Digest, index: u32) -> Result<Vec<u8>, BlobError>;
 
-    /// Removes the blob; one that is not there is as good as removed.
+    /// Removes the blob. Does nothing if it does not exist.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn remove(&self, digest: Digest) -> Result<(), BlobError>;
 
-    /// Every blob and its size, by digest.
+    /// Returns every blob with its size, ordered by digest.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn list(&self) -> Result<Vec<(Digest, u64)>, BlobError>;
 
-    /// Which chunks of a payload of `total_bytes` are there.
+    /// Returns the stored chunks of a payload of `total_bytes`.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn held(&self, digest: Digest, total_bytes: u64) -> Result<Held, BlobError>;
 
-    /// Keeps chunk `index` of a payload of `total_bytes`; an earlier one is replaced. Does nothing if the whole blob exists.
+    /// Stores chunk `index` of a payload of `total_bytes`, and replaces an earlier copy. Does nothing if the whole blob exists.
     ///
     /// Two devices may send one payload at the same time, and a third thread may assemble it meanwhile.
     ///
@@ -170,27 +172,27 @@ pub trait Blobs: Send + Sync + std::fmt::Debug {
     /// [`BlobError::WrongChunk`], [`BlobError::QuotaExceeded`], [`BlobError::Io`].
     fn put_chunk(&self, digest: Digest, total_bytes: u64, index: u32, bytes: &[u8]) -> Result<(), BlobError>;
 
-    /// Makes the blob of its chunks, where they are all there and the digest is right.
+    /// Assembles the blob from its chunks, if all are stored and the digest is right.
     ///
-    /// Until the chunks are removed again the payload is on the disk twice; the quota counts it once.
+    /// Until the chunks are removed, the payload is on the disk twice; the quota counts it once.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn assemble(&self, digest: Digest, total_bytes: u64) -> Result<Assembly, BlobError>;
 
-    /// Throws the chunks of a payload away.
+    /// Deletes the chunks of a payload.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn abandon(&self, digest: Digest) -> Result<(), BlobError>;
 
-    /// The payloads of which chunks are there, by digest: what a start-up has to resume or abandon.
+    /// Returns the payloads that have stored chunks, ordered by digest. The caller resumes or abandons them when it starts.
     ///
     /// # Errors
     /// [`BlobError::Io`].
     fn partials(&self) -> Result<Vec<Digest>, BlobError>;
 
-    /// Returns the place of the blobs, for messages.
+    /// Returns the location of the blobs, for messages.
     fn place(&self) -> PathBuf;
 }
 

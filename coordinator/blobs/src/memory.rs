@@ -1,4 +1,4 @@
-//! Blobs in memory, for tests and simulations: they survive nothing.
+//! Blobs in memory, for tests and simulations. They are lost when the process ends.
 
 use crate::{Assembly, BlobError, Blobs};
 use skiff_protocol::Digest;
@@ -29,7 +29,7 @@ impl Kept {
 }
 
 impl MemoryBlobs {
-    /// Makes an empty store for at most `quota_bytes`.
+    /// Creates an empty store for at most `quota_bytes`.
     #[must_use]
     pub fn new(quota_bytes: u64) -> Self {
         Self { quota_bytes, kept: Mutex::default() }

@@ -1,4 +1,4 @@
-//! `skiff explain`: why each device got its order, and how the order ended.
+//! `skiff explain`: explains why each device got its order, and how the order ended.
 
 use crate::door::Door;
 use anyhow::{Context as _, bail};

@@ -1,4 +1,4 @@
-//! `skiff fleet`: which devices are connected, and what they report.
+//! `skiff fleet`: shows which devices are connected, and what they report.
 
 use crate::door::Door;
 use crate::table::{bytes, number, row, table};

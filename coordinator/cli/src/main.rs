@@ -1,5 +1,5 @@
 //! The command line `skiff`: a file for each verb, above the library `skiff-coordinator`. Results go to standard output,
-//! everything else goes to standard error. The rules of a run are all in the library.
+//! everything else goes to standard error. All rules of a run are in the library.
 
 mod door;
 mod explain;

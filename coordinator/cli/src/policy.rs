@@ -1,4 +1,4 @@
-//! `skiff policy`: which devices share which layers.
+//! `skiff policy`: shows and changes which layers each device shares.
 
 use crate::door::Door;
 use crate::table::table;

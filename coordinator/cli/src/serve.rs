@@ -51,7 +51,7 @@ impl Arguments {
     /// Reads the configuration file, if any, and lets the command line override it.
     ///
     /// # Errors
-    /// The file cannot be read, has an unknown key, or a value is out of range.
+    /// The file cannot be read or has an unknown key, or a value is out of range.
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         let mut config = match (&self.config, &self.fleet, &self.pack, &self.state) {
             (Some(path), ..) => Config::read(path).context("reading the configuration")?,

@@ -1,4 +1,4 @@
-//! `skiff store`: check, migrate and clean up a state folder while no coordinator uses it.
+//! `skiff store`: checks, migrates and cleans up a state folder while no coordinator uses it.
 
 use crate::door::Door;
 use anyhow::{Context as _, bail};

@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Time that agents have to say goodbye.
+/// Maximum time for an agent to stop by itself.
 const FAREWELL: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 const TAIL_LINES: usize = 12;
@@ -170,7 +170,8 @@ mod tests {
     use std::sync::Mutex;
     use tempfile::TempDir;
 
-    /// Lets one test start at a time. A script cannot be executed while a process that another test forked has it open.
+    /// Lock that lets only one test start a script at a time. A script cannot be executed while a process that another test
+    /// forked has it open.
     static STARTS: Mutex<()> = Mutex::new(());
 
     /// Starts a script in place of the agent's program.

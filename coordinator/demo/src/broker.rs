@@ -1,7 +1,7 @@
 //! An MQTT broker inside this process, for demonstrations and tests: loopback only, nothing on disk.
 //!
-//! A real fleet needs more: this broker forgets everything at a restart, does not encrypt, and lets a device use the topics
-//! of another. It also keeps a line for every topic it has ever seen, so its memory grows over months. Use Mosquitto or
+//! A real fleet needs more: this broker forgets everything at a restart, does not encrypt, and lets a device use the topics of
+//! another device. It also keeps a record of every topic it has ever seen, so its memory grows over months. Use Mosquitto or
 //! another broker for a fleet; start from `cross/mosquitto.conf.example`.
 
 use rumqttd::{Config, ConnectionSettings, RouterConfig, ServerSettings};
@@ -11,10 +11,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Maximum size of a packet in bytes. It is far above the protocol's limit, so that an oversized message reaches its reader,
-/// who refuses it.
+/// Maximum size of a packet in bytes. It is far above the protocol's limit, so that an oversized message still reaches its
+/// reader, which refuses it.
 const MAX_PACKET_BYTES: usize = 1 << 20;
-/// Size in bytes of a segment of kept messages. Each subscription has a fixed number of segments; older ones are dropped.
+/// Size in bytes of a segment of stored messages. Each subscription has a fixed number of segments; older ones are dropped.
 const SEGMENT_BYTES: usize = 1 << 20;
 const SEGMENTS: usize = 16;
 const MAX_CONNECTIONS: usize = 1024;

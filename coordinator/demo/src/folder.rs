@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The folder of a demo. Only its owner can read it, because it holds passwords and keys. It is removed when it is dropped,
+/// The folder of a demo. Only its owner can read it, because it holds passwords and keys. Dropping the value removes the folder,
 /// unless the user wants to keep it.
 pub(super) enum RunFolder {
     Passing(TempDir),

@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks the options and files first, so that a mistake is not found only minutes later.
+/// Checks the options and files, so that the user learns of a mistake at once and not minutes later.
 fn check(options: &Options) -> anyhow::Result<()> {
     agents::program()?;
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -234,7 +234,8 @@ async fn start_coordinator(
     Ok((coordinator, common, devices))
 }
 
-/// Returns the path of ONNX Runtime: the one that the user set, else the fetched one; `None` for the system's.
+/// Returns the path of ONNX Runtime: the path that the user set, otherwise the downloaded library; `None` for the system's
+/// library.
 fn onnxruntime() -> Option<PathBuf> {
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let path = named.or_else(|| Some(PathBuf::from(FETCHED_ONNXRUNTIME)).filter(|path| path.is_file()))?;

@@ -60,7 +60,7 @@ pub struct Options {
     pub(super) keep: Option<PathBuf>,
 }
 
-/// Work of a run, chosen so that the demo takes less than four minutes on two idle cores.
+/// Amount of work in a run, chosen so that the demo takes less than four minutes on two idle cores.
 struct Pace {
     rounds: u32,
     steps: u32,

@@ -33,14 +33,14 @@ pub(super) struct Outcome {
 pub(super) struct AgentOutcome {
     /// Name of the agent.
     pub(super) id: String,
-    /// Largest resident memory of its process, in bytes.
+    /// Largest resident memory of the agent's process, in bytes.
     pub(super) peak_rss_bytes: u64,
-    /// Mean number of active layers in its steps; `null` if it never trained.
+    /// Mean number of active layers in the agent's steps; `null` if it never trained.
     pub(super) mean_active_layers: Option<f32>,
 }
 
 impl Outcome {
-    /// Makes the result of a run. Returns `None` without an evaluation both before and after the run.
+    /// Returns the result of a run, or `None` if the run lacks the evaluation before or after it.
     pub(super) fn new(run: &RunProgress, devices: &[DeviceProgress], elapsed: Duration) -> Option<Self> {
         let agent = |device: &DeviceProgress| AgentOutcome {
             id: device.device.to_string(),

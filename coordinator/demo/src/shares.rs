@@ -8,10 +8,10 @@ use std::path::Path;
 
 /// Maximum number of training examples over all devices.
 pub(super) const MOST_TRAINING: usize = 4_800;
-/// Maximum number of test examples over all devices. They are the first of the file, so that different runs are comparable.
+/// Maximum number of test examples over all devices. They are always the first examples of the file, so that runs are comparable.
 pub(super) const MOST_TEST: usize = 1_000;
 
-/// Examples of each device; the index is the device.
+/// Examples of each device. The index is the number of the device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Shares {
     /// Name of the data set.
@@ -49,7 +49,7 @@ pub(super) struct Dealing {
     pub(super) seed: u64,
 }
 
-/// Reads the data set in `folder`, or generates one if that is `None`, and distributes it.
+/// Reads the data set in `folder`, or generates one if `folder` is `None`, and distributes it.
 pub(super) fn prepare(folder: Option<&Path>, dealing: Dealing) -> anyhow::Result<Shares> {
     let Some(folder) = folder else {
         let corpus = generate(&GenerateOptions { seed: dealing.seed, ..GenerateOptions::default() })?;

@@ -11,7 +11,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    /// Starts to listen, for as long as the runtime lives.
+    /// Starts to listen, until the runtime ends.
     pub(super) fn listen() -> anyhow::Result<Self> {
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

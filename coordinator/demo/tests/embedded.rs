@@ -1,5 +1,5 @@
-//! The coordinator over a real broker, with devices that speak the protocol but do not train. So a round here costs only its
-//! overhead.
+//! The coordinator over a real broker, with devices that speak the protocol but do not train. A round here therefore costs only
+//! its overhead.
 #![allow(
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,

@@ -3,22 +3,23 @@
 use std::time::Duration;
 
 const SHORTEST: Duration = Duration::from_millis(250);
-/// Length of an outage up to which it counts as short.
+/// Longest outage that counts as short.
 const SHORT_OUTAGE: Duration = Duration::from_secs(60);
-/// Longest rest in a short outage. A connection attempt takes little time, so the client is back within 5 s of the broker.
+/// Longest rest in a short outage. A connection attempt takes little time, so the client reconnects within 5 s of the broker's
+/// return.
 const LONGEST_IN_SHORT_OUTAGE: Duration = Duration::from_secs(3);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Exponential back-off: the limit doubles from [`SHORTEST`] up to a bound, and each rest is drawn between half the limit and the limit.
 ///
-/// In the first [`SHORT_OUTAGE`] the bound is [`LONGEST_IN_SHORT_OUTAGE`], so that a restart of the broker delays no update by more than
-/// a few seconds. After that the limit doubles further, up to [`LONGEST`]: it is not known any more when the broker returns, and devices
-/// should not spend energy on it.
+/// In the first [`SHORT_OUTAGE`] the bound is [`LONGEST_IN_SHORT_OUTAGE`], so that a restart of the broker delays no update by
+/// more than a few seconds. After that the limit doubles further, up to [`LONGEST`]: nobody knows when the broker will return,
+/// and devices should not waste energy on attempts.
 ///
-/// The random part spreads a fleet. Devices lose the broker at the same moment, but after some rests their attempts are spread evenly over
-/// the bound: when the broker returns to 10,000 devices, about 450 of them connect in each second after a long outage, and about 3,500
-/// after a short one. Those that are refused because the broker is overloaded stay in the outage. If the broker does not manage to take
-/// them within a minute, they become slower too.
+/// The random part spreads a fleet. Devices lose the broker at the same moment, but after some rests their attempts are spread
+/// evenly over the bound: when the broker returns to 10,000 devices, about 450 of them connect in each second after a long
+/// outage, and about 3,500 after a short one. For a device that an overloaded broker refuses, the outage continues. After a
+/// minute of it, the device slows down too.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -29,12 +30,12 @@ impl Backoff {
         Self { next: SHORTEST }
     }
 
-    /// Starts again at [`SHORTEST`], after a connection that held.
+    /// Starts again at [`SHORTEST`], after a stable connection.
     pub(crate) const fn reset(&mut self) {
         self.next = SHORTEST;
     }
 
-    /// Returns the next rest. `outage` is the time since the last connection that held; `draw` is a uniformly drawn number.
+    /// Returns the next rest. `outage` is the time since the last stable connection; `draw` is a uniformly drawn number.
     pub(crate) fn rest(&mut self, outage: Duration, draw: u32) -> Duration {
         let bound = if outage < SHORT_OUTAGE { LONGEST_IN_SHORT_OUTAGE } else { LONGEST };
         let whole = self.next.min(bound);
@@ -50,7 +51,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::time::{Instant, sleep, timeout_at};
 
-    /// Time that an attempt takes in the tests, at most: a connection that is refused, or one that nobody answers.
+    /// Maximum time that an attempt takes in the tests, whether the broker refuses the connection or nobody answers.
     const ATTEMPT: Duration = Duration::from_secs(1);
 
     /// Tries to connect during an outage, as the driver does, until the broker is back. Returns the time between its return and the

@@ -14,9 +14,9 @@ use std::path::PathBuf;
 const MAX_PACKET_BYTES: usize = 1 << 20;
 /// Maximum number of publications that the broker has not acknowledged yet.
 const IN_FLIGHT: u16 = 64;
-/// Seconds after which a silent connection is checked. The broker publishes the last will after one and a half times that.
+/// Seconds after which a silent connection is checked. The broker publishes the last will after one and a half times this time.
 const KEEP_ALIVE_S: u16 = 15;
-/// Seconds for the whole handshake, and for one message on its way out: 64 KiB take 26 s at 20 kbit/s.
+/// Maximum time in seconds for the whole handshake, and for sending one message: 64 KiB take 26 s at 20 kbit/s.
 const NETWORK_TIMEOUT_S: u64 = 30;
 
 /// The configuration of one link.

@@ -1,4 +1,4 @@
-//! Keeps one connection up: connects, subscribes, passes on messages, and after a failure rests and tries again.
+//! Keeps one connection up: connects, subscribes, passes on messages, and tries again after a rest if that fails.
 
 use crate::LinkEvent;
 use crate::backoff::Backoff;
@@ -31,7 +31,7 @@ pub(crate) struct Driver {
     connection: EventLoop,
     inbox: Inbox,
     closing: oneshot::Receiver<()>,
-    /// The last explanation for which the port was probed, and the better one if there is any.
+    /// The last explanation for which the port was probed, and the better explanation that the probe found, if any.
     probed: Option<(String, Option<String>)>,
 }
 
@@ -236,7 +236,7 @@ enum Rest {
     Closed,
 }
 
-/// Draws a uniform number. If the system has no random numbers, the rests are only less scattered.
+/// Draws a uniform number. If the system has no random numbers, the rests of different devices are merely less scattered.
 fn draw() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX)
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// A reason for which a link cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The URL is not a broker's.
+    /// The URL is not the URL of a broker.
     #[error("{url:?} is not the URL of a broker: {problem}; write mqtt://host:1883 or mqtts://host:8883")]
     BadUrl {
         /// The URL without its password.
@@ -15,7 +15,7 @@ pub enum LinkError {
         /// Fault of the URL.
         problem: String,
     },
-    /// A setting needs another one, which is missing.
+    /// A setting needs another setting, which is missing.
     #[error("{setting} is set, but {missing}")]
     Incomplete {
         /// The setting.
@@ -32,9 +32,9 @@ pub enum LinkError {
         path: PathBuf,
         /// The expected content.
         holding: &'static str,
-        /// The content that was found and the remedy, or nothing.
+        /// A description of the content that was found, and the remedy; may be empty.
         advice: &'static str,
-        /// The error of reading or parsing it.
+        /// The error of reading or parsing the file.
         source: PemError,
     },
     /// The password is set twice.
@@ -48,7 +48,7 @@ pub enum LinkError {
         /// The system's error.
         source: io::Error,
     },
-    /// The system has no certificates to check the broker's with.
+    /// The system has no root certificates with which to check the broker's certificate.
     #[error(
         "the system has no root certificates to check {url} with: install ca-certificates, or name the broker's own in \
          ca_file"

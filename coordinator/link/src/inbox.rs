@@ -1,5 +1,5 @@
-//! The queue between the connection and its reader. It never holds the connection up for long: if the reader is too slow,
-//! messages are dropped.
+//! The queue between the connection and its reader. It never delays the connection for long: if the reader is too slow, messages
+//! are dropped.
 
 use crate::LinkEvent;
 use std::future::pending;
@@ -7,17 +7,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Time for which a full inbox holds the connection (and with it the broker) up before messages are dropped.
+/// Time for which a full inbox delays the connection, and with it the broker, before messages are dropped.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Inbox {
     reader: mpsc::Sender<LinkEvent>,
-    /// Newest `Up` or `Down`, if there was no room yet to send it to the reader.
+    /// Newest `Up` or `Down` that waits for room in the reader's queue.
     owed: Option<LinkEvent>,
-    /// Last `Up` or `Down` that was sent or is owed.
+    /// Newest `Up` or `Down`, whether it was sent or still waits.
     state: Option<LinkEvent>,
-    /// True if the reader took nothing in time. Then messages are dropped at once until it takes one.
+    /// True if the reader took nothing for [`PATIENCE`]. Messages are then dropped at once until it takes one.
     congested: bool,
     dropped: u64,
 }
@@ -27,7 +27,7 @@ impl Inbox {
         Self { reader, owed: None, state: None, congested: false, dropped: 0 }
     }
 
-    /// Owes the reader `Up` or `Down`, in place of an older one that was not sent yet. Ignores a `Down` that equals the last.
+    /// Queues `Up` or `Down` for the reader, and drops an older one that still waits. Ignores a `Down` that equals the last one.
     pub(crate) fn owe(&mut self, state: LinkEvent) {
         let repeated = matches!(state, LinkEvent::Down { .. }) && self.state.as_ref() == Some(&state);
         if !repeated {
@@ -36,7 +36,7 @@ impl Inbox {
         }
     }
 
-    /// Sends the owed event as soon as there is room. Waits forever if none is owed. May be cancelled.
+    /// Sends the waiting `Up` or `Down` as soon as there is room. Waits forever if there is none. May be cancelled.
     pub(crate) async fn settle(&mut self) {
         if self.owed.is_none() {
             return pending().await;

@@ -1,8 +1,8 @@
 //! Keeps one MQTT connection to the broker up, for an agent or the coordinator.
 //!
-//! This crate does not know the messages; `skiff-protocol` does. It promises little, on purpose: a message may be lost with
-//! a connection, because the session is clean and only the broker acknowledges. So a sender that needs an answer repeats
-//! its message until the answer comes.
+//! This crate does not know the messages; `skiff-protocol` does. It deliberately promises little: a message may be lost with a
+//! connection, because the session is clean and only the broker acknowledges messages. A sender that needs an answer therefore
+//! repeats its message until the answer comes.
 //!
 //! ```text
 //!             Link::open
@@ -13,16 +13,16 @@
 //!   │             ▼                        ▼                    ▼
 //!   └────────── resting (Down, bounded exponential back-off with jitter)
 //! ```
-//! After an outage of up to a minute the link is back within 5 s of the broker; see `backoff` for the rests, and for what they mean to a
-//! broker that returns to a large fleet.
+//! After an outage of up to a minute the link is back within 5 s of the broker; see `backoff` for the rests, and for the load on
+//! a broker that returns to a large fleet.
 //!
 //! [`Link::close`] sends the queue, then DISCONNECT. A link that is dropped, or that cannot send its queue in time, cuts the
 //! connection, and the broker publishes the last will.
 //!
-//! **Bounds.** At most [`QUEUE`] publications wait to be sent; then [`Link::publish`] waits. At most [`INBOX`] events wait
-//! for the reader; then the connection is held up for half a second, and after that messages are dropped and counted until
-//! there is room again. So a blocked reader (perhaps in `publish`) can never stop the connection. `Up` and `Down` are not
-//! dropped, but if several wait, only the newest is sent.
+//! **Bounds.** At most [`QUEUE`] publications wait to be sent; then [`Link::publish`] waits. At most [`INBOX`] events wait for
+//! the reader; then the connection waits for half a second, and after that messages are dropped and counted until there is room
+//! again. A blocked reader (perhaps in `publish`) can therefore never stop the connection. `Up` and `Down` are not dropped, but
+//! if several wait, only the newest is sent.
 //!
 //! Rooms: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
 //! above), `inbox` (the reader's queue), `backoff` (time to rest),
@@ -96,8 +96,8 @@ pub enum LinkEvent {
     Message {
         /// Topic of the message.
         topic: String,
-        /// Content of the message. One above [`MAX_MESSAGE_BYTES`] is cut to one byte more than that, which the codec
-        /// refuses as oversized.
+        /// Content of the message. If it is longer than [`MAX_MESSAGE_BYTES`], it is cut to one byte more than that limit, and
+        /// the codec refuses it as oversized.
         payload: Vec<u8>,
     },
 }
@@ -116,7 +116,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Checks `config`, reads the certificates it names and starts to connect, in a task of the current tokio runtime.
+    /// Checks `config`, reads the certificates it names, and starts to connect in a task of the current tokio runtime.
     ///
     /// An unreachable broker is not an error: the link sends [`LinkEvent::Down`] and keeps trying.
     ///
@@ -139,7 +139,7 @@ impl Link {
     /// [`LinkClosed`].
     ///
     /// # Panics
-    /// The payload is larger than [`MAX_MESSAGE_BYTES`] or the topic is invalid. `skiff_protocol` makes neither.
+    /// The payload is larger than [`MAX_MESSAGE_BYTES`] or the topic is invalid. `skiff_protocol` creates neither.
     pub async fn publish(&self, publication: Publication) -> Result<(), LinkClosed> {
         let (topic, payload, options) = unpack(publication);
         self.client.publish(topic, payload, options).await.map_err(|error| closed(&error))
@@ -182,7 +182,7 @@ fn unpack(publication: Publication) -> (String, Vec<u8>, PublishOptions) {
     (topic, payload, PublishOptions::new(qos.into()).retain(retain))
 }
 
-/// Turns a client's error into [`LinkClosed`], the only one possible if there is room and the topic is valid.
+/// Turns a client's error into [`LinkClosed`], the only possible cause if there is room and the topic is valid.
 fn closed(error: &ClientError) -> LinkClosed {
     if let ClientError::InvalidRequest(request) = error {
         panic!("not a topic to publish on: {request:?}");

@@ -12,10 +12,10 @@ use tokio::time::timeout;
 /// Maximum time of a probe.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A CONNECT of MQTT 3.1.1: a clean session of a nameless client.
+/// A CONNECT packet of MQTT 3.1.1 with a clean session and no client name.
 const CONNECT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
 
-/// A protocol that a port speaks in place of the expected one.
+/// A protocol that a port speaks instead of the expected one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Protocol {
     Tls,
@@ -24,7 +24,7 @@ pub(crate) enum Protocol {
 }
 
 /// Connects to the broker's port and speaks the protocol that the URL does not name: TLS for mqtt://, plain MQTT for mqtts://.
-/// Returns the protocol of the answer if it is not the URL's.
+/// Returns the protocol of the answer if it differs from the URL's.
 pub(crate) async fn another_protocol(broker: &Broker) -> Option<Protocol> {
     let greeting = if broker.tls { CONNECT.to_vec() } else { client_hello(&broker.host)? };
     timeout(PATIENCE, answer(broker, &greeting)).await.ok().flatten()

@@ -1,9 +1,9 @@
 //! A TCP stream that acknowledges every read at once.
 //!
-//! Brokers (rumqttd always, Mosquitto without `set_tcp_nodelay`) leave Nagle's algorithm on: a second message waits until
-//! the first is acknowledged, and the system delays the acknowledgement for 40 ms. A round has a dozen such messages in a
-//! row. So every read asks for an acknowledgement without delay (`TCP_QUICKACK`, which the kernel resets on its own). On
-//! systems other than Linux this is a plain stream.
+//! Brokers (rumqttd always, Mosquitto without `set_tcp_nodelay`) leave Nagle's algorithm on: a second message waits until the
+//! first is acknowledged, and the system delays the acknowledgement for 40 ms. A round has a dozen such messages in a row. Every
+//! read therefore asks the kernel to acknowledge without delay (`TCP_QUICKACK`, which the kernel resets by itself). On systems
+//! other than Linux this is a plain stream.
 
 use std::io;
 use std::pin::Pin;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-/// Maximum time for one address to accept a connection. A system repeats its request after 1 s and 3 s, then only after 7 s and 15 s, so a
-/// broker that returns is found sooner by a new attempt.
+/// Maximum time for one address to accept a connection. A system repeats its request after 1 s and 3 s, then only after 7 s and
+/// 15 s, so a new attempt finds a returning broker sooner.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(4);
 
 pub(crate) struct Prompt(TcpStream);

@@ -1,18 +1,18 @@
-//! Messages that are refused: counted by label and logged, in the same words by the coordinator and by the agents.
+//! Counts refused messages by label and logs them, for the coordinator and for agents.
 
 use skiff_protocol::Timestamp;
 use skiff_protocol::codec::Refusal;
 use std::collections::BTreeMap;
 
-/// Time between two log lines with one label, in milliseconds.
+/// Minimum time between two log lines with the same label, in milliseconds.
 const QUIET_MS: u64 = 60_000;
 
 /// The reason for which a message is refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
-    /// One word, for counting.
+    /// Label of the refusal in one word, by which refusals are counted.
     pub label: &'static str,
-    /// The same in words, for the operator.
+    /// Reason in words, for the operator.
     pub reason: String,
 }
 
@@ -49,7 +49,7 @@ struct Count {
 }
 
 impl Refusals {
-    /// Counts a message that came on `topic`. Returns true if it was logged too.
+    /// Counts a refused message that came on `topic`. Returns true if it was also logged.
     pub fn add(&mut self, refused: &Refused, topic: &str, now: Timestamp) -> bool {
         let Refused { label, reason } = refused;
         let is_new = !self.counts.contains_key(label);

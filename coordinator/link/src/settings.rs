@@ -1,4 +1,4 @@
-//! The settings of a broker, the same for the coordinator and for the agents.
+//! The settings for the connection to a broker, which the coordinator and the agents share.
 
 use crate::address::{Address, without_password};
 use crate::error::LinkError;
@@ -20,15 +20,15 @@ pub struct BrokerSettings {
     /// Address: `mqtt://host:1883` or `mqtts://host:8883`; the port is optional, and `user:password@` may stand before the
     /// host. Default: [`BrokerSettings::DEFAULT_URL`].
     pub url: String,
-    /// User name, instead of the URL's.
+    /// User name; takes precedence over the user name in the URL.
     pub user: Option<String>,
-    /// Password, instead of the URL's.
+    /// Password; takes precedence over the password in the URL.
     pub password: Option<Secret>,
     /// File whose first line is the password. It is read when a link is opened.
     pub password_file: Option<PathBuf>,
     /// Certificate authorities (PEM) for the broker's certificate. Default: the system's.
     pub ca_file: Option<PathBuf>,
-    /// This client's own certificate (PEM), with those between it and the broker's root.
+    /// This client's own certificate (PEM), with the intermediate certificates up to the broker's root.
     pub client_cert_file: Option<PathBuf>,
     /// Private key (PEM) of the client's certificate.
     pub client_key_file: Option<PathBuf>,
@@ -80,7 +80,7 @@ impl Default for BrokerSettings {
 }
 
 impl fmt::Debug for BrokerSettings {
-    /// Leaves out every password, also the one in the URL.
+    /// Formats the settings without any password, not even the one in the URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BrokerSettings")
             .field("url", &without_password(&self.url))
@@ -152,7 +152,7 @@ impl BrokerSettings {
         Ok(Credentials { user: self.user.clone().or(address.user), password: set.or(address.password) })
     }
 
-    /// Returns how bytes reach the broker. Reads the certificates that the settings name.
+    /// Returns the transport to the broker: TCP or TLS. Reads the certificates that the settings name.
     pub(crate) fn transport(&self) -> Result<Transport, LinkError> {
         if !self.address()?.tls {
             return Ok(Transport::tcp());
@@ -221,9 +221,9 @@ fn bad_certificates(setting: &'static str, path: &Path, source: PemError) -> Lin
     LinkError::BadFile { setting, path: path.to_owned(), holding: "certificates", advice: advice(path), source }
 }
 
-/// Looks at a file that is not the expected one, and returns what it holds and the remedy, as the end of a sentence.
+/// Looks at an unexpected file. Returns the end of a sentence that says what the file holds and what to do.
 fn advice(path: &Path) -> &'static str {
-    /// Number of bytes that are looked at; certificates in text form may have a long text before them.
+    /// Number of bytes that are read; certificates in text form may have a long text before them.
     const LOOKED_AT: u64 = 64 << 10;
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut start));

@@ -52,7 +52,7 @@ pub(crate) fn explain(broker: &Broker, error: &ConnectionError) -> String {
     format!("the connection to the broker {broker} broke: {}", root_cause(error))
 }
 
-/// Returns true if a server of another protocol at the broker's port may be the cause of `error`.
+/// Returns true if `error` may occur because the broker's port speaks another protocol.
 pub(crate) fn may_be_another_protocol(error: &ConnectionError) -> bool {
     if let Some(found) = tls_error(error) {
         return matches!(found, rustls::Error::InvalidMessage(_));
@@ -67,7 +67,7 @@ pub(crate) fn may_be_another_protocol(error: &ConnectionError) -> bool {
     matches!(error, ConnectionError::Tls(_) | ConnectionError::MqttState(_) | ConnectionError::NotConnAck(_))
 }
 
-/// Describes a port that speaks another protocol than the URL says.
+/// Describes a port that does not speak the protocol of the URL.
 pub(crate) fn explain_protocol(broker: &Broker, spoken: Protocol) -> String {
     let port = broker.port;
     match spoken {

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 struct Broker {
     folder: TempDir,
     port: u16,
-    /// Keeps the port from other processes: bound, but not listening, so nobody answers there without the broker.
+    /// Socket that reserves the port. It is bound but does not listen, so nothing answers on the port unless the broker runs.
     _reserved: TcpSocket,
     process: Option<Child>,
 }
@@ -43,7 +43,7 @@ impl Broker {
         Self { folder, port, _reserved: reserved, process: None }
     }
 
-    /// Starts it with one listener and `settings`, in which `{folder}` is the folder.
+    /// Starts the broker with one listener and with `settings`, in which `{folder}` stands for the folder.
     fn start_with(&mut self, settings: &str) {
         let port = self.port;
         let settings = settings.replace("{folder}", self.folder.path().to_str().unwrap());
@@ -91,7 +91,7 @@ impl Broker {
         self.folder.path().join(name)
     }
 
-    /// Runs a program in the folder.
+    /// Runs a program in the broker's folder.
     fn run(&self, program: &str, arguments: &str) {
         let output = Command::new(program).args(arguments.split(' ')).current_dir(self.folder.path()).output();
         let output = output.unwrap_or_else(|error| panic!("{program} does not start ({error}): install it"));
@@ -265,7 +265,7 @@ async fn the_last_will_is_heard_of_a_link_that_vanishes_and_not_of_one_that_is_c
 const TLS_SETTINGS: &str = "allow_anonymous false\nrequire_certificate true\nuse_identity_as_username true\n\
     cafile {folder}/ca.pem\ncertfile {folder}/broker.pem\nkeyfile {folder}/broker.key";
 
-/// A certificate authority, and certificates of the broker and of a client under it.
+/// Makes a certificate authority, and certificates of the broker and of a client that it signed.
 fn make_certificates(broker: &Broker) {
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     broker.run("openssl", &format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));

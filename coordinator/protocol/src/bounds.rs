@@ -1,7 +1,8 @@
 //! Bounds on the fields of messages, beyond what their types enforce.
 //!
-//! Lists are bounded while they are read (`limits`). All other bounds are checked right after. Settings (rates, learning rate, importance) must be finite and in range. Measurements (losses, temperatures) may
-//! be any number; the reader decides what to do with them.
+//! The reader limits lists while it reads them (`limits`). All other bounds are checked afterwards. Settings (rates, learning
+//! rate, importance) must be finite and in range. Measurements (losses, temperatures) may be any number; the reader decides what
+//! to do with them.
 
 use crate::limits::{LABELS, LAYERS, NAME_BYTES, SENSORS, TEXT_BYTES};
 use crate::message::Message;

@@ -12,9 +12,9 @@
 //!        ...    payload
 //! ```
 //!
-//! The coordinator signs its messages. A device that knows the coordinator's public key refuses unsigned ones.
-//! A message that cannot be read gives a [`Refusal`], which the shell counts by [`Refusal::label`]. A message that was read
-//! keeps the bounds in the docs of its fields, so no caller checks them again.
+//! The coordinator signs its messages. A device that knows the coordinator's public key refuses unsigned ones. A message that
+//! cannot be read gives a [`Refusal`], which the shell counts by [`Refusal::label`]. A message that was read is within the bounds
+//! in the docs of its fields, so callers need not check them again.
 //!
 //! The header is the same in every version. The payload has the layout of the message's version. The newest types
 //! ([`crate::messages`]) are converted when a message of an older version is written or read ([`crate::v2`]).
@@ -44,10 +44,10 @@ const DIGEST_AT: usize = 12;
 const SIGNATURE_AT: usize = 44;
 const SIGNATURE_BYTES: usize = 64;
 
-/// Why a message was not read.
+/// Reason why a message was not read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The message is shorter than a header, or than its header says.
+    /// The message is shorter than a header, or shorter than its header says.
     #[error("message of {found} bytes, but {expected} were announced")]
     Truncated {
         /// Expected number of bytes.
@@ -55,7 +55,7 @@ pub enum Refusal {
         /// Number of bytes that arrived.
         found: usize,
     },
-    /// The message is larger than any may be, or than its header says.
+    /// The message is larger than the limit, or larger than its header says.
     #[error("message of {found} bytes, but at most {most} are allowed")]
     Oversized {
         /// Number of bytes that arrived.
@@ -63,7 +63,7 @@ pub enum Refusal {
         /// Largest allowed number of bytes.
         most: usize,
     },
-    /// The bytes do not begin as a message of Skiff does.
+    /// The bytes do not begin like a message of Skiff.
     #[error("not a message of Skiff")]
     Foreign,
     /// This program does not speak the message's version.
@@ -84,7 +84,7 @@ pub enum Refusal {
         /// The flags.
         flags: u8,
     },
-    /// The message was changed on its way.
+    /// The message was changed during its transfer.
     #[error("the digest does not match")]
     Digest,
     /// The message is not signed, but must be.
@@ -105,7 +105,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Returns the name under which such refusals are counted.
+    /// Returns the name under which refusals of this kind are counted.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -123,7 +123,7 @@ impl Refusal {
     }
 }
 
-/// Returns the side to update if a message has version `found`.
+/// Returns the program to update if a message has version `found`.
 const fn older_side(found: u16) -> &'static str {
     if found > VersionRange::OURS.max { "this program" } else { "the sender" }
 }
@@ -190,7 +190,7 @@ impl fmt::Display for Verifier {
 /// An [`Announcement`](crate::messages::Announcement) always has the layout and header of version 3.
 ///
 /// # Panics
-/// If the message breaks a bound of one of its fields. Its maker must keep them.
+/// If a field of the message is out of its bounds. The caller must ensure that none is.
 #[must_use]
 pub fn seal(message: &Message, version: Version, topic: &str, signer: Option<&Signer>) -> Vec<u8> {
     let version = if matches!(message, Message::Announcement(_)) { Version::V3 } else { version };
@@ -213,9 +213,9 @@ pub fn seal(message: &Message, version: Version, topic: &str, signer: Option<&Si
     bytes
 }
 
-/// Reads a message that came on `topic`, and its version. If there is a verifier, the message must be signed by its signer.
+/// Reads a message that came on `topic`, and its version. If there is a verifier, the message must be signed with the matching key.
 ///
-/// It does not check that such a message belongs on the topic; [`Message::belongs_on`] does.
+/// It does not check that this kind of message belongs on the topic; [`Message::belongs_on`] does.
 ///
 /// # Errors
 /// A [`Refusal`] that says why the bytes were not read.
@@ -388,7 +388,7 @@ mod tests {
             prop_assert!(open(&bytes, TOPIC, None).is_err());
         }
 
-        /// Any bytes behind an intact header give a message that keeps its bounds, or a refusal.
+        /// Any bytes after an intact header give a message within its bounds, or a refusal.
         #[test]
         fn payloads_never_panic(
             kind in 0..10_u8,
@@ -401,7 +401,7 @@ mod tests {
             }
         }
 
-        /// The payload of one version under the header of another gives a message that keeps its bounds, or a refusal.
+        /// The payload of one version after the header of another version gives a message within its bounds, or a refusal.
         #[test]
         fn a_wrong_version_never_panics(message in testing::message(), version in testing::version()) {
             let payload = encode(&message, version);
@@ -430,7 +430,7 @@ mod tests {
         }
     }
 
-    /// Puts a payload of any kind under a valid header.
+    /// Puts a payload of any kind after a valid header.
     fn framed(kind: u8, version: Version, payload: &[u8]) -> Vec<u8> {
         let mut bytes = [&MAGIC[..], &version.number().to_le_bytes(), &[kind, 0]].concat();
         bytes.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());

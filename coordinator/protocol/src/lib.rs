@@ -5,9 +5,9 @@
 //! Rooms, in the order that bytes travel:
 //! - [`topics`]: the topics of messages.
 //! - [`messages`]: the types of messages; [`metrics`]: the counts of an evaluation.
-//! - [`codec`]: the layout on the wire of any [`codec::Message`]; `bounds`: the values that fields may hold.
+//! - [`codec`]: the layout on the wire of any [`codec::Message`]; `bounds`: the values that fields may have.
 //! - [`transfer`]: payloads larger than a message, sent in chunks and resumed; [`time`]: the time that shells pass in.
-//! - [`version`]: the versions that are spoken; [`v2`]: the layouts that version 3 replaced.
+//! - [`version`]: the supported versions; [`v2`]: the layouts that version 3 replaced.
 
 mod bounds;
 pub mod codec;

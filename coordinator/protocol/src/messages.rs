@@ -4,11 +4,11 @@
 //! [`Announcement`]. Both send [`crate::transfer::TransferMessage`]. The types belong to the newest version of the protocol;
 //! [`crate::v2`] holds the older layouts.
 //!
-//! **Delivery.** In MQTT the broker acknowledges a message, not its receiver. So the coordinator repeats a command until
-//! it is answered, and a device answers a repeated command again from its stored state. Every command carries an
-//! *epoch*, which grows with each new decision of a run. A larger epoch supersedes the device's work, an equal one is a
-//! repetition, and a smaller one is late and ignored. Epochs restart in every run. If a command's run started before the
-//! newest run that the device obeyed, the command is late, whatever its epoch.
+//! **Delivery.** In MQTT it is the broker that acknowledges a message, not the receiver. The coordinator therefore repeats a
+//! command until the device answers, and a device answers a repeated command again from its stored state. Every command carries
+//! an *epoch*, which grows with each new decision of a run. A larger epoch supersedes the device's work, an equal one is a
+//! repetition, and a smaller one is late and ignored. Epochs restart in every run. If a command's run started before the newest
+//! run that the device obeyed, the command is late, whatever its epoch.
 
 use crate::limits;
 use crate::metrics::TaskMetrics;
@@ -46,7 +46,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Name of one run of federated training. The coordinator's shell draws it when the run starts.
+/// Identity of one run of federated training. The coordinator's shell draws it when the run starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RunId(pub u64);
 
@@ -56,7 +56,7 @@ impl fmt::Display for RunId {
     }
 }
 
-/// Name of one life of a process. A new one is drawn at every start.
+/// Identity of one life of a process. Each start draws a new one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct BootId(pub u64);
 
@@ -124,10 +124,10 @@ pub struct Machine {
     pub memory_bytes: u64,
 }
 
-/// Says that the device left, in order or by its last will (retained, on the birth's topic).
+/// Announces that the device left, in order or by its last will (retained, on the birth's topic).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Gone {
-    /// Life that ended. A `Gone` of an older life than the known one is ignored.
+    /// Life that ended. The coordinator ignores a `Gone` of any other life than the current one.
     pub boot: BootId,
     /// True if the agent stopped in order, false for a last will.
     pub clean: bool,
@@ -238,7 +238,7 @@ pub enum Order {
     Stop,
 }
 
-/// One device's share of a round.
+/// One device's training order for a round.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct TrainOrder {
     /// Digest of the global weights to start from (a safetensors blob of every trainable tensor).
@@ -278,7 +278,8 @@ pub struct TrainOrder {
 pub enum SharingPlan {
     /// Every layer.
     All,
-    /// The `k` least important layers on the device; layers that never ran come last. It is our reading of DropPEFT's abstract.
+    /// The `k` least important layers on the device; layers that never ran come last. This is our interpretation of DropPEFT's
+    /// abstract.
     LeastImportant {
         /// Number of layers.
         k: u32,
@@ -296,10 +297,10 @@ pub enum SharingPlan {
     },
 }
 
-/// One device's share of an evaluation. All layers are active.
+/// One device's order for an evaluation. All layers are active.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct EvaluateOrder {
-    /// Digest of the global weights to evaluate. The device puts its personal layers in place of the ones it keeps.
+    /// Digest of the global weights to evaluate. The device replaces the layers that it does not share by its personal ones.
     pub weights: Digest,
     /// Digest of the schema of the trainable tensors.
     pub schema: Digest,
@@ -368,8 +369,8 @@ pub struct TrainReport {
     /// Layers in the update, ascending; at most 512.
     #[serde(deserialize_with = "limits::at_most::<{ limits::LAYERS }, _, _>")]
     pub shared_layers: Vec<u32>,
-    /// Mean norm of each layer's gradient before clipping, over the batches in which the layer was active. A mean rather than
-    /// a sum, so that a layer's dropout rate does not bias it. 0 if the layer never ran. Finite, not negative; at most 512.
+    /// Mean norm of each layer's gradient before clipping, over the batches in which the layer was active. It is a mean rather
+    /// than a sum, so that a layer's dropout rate does not bias it. 0 if the layer never ran. Finite, not negative; at most 512.
     #[serde(deserialize_with = "limits::at_most::<{ limits::LAYERS }, _, _>")]
     pub importance: Vec<f32>,
     /// Mean number of active layers over the steps.
@@ -384,7 +385,7 @@ pub struct TrainReport {
     pub probe: Option<Probe>,
 }
 
-/// Quality of the model with all layers on some of the device's examples, before and after its training. The device uses
+/// Quality of the model, with all layers active, on some of the device's examples before and after its training. The device uses
 /// its test examples if it has any, otherwise its training examples.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Probe {
@@ -407,7 +408,7 @@ pub struct EvaluationReport {
     pub examples: u64,
     /// Number of correct labels; 0 if the task has numbers instead of labels.
     pub correct: u64,
-    /// Sum of their cross-entropies in nats, or of their squared errors; not finite if the model diverged.
+    /// Sum of the examples' cross-entropies in nats, or of their squared errors; not finite if the model diverged.
     pub loss_sum: f64,
     /// Wall time in milliseconds.
     pub evaluate_ms: u64,
@@ -417,7 +418,7 @@ pub struct EvaluationReport {
     pub metrics: TaskMetrics,
 }
 
-/// Says that the coordinator is here or gone (retained, for everybody).
+/// Announces whether the coordinator is connected (retained, for all devices).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Presence {
     /// Life of the coordinator. Devices repeat their birth when it changes.
@@ -426,13 +427,13 @@ pub struct Presence {
     pub online: bool,
 }
 
-/// Announces the versions of the protocol that the coordinator speaks (retained, for everybody).
+/// Announces the versions of the protocol that the coordinator speaks (retained, for all devices).
 ///
 /// Its layout and the version in its header (3) never change, so that every agent from version 3 on can read it. It is
 /// published before the [`Presence`] of the same life. An older agent does not know its topic and ignores it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Announcement {
-    /// Life of the coordinator for which this holds. It says nothing about any other life.
+    /// Life of the coordinator to which this announcement applies. It is not valid for any other life.
     pub boot: BootId,
     /// Versions that the coordinator speaks.
     pub speaks: VersionRange,

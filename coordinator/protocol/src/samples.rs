@@ -1,4 +1,4 @@
-//! Sample values for tests, with feature `samples`. A test sets only the fields that it checks.
+//! Sample values for tests, with feature `samples`, so that a test sets only the fields that it checks.
 //!
 //! ```
 //! use skiff_protocol::{messages::TrainReport, samples};

@@ -1,4 +1,4 @@
-//! Strategies for property tests: arbitrary messages that keep their bounds.
+//! Strategies for property tests: arbitrary messages within their bounds.
 
 use crate::codec::Message;
 use crate::limits::{LAYERS, SENSORS};
@@ -34,7 +34,7 @@ pub(crate) fn version() -> impl Strategy<Value = Version> {
     proptest::sample::select(&Version::ALL)
 }
 
-/// Returns a plain birth.
+/// Returns a birth with ordinary values.
 pub(crate) fn sample_birth() -> Birth {
     Birth {
         boot: BootId(1),

@@ -6,15 +6,15 @@
 //! skiff/v1/{fleet}/all/{presence,versions}                                every device reads
 //! ```
 //!
-//! The `v1` is the version of this tree. Messages have a version of their own, in their header. Messages under `all/` are
-//! written in the oldest version that a device may speak, so that every device can read them. The exception is
-//! `all/versions`: it tells devices from version 3 on which versions the coordinator speaks.
+//! The `v1` is the version of this tree. Each message has its own version, in its header. Messages under `all/` are written in
+//! the oldest version that a device may speak, so that every device can read them. The exception is `all/versions`: it tells
+//! devices from version 3 on which versions the coordinator speaks.
 
 use crate::transfer::TransferId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A name that can stand as one level of a topic: 1 to 64 of `A-Z a-z 0-9 _ -`.
+/// A name that can be one level of a topic: 1 to 64 of `A-Z a-z 0-9 _ -`.
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -67,7 +67,7 @@ name_type! {
     DeviceId
 }
 
-/// A name that cannot stand in a topic.
+/// A name that cannot be part of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a name: use 1 to 64 of A-Z a-z 0-9 _ -")]
 pub struct BadName {
@@ -88,11 +88,11 @@ pub enum Topic {
     Telemetry(DeviceId),
     /// [`crate::messages::Answer`].
     Answer(DeviceId),
-    /// Messages of a transfer that the device writes.
+    /// Messages of a transfer that the device sends.
     UpTransfer(DeviceId, TransferId),
     /// [`crate::messages::Command`].
     Command(DeviceId),
-    /// Messages of a transfer that the coordinator writes.
+    /// Messages of a transfer that the coordinator sends.
     DownTransfer(DeviceId, TransferId),
     /// Retained: [`crate::messages::Presence`].
     Presence,

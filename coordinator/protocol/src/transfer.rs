@@ -9,12 +9,12 @@
 //!   ...                                      digest of the whole checked, stored durably
 //!                                   <-     Done
 //! ```
-//! The receiver may also answer `Refused { reason }`. The sender repeats chunks that were not acknowledged. The receiver
-//! answers every repetition from its stored state. So a transfer resumes after a restart of either side, or of the broker.
+//! The receiver may also answer `Refused { reason }`. The sender repeats chunks that were not acknowledged. The receiver answers
+//! every repetition from its stored state. A transfer therefore resumes after a restart of either side, or of the broker.
 //!
-//! [`Sender`] and [`Receiver`] make these decisions and do no I/O: events (and the time) go in, actions come out. A shell
-//! keeps one engine for each [`TransferId`] and topic. It makes a [`Receiver`] for the first [`Offer`] whose [`Offer::id`]
-//! is the topic's. It drops other messages of unknown transfers; their senders will offer again.
+//! [`Sender`] and [`Receiver`] make these decisions and do no I/O: they take events and the time, and return actions. A shell
+//! keeps one engine for each [`TransferId`] and topic. It makes a [`Receiver`] for the first [`Offer`] whose [`Offer::id`] is the
+//! topic's. It drops other messages of unknown transfers; their senders will offer again.
 
 mod receiver;
 mod sender;
@@ -93,7 +93,7 @@ pub struct Offer {
 impl Offer {
     /// Returns the name of the transfer, derived from the payload's purpose, digest and size, but not from the report.
     ///
-    /// A receiver ignores an offer under any other name.
+    /// A receiver ignores an offer that comes under any other name.
     #[must_use]
     pub fn id(&self) -> TransferId {
         let mut identity = blake3::Hasher::new();
@@ -117,7 +117,7 @@ impl Offer {
     }
 }
 
-/// Returns the number of chunks for `total_bytes`, of which at most [`MAX_TRANSFER_BYTES`] count.
+/// Returns the number of chunks for `total_bytes`, which is treated as [`MAX_TRANSFER_BYTES`] if it is larger.
 #[must_use]
 pub fn chunk_count(total_bytes: u64) -> u32 {
     u32::try_from(total_bytes.min(MAX_TRANSFER_BYTES).div_ceil(CHUNK_BYTES as u64)).expect("fits, as MAX_CHUNKS does")

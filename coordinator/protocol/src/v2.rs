@@ -1,4 +1,5 @@
-//! Layouts of version 2, for the messages that version 3 changed. Frozen: devices in the field write and read them.
+//! Layouts of version 2, for the messages that version 3 changed. They never change, because devices in the field write and read
+//! them.
 //!
 //! [`crate::messages`] always holds the newest types. Fields that version 2 lacks are left out when a message is written,
 //! and get a default when one is read:

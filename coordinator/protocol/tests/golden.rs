@@ -1,8 +1,8 @@
 //! Checks the bytes of every message in every version. Peers in the field write and read exactly these bytes.
 //!
-//! `golden/v2` was written by the last program that spoke only version 2. A file is never changed: a message that needs
-//! another layout gets it in a new version. `SKIFF_GOLDEN=write` writes the files that are missing, for a new version or a
-//! new sample, and leaves the others alone.
+//! The last program that spoke only version 2 wrote `golden/v2`. A file is never changed: a message that needs another layout
+//! gets it in a new version. `SKIFF_GOLDEN=write` writes the files that are missing, for a new version or a new sample, and
+//! leaves the others alone.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_protocol::codec::{self, Message, Signer};

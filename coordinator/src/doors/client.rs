@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 
 /// Maximum length in bytes of a reply that a client accepts.
 const MAX_REPLY_BYTES: u64 = 64 << 20;
-/// Time that a client gives the coordinator for its first reply.
+/// Maximum time for the coordinator's first reply.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A reason for which a request failed.
@@ -47,7 +47,7 @@ pub enum ControlError {
         "the coordinator is another version of Skiff and does not know this request ({reason}): restart `skiff serve`"
     )]
     UnknownRequest {
-        /// The coordinator's words.
+        /// The coordinator's error message.
         reason: String,
     },
     /// The coordinator refused the request.
@@ -58,10 +58,10 @@ pub enum ControlError {
     },
 }
 
-/// A client's connection, with its request sent.
+/// A client's connection, after its request was sent.
 pub struct Client<T> {
     lines: BufReader<UnixStream>,
-    /// True after the first answer. Later answers come when something changes, so they have no time limit.
+    /// True after the first answer. Later answers come only when something changes, so they have no time limit.
     is_answered: bool,
     answers: std::marker::PhantomData<T>,
 }

@@ -8,7 +8,7 @@ pub mod socket;
 use skiff_api::request::{Reply, Request};
 use tokio::sync::{mpsc, oneshot};
 
-/// A request on its way to the coordinator's loop, with the channel for the answer. An error is a text for the operator.
+/// A request on its way to the coordinator's loop, with the channel for the answer. Errors are texts for the operator.
 #[derive(Debug)]
 pub struct Call {
     /// The request.

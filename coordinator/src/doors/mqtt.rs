@@ -1,6 +1,6 @@
 //! Reads the devices' messages, refuses those on a wrong topic, and writes the coordinator's messages.
 //!
-//! The topic names the device, not the payload: the broker's access list lets a device write only to its own topics.
+//! The topic, not the payload, names the device, because the broker's access list lets a device write only to its own topics.
 
 use skiff_link::{Publication, Qos, Refused};
 use skiff_protocol::codec::{self, Message};
@@ -51,14 +51,14 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes a writer that signs with `signer`. `boot` names this life of the coordinator.
+    /// Makes a writer that signs with `signer`. `boot` identifies this life of the coordinator.
     #[must_use]
     pub fn new(fleet: FleetId, signer: Signer, boot: BootId) -> Self {
         Self { fleet, signer, boot }
     }
 
-    /// Returns the message that says whether the coordinator is connected. It is retained, and in the oldest version of the
-    /// protocol, which every device reads. The offline message is also the last will.
+    /// Returns the message that says whether the coordinator is connected. It is retained, and written in the oldest version of
+    /// the protocol, which every device reads. The offline message is also the last will.
     #[must_use]
     pub fn presence(&self, online: bool) -> Publication {
         let presence = Message::Presence(Presence { boot: self.boot, online });

@@ -42,7 +42,7 @@ const MAX_WATCHERS: usize = 24;
 /// Time after which a silent client is disconnected.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Makes the socket in the folder `state`. Replaces one that a crash left behind.
+/// Creates the socket in the folder `state`. Replaces a socket that a crash left behind.
 ///
 /// # Errors
 /// The socket cannot be made.
@@ -112,7 +112,7 @@ async fn answer(
     send(&mut write, &to_line(&answer)).await
 }
 
-/// Sends a line. Fails after [`PATIENCE`], so that a client that does not read cannot keep its place.
+/// Sends a line. Fails after [`PATIENCE`], so that a client that does not read is disconnected.
 async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &[u8]) -> io::Result<()> {
     let in_time = tokio::time::timeout(PATIENCE, write.write_all(line)).await;
     in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))

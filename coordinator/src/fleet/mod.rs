@@ -1,5 +1,4 @@
-//! The known devices: which are connected, what they are, and what they last reported. Their number is bounded. Reads no
-//! clock.
+//! The known devices: their connections, their properties, and their last reports. Their number is bounded. Reads no clock.
 
 use crate::run::configurator::Pace;
 use crate::run::{Condition, Here};
@@ -36,9 +35,9 @@ pub struct Device {
 /// The consequence of a birth or a farewell for a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// The device is connected in this life and can train.
+    /// The device is connected and can train.
     Here(Here),
-    /// The device is away, or holds another pack.
+    /// The device is offline, or has another pack.
     Gone,
     /// Nothing changes.
     Nothing,
@@ -47,13 +46,13 @@ pub enum Change {
 /// A reason for which a device's message is refused. It is counted by [`Unwelcome::label`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unwelcome {
-    /// The maximum number of devices is known already.
+    /// The fleet already has the maximum number of devices.
     #[error("the fleet is full")]
     FleetFull,
-    /// Telemetry without a birth, or from another life of the device.
+    /// The telemetry comes from a device, or a life of it, whose birth is not known.
     #[error("telemetry of an unknown life of the device")]
     UnknownLife,
-    /// Telemetry that a newer sample has overtaken, or that came twice.
+    /// The telemetry is not newer than the last sample.
     #[error("telemetry that is not newer than the last sample")]
     Overtaken,
 }
@@ -77,10 +76,10 @@ impl Fleet {
         Self { pack, most, devices: BTreeMap::new(), changed: BTreeSet::new() }
     }
 
-    /// Takes the birth of a device. A device with another pack is known, but gets a note and never trains.
+    /// Records the birth of a device. A device with another pack gets a note and never trains.
     ///
     /// # Errors
-    /// The fleet is full, and no absent device can be forgotten to make room.
+    /// The fleet is full, and it has no offline device that can be removed to make room.
     pub fn birth(&mut self, device: &DeviceId, birth: Birth, now: Timestamp) -> Result<Change, Unwelcome> {
         let pack = self.pack;
         let known = self.room_for(device, now)?;
@@ -110,7 +109,7 @@ impl Fleet {
         })
     }
 
-    /// Takes the farewell of a device. The farewell of an older life changes nothing.
+    /// Records the farewell of a device. The farewell of an older life changes nothing.
     ///
     /// # Errors
     /// The fleet is full.
@@ -124,7 +123,7 @@ impl Fleet {
         Ok(Change::Gone)
     }
 
-    /// Takes a sample of a device's resources.
+    /// Records a sample of a device's resources.
     ///
     /// # Errors
     /// The device or its life is unknown, or the sample is not newer than the last one.
@@ -141,7 +140,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Notes why a device was refused or refused work.
+    /// Records why a device was refused, or why it refused work.
     pub fn note(&mut self, device: &DeviceId, note: &str) {
         if let Some(known) = self.devices.get_mut(device) {
             // The note may come from a device and is shown on terminals.
@@ -166,12 +165,12 @@ impl Fleet {
         })
     }
 
-    /// Returns the place of each known device, as its owner set it, whether or not the device holds the right pack.
+    /// Returns the place of each known device, as its owner set it, even if the device has another pack.
     pub fn places(&self) -> impl Iterator<Item = (&DeviceId, &Place)> {
         self.devices.iter().filter_map(|(device, known)| Some((device, &known.birth.as_ref()?.place)))
     }
 
-    /// Returns the known devices that are away.
+    /// Returns the known devices that are offline.
     pub fn away(&self) -> impl Iterator<Item = &DeviceId> {
         self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
     }
@@ -247,8 +246,8 @@ pub fn condition(sample: &Telemetry) -> Condition {
 }
 
 impl Device {
-    /// Returns true if the birth of a connected device adds only the versions that it speaks. A device sends its birth in
-    /// version 2 first, and again in a newer version once it knows that the coordinator reads that one.
+    /// Returns true if the birth of a connected device adds only the versions that it speaks. A device first sends its birth in
+    /// version 2, and sends it again in a newer version once it knows that the coordinator reads that version.
     fn only_learns_versions(&self, birth: &Birth) -> bool {
         let is_there = matches!(self.presence, Presence::Here | Presence::WrongPack);
         let is_same = |before: &Birth| {

@@ -12,15 +12,15 @@ pub enum MergeError {
     /// A blob could not be read or stored.
     #[error("reading or storing the blob of {whose}")]
     Blob {
-        /// Owner of the blob: a device, or what it is for.
+        /// Owner of the blob: a device, or the purpose of the blob.
         whose: String,
         /// Cause.
         source: BlobError,
     },
-    /// The tensors in a blob are not those that were stored.
+    /// The tensors in a blob are not the expected ones.
     #[error("reading or writing the tensors of {whose}")]
     Tensors {
-        /// Owner of the tensors: a device, or what they are for.
+        /// Owner of the tensors: a device, or the purpose of the tensors.
         whose: String,
         /// Cause.
         source: TensorError,

@@ -1,9 +1,9 @@
 //! Merges updates into new weights, layer by layer, over the devices that shared the layer.
 //!
-//! A [`Rule`] says how updates are combined: a mean that streams ([`Aggregate`]), or a trimmed mean or a median ([`ordered`]),
-//! which read one tensor of all updates at a time. A [`Server`] says how far the weights follow ([`server`]). LoRA updates
-//! with fewer ranks than the global weights are padded or projected ([`ranks`]). Updates are read first
-//! (`read`, one at a time), and folded into a rule second ([`model`]).
+//! A [`Rule`] says how updates are combined. The mean streams ([`Aggregate`]). The trimmed mean and the median read one tensor of
+//! all updates at a time ([`ordered`]). A [`Server`] says how far the global weights move towards the result ([`server`]). LoRA
+//! updates with fewer ranks than the global weights are padded or projected ([`ranks`]). `read` reads updates one at a time, and
+//! [`model`] passes each to the rule.
 
 mod error;
 pub mod model;

@@ -47,10 +47,10 @@ impl Model {
 
     /// Checks an update and returns its distance from `base`, the weights it started from.
     ///
-    /// It must hold exactly the tensors of the head and of `shared_layers`, at LoRA rank `rank`.
+    /// The update must hold exactly the tensors of the head and of `shared_layers`, at LoRA rank `rank`.
     ///
     /// # Errors
-    /// Fault of the update, as a text for the device's operator.
+    /// The fault of the update, as a text for the device's operator.
     pub fn check_update(
         &self,
         bytes: &[u8],
@@ -106,7 +106,7 @@ impl Model {
         }
     }
 
-    /// Computes the mean of the updates; LoRA pairs are averaged by tensor or projected, as `merging` says.
+    /// Computes the mean of the updates; LoRA pairs are averaged tensor by tensor or projected, as `merging` says.
     ///
     /// The first pass over the updates computes the mean and the products of as many pairs as fit into `product_bytes`: usually
     /// all of them. Each further pass computes more products.
@@ -168,7 +168,7 @@ fn store(blobs: &dyn Blobs, tensors: &NamedTensors, whose: &str) -> Result<Diges
     blobs.put(&bytes).map_err(|source| MergeError::Blob { whose: whose.to_owned(), source })
 }
 
-/// Reads the moments. There are moments only of tensors that some device ever shared.
+/// Reads the server optimizer's moments. Only tensors that some device once shared have moments.
 fn read_moments(schema: &Schema, bytes: &[u8]) -> Result<NamedTensors, MergeError> {
     let failed = |source| MergeError::Tensors { whose: "the moments".to_owned(), source };
     let names: BTreeSet<String> = tensors::names(bytes).map_err(failed)?;
@@ -190,7 +190,7 @@ pub(crate) mod tests {
     use skiff_protocol::RunId;
     use tempfile::TempDir;
 
-    /// A model of two layers with a tensor each, and a head.
+    /// Returns a model of two layers with a tensor each, and a head.
     pub(crate) fn tiny() -> Model {
         let spec = |name: &str, layer| TensorSpec { name: name.to_owned(), shape: vec![2], layer };
         let schema = Schema { tensors: vec![spec("head", None), spec("layer.0", Some(0)), spec("layer.1", Some(1))] };
@@ -198,7 +198,7 @@ pub(crate) mod tests {
         Model { pack: Digest([9; 32]), schema, layers: 2, initial, task: two_classes() }
     }
 
-    /// The task of telling two classes apart.
+    /// Returns the task of telling two classes apart.
     pub(crate) fn two_classes() -> ModelTask {
         ModelTask { task: Task::SequenceClassification, labels: vec!["no".to_owned(), "yes".to_owned()] }
     }

@@ -1,8 +1,8 @@
 //! Rules that compare one number over all devices: the trimmed mean and the median of each coordinate.
 //!
-//! Each update is written to a folder, each tensor to its own file, and read back a block of columns at a time. So memory is
-//! bounded by [`BLOCK_BYTES`] and the model, whatever the number of devices. Values are sorted before they are summed, so the order
-//! of arrival changes nothing.
+//! Each update is written to a folder, each tensor to its own file, and read back a block of columns at a time. Memory is
+//! therefore bounded by [`BLOCK_BYTES`] and the model, for any number of devices. Values are sorted before they are summed, so
+//! the order of arrival changes nothing.
 
 use super::{AggregateError, check};
 use ndarray::ArrayD;
@@ -25,7 +25,7 @@ pub struct Ordered<'a> {
     block_bytes: usize,
 }
 
-/// Why updates were not merged.
+/// Reason why updates were not merged.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderedError {
     /// An update cannot be merged.
@@ -37,7 +37,7 @@ pub enum OrderedError {
 }
 
 impl<'a> Ordered<'a> {
-    /// Creates a temporary folder of the system for the updates.
+    /// Creates a folder for the updates, in the system's temporary folder.
     ///
     /// # Errors
     /// A folder that cannot be created.

@@ -1,10 +1,11 @@
 //! LoRA updates whose rank is smaller than the global one.
 //!
-//! A device of rank `r` trains the first `r` rows of every `A` and the first `r` columns of every `B`, under the scale of the
-//! pack. So it adds `s·B A` to a weight, whatever its rank. Its update is merged in one of two ways:
+//! A device of rank `r` trains the first `r` rows of every `A` and the first `r` columns of every `B`, with the scale of the
+//! pack. It therefore adds `s·B A` to a weight, whatever its rank. Its update is merged in one of two ways:
 //!
-//! - *pad* (HetLoRA, Cho et al., arXiv:2401.06432, section 3): zeros take the place of the missing rows and columns. This is as
-//!   cheap as any mean, but `A` and `B` are averaged apart, which is not the average of what they add to the weight.
+//! - *pad* (HetLoRA, Cho et al., arXiv:2401.06432, section 3): zeros replace the missing rows and columns. This is as cheap as
+//!   any mean. But `A` and `B` are averaged separately, which differs from the average of the products that they add to the
+//!   weight.
 //! - *project* (FlexLoRA, Bai et al., arXiv:2402.11505, section 3): the products `B A` are averaged, and the mean is brought back
 //!   to the global rank by a truncated singular value decomposition: `B <- U sqrt(S)`, `A <- sqrt(S) V^T`.
 
@@ -14,7 +15,7 @@ use ndarray::{Array2, ArrayView2, Axis, Ix2};
 use serde::{Deserialize, Serialize};
 use skiff_models::tensors::{NamedTensors, Schema, TensorError, TensorSpec, rank_axis};
 
-/// How updates with a smaller rank than the global weights are merged.
+/// Way of merging updates with a smaller rank than the global weights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ranks {
@@ -30,7 +31,8 @@ const OVERSAMPLED: usize = 8;
 /// Number of steps of the subspace iteration.
 const ITERATIONS: usize = 16;
 
-/// Running mean of the products `B A` of one linear layer. The sum does not depend on the order, see [`super::Aggregate`].
+/// Running mean of the products `B A` of one linear layer. The sum does not depend on the order of the devices; see
+/// [`super::Aggregate`].
 #[derive(Debug)]
 pub struct Products {
     sum: Array2<i128>,
@@ -47,7 +49,7 @@ impl Products {
     /// Adds a device's pair, `b` `[out, r]` and `a` `[r, in]`, weighted by its examples.
     ///
     /// # Errors
-    /// Shapes that cannot be multiplied, or another shape than the layer's.
+    /// Shapes that cannot be multiplied, or a product without the layer's shape.
     pub fn add(&mut self, b: ArrayView2<'_, f32>, a: ArrayView2<'_, f32>, examples: u64) -> Result<(), AggregateError> {
         let (expected, found) = ([self.sum.nrows(), self.sum.ncols()], [b.nrows(), a.ncols()]);
         if expected != found || b.ncols() != a.nrows() {
@@ -81,7 +83,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Returns the pair whose `A` is `spec`; `None` if `spec` is no `A`, or has no partner.
+    /// Returns the pair whose `A` is `spec`; `None` if `spec` is not an `A`, or has no partner.
     fn of(spec: &TensorSpec, schema: &Schema) -> Option<Self> {
         rank_axis(&spec.name).filter(|&axis| axis == 0)?;
         let partner = schema.find(&spec.rank_partner()?)?;
@@ -94,7 +96,8 @@ impl Pair {
     }
 }
 
-/// Splits the pairs of a model into passes over the updates; the products of one pass take at most `bytes`, or are of one pair.
+/// Splits the pairs of a model into passes over the updates; the products of one pass take at most `bytes`, or belong to a single
+/// pair.
 pub(super) fn pairs_per_pass(schema: &Schema, bytes: usize) -> Vec<Vec<Pair>> {
     let mut passes: Vec<Vec<Pair>> = Vec::new();
     let mut left = 0;
@@ -113,7 +116,7 @@ pub(super) fn pairs_per_pass(schema: &Schema, bytes: usize) -> Vec<Vec<Pair>> {
     passes
 }
 
-/// Running means of the products of several pairs. A pair takes memory once an update holds it.
+/// Running means of the products of several pairs. A pair takes memory only once an update holds it.
 pub(super) struct Projection {
     pairs: Vec<(Pair, Option<Products>)>,
 }
@@ -188,7 +191,7 @@ fn low_rank(matrix: &Array2<f64>, before: ArrayView2<'_, f32>) -> (Array2<f32>, 
     (b, a)
 }
 
-/// Makes columns orthonormal, by Gram and Schmidt, twice. A column that depends on those before it becomes zero.
+/// Makes columns orthonormal by two passes of the Gram-Schmidt process. A column that depends on those before it becomes zero.
 fn orthonormal(mut columns: Array2<f64>) -> Array2<f64> {
     for at in 0..columns.ncols() {
         let before = columns.column(at).dot(&columns.column(at)).sqrt();

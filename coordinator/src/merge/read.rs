@@ -1,8 +1,8 @@
-//! Reads the updates of a merge, one after another; what is made of them is a rule's matter.
+//! Reads the updates of a merge, one after another. A rule decides what to do with them.
 //!
-//! At most one update and one set of older weights are in memory at a time. Updates that started from the same older weights
-//! are read one after another, so each set of older weights is read once in a pass. The order does not change what is merged:
-//! no rule depends on the order of its updates.
+//! At most one update and one set of older weights are in memory at a time. Updates that started from the same older weights are
+//! read one after another, so each set of older weights is read once in a pass. The order does not change the result, because no
+//! rule depends on the order of its updates.
 
 use super::error::MergeError;
 use crate::run::{MergeInput, MergeJob};
@@ -61,8 +61,8 @@ impl<'a> Updates<'a> {
         read.map_err(|source| MergeError::Tensors { whose: device.to_owned(), source })
     }
 
-    /// Replaces a stale update by `base + (update - started) / sqrt(1 + τ)`, `τ` the number of merges since the weights that it
-    /// started from (FedBuff, Nguyen et al., arXiv:2106.06639, section 5.1, "staleness scaling").
+    /// Replaces a stale update by `base + (update - started) / sqrt(1 + τ)`, where `τ` is the number of merges since the weights
+    /// that it started from (FedBuff, Nguyen et al., arXiv:2106.06639, section 5.1, "staleness scaling").
     fn scale_down(&self, update: &mut NamedTensors, started: &NamedTensors, behind: u32) {
         let scale = 1.0 / (1.0 + behind as f32).sqrt();
         for (name, values) in update {
@@ -94,7 +94,8 @@ pub(super) fn shared(
     Ok(tensors::pad(schema.at_rank(rank as usize).read(bytes)?, &schema))
 }
 
-/// Returns the weights that a device of LoRA rank `rank` starts from, padded with zeros: it does not move what it does not have.
+/// Returns the weights that a device of LoRA rank `rank` starts from, padded with zeros, so that the distance in the ranks that
+/// it lacks is zero.
 pub(super) fn cut_to_rank(weights: &NamedTensors, schema: &Schema, rank: u32) -> NamedTensors {
     tensors::pad(tensors::cut(weights.clone(), &schema.at_rank(rank as usize)), schema)
 }

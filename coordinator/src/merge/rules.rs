@@ -1,9 +1,9 @@
 //! The mean of updates, streamed, and the checks that every update must pass.
 //!
-//! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared keeps
-//! its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor separately, because
-//! devices may share different layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but
-//! no more than its training examples. So a device gains no weight by repeating few examples many times.
+//! The mean's formula: `w <- Σₖ nₖ·wₖ / Σₖ nₖ`, over the devices *k* whose update holds the tensor; a tensor that nobody shared
+//! keeps its value. Source: McMahan et al., arXiv:1602.05629, Algorithm 1, applied to each tensor separately, because devices may
+//! share different layers. `nₖ` is the number of *distinct* examples that *k* trained on: steps x batch, but no more than its
+//! training examples. A device therefore gains no weight by repeating few examples many times.
 //!
 //! # Numerics
 //! A value is rounded to a multiple of `2⁻⁶⁰` and summed in an `i128`. This is exact for magnitudes from `2⁻³⁷` up; smaller
@@ -16,14 +16,14 @@ use ndarray::ArrayD;
 use skiff_models::tensors::{NamedTensors, Schema, TensorError};
 use std::collections::BTreeMap;
 
-/// Bound of all values: parameters of this size have diverged.
+/// Bound of all values. Parameters of this size or more have diverged.
 pub const MAX_MAGNITUDE: f32 = 16_777_216.0;
 /// Bound of the number of examples over all updates of a merge.
 pub const MAX_EXAMPLES: u64 = 1 << 40;
 
 pub(super) const FRACTION_BITS: i32 = 60;
 
-/// Returns the distance of `update` from `base` over the tensors in the update: the Euclidean norm, in f64.
+/// Returns the distance of `update` from `base` over the tensors in the update: the Euclidean norm of the difference, in f64.
 #[must_use]
 pub fn distance(update: &NamedTensors, base: &NamedTensors) -> f64 {
     let squares = |(name, tensor): (&String, &ArrayD<f32>)| -> f64 {
@@ -48,19 +48,19 @@ pub fn shorten(update: &mut NamedTensors, base: &NamedTensors, norm: f64) {
     }
 }
 
-/// Why an update cannot be merged. The aggregate stays unchanged.
+/// Reason why an update cannot be merged. The aggregate stays unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum AggregateError {
-    /// A tensor that no device trains, or that has another shape than the schema's.
+    /// A tensor is unknown, or does not have the schema's shape.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// A value is not finite, or as large as [`MAX_MAGNITUDE`].
+    /// A value is not finite, or is as large as [`MAX_MAGNITUDE`].
     #[error("tensor {name:?} holds a value that is not finite or not below 2^24: the training has diverged")]
     OutOfRange {
         /// Name of the tensor.
         name: String,
     },
-    /// No examples, or [`MAX_EXAMPLES`] or more in all.
+    /// The update has no examples, or all updates together have [`MAX_EXAMPLES`] or more.
     #[error("an update of {examples} examples cannot be weighed")]
     Examples {
         /// Number of examples that the update reports.
@@ -142,7 +142,7 @@ impl<'a> Aggregate<'a> {
 /// Checks that `update` holds only tensors of `schema`, in its shapes, with values that can be merged.
 ///
 /// # Errors
-/// The first tensor that fails, and why.
+/// The first tensor that fails, and the reason.
 pub fn check(schema: &Schema, update: &NamedTensors) -> Result<(), AggregateError> {
     for (name, tensor) in update {
         let spec = schema.find(name).ok_or_else(|| TensorError::Unknown { name: name.to_owned() })?;

@@ -1,4 +1,4 @@
-//! How far the global weights follow the combined updates of the devices: all the way, or by one step of an optimizer.
+//! Moves the global weights towards the combined updates of the devices: all the way, or by one step of an optimizer.
 //!
 //! Reddi et al., arXiv:2003.00295, Algorithm 2, for each tensor that somebody shared: with `Δ = merged - w`,
 //! `m <- β₁m + (1 - β₁)Δ`; FedAdam `v <- β₂v + (1 - β₂)Δ²`, FedYogi `v <- v - (1 - β₂)Δ² sign(v - Δ²)`;
@@ -13,7 +13,7 @@ use skiff_models::tensors::{NamedTensors, Schema, TensorSpec};
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Server {
-    /// The weights become the combined updates.
+    /// The combined updates replace the weights.
     #[default]
     Average,
     /// FedAdam.
@@ -46,7 +46,7 @@ impl Server {
     /// Checks every number.
     ///
     /// # Errors
-    /// The first number out of range, by name, with the range.
+    /// The first number that is out of range, with its name and the range.
     pub fn check(&self) -> Result<(), String> {
         let (Self::Adam(constants) | Self::Yogi(constants)) = self else { return Ok(()) };
         let Adaptive { rate, beta_1, beta_2, tau } = *constants;
@@ -131,7 +131,7 @@ mod tests {
         NamedTensors::from([("w".to_owned(), arr1(&[value]).into_dyn())])
     }
 
-    /// The formula in f64, as it stands above.
+    /// Computes the formula above in f64.
     fn expected(yogi: bool, targets: &[f64]) -> f64 {
         let (mut w, mut m, mut v) = (1.0f64, 0.0f64, 1e-6f64);
         for target in targets {

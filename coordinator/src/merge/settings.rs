@@ -3,18 +3,18 @@
 use super::{Ranks, Server};
 use serde::{Deserialize, Serialize};
 
-/// How updates become new weights: table `[run.merge]`.
+/// Way in which updates become new weights: table `[run.merge]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Merging {
-    /// How updates are combined (default mean).
+    /// Rule that combines the updates (default mean).
     pub rule: Rule,
-    /// How far the weights follow the combined updates (default average: all the way).
+    /// Optimizer that moves the weights towards the combined updates (default average: all the way).
     pub server: Server,
-    /// How updates of a smaller LoRA rank are merged (default pad).
+    /// Way of merging updates with a smaller LoRA rank (default pad).
     pub ranks: Ranks,
     /// Largest distance of an update from the weights it started from, as a multiple of the median distance of recent updates. An
-    /// update further out is refused; 0 refuses none (default 10).
+    /// update with a larger distance is refused; 0 refuses none (default 10).
     pub far_out: f32,
 }
 
@@ -24,7 +24,7 @@ impl Default for Merging {
     }
 }
 
-/// How the updates of a round are combined.
+/// Rule that combines the updates of a round.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Rule {
@@ -37,8 +37,8 @@ pub enum Rule {
         /// Largest distance; above 0.
         norm: f32,
     },
-    /// Mean of each number without the `share` of devices with the largest values and that with the smallest. All devices have the
-    /// same weight (Yin et al., arXiv:1803.01498, definition 2).
+    /// Mean of each number over the devices, without the `share` of devices with the largest values and the same share with the
+    /// smallest. All devices have the same weight (Yin et al., arXiv:1803.01498, definition 2).
     TrimmedMean {
         /// Share of devices cut on each side, 0 to below 0.5.
         share: f32,
@@ -51,7 +51,7 @@ impl Merging {
     /// Checks every number.
     ///
     /// # Errors
-    /// The first number out of range, by name, with the range.
+    /// The first number that is out of range, with its name and the range.
     pub fn check(&self) -> Result<(), String> {
         match self.rule {
             Rule::NormBounded { norm } if !(norm > 0.0 && norm.is_finite()) => {

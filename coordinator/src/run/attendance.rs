@@ -1,14 +1,14 @@
-//! Knows which devices are online, when others left, and the condition of each.
+//! Records which devices are online, when other devices left, and the condition of each.
 
 use super::event::{Condition, Here};
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 
-/// Online devices, and devices with an order that went offline.
+/// Online devices, and offline devices that have an order.
 #[derive(Debug, Default)]
 pub(super) struct Attendance {
     seen: BTreeMap<DeviceId, Seen>,
-    /// Conditions of online devices; those that report nothing are left out.
+    /// Conditions of online devices. Devices that report nothing are left out.
     conditions: BTreeMap<DeviceId, Condition>,
 }
 
@@ -19,14 +19,15 @@ enum Seen {
 }
 
 impl Attendance {
-    /// Notes that a device is online. Returns true if it was not, or has restarted.
+    /// Records that a device is online. Returns true if it was offline before, or has restarted.
     pub(super) fn arrive(&mut self, device: DeviceId, here: Here) -> bool {
         let boot = here.boot;
         let before = self.seen.insert(device, Seen::Here(here));
         !matches!(before, Some(Seen::Here(before)) if before.boot == boot)
     }
 
-    /// Notes that a device is offline, and forgets offline devices for which `is_ordered` is false: no phase waits for them.
+    /// Records that a device is offline. Forgets offline devices for which `is_ordered` is false, because no phase waits for
+    /// them.
     pub(super) fn leave(&mut self, device: DeviceId, now_ms: u64, is_ordered: impl Fn(&DeviceId) -> bool) {
         self.conditions.remove(&device);
         let seen = self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
@@ -36,7 +37,7 @@ impl Attendance {
         self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || is_ordered(device));
     }
 
-    /// Replaces the condition of an online device. If the new one holds no pace, the last known pace stays.
+    /// Replaces the condition of an online device. If the new condition has no pace, the last known pace stays.
     pub(super) fn set_condition(&mut self, device: &DeviceId, condition: Condition) {
         let condition = Condition { pace: condition.pace.or(self.condition(device).pace), ..condition };
         if condition == Condition::default() {

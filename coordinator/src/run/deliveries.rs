@@ -6,9 +6,9 @@
 //!            ▲  repeat_ms passed │ ▲  accepted_repeat_ms passed │
 //!            └───────────────────┘ └────────────────────────────┘
 //! ```
-//! The engine says which orders are open ([`Open`]), and which devices are online. An order that is not open any more is
-//! forgotten. A stop is repeated on its own, at most [`MAX_STOPS`] times; a newer order to the same device takes its place.
-//! An offline device gets nothing: its command is due until it is back.
+//! The engine says which orders are open ([`Open`]), and which devices are online. An order that is no longer open is forgotten.
+//! A stop is repeated independently of orders, at most [`MAX_STOPS`] times; a newer order to the same device replaces it. An
+//! offline device gets nothing: its command is sent when it is back.
 
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::Command;
@@ -21,7 +21,7 @@ pub const ACCEPTED_REPEAT_MS: u64 = 10_000;
 /// Largest number of times that a stop is sent to a device.
 pub const MAX_STOPS: u32 = 5;
 
-/// Devices with an open order, and its epoch.
+/// Devices with an open order, and the epoch of the order.
 pub(super) type Open = BTreeMap<DeviceId, u64>;
 
 /// The commands that wait for an answer.
@@ -46,7 +46,7 @@ struct Stop {
 }
 
 impl Deliveries {
-    /// Sends the device's order again at the next opportunity: its messages are lost.
+    /// Sends the device's order again at the next opportunity, because a restart loses messages.
     pub(super) fn on_restart(&mut self, device: &DeviceId) {
         self.orders.remove(device);
     }
@@ -58,7 +58,7 @@ impl Deliveries {
         true
     }
 
-    /// Ends the stop that a device answered. Returns false if the answer is to another command.
+    /// Stops repeating the stop that a device answered. Returns false if the answer belongs to another command.
     pub(super) fn on_stopped(&mut self, device: &DeviceId, epoch: u64) -> bool {
         let answers = self.stops.get(device).is_some_and(|stop| stop.command.epoch == epoch);
         if answers {
@@ -67,7 +67,7 @@ impl Deliveries {
         answers
     }
 
-    /// Sends `command`, a stop, to a device unless its next order is sent before.
+    /// Sends the stop `command` to a device, unless the device's next order is sent first.
     pub(super) fn stop(&mut self, device: DeviceId, command: Command) {
         self.stops.insert(device, Stop { command, sent: 0, due_ms: 0 });
     }
@@ -87,13 +87,13 @@ impl Deliveries {
         due.filter(|device| is_online(device)).cloned().collect()
     }
 
-    /// Notes that the device's order of `epoch` is sent now. A stop for the device is dropped.
+    /// Records that the device's order of `epoch` is being sent. Drops a stop for the device.
     pub(super) fn on_sent(&mut self, device: &DeviceId, epoch: u64, now_ms: u64) {
         self.stops.remove(device);
         self.orders.insert(device.clone(), Delivery { epoch, due_ms: now_ms + REPEAT_MS });
     }
 
-    /// Returns the stops to send now to online devices, and counts them as sent.
+    /// Returns the stops that are due at online devices, and counts them as sent.
     pub(super) fn due_stops(&mut self, is_online: impl Fn(&DeviceId) -> bool, now_ms: u64) -> Vec<(DeviceId, Command)> {
         self.stops.retain(|_, stop| stop.sent < MAX_STOPS);
         let mut due = Vec::new();

@@ -1,6 +1,6 @@
-//! Draws numbers that depend on a seed and nothing else, so that a journal replays to the same decisions.
+//! Draws numbers that depend only on a seed, so that replaying a journal gives the same decisions.
 
-/// A number in 0..1 that depends on nothing but its arguments.
+/// Draws a number in 0..1 that depends only on the arguments.
 #[must_use]
 pub fn draw(seed: u64, purpose: &str, round: u32, of: &str) -> f64 {
     let mut hasher = blake3::Hasher::new();

@@ -1,6 +1,6 @@
-//! An evaluation of the global weights: which reports count, and their sum over devices.
+//! An evaluation of the global weights: checks the reports of devices and adds them up.
 //!
-//! Counts and sums are added in the order of the devices' names. So sums of `f64` do not depend on the order of arrival.
+//! Counts and sums are added in the order of the devices' names. Sums of `f64` therefore do not depend on the order of arrival.
 
 use serde::{Deserialize, Serialize};
 use skiff_models::task::Task;
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub struct ModelTask {
     /// The task.
     pub task: Task,
-    /// Names of the classes or numbers; none for a language model.
+    /// Names of the classes or numbers. A language model has none.
     pub labels: Vec<String>,
 }
 
@@ -23,11 +23,11 @@ pub struct ModelTask {
 pub struct Evaluation {
     /// Number of devices that reported.
     pub devices: u32,
-    /// Number of examples evaluated; of tokens, if the task is one of tokens.
+    /// Number of evaluated examples, or of evaluated tokens for a task on tokens.
     pub examples: u64,
-    /// Number of examples whose label was right.
+    /// Number of examples or tokens whose predicted label was right.
     pub correct: u64,
-    /// Sum of the loss: of the cross-entropy in nats, or of squared errors.
+    /// Sum of the cross-entropies in nats, or of the squared errors.
     pub loss_sum: f64,
     /// Counts and sums for the measures of the task, from devices that report them.
     pub metrics: TaskMetrics,
@@ -36,7 +36,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Returns the share of right labels; `None` if nothing was evaluated, or if the task has numbers and no labels.
+    /// Returns the share of right labels; `None` if nothing was evaluated, or if the task predicts numbers instead of labels.
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         let has_labels = !matches!(self.metrics, TaskMetrics::Regression(_));
@@ -49,7 +49,7 @@ impl Evaluation {
         (self.examples > 0).then(|| self.loss_sum / self.examples as f64)
     }
 
-    /// Returns the sum of what devices reported. A report that cannot be added to those before it is left out.
+    /// Adds the devices' reports up. Leaves out a report that cannot be added to the earlier ones.
     pub(super) fn sum(reports: &BTreeMap<DeviceId, Result<EvaluationReport, String>>) -> Self {
         let mut sum = Self::default();
         for (device, report) in reports {
@@ -77,7 +77,7 @@ impl Evaluation {
 /// Checks a device's report on `ordered` examples of at most `max_tokens` tokens.
 ///
 /// # Errors
-/// Fault of the report, as a text for the operator.
+/// The fault of the report, as a text for the operator.
 pub(super) fn check(
     report: &EvaluationReport,
     ordered: u64,
@@ -124,7 +124,8 @@ fn fits_task(metrics: &TaskMetrics, ModelTask { task, labels }: &ModelTask) -> R
     if fits { Ok(()) } else { Err(format!("it reports on {}, the model's task is {task}", metrics.task())) }
 }
 
-/// Checks that the metrics add up for `examples` examples. `numbers` is how many numbers a regression has for each, if known.
+/// Checks that the metrics add up for `examples` examples. `numbers` is the number of values that a regression predicts for each
+/// example, if known.
 fn adds_up(metrics: &TaskMetrics, examples: u64, correct: u64, numbers: Option<u64>) -> Result<(), String> {
     let (adds_up, is_finite) = match metrics {
         TaskMetrics::Unknown => (true, true),

@@ -1,4 +1,4 @@
-//! Events that the engine takes, and the actions that it returns.
+//! Events that the engine handles, and the actions that it returns.
 
 use super::configurator::Pace;
 use super::record::{Entry, Merged};
@@ -7,7 +7,7 @@ use skiff_api::policy::Policy;
 use skiff_protocol::messages::{Answer, Command, Place, StepMemory, TrainReport};
 use skiff_protocol::{BootId, DeviceId, Digest, RunId};
 
-/// Something that happened.
+/// An event for the engine.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// A device with our pack is online.
@@ -18,11 +18,11 @@ pub enum Event {
     Answered(DeviceId, Answer),
     /// A device's update is complete and checked, and its blob is stored.
     UpdateStored {
-        /// Device that sent it.
+        /// Device that sent the update.
         device: DeviceId,
         /// Epoch of the order.
         epoch: u64,
-        /// Digest of its blob.
+        /// Digest of the update's blob.
         update: Digest,
         /// Report of the device.
         report: TrainReport,
@@ -31,11 +31,11 @@ pub enum Event {
     },
     /// A device's update is complete, but failed the checks.
     UpdateUnfit {
-        /// Device that sent it.
+        /// Device that sent the update.
         device: DeviceId,
         /// Epoch of the order.
         epoch: u64,
-        /// Reason against it.
+        /// Reason why the update is unfit.
         reason: String,
     },
     /// The merge of the order with this epoch ended.
@@ -47,7 +47,7 @@ pub enum Event {
         /// The new weights, or the reason why there are none.
         merged: Result<Merged, String>,
     },
-    /// The operator changes which layers devices share, from the next order on. A policy that the model does not allow changes
+    /// The operator changes which layers devices share, from the next order on. A policy that does not fit the model changes
     /// nothing.
     PolicySet(Policy),
     /// The operator stops the run.
@@ -62,35 +62,35 @@ pub enum Event {
 /// An online device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Here {
-    /// Its boot.
+    /// Boot of the device.
     pub boot: BootId,
-    /// Number of examples that it can train on.
+    /// Number of examples that the device can train on.
     pub train_examples: u64,
-    /// Number of examples that it can evaluate on.
+    /// Number of examples that the device can evaluate on.
     pub test_examples: u64,
-    /// Class, region and labels that its owner gave it.
+    /// Class, region and labels that the owner gave the device.
     pub place: Place,
-    /// Memory that it predicts for a step.
+    /// Memory that the device predicts for a step.
     pub memory: StepMemory,
 }
 
 /// Condition of a device.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Condition {
-    /// Temperature of its hottest sensor in degrees Celsius.
+    /// Temperature of the hottest sensor in degrees Celsius.
     pub celsius: Option<f32>,
-    /// Battery level in percent, if it runs on battery.
+    /// Battery level in percent, if the device runs on battery.
     pub battery_percent: Option<f32>,
-    /// Pace of its current step. It is known even for a device that is too slow to ever deliver.
+    /// Pace of the current step. It is known even for a device that is too slow to ever deliver.
     pub pace: Option<Pace>,
 }
 
-/// Something to do, in the order of the list.
+/// An action for the shell. The actions of a list are carried out in order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Action {
-    /// Commit this before anything else.
+    /// Commit this entry before the actions that follow.
     Journal(Entry),
-    /// Confirm to the device that its update is stored and counts.
+    /// Confirm to the device that its update is stored and counted.
     ConfirmUpdate(DeviceId, Digest),
     /// Tell the device that its update came too late.
     RefuseUpdate(DeviceId, Digest, String),
@@ -102,7 +102,7 @@ pub enum Action {
     Merge(MergeJob),
 }
 
-/// A merge to be made.
+/// A merge to carry out.
 #[derive(Clone, PartialEq, Debug)]
 pub struct MergeJob {
     /// Run of the order.
@@ -122,27 +122,28 @@ pub struct MergeJob {
 /// One device's part in a merge.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MergeInput {
-    /// Device that sent it.
+    /// Device that sent the update.
     pub device: DeviceId,
-    /// Digest of its blob.
+    /// Digest of the update's blob.
     pub update: Digest,
-    /// Number of distinct examples it trained on, which is its weight.
+    /// Number of distinct examples that the device trained on, which is the update's weight.
     pub examples: u64,
-    /// Layers in it.
+    /// Layers in the update.
     pub shared_layers: Vec<u32>,
-    /// LoRA rank of it; 0: the rank of the pack.
+    /// LoRA rank of the update; 0 for the rank of the pack.
     pub rank: u32,
-    /// Digest of the weights it started from and the number of merges since, if they are not the round's.
+    /// Digest of the weights that the update started from, and the number of merges since then. `None` if these are the round's
+    /// own weights.
     pub stale: Option<(Digest, u32)>,
 }
 
 /// Answer to an update that a device offers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// The device should send it.
+    /// The device should send the update.
     Wanted,
-    /// It is stored already.
+    /// The update is stored already.
     Stored,
-    /// It is refused for this reason; the device may drop it.
+    /// The update is refused for this reason; the device may drop it.
     Refused(String),
 }

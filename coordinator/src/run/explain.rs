@@ -1,4 +1,4 @@
-//! Explains each order of a run from its journal: what a device had to do, why, and what the result was.
+//! Explains each order of a run from its journal: what a device had to do, the reason, and the result.
 
 use crate::run::configurator::{Expected, GainUnit};
 use crate::run::{Assignment, Entry, Ledger, OutOfPlace, Record};
@@ -23,11 +23,11 @@ pub struct Explained {
     pub expected_active: f64,
     /// Largest number of layers that run in any step.
     pub most_active: u32,
-    /// True if the rates were chosen to learn about them.
+    /// True if the rates were chosen in order to learn about them.
     pub explores: bool,
     /// Reason in words: the configuration, its expected gain, and the limits of the device.
     pub reason: String,
-    /// Measure of all gains.
+    /// Unit of all gains.
     pub measure: GainUnit,
     /// Expected gain of every configuration when the choice was made; empty if rates are fixed.
     pub arms: Vec<Expected>,
@@ -50,21 +50,21 @@ pub enum Outcome {
         mean_loss: f32,
         /// Number of layers that ran, on average.
         mean_active: f32,
-        /// Gain on the device's own examples, by the run's measure; `None` if it was not asked to measure.
+        /// Gain on the device's own examples, by the run's measure; `None` if the device was not asked to measure it.
         gain: Option<f64>,
         /// Distance of the update from the weights it started from.
         distance: f64,
     },
-    /// The device left the round; holds the reason.
+    /// The device left the round, for this reason.
     Out(String),
-    /// No result yet, or none that reached us.
+    /// The order has no result yet, or none that reached the coordinator.
     Open,
 }
 
 /// Explains every order of a run, or those of one device or one round.
 ///
 /// # Errors
-/// A journal with a record out of place.
+/// A journal with a record that is out of place.
 pub fn explain(entries: &[Entry], device: Option<&DeviceId>, round: Option<u32>) -> Result<Vec<Explained>, OutOfPlace> {
     let mut explained: Vec<Explained> = Vec::new();
     Ledger::retold(entries, &mut |ledger, entry| {

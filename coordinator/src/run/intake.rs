@@ -1,4 +1,4 @@
-//! Takes events in: each changes what the run knows, before anything is decided.
+//! Handles events: each one updates the knowledge of the run before anything is decided.
 
 use super::ledger::{Ledger, Phase, StoredUpdate, Training};
 use super::record::{Entry, Record, Start};
@@ -6,7 +6,7 @@ use super::{Action, Event, MergeInput, MergeJob, Run, Verdict, evaluation, shari
 use skiff_protocol::messages::{Answer, Outcome, TrainReport};
 use skiff_protocol::{DeviceId, RunId};
 
-/// Largest number of characters of a reason that a device gives; longer ones are cut.
+/// Maximum number of characters of a reason that a device gives. Longer reasons are cut.
 pub const MAX_REASON: usize = 200;
 
 impl Run {
@@ -156,7 +156,7 @@ impl Run {
         }
     }
 
-    /// Adds a decided fact, and the actions that follow from it.
+    /// Adds a decided fact to the journal, and the actions that follow from it.
     pub(super) fn journal(&mut self, record: Record, now_ms: u64, actions: &mut Vec<Action>) {
         let entry = Entry { at_ms: now_ms, record };
         let fits = self.ledger.apply(&entry);

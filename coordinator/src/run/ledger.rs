@@ -26,20 +26,20 @@ pub struct Ledger {
     pub phase: Phase,
     /// Time when the phase began or was resumed, in milliseconds.
     pub phase_ms: u64,
-    /// Epoch of the last order. Orders have even epochs; the next odd one stops the order.
+    /// Epoch of the last order. Orders have even epochs; the odd epoch that follows belongs to the stop of the order.
     pub epoch: u64,
     /// Digest of the global weights.
     pub weights: Digest,
-    /// Digest of the server optimizer's moments, if it has any.
+    /// Digest of the server optimizer's moments, if the optimizer has any.
     pub moments: Option<Digest>,
-    /// Which layers devices share, from the next order on.
+    /// Policy of the layers that devices share, from the next order on.
     pub policy: Policy,
-    /// Chooses rates; knows the gains so far.
+    /// Component that chooses rates, from the gains measured so far.
     pub configurator: Configurator,
     /// Devices of the last order.
     pub selected: BTreeSet<DeviceId>,
-    /// Asynchronous rounds: orders that stay open while a round closes and the next one begins, and the updates that arrive
-    /// meanwhile.
+    /// Orders that stay open when an asynchronous round closes and the next one begins, and the updates that arrive in the
+    /// meantime.
     pub carried: Training,
     /// Number of merges so far.
     pub version: u32,
@@ -49,7 +49,7 @@ pub struct Ledger {
     pub totals: BTreeMap<DeviceId, Totals>,
     /// Last reason for which each device did not deliver.
     pub failures: BTreeMap<DeviceId, String>,
-    /// Pace of the last device of each class. Devices without a class are left out.
+    /// Last measured pace of a device of each class. Devices without a class are left out.
     pub paces: BTreeMap<String, Pace>,
     /// Accuracy of the initial weights.
     pub accuracy_before: Option<f64>,
@@ -59,11 +59,11 @@ pub struct Ledger {
     pub accuracy_after: Option<f64>,
     /// Figures of the initial weights.
     pub figures_before: Option<Figures>,
-    /// Last figures found.
+    /// Newest figures of an evaluation.
     pub figures: Option<Figures>,
     /// Figures at the end of the run.
     pub figures_after: Option<Figures>,
-    /// Last evaluation that counted anything.
+    /// Newest evaluation with at least one counted example.
     pub last_evaluation: Option<Evaluation>,
     /// Distances of the last stored updates from the weights they started from, oldest first.
     distances: VecDeque<f64>,
@@ -72,17 +72,17 @@ pub struct Ledger {
 /// Phase of a run.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Phase {
-    /// Waits for devices, to evaluate or to train.
+    /// The run waits for devices, to evaluate or to train.
     Gather(Purpose),
     /// Devices train.
     Train(Training),
     /// The updates are being merged.
     Merge(Training),
-    /// Devices evaluate; holds the number of examples of each.
+    /// Devices evaluate. The value holds the number of examples of each device.
     Evaluate(BTreeMap<DeviceId, u64>),
     /// Every round is closed; the run ends.
     Done,
-    /// The run ended; holds the reason if it was stopped.
+    /// The run ended. The value holds the reason if the run was stopped.
     Ended(Option<String>),
 }
 
@@ -113,7 +113,7 @@ pub struct Training {
 pub struct Ordered {
     /// Epoch of the order.
     pub epoch: u64,
-    /// Round that gave it.
+    /// Round in which the order was given.
     pub round: u32,
     /// Digest of the weights to start from.
     pub weights: Digest,
@@ -128,11 +128,11 @@ pub struct Ordered {
 /// A stored update.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StoredUpdate {
-    /// Digest of its blob.
+    /// Digest of the update's blob.
     pub update: Digest,
     /// Report of the device.
     pub report: TrainReport,
-    /// Time when it was stored, in milliseconds.
+    /// Time at which the update was stored, in milliseconds.
     pub stored_ms: u64,
 }
 
@@ -143,11 +143,11 @@ pub struct Totals {
     pub updates: u32,
     /// Number of steps.
     pub steps: u64,
-    /// Active layers, summed over the steps.
+    /// Number of active layers, summed over the steps.
     pub active_layers: f64,
     /// Largest resident memory reported with an update, in bytes.
     pub peak_rss_bytes: u64,
-    /// Pace in its last update.
+    /// Pace of the device in its last update.
     pub pace: Option<Pace>,
 }
 
@@ -212,7 +212,7 @@ const DISTANCES: usize = 64;
     "the journal's record {at} ({record}) does not fit what comes before it; the state folder was altered or mixed up"
 )]
 pub struct OutOfPlace {
-    /// Its position in the run, from 0.
+    /// Position of the record in the run, from 0.
     pub at: usize,
     /// The record, in words.
     pub record: String,
@@ -260,7 +260,7 @@ impl Ledger {
     /// Returns the state after a whole journal.
     ///
     /// # Errors
-    /// A first record that does not start a run, or a record out of place.
+    /// A first record that does not start a run, or a record that is out of place.
     pub fn replay(entries: &[Entry]) -> Result<Self, OutOfPlace> {
         Self::retold(entries, &mut |_, _| {})
     }
@@ -349,7 +349,7 @@ impl Ledger {
         true
     }
 
-    /// Returns the time when the phase stops waiting, in milliseconds; `None` if it waits for nobody.
+    /// Returns the time when the phase stops waiting, in milliseconds; `None` if it does not wait for devices.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
         let settings = &self.start.settings;
@@ -361,7 +361,8 @@ impl Ledger {
         }
     }
 
-    /// Returns the main measure of the run's task. Until a run from before tasks were recorded is evaluated, it is the accuracy.
+    /// Returns the main measure of the run's task. In a run whose journal does not record the task, it is the accuracy until the
+    /// first evaluation.
     #[must_use]
     pub fn measure(&self) -> Measure {
         let found = self.last_evaluation.as_ref().map(|evaluation| measures::of_metrics(&evaluation.metrics));
@@ -440,7 +441,7 @@ impl Ledger {
         self.carried.assignments.get(device).or(in_round)
     }
 
-    /// Returns the blobs that the run still needs.
+    /// Returns the blobs that the run needs.
     #[must_use]
     pub fn needed(&self) -> BTreeSet<Digest> {
         let in_round = match &self.phase {
@@ -488,7 +489,7 @@ impl Ledger {
         }
     }
 
-    /// Returns the distance above which an update is refused; `None` while too few distances are known.
+    /// Returns the distance above which an update is refused; `None` as long as too few distances are known.
     #[must_use]
     pub fn most_distance(&self) -> Option<f64> {
         let factor = f64::from(self.start.settings.merge.far_out);
@@ -525,8 +526,8 @@ impl Ledger {
         }
     }
 
-    /// Passes the measured gains of a round to the configurator, with the time that each took: the time of the whole round, in
-    /// which all devices wait for the slowest; in asynchronous rounds, the time of the device.
+    /// Passes the measured gains of a round to the configurator, with the time that each took. That is the time of the whole
+    /// round, in which all devices wait for the slowest, or the device's own time in asynchronous rounds.
     fn reward(&mut self, training: &Training) {
         for (device, stored) in &training.updates {
             if let (Some(probe), Some(ordered)) = (&stored.report.probe, training.assignments.get(device)) {

@@ -8,39 +8,43 @@
 //!   │          └───────┴─────────────────┴───────────│── next round ─┘
 //!   └─► Gather ─► Evaluate (the initial weights, round 0)
 //! ```
-//! - `Gather -> Train`: `devices` devices are online. Or the quorum is online, and either every device of the last order is back or
+//! - `Gather -> Train`: `devices` devices are online; or the quorum is online, and either every device of the last order is back or
 //!   the deadline has passed. Usually this takes no time.
 //! - `Gather -> Skipped`: the deadline has passed without a quorum.
-//! - `Train -> Merge`: `devices` updates are stored. Or the quorum is reached, and either no other update is expected or the deadline
-//!   has passed. A device that is known to be offline (by its last will) is expected for `grace_ms` only, if there is a quorum.
-//! - `Train -> Skipped`: the deadline has passed without a quorum, or too many devices said that they will not deliver.
+//! - `Train -> Merge`: `devices` updates are stored; or the quorum is reached, and either no other update is expected or the
+//!   deadline has passed. A device that is known to be offline (by its last will) is expected for `grace_ms` only, if there is a
+//!   quorum.
+//! - `Train -> Skipped`: the deadline has passed without a quorum, or too many devices reported that they will not deliver.
 //! - `Merge -> Gather -> Evaluate`: the merged weights are stored; the round is `Merged`. `Merge -> Skipped`: the merge failed.
 //! - `Evaluate -> next`: every expected device has reported, or the deadline has passed. Without any device there is no accuracy.
 //! - Asynchronous rounds (`asynchronous`): at `Train -> Merge`, open orders are carried into the next round, with their epoch and
 //!   the weights they started from. Updates that arrive meanwhile count there. Devices that do not train evaluate.
 //! - any `-> Ended`: the operator stops the run, or `max_skipped` rounds in a row were skipped. A run that merged no update has failed.
 //!
-//! **Persist before promise.** A fact that must survive is a [`Record`]. [`Run::handle`] returns it in [`Action::Journal`], before
-//! the actions that depend on it. The shell commits all records of a call (or of several, in order) in one transaction, and
-//! carries out nothing else before. [`Run::resume`] feeds the journal to the same [`Ledger::apply`] that live records pass.
-//! Online devices, answers to commands and evaluation reports are not journalled; they are asked for again.
+//! **Persist before promise.** A fact that must survive is a [`Record`]. [`Run::handle`] returns it in [`Action::Journal`],
+//! before the actions that depend on it. The shell commits all records of a call (or of several, in order) in one transaction,
+//! and carries out nothing else before that. [`Run::resume`] passes the journal to the same [`Ledger::apply`] as live records.
+//! Online devices, answers to commands and evaluation reports are not journalled; the coordinator asks for them again.
 //!
-//! **Rooms**, in the order of [`Run::handle`]: `event` (what goes in and out), `intake` (takes an event in), `attendance` (who is
-//! online), `transitions` (the arrows above), `selection` (who works in a round), `configurator` and `sharing` (what each device
-//! trains and sends), `orders` and `deliveries` (what is sent to whom), `ledger` (the state that survives).
+//! **Modules**, in the order of [`Run::handle`]: `event` (events and actions), `intake` (handles an event), `attendance` (the
+//! online devices), `transitions` (the arrows above), `selection` (the devices of a round), `configurator` and `sharing` (the
+//! layers that each device trains and sends), `orders` and `deliveries` (the commands to devices), `ledger` (the state that
+//! survives).
 //!
-//! **Answers to every case.**
+//! **All cases.**
 //! - *A device vanishes*: its order stays open. The phase waits for it as described above.
 //! - *It comes back*, with the same boot or a new one: its open command is sent at once, under the same epoch.
 //! - *It comes back too late*: it has no order. An update that it offers is refused because the round is closed; it may take part
 //!   in the next round.
 //! - *It repeats an answer or an offer*: a stored update is confirmed again, a report counts once.
 //! - *It answers an old round, epoch or run, or was not asked*: the answer is ignored; an update is refused with the reason.
-//! - *It refuses, or its update is unfit*: it leaves this round, with the reason in the journal, and may take part in the next.
-//! - *It is slower than the round*: it is ordered to stop, under an epoch of its own. In asynchronous rounds this happens only if it
+//! - *It refuses, or its update is unfit*: it leaves this round, the journal records the reason, and it may take part in the next
+//!   round.
+//! - *It is slower than the round*: it is ordered to stop, with a separate epoch. In asynchronous rounds this happens only if it
 //!   is more than `max_staleness` merges behind.
 //! - *A command gets lost*: it is repeated every [`REPEAT_MS`] until there is an answer, then every [`ACCEPTED_REPEAT_MS`].
-//! - *The coordinator was killed*: the phase continues and its deadline starts again; stored updates are not asked for again.
+//! - *The coordinator was killed*: the phase continues and its deadline starts again; the coordinator does not ask for stored
+//!   updates again.
 
 mod attendance;
 pub mod configurator;
@@ -81,27 +85,27 @@ pub struct Run {
     ledger: Ledger,
     attendance: Attendance,
     deliveries: Deliveries,
-    /// Reports on the evaluation, or the reason why there is none that counts.
+    /// Report of each device on the evaluation, or the reason why its report does not count.
     reports: BTreeMap<DeviceId, Result<EvaluationReport, String>>,
     /// Time of the last event, in milliseconds.
     now_ms: u64,
 }
 
 impl Run {
-    /// Starts a run. Its first record is among the actions.
+    /// Starts a run. The returned actions include its first record.
     ///
     /// # Errors
-    /// A setting out of its range for the model.
+    /// A setting that is out of range for the model.
     pub fn start(start: Start, now: Timestamp) -> Result<(Self, Vec<Action>), BadSettings> {
         start.settings.check(start.layers)?;
         let entry = Entry { at_ms: now.0, record: Record::RunStarted(start.clone()) };
         Ok((Self::of(Ledger::new(start, now.0))?, vec![Action::Journal(entry)]))
     }
 
-    /// Resumes a run where its journal ends. Online devices must be reported again as events.
+    /// Resumes a run where its journal ends. The caller must report online devices again, as events.
     ///
     /// # Errors
-    /// A journal with a record out of place.
+    /// A journal with a record that is out of place.
     pub fn resume(entries: &[Entry], now: Timestamp) -> Result<(Self, Vec<Action>), OutOfPlace> {
         let ledger = Ledger::replay(entries)?;
         let record = format!("{:?}", ledger.start.settings);
@@ -136,12 +140,12 @@ impl Run {
         actions
     }
 
-    /// Records a device's condition. It takes effect at the next round. If it holds no pace, the last known pace stays.
+    /// Records a device's condition. It takes effect at the next round. If the condition has no pace, the last known pace stays.
     pub fn set_condition(&mut self, device: &DeviceId, condition: Condition) {
         self.attendance.set_condition(device, condition);
     }
 
-    /// Returns the time to send [`Event::Tick`]; an earlier tick does nothing.
+    /// Returns the time at which to send [`Event::Tick`]; an earlier tick does nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let commands = self.deliveries.deadline_ms(|device| self.attendance.is_online(device));

@@ -1,4 +1,4 @@
-//! Knows the open order of each device, and sends it.
+//! Finds the open order of each device, and sends it.
 
 use super::deliveries::Open;
 use super::ledger::{Ledger, Ordered, Phase};
@@ -15,7 +15,7 @@ impl Run {
                 if examples.contains_key(device) && !self.reports.contains_key(device))
     }
 
-    /// Returns the devices with an open order, and its epoch.
+    /// Returns the devices with an open order, and the epoch of the order.
     pub(super) fn pending(&self) -> Open {
         let carried = self.ledger.carried.assignments.keys();
         let pending = self.ledger.selected.iter().chain(carried).filter(|device| self.is_pending(device));
@@ -48,7 +48,7 @@ impl Run {
         actions.extend(stops.into_iter().map(|(device, command)| Action::SendCommand(device, command)));
     }
 
-    /// Orders devices to drop their open order, unless the next one reaches them first.
+    /// Orders devices to drop their open order, unless their next order is sent first.
     pub(super) fn stop(&mut self, devices: impl IntoIterator<Item = DeviceId>) {
         for device in devices {
             let command = self.command(self.ledger.round, self.epoch_of(&device) + 1, Order::Stop);
@@ -61,7 +61,7 @@ impl Run {
         Command { run: start.run, started_ms, round, epoch, order }
     }
 
-    /// Returns a device's open order and the round that gave it.
+    /// Returns a device's open order and the round to which it belongs.
     fn order(&self, device: &DeviceId) -> Option<(u32, Order)> {
         let Start { settings, schema, .. } = &self.ledger.start;
         if let Some(Ordered { round, weights, assignment, .. }) = self.ordered(device) {

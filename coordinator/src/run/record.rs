@@ -19,7 +19,7 @@ pub fn is_failure(merged_rounds: u32, stopped: Option<&str>) -> bool {
     merged_rounds == 0 && stopped.is_none_or(|reason| reason.starts_with(NOTHING_MERGED))
 }
 
-/// A fact and when it happened.
+/// A fact, and the time at which it happened.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// Time of the coordinator's clock in milliseconds; never earlier than the entry before.
@@ -33,7 +33,7 @@ pub struct Entry {
 pub enum Record {
     /// The first record of every run.
     RunStarted(Start),
-    /// A coordinator resumed the run. Its absence does not count: the deadline of the phase starts again.
+    /// A coordinator resumed the run. Time without a coordinator does not count, so the deadline of the phase starts again.
     Resumed,
     /// Devices were ordered to train.
     TrainingStarted {
@@ -44,9 +44,9 @@ pub enum Record {
     },
     /// An update arrived completely, passed the checks, and was stored.
     UpdateStored {
-        /// Device that sent it.
+        /// Device that sent the update.
         device: DeviceId,
-        /// Digest of its blob.
+        /// Digest of the update's blob.
         update: Digest,
         /// Report of the device.
         report: TrainReport,
@@ -57,7 +57,7 @@ pub enum Record {
     DeviceOut {
         /// Device that left.
         device: DeviceId,
-        /// Reason, by the device or by the coordinator.
+        /// Reason that the device or the coordinator gave.
         reason: String,
     },
     /// Enough updates have arrived; merging begins.
@@ -87,12 +87,12 @@ pub enum Record {
     PolicySet(Policy),
 }
 
-/// Order of one device in a round, and its reason.
+/// Order of one device in a round, with the reason for it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Assignment {
-    /// Dropout rates.
+    /// Dropout rates, with the reason for them.
     pub choice: Choice,
-    /// Layers that it shares.
+    /// Layers that the device shares.
     pub share: Share,
 }
 
@@ -101,7 +101,7 @@ pub struct Assignment {
 pub struct Merged {
     /// Digest of the new global weights.
     pub weights: Digest,
-    /// Digest of the server optimizer's moments, if it has any.
+    /// Digest of the server optimizer's moments, if the optimizer has any.
     pub moments: Option<Digest>,
 }
 
@@ -118,8 +118,8 @@ pub struct Start {
     pub pack: Digest,
     /// Digest of the schema of the trainable tensors.
     pub schema: Digest,
-    /// Digest of the weights it starts from.
+    /// Digest of the weights from which the run starts.
     pub weights: Digest,
-    /// Task of the model; `None` in runs of before it was recorded.
+    /// Task of the model; `None` in older runs, which did not record it.
     pub task: Option<ModelTask>,
 }

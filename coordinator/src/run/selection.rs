@@ -1,4 +1,4 @@
-//! Draws the devices of a round, and what each is to do.
+//! Draws the devices of a round, and determines what each has to do.
 
 use super::configurator::{Facts, Limits, Unfit};
 use super::draw::draw;
@@ -81,7 +81,7 @@ impl Run {
         drawn.into_iter().take(most).map(|(_, device)| device).collect()
     }
 
-    /// Returns the online devices that can work: they have examples, and no order from an earlier round.
+    /// Returns the online devices that can work: they have examples and no open order from an earlier round.
     pub(super) fn fit_for(&self, purpose: Purpose) -> impl Iterator<Item = (&DeviceId, &Here)> {
         self.attendance.online().filter(move |(device, here)| {
             let examples = match purpose {
@@ -95,7 +95,7 @@ impl Run {
     }
 }
 
-/// Divides `total` examples among devices, as evenly as their own numbers of examples allow. A device that gets none is left out.
+/// Divides `total` examples among devices, as evenly as their numbers of examples allow. Leaves out a device that gets none.
 pub(super) fn share(total: u64, held: &BTreeMap<DeviceId, u64>) -> BTreeMap<DeviceId, u64> {
     let mut by_size: Vec<(u64, &DeviceId)> = held.iter().map(|(device, &examples)| (examples, device)).collect();
     by_size.sort();

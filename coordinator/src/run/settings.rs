@@ -25,21 +25,22 @@ pub struct RunSettings {
     pub devices: u32,
     /// Number of spare devices that train on top of `devices`, so that a round need not wait for the slowest (default 0).
     pub over_selection: u32,
-    /// Smallest number of updates of a round; with fewer, the round is skipped (default 2).
+    /// Minimum number of updates of a round; a round with fewer is skipped (default 2).
     pub quorum: u32,
     /// Asynchronous rounds with a buffer (FedBuff, Nguyen et al., arXiv:2106.06639, algorithm 1; default false).
     ///
-    /// A round closes when `devices` updates have arrived. The other devices train on, and their updates count in a later round.
-    /// At any time `devices + over_selection` devices train. An update whose weights are `τ` merges old moves the global
-    /// weights by `1/sqrt(1 + τ)` of its own change.
+    /// A round closes when `devices` updates have arrived. The other devices keep training, and their updates count in a later
+    /// round. At any time `devices + over_selection` devices train. An update whose weights are `τ` merges old counts with the
+    /// factor `1/sqrt(1 + τ)`.
     pub asynchronous: bool,
-    /// Largest number of merges that an asynchronous device may be behind, 0 to 1000; a device further behind is stopped (default 20).
+    /// Maximum number of merges that an asynchronous device may be behind, 0 to 1000 (default 20). A device that is further
+    /// behind is stopped.
     pub max_staleness: u32,
     /// Number of optimizer steps of each device in a round (default 20).
     pub steps: u32,
     /// Number of examples in a step (default 8).
     pub batch: u32,
-    /// Largest number of tokens of a text; longer texts are cut (default 128).
+    /// Maximum number of tokens of a text (default 128). Longer texts are cut.
     pub max_tokens: u32,
     /// Learning rate of AdamW (default 1e-3).
     pub learning_rate: f32,
@@ -51,31 +52,32 @@ pub struct RunSettings {
     pub protected: Vec<u32>,
     /// Thresholds of temperature and battery beyond which a device gets less work.
     pub care: Care,
-    /// Factor of FedProx's proximal term, 0 to 1000 (default 0: none).
+    /// Factor of FedProx's proximal term, 0 to 1000 (default 0, which turns the term off).
     pub proximal: f32,
-    /// How updates become new weights.
+    /// Way in which updates become new weights.
     pub merge: Merging,
-    /// Which layers devices share (default `all`).
+    /// Layers that devices share (default `all`).
     pub sharing: Sharing,
     /// Groups of devices with their own sharing and LoRA rank (default none).
     pub groups: Vec<Group>,
     /// Number of test examples, over all devices, in the evaluation after a round; 0: no evaluation (default 400). A device with
     /// more than its share draws a sample of its examples, the same in each round, with each label in its share.
     pub evaluate_examples: u64,
-    /// Number of test examples, over all devices, in the evaluations before the first round and at the end; 0: no evaluation
+    /// Number of test examples, over all devices, in the evaluations before the first round and at the end; 0 for no evaluation
     /// (default 1000).
     pub final_examples: u64,
     /// Number of examples in a batch of an evaluation (default 8).
     pub evaluate_batch: u32,
     /// Number of rounds skipped in a row after which the run stops (default 10).
     pub max_skipped: u32,
-    /// Time to wait for `devices` devices, in milliseconds; then the round starts with those that are online (default 60,000).
+    /// Maximum time to wait for `devices` devices, in milliseconds (default 60,000). After that, the round starts with the
+    /// devices that are online.
     pub gather_ms: u64,
-    /// Time that a round waits for updates, in milliseconds (default 600,000).
+    /// Maximum time that a round waits for updates, in milliseconds (default 600,000).
     pub train_ms: u64,
-    /// Time that an evaluation waits for reports, in milliseconds (default 300,000).
+    /// Maximum time that an evaluation waits for reports, in milliseconds (default 300,000).
     pub evaluate_ms: u64,
-    /// Time that the others wait for a lost device to come back, in milliseconds (default 5,000).
+    /// Maximum time that a round waits for an offline device to come back, in milliseconds (default 5,000).
     pub grace_ms: u64,
 }
 
@@ -113,7 +115,7 @@ impl Default for RunSettings {
     }
 }
 
-/// A setting out of its range.
+/// A setting that is out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("run settings: {0}")]
 pub struct BadSettings(pub String);
@@ -122,7 +124,7 @@ impl RunSettings {
     /// Checks every number, for a model of `layers` layers.
     ///
     /// # Errors
-    /// The first setting out of its range, by name, with the range.
+    /// The first setting that is out of range, with its name and the range.
     pub fn check(&self, layers: u32) -> Result<(), BadSettings> {
         within("rounds", self.rounds.into(), 1, MAX_ROUNDS.into())?;
         within("devices", self.devices.into(), 1, MAX_DEVICES.into())?;

@@ -1,7 +1,7 @@
-//! The check that a device's update follows the plan of layers to share that was sent to it.
+//! Checks that a device's update contains the layers that the device was ordered to share.
 //!
-//! The plans come from the policy (`skiff_api::policy`), which is part of the run's settings, so it is journalled. The record of
-//! each order holds what the device was ordered to share.
+//! The plans come from the policy (`skiff_api::policy`), which is part of the run's settings and therefore journalled. The record
+//! of each order holds the layers that the device was ordered to share.
 
 use skiff_protocol::messages::{SharingPlan, TrainReport};
 
@@ -11,7 +11,7 @@ use skiff_protocol::messages::{SharingPlan, TrainReport};
 /// steps can use.
 ///
 /// # Errors
-/// The reason against it, in words for the device's operator.
+/// The fault of the report, in words for the device's operator.
 pub fn check(report: &TrainReport, plan: &SharingPlan, layers: u32, most_examples: u64) -> Result<(), String> {
     let shared = &report.shared_layers;
     if !is_ascending(shared) || shared.last().is_some_and(|&last| last >= layers) {

@@ -62,7 +62,7 @@ fn report(examples: u64) -> TrainReport {
     }
 }
 
-/// A device as a naive twin sees it: it does what the newest command says, when the test says so.
+/// A simple model of a device: it does what the newest command says, when the test tells it to.
 #[derive(Clone, Default, Debug)]
 struct Twin {
     boot: u64,
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    /// The device does what it was last told to.
+    /// Lets the device carry out its newest command.
     fn finish(&mut self, index: usize) {
         let Some(command) = self.fleet[index].newest.clone() else { return };
         match command.order {
@@ -325,7 +325,7 @@ fn without_evaluations_a_run_only_trains() {
     assert!(world.sent.iter().all(|(_, command)| matches!(command.order, Order::Train(_))));
 }
 
-/// A world in the first round's training.
+/// Returns a world in the training of the first round.
 fn training(devices: usize) -> World {
     let mut world =
         World::with_everybody(RunSettings { final_examples: 0, evaluate_examples: 0, ..settings() }, devices);
@@ -753,7 +753,7 @@ fn another_policy_holds_from_the_next_order_on_and_is_in_the_journal() {
     assert_eq!(plan(&world), skiff_protocol::messages::SharingPlan::LeastImportant { k: 2 });
 }
 
-/// Half of four layers, the lower ones first.
+/// Returns the rates that drop the lower half of four layers first.
 fn lower_half() -> Vec<f32> {
     crate::run::configurator::arms::rates(0.5, Shape::Decreasing, 4, &[]).to_vec()
 }
@@ -797,7 +797,7 @@ fn a_group_has_its_plan_and_a_hot_device_is_spared() {
     assert_eq!(world.run.judge_offer(&device(0), RUN, 1, epoch, &shared), Verdict::Wanted);
 }
 
-/// Two updates close a round, four devices train at a time: it is the second round, as the first began with those who were there.
+/// Returns a world in its second round, in which two updates close a round and four devices train at a time.
 fn asynchronous(max_staleness: u32) -> World {
     let (rounds, devices, over_selection) = (5, 2, 2);
     let settings = RunSettings { rounds, devices, over_selection, max_staleness, asynchronous: true, ..settings() };
@@ -950,7 +950,7 @@ fn apply(world: &mut World, op: Op) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever happens, [`World::check`] holds after each step, and the run comes to its end by deadlines alone.
+    /// Checks that [`World::check`] holds after each step whatever happens, and that deadlines alone bring the run to its end.
     #[test]
     fn prop_a_run_survives_anything_and_ends(
         ops in proptest::collection::vec(op(), 0..80), over_selection in 0u32..2, quorum in 1u32..=3, evaluates in any::<bool>(),

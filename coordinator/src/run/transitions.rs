@@ -1,4 +1,4 @@
-//! Decides which record is due: the transitions of the diagram in the module above.
+//! Decides which record is due: implements the transitions of the diagram in the parent module's doc.
 
 use super::ledger::{Ledger, Phase, Purpose, Training};
 use super::record::Record;
@@ -129,8 +129,8 @@ impl Run {
         self.attendance.gone_since_ms(device).map(|since_ms| since_ms + self.ledger.start.settings.grace_ms)
     }
 
-    /// Returns true if the device has been offline for longer than the grace period. A device of which nothing is known, after a
-    /// restart, is still expected.
+    /// Returns true if the device has been offline for longer than the grace period. A device that has not been seen since a
+    /// restart of the coordinator is still expected.
     fn is_given_up(&self, device: &DeviceId, now_ms: u64) -> bool {
         self.grace_ends_ms(device).is_some_and(|ends| now_ms >= ends)
     }

@@ -8,7 +8,7 @@ use skiff_api::progress::{Phase, Progress};
 use skiff_blobs::MemoryBlobs;
 use tempfile::TempDir;
 
-/// Address without a broker. Everything but the fleet works without one.
+/// Address at which no broker listens. Everything except the fleet works without a broker.
 const NOWHERE: &str = "mqtt://127.0.0.1:1";
 
 fn config(state: &TempDir) -> Config {

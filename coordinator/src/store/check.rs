@@ -1,4 +1,5 @@
-//! Checks a state folder without a coordinator: every record, the last record's place, and every blob. Changes nothing.
+//! Checks a state folder without a coordinator: every record, the stored place of the last record, and every blob. Changes
+//! nothing.
 
 use super::tail::Tail;
 use super::{SqliteStore, Store as _, StoreError, Summary, tail};
@@ -13,42 +14,42 @@ pub struct Report {
     pub journal: String,
     /// Number of records that the journal ever held.
     pub records: u64,
-    /// Every run, oldest first.
+    /// Findings for every run, oldest first.
     pub runs: Vec<RunCheck>,
-    /// Every blob.
+    /// Findings for every blob.
     pub blobs: Vec<BlobCheck>,
-    /// Every fault, in words; empty if all is well.
+    /// Every fault, in words. The list is empty if there is none.
     pub faults: Vec<String>,
-    /// Findings that are no faults.
+    /// Findings that are not faults.
     pub notes: Vec<String>,
 }
 
-/// A run that was checked.
+/// Findings for one run.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RunCheck {
-    /// The run, 16 hexadecimal digits.
+    /// Name of the run, 16 hexadecimal digits.
     pub run: String,
-    /// Number of its records.
+    /// Number of the run's records.
     pub records: u64,
     /// The run in a few numbers.
     pub summary: Summary,
-    /// Damage for which it was stopped.
+    /// Damage because of which the run was stopped.
     pub damage: Option<String>,
 }
 
-/// A blob that was checked.
+/// Findings for one blob.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct BlobCheck {
-    /// Its name, 64 hexadecimal digits.
+    /// Name of the blob, 64 hexadecimal digits.
     pub digest: String,
-    /// Its size in bytes.
+    /// Size of the blob in bytes.
     pub bytes: u64,
-    /// True if its content is what its name says.
+    /// True if the content matches the digest in the name.
     pub is_whole: bool,
-    /// Its role in the first run that names it, for instance `weights of run 00000000000000a1`; `None`: no journal ever
-    /// named it, so it stays.
+    /// Role of the blob in the first run that names it, for instance `weights of run 00000000000000a1`. `None` if the journal
+    /// never named it; it is then kept.
     pub name: Option<String>,
-    /// True if it stays until its run is deleted.
+    /// True if the blob is kept until its run is deleted.
     pub is_kept: bool,
 }
 
@@ -63,7 +64,7 @@ impl Report {
 /// Checks the state folder `state`, whose lock the caller holds.
 ///
 /// # Errors
-/// A journal that cannot be opened at all; failures of the disk.
+/// The journal cannot be opened, or the disk fails.
 pub fn check(state: &Path) -> Result<Report, StoreError> {
     let store = SqliteStore::open_existing(state)?;
     let blobs = DiskBlobs::of_another(state.join("blobs"));

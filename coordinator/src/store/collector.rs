@@ -1,8 +1,9 @@
-//! Removes superseded blobs, and no others.
+//! Removes only superseded blobs.
 //!
-//! A blob goes only if a record once named it and nothing needs it any more: not the current run, not the last or best
+//! A blob is removed only if a record once named it and nothing needs it any more: not the current run, not the last or best
 //! weights of any run, not a damaged run. Blobs that no record named stay, and are reported. An operator may remove them by
-//! [`remove_unknown`]: usually they are updates that arrived completely, but whose record a kill prevented.
+//! [`remove_unknown`]. Usually they are updates that arrived completely shortly before the coordinator was killed, so that no
+//! record was written.
 
 use super::{Store, StoreError};
 use serde::Serialize;
@@ -10,23 +11,22 @@ use skiff_blobs::Blobs;
 use skiff_protocol::Digest;
 use std::collections::BTreeSet;
 
-/// Result of a collection: blobs that were removed, or would be.
+/// Result of a collection: blobs that were removed or, without removal, would be.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Collected {
-    /// Superseded blobs, 64 hexadecimal digits each.
+    /// Names of the superseded blobs, 64 hexadecimal digits each.
     pub removed: Vec<String>,
-    /// Bytes of these blobs.
+    /// Size of these blobs in bytes.
     pub removed_bytes: u64,
     /// Number of blobs that stay because something needs them.
     pub kept: u64,
-    /// Blobs that stay because no record ever named them.
+    /// Names of the blobs that stay because no record ever named them.
     pub unknown: Vec<String>,
-    /// Bytes of these blobs.
+    /// Size of these blobs in bytes.
     pub unknown_bytes: u64,
 }
 
-/// Removes superseded blobs, or only finds them if `remove` is false. `in_use` says which blobs the
-/// current run needs.
+/// Removes superseded blobs, or only finds them if `remove` is false. `in_use` returns the blobs that the current run needs.
 ///
 /// # Errors
 /// Failures of the disk.
@@ -55,7 +55,7 @@ pub fn collect(
     Ok(collected)
 }
 
-/// Removes the blobs that `collected` found unknown. The caller has checked that the journal lost no record.
+/// Removes the unknown blobs in `collected`. The caller must have checked that the journal lost no record.
 ///
 /// # Errors
 /// Failures of the disk.
@@ -69,7 +69,7 @@ pub fn remove_unknown(blobs: &dyn Blobs, collected: &Collected) -> Result<(), St
 /// Returns the blobs that the current run needs, for a journal that no coordinator has open.
 ///
 /// # Errors
-/// Failures of the disk. A current run that cannot be read keeps everything that it names, so that is none.
+/// Failures of the disk. A current run that cannot be read is not an error: everything that it names is kept.
 pub fn in_use(store: &dyn Store) -> Result<BTreeSet<Digest>, StoreError> {
     let Some(row) = store.runs()?.pop().filter(|row| row.damage.is_none()) else { return Ok(BTreeSet::new()) };
     let entries = store.entries(row.run)?;

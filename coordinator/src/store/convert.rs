@@ -107,7 +107,7 @@ impl TryFrom<journal::ModelTask> for ModelTask {
     }
 }
 
-/// Puts an evaluation together from its parts in the journal.
+/// Builds an evaluation from its parts in the journal.
 pub(super) fn measured(
     evaluation: &journal::Evaluation,
     metrics: &journal::Metrics,
@@ -185,7 +185,7 @@ impl TryFrom<&journal::Metrics> for TaskMetrics {
     }
 }
 
-/// Writes both directions between two types with the same fields.
+/// Implements the conversion in both directions between two types with the same fields.
 macro_rules! same_fields {
     ($one:path, $other:path, { $($field:ident),+ }) => {
         impl From<$one> for $other {

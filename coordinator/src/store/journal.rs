@@ -1,21 +1,22 @@
-//! Journal records as they are stored: data types of their own, so that the engine's may change without a new layout.
+//! Journal records as they are stored. They have their own data types, so that the engine's types may change without a new layout.
 //!
-//! A record is postcard, which names no fields. **Never change, reorder or remove a field or variant here.** To store
-//! more, add a variant at the end of [`Record`], keep the old one readable in [`super::convert`], and raise the layout (a
-//! migration that changes nothing is enough): an older version must refuse what it cannot read. A setting of a run is JSON
-//! text, so a new setting with a default needs none of this. Layout 4 has the same bytes, apart from [`Start`].
+//! A record is encoded as postcard, which stores no names of fields. **Never change, reorder or remove a field or variant here.**
+//! To store more, add a variant at the end of [`Record`], keep the old one readable in [`super::convert`], and raise the layout
+//! (a migration that changes nothing is enough), because an older version must refuse a journal that it cannot read. Settings of
+//! a run are stored as JSON text, so a new setting with a default needs none of this. Layout 4 has the same bytes except for
+//! [`Start`].
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::BTreeMap;
 
-/// Bytes of a record's checksum.
+/// Size of a record's checksum in bytes.
 pub const CHECKSUM_BYTES: usize = 16;
 
 /// A fact and its time.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// Milliseconds of the coordinator's clock.
+    /// Time by the coordinator's clock, in milliseconds.
     pub at_ms: u64,
     /// The fact.
     pub record: Record,
@@ -71,7 +72,7 @@ pub struct Evaluation {
     pub loss_sum: f64,
 }
 
-/// Counts and sums for a task's measures, in the order of the fields of [`skiff_protocol::metrics`].
+/// Counts and sums for a task's measures, with fields in the same order as in [`skiff_protocol::metrics`].
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the protocol's types of the same names say what each value is")]
 pub enum Metrics {
@@ -112,7 +113,7 @@ pub struct Share {
     pub rank: u32,
 }
 
-/// A plan of sharing as a device gets it.
+/// A sharing plan, in the form that a device receives.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the engine's types of the same names say what each value is")]
 pub enum Plan {
@@ -150,7 +151,7 @@ pub struct Probe {
     pub correct_after: u32,
 }
 
-/// A policy of sharing.
+/// A sharing policy.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the engine's types of the same names say what each value is")]
 pub struct Policy {
@@ -158,7 +159,7 @@ pub struct Policy {
     pub groups: Vec<Group>,
 }
 
-/// A plan of sharing as an operator writes it.
+/// A sharing plan, in the form that an operator writes.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the engine's types of the same names say what each value is")]
 pub enum Sharing {
@@ -168,7 +169,7 @@ pub enum Sharing {
     Layers(Vec<u32>),
 }
 
-/// Devices with a plan of their own.
+/// Devices with their own sharing plan.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the engine's types of the same names say what each value is")]
 pub struct Group {
@@ -194,7 +195,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word for it in the journal.
+    /// Returns the word for the kind in the journal.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -209,22 +210,22 @@ impl Kind {
 /// A defect of one record.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RecordFault {
-    /// The bytes are not those that were written.
+    /// The bytes do not match their checksum.
     #[error("its checksum does not match: the disk or another program changed it")]
     Checksum,
-    /// The bytes are no record of this layout.
+    /// The bytes are not a record of this layout.
     #[error("it cannot be decoded")]
     Undecodable,
-    /// The row is not there.
+    /// The record is not in the table.
     #[error("it is missing")]
     Missing,
-    /// A value in it is out of its range for this version.
+    /// A value of the record is out of range for this version.
     #[error("it cannot be read by this version: {0}")]
     Unreadable(String),
 }
 
 impl Entry {
-    /// Returns the record's bytes and the checksum for its place.
+    /// Returns the record's bytes, and the checksum over its place and bytes.
     #[must_use]
     pub fn encode(&self, run: RunId, at: u64) -> (Vec<u8>, [u8; CHECKSUM_BYTES]) {
         let bytes = postcard::to_stdvec(self).expect("records are plain values, which postcard writes");
@@ -235,7 +236,7 @@ impl Entry {
     /// Reads record `at` of `run`.
     ///
     /// # Errors
-    /// Bytes that do not match their checksum, or that are no record.
+    /// Bytes that do not match their checksum, or that are not a record.
     pub fn decode(run: RunId, at: u64, bytes: &[u8], written: &[u8]) -> Result<Self, RecordFault> {
         if checksum(run, at, bytes) != written {
             return Err(RecordFault::Checksum);
@@ -270,7 +271,7 @@ impl Entry {
     }
 }
 
-/// Returns the first 16 bytes of blake3 over the record's place and bytes, so that a record in another's place is found too.
+/// Returns the first 16 bytes of blake3 over the record's place and bytes, so that it also detects a record in the wrong place.
 pub(super) fn checksum(run: RunId, at: u64, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"skiff journal record").update(&run.0.to_le_bytes()).update(&at.to_le_bytes()).update(bytes);

@@ -1,4 +1,4 @@
-//! The coordinator's signing key in its state folder: drawn at the first start, kept ever after.
+//! The coordinator's signing key in its state folder: drawn at the first start and kept from then on.
 
 use skiff_base::files::{self, Access};
 use skiff_protocol::Signer;
@@ -7,22 +7,22 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The secret's file, readable by its owner only.
+/// Name of the file with the secret key, which only its owner can read.
 pub const SECRET_FILE: &str = "coordinator.key";
-/// The public key's file: 64 hexadecimal digits, to be given to the devices.
+/// Name of the file with the public key: 64 hexadecimal digits, to be given to the devices.
 pub const PUBLIC_FILE: &str = "coordinator.pub";
 
-/// Why there is no key.
+/// Reason why the key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read or written.
     #[error("{attempt} {}", path.display())]
     Io {
-        /// Attempted operation.
+        /// The attempted operation.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is not a key.
@@ -31,24 +31,24 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
-    /// Others can read the secret.
+    /// Other users can read the secret key.
     #[error("{} can be read by others: chmod 600 it", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
     },
-    /// The system gives no random numbers.
+    /// The system has no random numbers.
     #[error("drawing a key: {reason}")]
     Random {
-        /// The system's word.
+        /// The system's error message.
         reason: String,
     },
 }
 
-/// Reads the signer of the folder `state`, or draws and stores one if there is none. Writes its public key beside it.
+/// Reads the secret key in the folder `state`, or draws and stores a new one. Writes its public key beside it.
 ///
 /// # Errors
-/// A key that cannot be read or stored, is none, or is exposed.
+/// A key that cannot be read or stored, is malformed, or can be read by other users.
 pub fn load_or_create(state: &Path) -> Result<Signer, KeyError> {
     let path = state.join(SECRET_FILE);
     let io = |attempt, path: &Path| {

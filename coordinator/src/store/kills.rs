@@ -1,8 +1,8 @@
-//! The state folder as a kill at each write leaves it, for tests.
+//! Simulates kills of the process for tests: records the state folder that a kill at each write would leave.
 //!
-//! The store and [`WatchedBlobs`] call [`pass`] before and after everything that they write. While [`record`] works, each call
-//! copies the folder. A copy holds what another process would find if this one were killed at that moment: what SQLite and
-//! this process still hold in memory is not in it.
+//! The store and [`WatchedBlobs`] call [`pass`] before and after every write. While [`record`] runs, each call copies the folder.
+//! A copy holds what another process would find if this one were killed at that moment, without the data that SQLite and this
+//! process still hold in memory.
 
 use skiff_blobs::{Assembly, BlobError, Blobs, DiskBlobs};
 use skiff_protocol::Digest;
@@ -22,7 +22,7 @@ struct Recorder {
     kills: Vec<Kill>,
 }
 
-/// A kill and what it leaves.
+/// A simulated kill, and the state that it leaves.
 pub(crate) struct Kill {
     /// The write before or after which the process was killed.
     pub(crate) moment: String,
@@ -30,12 +30,12 @@ pub(crate) struct Kill {
     pub(crate) folder: TempDir,
 }
 
-/// Notes a moment. Two moments in a row with the same files count once.
+/// Records a moment. Two moments in a row with the same files count once.
 pub(crate) fn pass(moment: impl Into<String>) {
     note(moment.into(), |_| {});
 }
 
-/// Notes the moments in the middle of the write to the journal's log, and after it.
+/// Records a moment in the middle of the write to the journal's log, and a moment after it.
 pub(crate) fn pass_commit() {
     note("in the middle of a commit".to_owned(), |files| {
         if let Some(Some(log)) = files.get_mut(&PathBuf::from(format!("{}-wal", super::FILE))) {
@@ -58,7 +58,7 @@ fn note(moment: String, change: impl FnOnce(&mut Files)) {
     });
 }
 
-/// Works, and returns what a kill at each moment would have left of the folder `state`.
+/// Calls `work`, and returns the contents of the folder `state` that a kill at each moment would have left.
 pub(crate) fn record<T>(state: &Path, work: impl FnOnce() -> T) -> (T, Vec<Kill>) {
     RECORDER.set(Some(Recorder { state: state.to_owned(), kills: Vec::new() }));
     let done = work();
@@ -97,7 +97,7 @@ fn restore(folder: &Path, files: &Files) {
     }
 }
 
-/// Blobs on disk whose writes are moments.
+/// Blobs on disk whose writes are recorded as moments.
 #[derive(Debug)]
 pub(crate) struct WatchedBlobs {
     blobs: DiskBlobs,
@@ -111,7 +111,7 @@ impl WatchedBlobs {
     }
 }
 
-/// Writes, with a moment before and one after.
+/// Carries out a write, and records a moment before it and a moment after it.
 fn watched<T>(write: &str, work: impl FnOnce() -> T) -> T {
     pass(format!("before {write}"));
     let done = work();

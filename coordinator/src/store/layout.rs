@@ -4,15 +4,15 @@ use super::{StoreError, migrations};
 use rusqlite::{Connection, ErrorCode};
 use std::path::Path;
 
-/// "SKIF": tells our file from any other SQLite file.
+/// The letters `SKIF`, which distinguish a journal from any other SQLite file.
 pub(super) const APPLICATION_ID: i64 = 0x534b_4946;
 
 /// The layout of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Layout {
-    /// No file, or one without tables.
+    /// There is no file, or the file has no tables.
     Empty,
-    /// One that this version reads or migrates.
+    /// The file has this layout, which this version reads or migrates.
     Number(i64),
 }
 

@@ -1,4 +1,4 @@
-//! A journal in memory, for simulations: it obeys the laws of [`Store`] and survives nothing.
+//! A journal in memory, for simulations. It obeys the laws of [`Store`], but is lost when the process ends.
 
 use super::journal::{self, RecordFault};
 use super::{Finding, RunRow, Store, StoreError, Summary, Traffic};
@@ -6,10 +6,10 @@ use crate::run::Entry;
 use skiff_protocol::{Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The journal.
+/// A journal in memory.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
-    /// Oldest first.
+    /// The runs, oldest first.
     runs: Vec<Kept>,
     named: BTreeSet<(Digest, RunId)>,
 }

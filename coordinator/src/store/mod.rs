@@ -1,16 +1,16 @@
-//! The journal: what must survive, kept by a [`Store`].
+//! The journal: the state that must survive a crash, kept by a [`Store`].
 //!
 //! ```text
 //! Entry (engine) ── convert ──► journal::Entry ── encode, checksum ──► SqliteStore, in state/journal.sqlite
 //!                                     │                                     │ after each commit
 //!                                     └─ summary, named blobs               └─► state/journal.last (tail)
 //! ```
-//! A run is the sequence of its records. Beside them stand the bytes that travelled in each round, a [`Summary`], and the
-//! names of all blobs that records ever named. Blobs (weights, updates) lie in a folder of their own; a marker in it says
-//! which journal they belong to.
+//! A run is the sequence of its records. The journal also holds the traffic of each round in bytes, a [`Summary`], and the names
+//! of all blobs that records ever named. Blobs (weights, updates) are in a separate folder, in which a marker says which journal
+//! they belong to.
 //!
 //! **Nothing that was trained is lost.** A journal beside blobs of another journal is refused. Only blobs that a journal once
-//! named may be removed, and not the last and best weights of a run. A damaged or missing record ends its run alone.
+//! named may be removed, and not the last and best weights of a run. A damaged or missing record ends only its own run.
 
 pub mod check;
 pub mod collector;
@@ -45,82 +45,82 @@ use std::path::PathBuf;
 
 /// Keeps the journal of every run.
 ///
-/// Laws, for every implementation: what `append` returned `Ok` for is there after a crash; `entries` returns what was
-/// appended, in order; a run's summary is computed from its entries; a blob that a record named is named for ever, also after
+/// Laws, for every implementation: records for which `append` returned `Ok` survive a crash; `entries` returns the appended
+/// records in order; a run's summary is computed from its entries; a blob that a record named stays named for ever, even after
 /// the run was deleted.
 pub trait Store: Send {
-    /// Adds records to a run, and what travelled in `round`, durably and in one piece. The first records make the run.
+    /// Adds records to a run, and the traffic in `round`, durably and in one transaction. The first records create the run.
     ///
     /// # Errors
-    /// The disk's failures; then nothing was added.
+    /// Failures of the disk. Nothing was added then.
     fn append(&mut self, run: RunId, entries: &[Entry], round: u32, traffic: Traffic) -> Result<(), StoreError>;
 
     /// Returns all runs, oldest first, from their summaries.
     ///
     /// # Errors
-    /// The disk's failures.
+    /// Failures of the disk.
     fn runs(&self) -> Result<Vec<RunRow>, StoreError>;
 
-    /// Returns a run's records in order; none for a run that is not there.
+    /// Returns a run's records in order; none if the run does not exist.
     ///
     /// # Errors
-    /// [`StoreError::Record`] for the first record that is damaged or missing; the disk's failures.
+    /// [`StoreError::Record`] for the first record that is damaged or missing; failures of the disk.
     fn entries(&self, run: RunId) -> Result<Vec<Entry>, StoreError>;
 
-    /// Returns what travelled in each round of a run.
+    /// Returns the traffic in each round of a run.
     ///
     /// # Errors
-    /// The disk's failures.
+    /// Failures of the disk.
     fn traffic(&self, run: RunId) -> Result<BTreeMap<u32, Traffic>, StoreError>;
 
     /// Ends a run whose records or blobs are damaged; all blobs that it names stay.
     ///
     /// # Errors
-    /// The disk's failures.
+    /// Failures of the disk.
     fn stop_damaged(&mut self, run: RunId, reason: &str) -> Result<(), StoreError>;
 
     /// Removes a run. Its blobs stay named, so the collector may remove them.
     ///
     /// # Errors
-    /// The disk's failures.
+    /// Failures of the disk.
     fn delete(&mut self, run: RunId) -> Result<(), StoreError>;
 
-    /// Returns the blobs that stay: the last and best weights of every run, and all that a damaged run names.
+    /// Returns the blobs that stay: the last and best weights of every run, and all blobs that a damaged run names.
     ///
     /// # Errors
-    /// The disk's failures.
+    /// Failures of the disk.
     fn kept(&self) -> Result<BTreeSet<Digest>, StoreError>;
 
     /// Returns true if a record of any run, present or deleted, ever named the blob.
     ///
     /// # Errors
-    /// The disk's failures.
+    /// Failures of the disk.
     fn is_named(&self, blob: Digest) -> Result<bool, StoreError>;
 
-    /// Returns the faults that opening found; each run in it has been stopped.
+    /// Returns the faults that were found when the store was opened. Each affected run has been stopped.
     fn findings(&self) -> &[Finding];
 
     /// Resumes a run where its journal ends.
     ///
     /// # Errors
-    /// The same as for [`Store::entries`]; records that do not follow from one another.
+    /// The same as for [`Store::entries`]; records that contradict each other.
     fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), StoreError> {
         Run::resume(&self.entries(run)?, now).map_err(|source| StoreError::OutOfPlace { run, source })
     }
 }
 
-/// A run as it is listed.
+/// A run in a list of runs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RunRow {
     /// The run.
     pub run: RunId,
-    /// Number of its records.
+    /// Number of the run's records.
     pub records: u64,
     /// The run in a few numbers.
     pub summary: Summary,
-    /// Bytes that travelled in all its rounds.
+    /// Traffic of all rounds.
     pub traffic: Traffic,
-    /// Damage for which it was stopped; its records may not be readable.
+    /// Damage because of which the run was stopped; its records may not be readable.
     pub damage: Option<String>,
 }
 
@@ -133,12 +133,12 @@ pub struct Finding {
     pub reason: String,
 }
 
-/// Bytes that travelled.
+/// Traffic between the coordinator and the devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Traffic {
-    /// Bytes from devices.
+    /// Number of bytes from devices.
     pub up: u64,
-    /// Bytes to devices.
+    /// Number of bytes to devices.
     pub down: u64,
 }
 
@@ -149,7 +149,7 @@ impl std::ops::AddAssign for Traffic {
     }
 }
 
-/// Why the journal cannot be used. Whatever the reason, nothing was changed or removed.
+/// Reason why the journal cannot be used. In every case, nothing was changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// There is no journal.
@@ -161,7 +161,7 @@ pub enum StoreError {
     /// SQLite failed.
     #[error("{attempt} in the journal {}", path.display())]
     Sqlite {
-        /// Attempted operation.
+        /// The attempted operation.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
@@ -171,17 +171,17 @@ pub enum StoreError {
     /// A file beside the database cannot be read or written.
     #[error("{attempt} {}", path.display())]
     Io {
-        /// Attempted operation.
+        /// The attempted operation.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
-    /// The blobs beside the journal cannot be looked at.
+    /// The blobs beside the journal cannot be read.
     #[error("reading the blobs beside the journal")]
     Blobs(#[from] BlobError),
-    /// The file is no journal, or is damaged as a whole.
+    /// The file is not a journal, or is damaged as a whole.
     #[error(
         "{} is damaged or not a journal of Skiff ({finding}); nothing was changed. Restore the whole state folder, journal \
          and blobs, from one backup, or serve with another, empty state folder and keep this one", path.display()
@@ -192,15 +192,15 @@ pub enum StoreError {
         /// Finding, in words.
         finding: String,
     },
-    /// A newer version wrote it.
+    /// A newer version of Skiff wrote the journal.
     #[error("{} has layout {found}, this version knows {LAYOUT}: update Skiff; nothing was changed", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its layout.
+        /// Layout of the journal.
         found: i64,
     },
-    /// A version wrote it from which no migration leads here.
+    /// The journal has an old layout that this version cannot migrate.
     #[error(
         "{} has layout {found}, this version migrates from layout {oldest} on: keep this state folder, open it with the \
          version that wrote it, and serve with another, empty one; nothing was changed", path.display()
@@ -208,20 +208,20 @@ pub enum StoreError {
     TooOld {
         /// The file.
         path: PathBuf,
-        /// Its layout.
+        /// Layout of the journal.
         found: i64,
         /// The oldest layout that can be migrated.
         oldest: i64,
     },
-    /// It has to be migrated before it can be read.
+    /// The journal must be migrated before it can be read.
     #[error("{} has layout {found}, this version reads {LAYOUT}: run `skiff store migrate`, or start `skiff serve`", path.display())]
     NotMigrated {
         /// The file.
         path: PathBuf,
-        /// Its layout.
+        /// Layout of the journal.
         found: i64,
     },
-    /// The journal is empty, and blobs are there.
+    /// The journal is empty, although there are blobs.
     #[error(
         "the journal {} is {}, but the folder beside it holds {blobs} blobs of trained weights or updates that it does not \
          know; nothing was removed. Put the journal back (journal.sqlite and, if there is one, journal.sqlite-wal), restore \
@@ -231,7 +231,7 @@ pub enum StoreError {
     UnknownBlobs {
         /// The file.
         path: PathBuf,
-        /// True if it has no content at all.
+        /// True if the journal has no content at all.
         is_new: bool,
         /// Number of blobs.
         blobs: usize,
@@ -259,12 +259,12 @@ pub enum StoreError {
         /// Defect of the record.
         source: RecordFault,
     },
-    /// Records do not follow from one another.
+    /// Records contradict each other.
     #[error("run {run}")]
     OutOfPlace {
         /// The run.
         run: RunId,
-        /// Which record.
+        /// The record that is out of place.
         source: OutOfPlace,
     },
 }

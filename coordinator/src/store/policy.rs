@@ -8,7 +8,7 @@ use std::{fs, io};
 /// Name of the policy's file in the state folder. It exists once a policy was set.
 pub const FILE: &str = "policy.toml";
 
-/// Why a policy cannot be read or stored.
+/// Reason why a policy cannot be read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The file cannot be read or written.
@@ -19,7 +19,7 @@ pub enum PolicyError {
         /// Cause.
         source: io::Error,
     },
-    /// The file holds no policy.
+    /// The file is not a policy.
     #[error("in the policy {}", path.display())]
     Parse {
         /// Path of the file.
@@ -32,7 +32,7 @@ pub enum PolicyError {
 /// Reads a policy's file.
 ///
 /// # Errors
-/// A file that cannot be read, or holds no policy.
+/// A file that cannot be read, or is not a policy.
 pub fn open(path: &Path) -> Result<Policy, PolicyError> {
     let text = fs::read_to_string(path).map_err(|source| PolicyError::File { path: path.to_owned(), source })?;
     let parsed = toml::from_str(&text);
@@ -60,7 +60,7 @@ pub fn write(policy: &Policy, state: &Path) -> Result<(), PolicyError> {
         .map_err(|source| PolicyError::File { path, source })
 }
 
-/// Returns the policy as its file holds it.
+/// Returns the policy in the format of its file.
 #[must_use]
 pub fn to_toml(policy: &Policy) -> String {
     toml::to_string(policy).expect("a policy is plain values with text keys")

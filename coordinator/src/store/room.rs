@@ -1,11 +1,11 @@
-//! The room on the disk that a run needs, known before it starts.
+//! Computes the space on the disk that a run needs, before it starts.
 
 use super::StoreError;
 use crate::run::RunSettings;
 use bytesize::ByteSize;
 use skiff_blobs::Blobs;
 
-/// Returns the most bytes that a run's blobs may take at a time.
+/// Returns the maximum number of bytes that a run's blobs take at any time.
 ///
 /// Let `W` be the bytes of the weights and `n = devices + over_selection` the updates in flight, each of at most
 /// `update_bytes`. The sum is: `W` for the initial, the last, the best and the next weights each; two sets of moments of `2·W` if the server optimizer
@@ -19,7 +19,7 @@ pub fn needed_bytes(settings: &RunSettings, weights_bytes: u64, update_bytes: u6
     weights.saturating_add(updates.saturating_mul(update_bytes))
 }
 
-/// Says why a run that needs `needed_bytes` has no room; `None` if it has.
+/// Returns the reason why there is no space for a run that needs `needed_bytes`; `None` if there is.
 ///
 /// # Errors
 /// Failures of the disk.

@@ -17,24 +17,24 @@ use std::path::{Path, PathBuf};
 /// The journal's name in the state folder.
 pub const FILE: &str = "journal.sqlite";
 
-/// The journal.
+/// A journal in an SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
     connection: Connection,
-    /// Missing if the journal is only looked at.
+    /// File with the place of the last record; `None` if the journal is opened only for reading.
     tail: Option<Tail>,
     identity: [u8; 16],
     findings: Vec<Finding>,
 }
 
 impl SqliteStore {
-    /// Opens the journal in the folder `state`, or makes it if there are no blobs either. Migrates an older layout. Verifies
-    /// every record; stops each run with a damaged or missing one.
+    /// Opens the journal in the folder `state`, or creates it if there are neither a journal nor blobs. Migrates an older layout.
+    /// Verifies every record, and stops each run with a damaged or missing record.
     ///
     /// # Errors
-    /// A file that is damaged as a whole, not ours, or of a newer layout; blobs that the journal does not know; failures of
-    /// the disk. Then nothing was changed.
+    /// A file that is damaged as a whole, is not a journal, or has a newer layout; blobs that the journal does not know; failures
+    /// of the disk. Nothing was changed then.
     pub fn open(state: &Path, blobs: &dyn Blobs) -> Result<Self, StoreError> {
         let path = state.join(FILE);
         let found = Layout::of_file(&path)?;
@@ -74,10 +74,10 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Opens the journal in the folder `state` to look at it; a coordinator may be writing to it. Changes nothing.
+    /// Opens the journal in the folder `state` for reading only. A coordinator may be writing to it at the same time.
     ///
     /// # Errors
-    /// No journal there, or one of another layout; failures of the disk.
+    /// No journal in the folder, or a journal of another layout; failures of the disk.
     pub fn open_existing(state: &Path) -> Result<Self, StoreError> {
         let path = state.join(FILE);
         if !path.is_file() {
@@ -94,10 +94,10 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Migrates the journal in the folder `state` to the newest layout; with `keep` false, only tries it.
+    /// Migrates the journal in the folder `state` to the newest layout; if `keep` is false, only tries to.
     ///
     /// # Errors
-    /// The same as for [`SqliteStore::open`]; no journal there.
+    /// The same as for [`SqliteStore::open`]; no journal in the folder.
     pub fn migrate_folder(state: &Path, keep: bool) -> Result<Migrated, StoreError> {
         let path = state.join(FILE);
         if !path.is_file() || Layout::of_file(&path)? == Layout::Empty {
@@ -116,7 +116,7 @@ impl SqliteStore {
     /// Returns the number of records that the journal ever held.
     ///
     /// # Errors
-    /// SQLite's failures.
+    /// Failures of SQLite.
     pub fn records(&self) -> Result<u64, StoreError> {
         let found =
             self.connection.query_row("SELECT records FROM state", [], |row| row.get(0).map(i64::cast_unsigned));
@@ -126,16 +126,16 @@ impl SqliteStore {
     /// Returns a run's records as they are stored.
     ///
     /// # Errors
-    /// [`StoreError::Record`] for the first record that is damaged or missing; SQLite's failures.
+    /// [`StoreError::Record`] for the first record that is damaged or missing; failures of SQLite.
     pub fn journal(&self, run: RunId) -> Result<Vec<journal::Entry>, StoreError> {
         let read = read_run(&self.connection, run).map_err(|source| self.sqlite("reading records", source))?;
         read.map_err(|(at, source)| StoreError::Record { run, at, source })
     }
 
-    /// Returns the number of blobs that are named and the run and kind of one of them.
+    /// Returns the first run that names the blob, with the kind of the blob.
     ///
     /// # Errors
-    /// SQLite's failures.
+    /// Failures of SQLite.
     pub fn name_of(&self, blob: Digest) -> Result<Option<(RunId, String)>, StoreError> {
         let sql = "SELECT run, kind FROM named WHERE digest = ? ORDER BY run LIMIT 1";
         let found = self.connection.query_row(sql, [blob.0], |row| Ok((run_id(row.get(0)?), row.get(1)?))).optional();
@@ -181,7 +181,7 @@ impl SqliteStore {
         u128::from_str_radix(&text, 16).map(u128::to_be_bytes).map_err(|_| corrupt())
     }
 
-    /// Refuses blobs of another journal; takes over blobs without a marker if one of them is known.
+    /// Refuses blobs of another journal. Accepts blobs without a marker if the journal knows at least one of them.
     fn check_owner(&self, blobs: &dyn Blobs, owner: Option<&str>, present: &[(Digest, u64)]) -> Result<(), StoreError> {
         let identity = self.identity();
         match owner {
@@ -205,7 +205,8 @@ impl SqliteStore {
         Ok(blobs.set_owner(&identity)?)
     }
 
-    /// Verifies every record of every run that is not known to be damaged, and the last record's place outside the database.
+    /// Verifies every record of every run that is not yet known to be damaged. Then compares the last record with its place
+    /// outside the database.
     fn check_records(&mut self, last: Option<Last>, has_blobs: bool) -> Result<(), StoreError> {
         let rows = self.runs()?;
         let records = self.records()?;
@@ -244,7 +245,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Replaces a summary that is not what the records add up to.
+    /// Replaces a summary that does not agree with the records.
     fn check_summary(&self, row: &RunRow, right: &Summary) -> Result<(), StoreError> {
         if row.summary == *right {
             return Ok(());

@@ -1,8 +1,8 @@
-//! A summary of each run, so that listing runs is a query and no replay.
+//! A summary of each run, so that listing runs is a query instead of a replay.
 //!
 //! The store folds every record into it in the transaction that adds the record: [`Summary::add`] is the only place that
 //! computes it, live and in a migration, and `skiff store check` compares it with a fold over the whole journal. It is kept
-//! as JSON; a new field needs a default and no migration.
+//! as JSON; a new field needs a default but no migration.
 //!
 //! The metric for the best round is the main measure of the model's task, such as accuracy or perplexity. The first of several
 //! equal rounds is the best.
@@ -17,7 +17,7 @@ use skiff_api::measures::{Figures, Measure};
 use skiff_protocol::Digest;
 use std::collections::BTreeMap;
 
-/// Present activity of a run, or its end.
+/// Current activity of a run, or its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -32,7 +32,7 @@ pub enum Stage {
     Evaluating,
     /// All rounds are closed.
     Completed,
-    /// An operator or a fault stopped it; see [`Summary::reason`].
+    /// An operator or a fault stopped the run; see [`Summary::reason`].
     Stopped,
 }
 
@@ -42,7 +42,7 @@ pub enum Stage {
 pub struct Summary {
     /// Present activity of the run, or its end.
     pub stage: Stage,
-    /// Number of rounds that were asked for.
+    /// Number of rounds that the run should have.
     pub rounds: u32,
     /// Present or last round, from 1; 0 in the evaluation before the first.
     pub round: u32,
@@ -74,7 +74,7 @@ pub struct Summary {
     pub last: Option<Kept>,
     /// Evaluated weights with the best value of the main measure.
     pub best: Option<Kept>,
-    /// Reason for which the run stopped early.
+    /// Reason why the run stopped early.
     pub reason: Option<String>,
 }
 

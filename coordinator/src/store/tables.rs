@@ -6,12 +6,12 @@ use crate::run::Entry;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use skiff_protocol::RunId;
 
-/// The layout that this version writes.
+/// Number of the layout that this version writes.
 pub const LAYOUT: i64 = 5;
-/// Its tables.
+/// SQL text that creates the tables of this layout.
 pub(super) const TABLES: &str = include_str!("migrations/layout_5.sql");
 
-/// Returns the number of all records and of the run's.
+/// Appends records. Returns the number of all records and the number of the run's records.
 pub(super) fn append(
     transaction: &Transaction<'_>,
     run: RunId,
@@ -50,7 +50,7 @@ pub(super) fn append(
     Ok((records, next))
 }
 
-/// Returns the number of a run's records and its summary; a run that is not there is made.
+/// Returns the number of a run's records and its summary. Creates the run if it does not exist.
 pub(super) fn known(transaction: &Transaction<'_>, run: RunId) -> Result<(u64, Summary), rusqlite::Error> {
     transaction
         .prepare_cached(

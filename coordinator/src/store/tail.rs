@@ -1,9 +1,10 @@
-//! The place of the journal's last record, kept outside the database: it tells whether the database lost records.
+//! The place of the journal's last record, kept outside the database, which reveals whether the database lost records.
 //!
-//! SQLite drops the frames of a damaged write-ahead log silently, and a restored database is silently old. The file has two
-//! slots of 64 bytes, written in turn, each with a checksum: a crash in the middle of a write leaves the other slot. A slot
-//! is written after the commit, so the file is never ahead of the database. It is not flushed with every write: after a
-//! power cut it may be some seconds old, which finds less and never accuses falsely.
+//! SQLite drops the frames of a damaged write-ahead log silently, and a database restored from a backup lacks the newest records
+//! without any sign. The file has two slots of 64 bytes, written in turn, each with a checksum: a crash in the middle of a write
+//! leaves the other slot. A slot is written after the commit, so the file is never ahead of the database. It is not flushed with
+//! every write, so after a power cut it may be some seconds old. Some lost records may then go unnoticed, but an intact database
+//! is never reported as damaged.
 
 use skiff_protocol::RunId;
 use std::fs::{File, OpenOptions};
@@ -11,7 +12,7 @@ use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-/// The file's name in the state folder.
+/// Name of the file in the state folder.
 pub(super) const FILE: &str = "journal.last";
 
 const SLOT_BYTES: usize = 64;
@@ -26,11 +27,11 @@ pub(super) struct Last {
     pub(super) records: u64,
     /// Run of the last record.
     pub(super) run: RunId,
-    /// Its position in that run, from 0.
+    /// Position of the record in that run, from 0.
     pub(super) at: u64,
 }
 
-/// The open file.
+/// The open file with the place of the last record.
 #[derive(Debug)]
 pub(super) struct Tail {
     file: File,
@@ -38,7 +39,7 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Opens the file in the folder `state`, or makes it; returns what it holds, if that can be read.
+    /// Opens the file in the folder `state`, or creates it. Also returns the stored place, if it can be read.
     pub(super) fn open(state: &Path) -> io::Result<(Self, Option<Last>)> {
         let path = state.join(FILE);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -67,7 +68,7 @@ impl Tail {
         Ok(())
     }
 
-    /// Replaces both slots: what they held belongs to another journal.
+    /// Replaces both slots, because their contents belong to another journal.
     pub(super) fn replace(&mut self, last: &Last) -> io::Result<()> {
         self.write(last)?;
         self.write(last)?;

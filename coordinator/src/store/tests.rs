@@ -82,7 +82,7 @@ fn message(folder: &TempDir) -> String {
     open(folder).unwrap_err().to_string()
 }
 
-/// Another program's hand in the database.
+/// Changes the database as another program would.
 fn sql(folder: &TempDir, statement: &str) {
     Connection::open(folder.path().join(FILE)).unwrap().execute_batch(statement).unwrap();
 }
@@ -182,7 +182,7 @@ fn commits_are_synchronised() {
 
 // Which journal belongs to which blobs.
 
-/// A state folder with a run and a blob of merged weights.
+/// Returns a state folder with a run and a blob of merged weights.
 fn trained() -> (TempDir, Digest) {
     let folder = TempDir::new().unwrap();
     let weights = blobs(&folder).put(b"trained").unwrap();
@@ -299,7 +299,7 @@ fn a_torn_file_is_refused() {
 
 // Damaged and missing records.
 
-/// Two runs, of which the first is ended and the second is not.
+/// Returns a folder with two runs, of which the first has ended and the second has not.
 fn two_runs() -> TempDir {
     let folder = TempDir::new().unwrap();
     let mut store = open(&folder).unwrap();
@@ -599,7 +599,7 @@ fn layout_4(name: &str) -> TempDir {
     folder
 }
 
-/// All tables and rows but the identity.
+/// Returns all tables and rows except the identity.
 fn dump(folder: &TempDir) -> Vec<String> {
     let connection = Connection::open(folder.path().join(FILE)).unwrap();
     let text = |sql: &str| -> Vec<String> {

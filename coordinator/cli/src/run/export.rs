@@ -66,7 +66,7 @@ pub(crate) struct Arguments {
 /// Writes the adapter or the checkpoint.
 ///
 /// # Errors
-/// There is no such run, its weights are gone, the pack is another one, or the folder cannot be written.
+/// There is no such run, its weights were removed, the pack is not the run's, or the folder cannot be written.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let state = arguments.door.state()?;
     let store = SqliteStore::open_existing(&state)?;

@@ -1,4 +1,4 @@
-//! `skiff run`: start, watch, stop and list runs of federated training.
+//! `skiff run`: starts, watches, stops and lists runs of federated training.
 
 mod card;
 mod export;
@@ -245,8 +245,8 @@ pub(crate) struct RunFailed {
     run: String,
 }
 
-/// Returns the lines that a watcher has not seen yet: the heading of another run, and each completed round. `shown` holds
-/// the run and the last round that were shown.
+/// Returns the lines that a watcher has not seen yet: the heading of a new run, and each closed round. `shown` holds the run and
+/// the last round that the watcher saw.
 fn news(run: &RunProgress, shown: &mut Option<(String, u32)>) -> String {
     let mut text = String::new();
     let after = match shown.take() {

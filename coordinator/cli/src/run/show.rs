@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(write!(std::io::stdout(), "{text}")?)
 }
 
-/// Returns the current time, for runs that have not ended.
+/// Returns the current time, which is needed for the duration of a run that has not ended.
 #[expect(clippy::disallowed_methods, reason = "a command line is where the time comes from")]
 pub(crate) fn now() -> Timestamp {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Figures and phases of a run as texts.
+//! Formats figures and phases of a run as text.
 
 use crate::table::number;
 use skiff_api::measures::{Figures, Measure};

@@ -1,4 +1,4 @@
-//! Any bytes are a message or a refusal; a message is sealed to bytes that open to the same.
+//! Opens any bytes. The result is a message or a refusal; a message must survive being sealed and opened again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

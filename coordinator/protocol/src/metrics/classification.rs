@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Largest number of classes that are counted.
 pub const MAX_CLASSES: usize = 4096;
-/// Largest number of cells of the confusion matrix that are kept.
+/// Maximum number of cells of the confusion matrix that are not 0; a larger matrix is left out.
 pub const MAX_CELLS: usize = 8192;
 
 /// Counts for each class, and the confusion matrix if it is small enough.
@@ -25,11 +25,11 @@ struct Cells(#[serde(deserialize_with = "at_most::<MAX_CELLS, _, _>")] Vec<Cell>
 /// Counts of one class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ClassCounts {
-    /// Examples of this class.
+    /// Number of examples of this class.
     pub truth: u64,
-    /// Examples that the model assigned to this class.
+    /// Number of examples that the model assigned to this class.
     pub predicted: u64,
-    /// Examples of this class that the model assigned to it.
+    /// Number of examples of this class that the model assigned to it.
     pub correct: u64,
 }
 
@@ -69,7 +69,8 @@ impl Classification {
         fits.then(|| Self { classes: vec![ClassCounts::default(); classes], confusion: Some(Cells::default()) })
     }
 
-    /// Builds the metrics from their parts; `None` if the parts contradict each other. Counts may be as large as merged ones.
+    /// Builds the metrics from their parts; `None` if the parts contradict each other. Counts may exceed the limit for a single
+    /// report.
     #[must_use]
     pub fn of_counts(classes: Vec<ClassCounts>, confusion: Option<Vec<Cell>>) -> Option<Self> {
         let counts = Self { classes, confusion: confusion.map(Cells) };
@@ -164,7 +165,7 @@ impl Classification {
         }
     }
 
-    /// Returns true if the cells are in order, hold at most `most` each, and add up to the counts by class.
+    /// Returns true if the cells are in order, no count exceeds `most`, and the counts add up to the counts by class.
     fn agrees_with(&self, cells: &[Cell], most: u64) -> bool {
         let in_order = cells.len() <= MAX_CELLS && cells.is_sorted_by(|a, b| a.key() < b.key());
         let mut sums = vec![ClassCounts::default(); self.classes.len()];
@@ -189,7 +190,7 @@ impl Cell {
     }
 }
 
-/// Returns the cells of both; `None` if there are more than [`MAX_CELLS`].
+/// Adds two matrices; `None` if the sum has more than [`MAX_CELLS`] cells.
 fn union(ours: &[Cell], theirs: &[Cell]) -> Result<Option<Cells>, Mismatch> {
     let mut cells: Vec<Cell> = Vec::with_capacity(ours.len().max(theirs.len()));
     let (mut ours, mut theirs) = (ours.iter().copied().peekable(), theirs.iter().copied().peekable());

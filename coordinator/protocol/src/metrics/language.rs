@@ -1,4 +1,4 @@
-//! Sums of a language model: the next token of a text.
+//! Sums for a language model, which predicts the next token of a text.
 
 use super::{MAX_REPORTED_COUNT, Mismatch, add};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Counts and sums of an evaluation, for each task that a model can learn.
 //!
-//! Only counts and sums travel, so that the figures of a fleet are computed from the union of all devices' examples and
-//! never from means of means. Derived figures are functions; each returns `None` if it is not defined.
+//! Devices send only counts and sums, so that the figures of a fleet are computed over the examples of all devices together,
+//! never as means of means. Derived figures are functions; each returns `None` if it is not defined.
 //!
 //! | task | type | figures |
 //! |---|---|---|
@@ -26,7 +26,7 @@ pub use tokens::{MAX_SPAN_TYPES, SpanCounts, Tokens};
 
 use serde::{Deserialize, Serialize};
 
-/// Largest count in a message. Even the largest metrics then fit into a message. Merged counts may be larger.
+/// Largest count in a message. Even the largest metrics fit into a message with this limit. Merged counts may be larger.
 pub const MAX_REPORTED_COUNT: u64 = (1 << 28) - 1;
 
 /// Counts and sums of an evaluation. The variant is the model's task.

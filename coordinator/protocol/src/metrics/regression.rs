@@ -4,7 +4,7 @@ use super::{MAX_REPORTED_COUNT, Mismatch, add};
 use serde::{Deserialize, Serialize};
 
 /// Sums over pairs of numbers, x being the model's number and y the example's; a model of `C` numbers gives `C` pairs for each
-/// example. The sums may be anything if the model diverged.
+/// example. The sums may have any value if the model diverged.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Regression {
     /// Number of pairs.
@@ -24,7 +24,7 @@ pub struct Regression {
 }
 
 impl Regression {
-    /// Counts one pair: the model said `predicted`, the example says `truth`.
+    /// Counts one pair: the model's number `predicted`, and the example's number `truth`.
     pub fn count(&mut self, predicted: f64, truth: f64) {
         self.pairs += 1;
         self.sum_x += predicted;
@@ -49,9 +49,9 @@ impl Regression {
     /// examples, if all x or all y are the same, or if a sum is not finite.
     ///
     /// # Numerics
-    /// Sums of squares cancel: values with mean m and standard deviation s lose about 2·log₁₀(m/s) of the 16 digits of an
-    /// `f64`. Scores of usual tasks (0 to 5, deviation about 1) keep more than 13. A variance below what rounding can
-    /// leave behind (10⁻¹² of the sum of squares) counts as none.
+    /// Sums of squares cancel: values with mean m and standard deviation s lose about 2·log₁₀(m/s) of the 16 digits of an `f64`.
+    /// Scores of usual tasks (0 to 5, deviation about 1) keep more than 13. A variance that rounding alone can cause (below 10⁻¹²
+    /// of the sum of squares) counts as 0.
     #[must_use]
     pub fn pearson_r(&self) -> Option<f64> {
         let n = self.n().filter(|_| self.pairs >= 2)?;
@@ -84,7 +84,7 @@ impl Regression {
     }
 }
 
-/// Returns n²·variance; `None` if nothing but rounding is left of it.
+/// Returns n²·variance; `None` if it is so small that it may be a rounding error.
 fn variance(n: f64, sum: f64, squares: f64) -> Option<f64> {
     let variance = n * squares - sum * sum;
     (variance > 1e-12 * n * squares).then_some(variance)

@@ -10,25 +10,25 @@ pub const MAX_SPAN_TYPES: usize = 256;
 /// Counts of tokens, and of spans by their type.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Tokens {
-    /// Tokens that have a label.
+    /// Number of tokens that have a label.
     pub tokens: u64,
-    /// Tokens whose label was found; at most `tokens`.
+    /// Number of tokens whose label the model predicted; at most `tokens`.
     pub correct_tokens: u64,
     /// Counts by type, ascending by name; at most [`MAX_SPAN_TYPES`].
     #[serde(deserialize_with = "at_most::<MAX_SPAN_TYPES, _, _>")]
     spans: Vec<SpanCounts>,
 }
 
-/// Counts of the spans of one type. A span is correct if its type, its first and its last token are.
+/// Counts of the spans of one type. A predicted span is correct if its type, its first and its last token are correct.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SpanCounts {
-    /// Name of the type, the label without its `B-` or `I-`; 1 to 64 bytes.
+    /// Name of the type: the label without its prefix `B-` or `I-`; 1 to 64 bytes.
     pub name: String,
-    /// Spans in the examples.
+    /// Number of spans in the examples.
     pub truth: u64,
-    /// Spans that the model found.
+    /// Number of spans that the model predicted.
     pub predicted: u64,
-    /// Spans that the model found and that are in the examples.
+    /// Number of predicted spans that are in the examples.
     pub correct: u64,
 }
 
@@ -41,7 +41,7 @@ impl SpanCounts {
 }
 
 impl Tokens {
-    /// Returns true if spans of these types can be counted: they are few enough, and their names short enough.
+    /// Returns true if spans of these types can be counted: there are few enough types, and their names are short enough.
     #[must_use]
     pub fn can_count(types: &[String]) -> bool {
         types.len() <= MAX_SPAN_TYPES && types.iter().all(|name| (1..=NAME_BYTES).contains(&name.len()))
@@ -53,7 +53,7 @@ impl Tokens {
         self.correct_tokens += u64::from(is_correct);
     }
 
-    /// Adds counts of the type that `counts` names.
+    /// Adds the counts of one type of span.
     ///
     /// # Errors
     /// [`Mismatch::TooLarge`] if there would be more than [`MAX_SPAN_TYPES`] types, or a count overflows.
@@ -88,8 +88,8 @@ impl Tokens {
 
     /// Returns micro-averaged F1 over spans = 2·Σ correct / (Σ truth + Σ predicted), sums over all types.
     ///
-    /// Source: `seqeval`'s `f1_score(average="micro")`, the measure of CoNLL-2003 (Tjong Kim Sang and De Meulder, 2003).
-    /// `None` if there are no spans, neither in the examples nor predicted; `seqeval` says 0 there.
+    /// Source: `seqeval`'s `f1_score(average="micro")`, the measure of CoNLL-2003 (Tjong Kim Sang and De Meulder, 2003). `None`
+    /// if there are no spans, neither in the examples nor predicted; `seqeval` returns 0 in this case.
     #[must_use]
     pub fn span_f1(&self) -> Option<f64> {
         let sum = |count: fn(&SpanCounts) -> u64| self.spans.iter().map(count).fold(0, u64::saturating_add);

@@ -11,13 +11,15 @@
 //! - *last chunk stored*: after each stored chunk, and never before, a cumulative `Progress` acknowledges it.
 //! - *Assembled*: the digest is right and the blob is durable. The answer is `Done`.
 //! - *WrongDigest*: the store has deleted the chunks. An empty `Grant` starts again, for at most [`ATTEMPTS`] attempts.
-//! - *Incomplete*: the store lost chunks. A `Grant` with the chunks that are left asks for the others. This is an attempt too.
+//! - *Incomplete*: the store lost chunks. A `Grant` with the chunks that are left asks for the others. This counts as an attempt
+//!   too.
 //! - *StoreFailed*, no attempt left: `Refused`, which ends the transfer for both.
 //!
-//! A repeated offer is answered with the current state: `Grant`, `Progress` (while assembling), `Done` or `Refused`. So is a
-//! chunk in any state but `Receiving`. Offers under another name, chunks beyond the end and chunks of a wrong size are ignored.
-//! A chunk that is held is acknowledged and not stored again. A chunk that is just being stored is ignored. So are further
-//! chunks while two windows of chunks wait to be stored. Messages that only a receiver sends are ignored.
+//! A repeated offer is answered with the current state: `Grant`, `Progress` (while assembling), `Done` or `Refused`. A chunk is
+//! answered the same way in every state except `Receiving`. Offers under another name, chunks beyond the end and chunks of a
+//! wrong size are ignored. A chunk that is already held is acknowledged and not stored again. A chunk that is being stored is
+//! ignored. Further chunks are ignored while two windows of chunks wait to be stored. Messages that only a receiver sends are
+//! ignored.
 
 use super::{Held, Offer, TransferId, TransferMessage, WINDOW, chunk_bytes};
 use crate::messages::short_reason;
@@ -68,7 +70,7 @@ pub enum ReceiverAction {
     Send(TransferMessage),
     /// Store this chunk, then report [`ReceiverEvent::Stored`] or [`ReceiverEvent::StoreFailed`].
     Store {
-        /// Position, from 0.
+        /// Index of the chunk, from 0.
         index: u32,
         /// Content of the right size.
         bytes: Vec<u8>,
@@ -76,9 +78,9 @@ pub enum ReceiverAction {
     /// Join the chunks and check the digest, then report [`ReceiverEvent::Assembled`],
     /// [`ReceiverEvent::WrongDigest`], [`ReceiverEvent::Incomplete`] or [`ReceiverEvent::StoreFailed`].
     Assemble,
-    /// The payload is complete. Comes once.
+    /// The payload is complete. Returned only once.
     Completed,
-    /// The transfer failed. Comes once.
+    /// The transfer failed. Returned only once.
     Failed {
         /// Cause for the operator.
         reason: String,
@@ -179,7 +181,7 @@ impl Receiver {
         self.assemble_or(Self::progress_message)
     }
 
-    /// Assembles if every chunk is held; returns the action of `otherwise` if not.
+    /// Starts to assemble if every chunk is held; otherwise returns the action of `otherwise`.
     fn assemble_or(&mut self, otherwise: impl Fn(&Self) -> ReceiverAction) -> Vec<ReceiverAction> {
         if self.held.missing(self.offer.chunks()).next().is_some() {
             return vec![otherwise(self)];

@@ -8,22 +8,22 @@
 //!      └──────────────────┘  │                                       Done ───► Finished
 //!            silence, REPEATS times without a new chunk              Refused ► Refused
 //! ```
-//! - *Nudged* (`Resting -> Offering`): the peer's birth or presence, or a new connection, shows that it may hear us now.
-//!   In any other state but the ends, a nudge offers again at once.
-//! - *Grant* (`-> Sending`, from anywhere but an end): the answer to the offer. The sender sends missing chunks until the
-//!   window is full. A second grant while `Sending` counts as a `Progress`, unless it lacks chunks that were held before. Then
-//!   the receiver lost its disk, or deleted chunks with a wrong digest, and gets them again.
-//! - *Progress*: adds held chunks, and the next ones are sent. If it adds a new chunk, the link was only slow, and a sender
-//!   that had offered again returns to `Sending`. So no chunk travels twice on a slow link. A broker keeps the order on a
-//!   topic; so if a later chunk is held, an earlier missing one was lost and is sent again at once.
+//! - *Nudged* (`Resting -> Offering`): the peer's birth or presence, or a new connection, shows that it may receive messages now.
+//!   In any other state except an end, a nudge offers again at once.
+//! - *Grant* (`-> Sending`, from any state except an end): the answer to the offer. The sender sends missing chunks until the
+//!   window is full. A second grant while `Sending` counts as a `Progress`, unless it lacks chunks that were held before. In that
+//!   case the receiver lost its disk, or deleted chunks with a wrong digest; the sender sends them again.
+//! - *Progress*: adds held chunks, and the next ones are sent. If it adds a new chunk, the link was only slow, and a sender that
+//!   had offered again returns to `Sending`. No chunk is therefore sent twice on a slow link. A broker keeps the order on a
+//!   topic. If a later chunk is held, an earlier missing one was therefore lost and is sent again at once.
 //! - *silence* (`-> Offering`): no new chunk was held for twice the time that the last chunk took until it was acknowledged.
 //!   Each further silence is twice as long. An offer recovers every state of the receiver: a receiver that has forgotten the
 //!   transfer starts it again.
 //! - *rest*: after [`REPEATS`] silences nothing is sent until the next nudge or message of the receiver.
-//! - *Done*, *Refused*: ends, from anywhere.
+//! - *Done*, *Refused*: ends, from any state.
 //!
-//! Late, repeated and reordered messages do no harm: `Progress` only adds chunks, an old `Grant` at worst makes chunks travel
-//! twice, and nothing has an effect after an end. An `Offer` or `Chunk` is ignored, because only senders send them.
+//! Late, repeated and reordered messages do no harm: `Progress` only adds chunks, an old `Grant` at worst causes chunks to be
+//! sent twice, and nothing has an effect after an end. An `Offer` or `Chunk` is ignored, because only senders send them.
 
 use super::{Held, Offer, TransferId, TransferMessage, WINDOW};
 use crate::time::Timestamp;
@@ -38,7 +38,7 @@ pub const REPEATS: u32 = 8;
 /// Event for a sender.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SenderEvent {
-    /// The peer may hear us now.
+    /// The peer may receive messages now.
     Nudged,
     /// A message of the receiver arrived.
     Received(TransferMessage),
@@ -70,11 +70,11 @@ pub enum SenderAction {
 pub struct Sender {
     offer: Offer,
     held: Held,
-    /// Chunks that were sent and not acknowledged, with the times, in the order of sending.
+    /// Chunks that were sent but not acknowledged, each with the time at which it was sent, in the order of sending.
     in_flight: Vec<(u32, Timestamp)>,
     window: usize,
     phase: Phase,
-    /// Number of silences since a new chunk was held.
+    /// Number of silences since a new chunk was last acknowledged.
     silences: u32,
     /// Length of the next silence.
     patience_ms: u64,
@@ -233,7 +233,7 @@ impl Sender {
         vec![SenderAction::Send(TransferMessage::Offer(self.offer.clone()))]
     }
 
-    /// Sets the end of the silence that begins now.
+    /// Sets the time at which the sender offers again unless the receiver reports a new chunk.
     fn wait(&mut self, now: Timestamp) {
         self.deadline = Some(now.plus_millis(self.patience_ms));
     }

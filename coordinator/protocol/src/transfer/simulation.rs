@@ -15,12 +15,12 @@ use std::collections::BTreeMap;
 struct Faults {
     lose: u64,
     repeat: u64,
-    /// Changes of a chunk's bytes on their way.
+    /// Changes of a chunk's bytes during the transfer.
     corrupt: u64,
     restart: u64,
-    /// Shortest time that a message takes.
+    /// Shortest time that a message takes to arrive, in milliseconds.
     latency_ms: u64,
-    /// Largest random addition to that time.
+    /// Largest random addition to the latency, in milliseconds.
     delay_ms: u64,
 }
 
@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// Runs until the sender's transfer has ended; returns false if it has not after `steps` steps.
+    /// Runs until the sender's transfer has ended. Returns false if it has not ended after `steps` steps.
     fn run(&mut self, steps: u32) -> bool {
         self.nudge();
         for _ in 0..steps {

@@ -5,14 +5,14 @@ use crate::merge::{Adaptive, Merging, Server};
 use crate::store::check::{self, Report};
 use crate::store::kills::{Kill, record};
 
-/// Three rounds with moments. Each round is evaluated; the first one is the best.
+/// Returns settings for three rounds whose merges keep moments. Each round is evaluated; the first one is the best.
 fn three_rounds() -> RunSettings {
     let merge = Merging { server: Server::Adam(Adaptive::default()), ..Merging::default() };
     RunSettings { rounds: 3, evaluate_examples: 8, merge, ..settings() }
 }
 
 impl World {
-    /// Starts the run if it is not there, and lets both devices work until it has ended.
+    /// Starts the run if it does not exist, and lets both devices work until it has ended.
     fn finish(&mut self, settings: RunSettings) {
         self.birth("a", PACK);
         self.birth("b", PACK);

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const PACK_RANK: usize = 4;
 
-/// Two layers with two LoRA pairs and a bias each, and a head.
+/// Returns a schema of two layers with two LoRA pairs and a bias each, and a head.
 fn lora() -> Schema {
     let mut tensors = vec![TensorSpec { name: "head".to_owned(), shape: vec![2, 3], layer: None }];
     for layer in 0..2 {
@@ -33,7 +33,7 @@ fn lora() -> Schema {
     Schema { tensors }
 }
 
-/// Values between -1 and 1 for every tensor of `schema`.
+/// Draws values between -1 and 1 for every tensor of `schema`.
 fn random(schema: &Schema, seed: u64) -> NamedTensors {
     let tensor = |spec: &TensorSpec| {
         let mut drawn = 0;
@@ -46,7 +46,8 @@ fn random(schema: &Schema, seed: u64) -> NamedTensors {
     schema.tensors.iter().map(tensor).collect()
 }
 
-/// A model, and a merge of seven updates: of ranks 1 to 4, of some or all layers, up to date or of two older versions.
+/// Returns a model, and a merge of seven updates: of ranks 1 to 4, of some or all layers, and from the current or two older
+/// versions.
 fn mixed(blobs: &dyn Blobs) -> (Model, MergeJob) {
     let schema = lora();
     let put = |schema: &Schema, seed| blobs.put(&tensors::write(&random(schema, seed)).unwrap()).unwrap();
@@ -88,7 +89,8 @@ fn merged_weights_are_those_that_were_recorded() {
     }
 }
 
-/// Digests of the weights after a merge, and after a second one that takes up the weights and moments of the first.
+/// Returns digests of the weights after a merge, and after a second merge that continues from the weights and moments of the
+/// first.
 fn merged_twice(model: &Model, job: &MergeJob, blobs: &dyn Blobs, merging: &str) -> String {
     let merging: Merging = toml::from_str(merging).unwrap();
     let first = model.merge(&MergeJob { merging: merging.clone(), ..job.clone() }, blobs).unwrap();

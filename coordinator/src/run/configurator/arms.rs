@@ -1,15 +1,16 @@
-//! The configurations that can be chosen: a mean rate, its shape over depth and its schedule over rounds; and their rates.
+//! The configurations that can be chosen, and the rates of their layers. A configuration is a mean rate, its shape over depth and
+//! its schedule over rounds.
 
 use super::rates::DropoutRates;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Largest rate of a layer; a layer that is always skipped would never learn.
+/// Largest rate of a layer, because a layer that is always skipped would never learn.
 pub const MAX_RATE: f32 = 0.95;
 /// Largest mean rate that can be set.
 pub const MAX_MEAN_RATE: f32 = 0.9;
 
-/// Distribution of a mean rate over depth.
+/// Distribution of the dropout rates over depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
@@ -111,9 +112,9 @@ impl Schedule {
 
 /// Spreads a mean rate over the layers that may be dropped.
 ///
-/// Formula: `P_l = min(MAX_RATE, a·s_l)`, with `s_l` the shape's weight and `a` such that the mean over the layers that
-/// are not protected is `mean`; `P_l = 0` for the protected ones. The shapes are ours, after the abstract of DropPEFT
-/// (arXiv:2503.10217); which ones are tried can be configured.
+/// Formula: `P_l = min(MAX_RATE, a·s_l)`, with `s_l` the shape's weight and `a` such that the mean over the layers that are not
+/// protected is `mean`; `P_l = 0` for the protected ones. The shapes are ours, after the abstract of DropPEFT (arXiv:2503.10217);
+/// the operator can configure which of them are tried.
 ///
 /// | argument | meaning |
 /// |---|---|

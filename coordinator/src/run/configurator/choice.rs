@@ -3,7 +3,7 @@
 use super::rates::DropoutRates;
 use serde::{Deserialize, Serialize};
 
-/// One device's rates for one round, and why.
+/// One device's rates for one round, and the reason for them.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Choice {
     /// Dropout rate of each layer.
@@ -12,11 +12,11 @@ pub struct Choice {
     pub most_active: u32,
     /// The bandit's arm; `None` if no arm was chosen.
     pub arm: Option<u32>,
-    /// Class of devices whose experience grows with it.
+    /// Class of devices that share what is learned from this choice.
     pub class: String,
-    /// True if it was chosen to learn about the arm.
+    /// True if the arm was chosen in order to learn about it.
     pub explores: bool,
-    /// Number of examples on which the device measures its gain; 0: it does not measure.
+    /// Number of examples on which the device measures its gain; 0 for no measurement.
     pub probe_examples: u32,
     /// Reason in words, for the journal and the operator.
     pub reason: String,

@@ -1,4 +1,4 @@
-//! One decision: the choices for all devices of a round, in the steps that the module above draws.
+//! Makes one decision: the choices for all devices of a round, in the steps that the doc of the parent module lists.
 
 use super::choice::Choice;
 use super::knowledge::Knowledge;
@@ -13,7 +13,7 @@ use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
 use std::collections::BTreeMap;
 
-/// The choices of one round, in the making.
+/// The choices of one round, while they are being made.
 pub(super) struct Decision<'a> {
     pub(super) known: &'a Knowledge,
     pub(super) bandit: &'a Bandit,
@@ -54,13 +54,13 @@ impl Decision<'_> {
         choices
     }
 
-    /// Limits: finds the arms that each device may get.
+    /// Finds the arms within the limits of each device.
     fn options<'d>(&'d self, devices: &'d BTreeMap<DeviceId, (Facts, Limits)>) -> Vec<Options<'d>> {
         let finder = Finder::new(self.known, self.bandit, self.arm_rates, devices);
         devices.iter().map(|(device, (facts, limits))| finder.options(device, facts, limits)).collect()
     }
 
-    /// Time: plans how long the round should take.
+    /// Plans the duration of the round.
     fn tempo(&self, options: &[Options<'_>]) -> Tempo {
         if self.known.settings.asynchronous {
             return Tempo::asynchronous();
@@ -69,7 +69,7 @@ impl Decision<'_> {
         Tempo::synchronous(&runs, self.known.learned.typical_gain())
     }
 
-    /// Policy: proposes an arm to every device that has one within its limits.
+    /// Lets the policy propose an arm for every device that has an arm within its limits.
     fn propose<'d>(&self, options: &'d [Options<'d>], tempo: Tempo) -> Vec<Proposed<'d>> {
         let with_arms = options.iter().filter(|options| !options.prospects.is_empty());
         with_arms.map(|options| Proposed { options, proposal: self.proposal(options, tempo) }).collect()
@@ -87,14 +87,14 @@ impl Decision<'_> {
         })
     }
 
-    /// Safety: decides which of the devices that want to explore may do so.
+    /// Decides, for safety, which of the devices that want to explore may do so.
     fn permit<'d>(&'d self, proposed: &[Proposed<'d>], devices: usize) -> Permit<'d> {
         let most = (f64::from(self.bandit.explorers) * devices as f64).ceil() as usize;
         let willing = proposed.iter().filter(|one| one.proposal.explores).map(|one| one.options.device);
         self.known.safety.permit(willing, most, self.known.settings.seed, self.round)
     }
 
-    /// Choice: gives a device the proposed arm; or the best known one, if it wants to explore and must not.
+    /// Gives a device the proposed arm, or the best known arm if the device wants to explore but may not.
     fn select<'d>(&self, proposed: Proposed<'d>, permit: &Permit<'_>, tempo: Tempo) -> Selected<'d> {
         let Proposed { options, proposal } = proposed;
         let explores = proposal.explores && permit.allows(options.device);
@@ -106,7 +106,7 @@ impl Decision<'_> {
         Selected { options, prospect, explores, reason: self.reason(&prospect, &why, tempo) }
     }
 
-    /// Writes the reason of a choice: the arm, why it was chosen, the time of the round, and the gain that is expected of it.
+    /// Writes the reason of a choice: the arm, why it was chosen, the time of the round, and the expected gain.
     fn reason(&self, prospect: &Prospect, why: &str, tempo: Tempo) -> String {
         let gain = prospect.is_measured().then(|| {
             let gain = self.bandit.gain.unit(self.known.settings.measure).describe(prospect.run.gain);
@@ -139,8 +139,8 @@ impl Decision<'_> {
         choices
     }
 
-    /// Returns true if no device has time to measure while others train, and it is a round in which all of them measure: then they
-    /// hold each other up only once.
+    /// Returns true if all devices measure in this round. They measure together because no device has time to do so while others
+    /// train, so that the fleet waits only once.
     fn all_measure(&self, selected: &[Selected<'_>], tempo: Tempo) -> bool {
         !selected.iter().any(|one| one.has_time_to_measure(tempo))
             && explores_together(self.bandit.measured, None, self.known.settings.seed, self.round)
@@ -159,7 +159,7 @@ impl Selected<'_> {
     }
 }
 
-/// The other devices may use the time that an explorer takes.
+/// Adds the time of the explorers to the plan, because the other devices may use it too.
 fn tempo_with_explorers(tempo: Tempo, proposed: &[Proposed<'_>], permit: &Permit<'_>) -> Tempo {
     let explorers = proposed.iter().filter(|one| permit.allows(one.options.device));
     explorers.fold(tempo, |tempo, explorer| tempo.with(explorer.proposal.prospect.run))

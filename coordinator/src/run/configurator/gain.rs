@@ -1,7 +1,7 @@
-//! Gains: how much better a model is after a device's training than before.
+//! Gains: the improvement of a model by a device's training.
 //!
-//! A device measures on a few of its own examples (a [`Probe`]), and reports the mean loss and the number of correct answers. So
-//! a gain is computed from what few examples can tell:
+//! A device measures on a few of its own examples (a [`Probe`]), and reports the mean loss and the number of correct answers. A
+//! gain is therefore computed from measures that make sense on few examples:
 //!
 //! | main measure of the task | gain under `gain = "measure"` |
 //! |---|---|
@@ -14,17 +14,17 @@ use serde::{Deserialize, Serialize};
 use skiff_api::measures::Measure;
 use skiff_protocol::messages::Probe;
 
-/// Largest rise of a loss that counts, in nats: `exp` of more would be infinite sooner or later.
+/// Limit on the rise of a loss, in nats, above which `exp` might become infinite.
 const MAX_RISE: f64 = 50.0;
 
 /// The operator's choice of what counts as a gain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gain {
-    /// Fall of the mean loss in nats. On few examples it says more than other measures.
+    /// Fall of the mean loss in nats. It is more reliable on few examples than other measures.
     #[default]
     Loss,
-    /// Improvement of the main measure of the task. It was called `accuracy` before it worked for every task.
+    /// Improvement of the main measure of the task. Its older name is `accuracy`.
     #[serde(alias = "accuracy")]
     Measure,
 }

@@ -1,14 +1,15 @@
-//! Lessons of the measured gains, over a window of rounds: the gain of an arm on any device, how far a class differs from that, and
-//! how far a device differs from its class. Gains do not depend on time, so fast and slow devices learn from each other.
+//! Estimates from the gains measured in a window of rounds: the gain of an arm over all devices, the difference of a class from
+//! all devices, and the difference of a device from its class. Gains do not depend on time, so fast and slow devices learn from
+//! each other.
 
 use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Largest distance of a gain from the window's mean, in standard deviations; a gain further out is cut. It holds once there are
-/// [`ENOUGH`] measurements.
+/// Largest distance of a gain from the window's mean, in standard deviations; a gain further away is cut. The limit applies once
+/// there are [`ENOUGH`] measurements.
 const MOST_DEVIATIONS: f64 = 4.0;
-/// Number of measurements from which a standard deviation is known well enough.
+/// Number of measurements that is enough to estimate a standard deviation.
 const ENOUGH: f64 = 8.0;
 /// Prior standard deviation of an arm's gain around the gain that its layers suggest, as a share of a typical gain.
 const ARM_SPREAD: f64 = 0.3;
@@ -35,7 +36,7 @@ pub(super) struct Learned {
 struct ArmFacts {
     /// Number of layers that run, on average.
     active_layers: f64,
-    /// True if some device ever measured it.
+    /// Whether a device has ever measured the arm.
     tried: bool,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Estimate {
     pub(super) measurements: f64,
     /// Expected gain of a round.
     pub(super) gain: f64,
-    /// True if some device ever measured it.
+    /// Whether a device has ever measured the arm.
     pub(super) tried: bool,
 }
 
@@ -125,7 +126,7 @@ impl Sums {
     }
 }
 
-/// How a device differs from its class in an arm; older measurements fade.
+/// Difference of a device from its class, for one arm. Older measurements count less.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 struct Correction {
     weight: f32,
@@ -133,7 +134,7 @@ struct Correction {
 }
 
 impl Correction {
-    /// Takes in a difference from the class. The weight of all earlier ones is multiplied by `fading` first.
+    /// Adds a difference from the class, after multiplying the weight of all earlier differences by `fading`.
     fn add(&mut self, difference: f32, fading: f32) {
         self.weight = self.weight * fading + 1.0;
         self.mean += (difference - self.mean) / self.weight;
@@ -147,7 +148,7 @@ impl Learned {
         Self { arms, window, classes: BTreeMap::new(), devices: BTreeMap::new() }
     }
 
-    /// Adds the gain of a device with `arm` in `round`, which took `seconds`.
+    /// Adds the gain of a device with `arm` in `round`. The round took `seconds`.
     pub(super) fn add(&mut self, device: &DeviceId, class: &str, arm: usize, round: u32, gain: f64, seconds: f64) {
         let arms = self.arms.len();
         if arm >= arms || !gain.is_finite() {
@@ -210,10 +211,11 @@ impl Learned {
 
     /// Returns what `class` expects of each arm: `(class' sum + w₂·all) / (n + w₂)`.
     ///
-    /// Here `all = (sum + w₁·β·active) / (n + w₁)` is the mean over all classes, `β` their gain per active layer, and
-    /// `w = (σ / (s·typical))²` the weight of a prior: `σ` is the standard deviation of one measurement around its arm's mean, `s` the
-    /// prior spread (normal prior and likelihood of known variances). The loss of a few texts is mostly noise, more so towards the end
-    /// of a run. So a step is taken to gain in proportion to its layers, until enough measurements say otherwise.
+    /// Here `all = (sum + w₁·β·active) / (n + w₁)` is the mean over all classes, `β` their gain per active layer, and `w = (σ /
+    /// (s·typical))²` the weight of a prior: `σ` is the standard deviation of one measurement around its arm's mean, `s` the
+    /// prior spread (normal prior and likelihood of known variances). The loss of a few texts is mostly noise, more so towards
+    /// the end of a run. The gain of a step is therefore assumed to be proportional to its layers, until enough measurements show
+    /// otherwise.
     pub(super) fn expectation(&self, class: &str) -> Expectation {
         let (all, own) = (self.all_sums(), self.sums(class));
         let typical = self.typical_gain();
@@ -237,7 +239,7 @@ impl Learned {
 
     /// Returns the mean gain of a device in a round, over all classes and arms; 1 if nothing was measured.
     ///
-    /// It is at least its own standard error: training gains something even if noise hides it.
+    /// It is at least its own standard error, because training gains something even if noise hides it.
     pub(super) fn typical_gain(&self) -> f64 {
         let whole: Sums = self.all_sums().into_iter().sum();
         if whole.count <= 0.0 {

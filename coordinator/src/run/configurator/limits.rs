@@ -1,13 +1,13 @@
-//! Limits of a device: how many layers may be active, and why no more.
+//! Limits of a device: the number of layers that may be active, and the reason for the limit.
 //!
-//! Limits come before choices: a configuration outside of them is never chosen, whatever it would gain.
+//! A configuration outside of the limits is never chosen, whatever it would gain.
 
 use super::arms::{MAX_RATE, Shape, rates};
 use super::rates::DropoutRates;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
 
-/// Share of a round's time that is planned for training; the rest is for transfers and slow steps.
+/// Share of a round's time that is planned for training. The rest is for transfers and slow steps.
 const PLANNED_SHARE: f64 = 0.8;
 
 /// Facts about a device when its rates are chosen.
@@ -17,7 +17,7 @@ pub struct Facts {
     pub class: String,
     /// Memory that a training step needs.
     pub memory: StepMemory,
-    /// Speed of its last training; `None` if it has not trained yet.
+    /// Speed of the device's last training; `None` if it has not trained yet.
     pub pace: Option<Pace>,
     /// Temperature of its hottest sensor in degrees Celsius.
     pub celsius: Option<f32>,
@@ -30,9 +30,9 @@ pub struct Facts {
 pub struct Pace {
     /// Duration of a step in milliseconds.
     pub step_ms: f64,
-    /// Number of layers that were active in it, on average.
+    /// Average number of layers that were active in the step.
     pub active_layers: f64,
-    /// Time of a round outside of training, in milliseconds: transfers, and waiting for them. 0 if unknown.
+    /// Time that a round takes in addition to training, in milliseconds, for transfers and for waiting; 0 if unknown.
     pub other_ms: f64,
 }
 
@@ -57,11 +57,11 @@ pub struct Load {
     pub steps: u32,
     /// Time until the round closes, in milliseconds.
     pub deadline_ms: u64,
-    /// Thresholds beyond which a device gets less work.
+    /// Thresholds of temperature and battery beyond which a device gets less work.
     pub care: Care,
 }
 
-/// Thresholds beyond which a device gets less work: at most half of the layers run.
+/// Thresholds beyond which a device gets less work, so that at most half of the layers run.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Care {
@@ -80,15 +80,15 @@ impl Default for Care {
 /// Number of layers of a model that may be active on a device.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Limits {
-    /// Largest number in any step; 1 to L.
+    /// Largest number of active layers in any step; 1 to L.
     pub most_active: u32,
-    /// Largest number on average; at most `most_active`.
+    /// Largest average number of active layers; at most `most_active`.
     pub mean_active: f64,
     /// Reasons in words; empty if nothing limits the device.
     pub why: String,
 }
 
-/// A device that cannot train under any configuration, and why.
+/// The reason why a device cannot train under any configuration.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unfit(pub String);
@@ -102,7 +102,7 @@ impl Limits {
     /// - Hot device or low battery: `mean = L / 2`, rounded up.
     ///
     /// # Errors
-    /// No memory for a single layer, or for the protected ones.
+    /// The memory does not suffice for a single layer, or for the protected layers.
     pub fn of(facts: &Facts, load: &Load, layers: u32, protected: u32) -> Result<Self, Unfit> {
         let mut why = Vec::new();
         let mut most_active = layers;
@@ -144,7 +144,7 @@ impl Limits {
         rates.expected_active() <= self.mean_active + 1e-4
     }
 
-    /// Adds the reasons of the limits to the reason of a choice.
+    /// Appends the reasons for the limits to the reason for a choice.
     pub(super) fn append_to(&self, reason: String) -> String {
         if self.why.is_empty() { reason } else { format!("{reason}; {}", self.why) }
     }
@@ -159,7 +159,7 @@ impl Limits {
     }
 }
 
-/// Returns the number of layers that fit into memory; `None` if nothing is known of it.
+/// Returns the number of layers that fit into memory; `None` if the memory is unknown.
 fn fitting(memory: &StepMemory, tokens: u64) -> Option<u64> {
     let StepMemory { limit_bytes, process_bytes, step_bytes, layer_bytes } = *memory;
     if limit_bytes == 0 || layer_bytes == 0 {

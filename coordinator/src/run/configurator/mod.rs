@@ -1,8 +1,8 @@
 //! Chooses each device's dropout rates: fixed by the operator, or by a bandit that learns which configuration pays off.
 //!
 //! A configuration, an [`Arm`] of the bandit, is a mean dropout rate, its shape over depth and its schedule over rounds. More
-//! dropout makes a round faster and teaches less. An arm is worth what the whole round gains per second with it, because every
-//! device waits for the slowest. The idea comes from DropPEFT (arXiv:2503.10217, "online configurator"), by our reading of its
+//! dropout makes a round faster and teaches less. The worth of an arm is the gain of the whole round per second, because every
+//! device waits for the slowest. The idea comes from DropPEFT (arXiv:2503.10217, "online configurator"), as we interpret its
 //! abstract; candidates, policy and constants are ours and can be configured ([`Bandit`]).
 //!
 //! One decision covers all devices of a round:
@@ -31,10 +31,10 @@
 //! ```
 //! - **Limits** ([`limits`]): memory, deadline, heat and battery bound the active layers. Arms outside of the limits are not
 //!   considered. A device without room for one layer is left out of the round.
-//! - **Time** ([`tempo`]): the duration of an arm is not learned, it follows from the device's pace.
+//! - **Time** ([`tempo`]): the duration of an arm is not learned but computed from the device's pace.
 //! - **Policy** ([`policy`]): epsilon-greedy, UCB or Thompson sampling. Untried arms come first.
 //! - **Safety** ([`safety`]): no device explores after a divergence, a lost evaluation or a round with unstable links. A device
-//!   whose last orders failed does not explore either. A share of the others may ([`Bandit::explorers`]).
+//!   whose last orders failed does not explore either. A share of the other devices may explore ([`Bandit::explorers`]).
 //! - **Choice** ([`decision`]): the rates, and whether the device measures its gain. Explorers measure it, and some of the devices
 //!   that finish early.
 //!
@@ -84,9 +84,9 @@ pub struct Expected {
     /// The arm.
     #[serde(flatten)]
     pub arm: Arm,
-    /// Expected gain, by the run's measure; `None` if nobody measured it lately.
+    /// Expected gain, by the run's measure; `None` if no device measured it recently.
     pub gain: Option<f64>,
-    /// Number of recent measurements that it rests on, over all devices.
+    /// Number of recent measurements behind the expected gain, over all devices.
     pub measurements: u32,
 }
 
@@ -95,7 +95,7 @@ pub struct Expected {
 pub struct Configurator(Knowledge);
 
 impl Configurator {
-    /// Creates a configurator that has seen nothing.
+    /// Creates a configurator without measurements.
     #[must_use]
     pub fn new(mut settings: Settings) -> Self {
         settings.protected.sort_unstable();
@@ -119,7 +119,7 @@ impl Configurator {
         Limits::of(facts, load, self.0.settings.layers as u32, self.0.settings.protected.len() as u32)
     }
 
-    /// Chooses for the devices of `round`, by the facts and limits of each.
+    /// Chooses the rates of the devices of `round`, from the facts and limits of each.
     #[must_use]
     pub fn choose(&self, round: u32, devices: &BTreeMap<DeviceId, (Facts, Limits)>) -> BTreeMap<DeviceId, Choice> {
         let at = Moment { round, rounds: self.0.settings.rounds };
@@ -134,19 +134,20 @@ impl Configurator {
         }
     }
 
-    /// Takes in the gain that a device measured in `round`, which took `seconds`.
+    /// Learns from the gain that a device measured in `round`, which took `seconds`.
     pub fn reward(&mut self, device: &DeviceId, choice: &Choice, round: u32, gain: f64, seconds: f64) {
         if let (Rates::Bandit(_), Some(arm)) = (&self.0.settings.rates, choice.arm) {
             self.0.learned.add(device, &choice.class, arm as usize, round, gain, seconds);
         }
     }
 
-    /// Takes in the mean loss of an evaluation; `None` if it was ordered and no device reported.
+    /// Records the mean loss of an evaluation; `None` if no device reported.
     pub fn evaluated(&mut self, loss: Option<f64>) {
         self.0.safety.evaluated(loss);
     }
 
-    /// Takes in the end of a round of training: who delivered, whose order failed, and how many updates were wanted.
+    /// Records the end of a round of training: the devices that delivered, the devices whose order failed, and the wanted number
+    /// of updates.
     pub fn round_closed<'a>(
         &mut self,
         round: u32,
@@ -162,7 +163,7 @@ impl Configurator {
         }
     }
 
-    /// Lists the expected gain of every arm on a device of that class; empty if rates are fixed.
+    /// Lists the expected gain of every arm on a device of that class. The list is empty if rates are fixed.
     #[must_use]
     pub fn expected(&self, device: &DeviceId, class: &str) -> Vec<Expected> {
         if matches!(self.0.settings.rates, Rates::Fixed { .. }) {
@@ -189,7 +190,7 @@ impl Configurator {
         self.gain_unit().gain(probe)
     }
 
-    /// The choice if rates are fixed: they give way to the limits only.
+    /// Returns the choice for fixed rates, which change only if the limits require it.
     fn fixed(&self, facts: &Facts, limits: &Limits, rates: &DropoutRates) -> Choice {
         if !limits.allow(rates) {
             return self.0.least_dropout(facts, limits);

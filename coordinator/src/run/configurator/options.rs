@@ -1,4 +1,4 @@
-//! The arms that each device of a round may get: those within its limits, with their expected gain and time.
+//! Finds the arms that each device of a round may get: the arms within its limits, with their expected gain and time.
 
 use super::knowledge::Knowledge;
 use super::learned::Expectation;
@@ -17,14 +17,14 @@ pub(super) struct Options<'a> {
     pub(super) limits: &'a Limits,
     /// The arms within its limits; may be empty.
     pub(super) prospects: Vec<Prospect>,
-    /// Its run with the least dropout that its limits allow, for a device without any arm.
+    /// The run with the least dropout that the limits allow, for a device without any arm.
     least_dropout: Run,
     /// Seconds that measuring its gain takes.
     pub(super) probe_seconds: f64,
 }
 
 impl Options<'_> {
-    /// Lists the runs among which the device may end up.
+    /// Lists the possible runs of the device.
     pub(super) fn runs(&self) -> Vec<Run> {
         if self.prospects.is_empty() {
             return vec![self.least_dropout];
@@ -32,7 +32,7 @@ impl Options<'_> {
         self.prospects.iter().map(|prospect| prospect.run).collect()
     }
 
-    /// Rates every prospect in a round of that tempo.
+    /// Rates every prospect in a round with that tempo.
     pub(super) fn offers(&self, tempo: Tempo) -> Vec<Offer> {
         self.prospects.iter().map(|&prospect| tempo.offer(prospect, self.probe_seconds)).collect()
     }
@@ -44,7 +44,7 @@ pub(super) struct Finder<'a> {
     bandit: &'a Bandit,
     /// Rates of each arm in this round.
     arm_rates: &'a [DropoutRates],
-    /// Number of layers that run on average, of each arm.
+    /// Average number of layers that run, for each arm.
     active_layers: Vec<f64>,
     typical_gain: f64,
     classes: BTreeMap<&'a str, ClassView>,
@@ -67,7 +67,7 @@ impl ClassView {
 }
 
 impl<'a> Finder<'a> {
-    /// Prepares for `devices`: looks up once what each of their classes expects.
+    /// Prepares a finder for `devices`: looks up once what each of their classes expects.
     pub(super) fn new(
         known: &'a Knowledge,
         bandit: &'a Bandit,
@@ -102,7 +102,8 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// Lists the arms within the limits: those that the class compares, or all arms if none of these is.
+    /// Lists the arms within the limits: only the arms that the class compares or, if none of these is within the limits, all
+    /// arms.
     fn allowed_arms(&self, facts: &Facts, limits: &Limits) -> Vec<usize> {
         let is_allowed = |arm: &usize| limits.allow(&self.arm_rates[*arm]);
         let compared = &self.classes[facts.class.as_str()].compared;
@@ -110,7 +111,8 @@ impl<'a> Finder<'a> {
         if allowed.is_empty() { (0..self.arm_rates.len()).filter(is_allowed).collect() } else { allowed }
     }
 
-    /// Returns what an arm promises a device. While its class knows nothing, the gain grows with the active layers.
+    /// Returns the prospect of an arm on a device. Until its class has measurements, the gain is assumed to grow with the active
+    /// layers.
     fn prospect(&self, device: &DeviceId, facts: &Facts, limits: &Limits, arm: usize) -> Prospect {
         let expectation = &self.classes[facts.class.as_str()].expectation;
         let estimate = self.known.learned.estimate(device, expectation, arm);

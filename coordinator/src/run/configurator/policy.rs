@@ -1,10 +1,10 @@
-//! How a bandit picks an arm for a device, from what each arm is expected to be worth.
+//! Picks an arm for a device, from the expected worth of each arm.
 //!
-//! - *epsilon-greedy* (our reading of the abstract of DropPEFT, arXiv:2503.10217): an arm at random with probability epsilon,
-//!   otherwise the best one. A class compares a list of arms at a time; every half window the worse half of the list is replaced.
-//!   Arms are drawn at random only if the round leaves time for them.
-//! - *ucb*: the largest `mean + c·σ·sqrt(ln N / n)`, over rewards of a sliding window (Garivier and Moulines,
-//!   arXiv:0805.3415, SW-UCB), with the rewards' standard deviation `σ` for their range, which is not known beforehand.
+//! - *epsilon-greedy* (our interpretation of the abstract of DropPEFT, arXiv:2503.10217): an arm at random with probability
+//!   epsilon, otherwise the best one. A class compares a list of arms at a time. Every half window, other arms replace the worse
+//!   half of the list. Arms are drawn at random only if the round leaves time for them.
+//! - *ucb*: the largest `mean + c·σ·sqrt(ln N / n)`, over rewards of a sliding window (Garivier and Moulines, arXiv:0805.3415,
+//!   SW-UCB), with the rewards' standard deviation `σ` instead of their range, which is not known beforehand.
 //! - *thompson*: the largest draw of `Normal(mean, σ² / n)` (Gaussian Thompson sampling: Agrawal and Goyal,
 //!   arXiv:1209.3353, section 2.2, with `σ` of the window).
 //!
@@ -17,7 +17,7 @@ use crate::run::draw::draw;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;
 
-/// How a bandit picks an arm.
+/// Method by which a bandit picks an arm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
@@ -37,7 +37,7 @@ pub(super) struct Question<'a> {
     pub(super) device: &'a DeviceId,
     pub(super) epsilon: f32,
     pub(super) window: u32,
-    /// The arms that may be chosen; never empty.
+    /// The arms that may be chosen. The list is never empty.
     pub(super) offers: &'a [Offer],
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Question<'a> {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Proposal {
     pub(super) prospect: Prospect,
-    /// True if another arm is known to be better.
+    /// True if the arm is not the best known arm.
     pub(super) explores: bool,
     pub(super) reason: &'static str,
 }
@@ -56,7 +56,7 @@ impl Policy {
         question.untried().or_else(|| question.forgotten()).unwrap_or_else(|| self.compare(question))
     }
 
-    /// Picks one of the arms that were measured lately; there is at least one.
+    /// Picks one of the arms with recent measurements, of which there is at least one.
     fn compare(self, question: &Question<'_>) -> Proposal {
         let measured = question.having(Prospect::is_measured);
         let best_known = favourite(&measured);
@@ -79,7 +79,7 @@ impl Question<'_> {
         Some(Proposal { prospect: picked.prospect, explores: true, reason: "no device has tried it yet" })
     }
 
-    /// Picks an arm without recent measurements, in exploring rounds or if there is no other.
+    /// Picks an arm without recent measurements, if the round explores or if there is no other arm.
     fn forgotten(&self) -> Option<Proposal> {
         let picked = self.pick(&self.having(|prospect| prospect.tried && !prospect.is_measured()), "forgotten")?;
         let is_alone = self.having(Prospect::is_measured).is_empty();
@@ -90,7 +90,7 @@ impl Question<'_> {
         })
     }
 
-    /// Epsilon-greedy's random arm: with probability epsilon, one that holds nobody up.
+    /// Draws epsilon-greedy's random arm: with probability epsilon, an arm for which no device has to wait.
     fn random_spare(&self) -> Option<Offer> {
         let spare: Vec<Offer> =
             self.offers.iter().copied().filter(|offer| offer.prospect.is_measured() && offer.is_spare).collect();
@@ -122,7 +122,7 @@ impl Question<'_> {
         (-2.0 * libm::log(1.0 - radius)).sqrt() * libm::cos(std::f64::consts::TAU * angle)
     }
 
-    /// The factor by which exploration fades as the run proceeds.
+    /// Returns the factor by which exploration fades as the run proceeds.
     fn fading(&self) -> f64 {
         (f64::from(self.window) / f64::from(self.round.max(1))).sqrt().min(1.0)
     }
@@ -143,9 +143,9 @@ impl Question<'_> {
     }
 }
 
-/// Returns true if many devices do something slow together in `round`, rather than one device in each round.
+/// Returns true if `round` is one of the rounds in which many devices do something slow at the same time.
 ///
-/// A round takes as long as its slowest device, so what slows a device down costs least if many do it at once. Such rounds are
+/// A round takes as long as its slowest device, so slow work costs least if many devices do it at once. Such rounds are
 /// spread evenly. They make up `share` of all rounds; with a window, their share decays as `share·min(1, sqrt(window / round))`.
 pub(super) fn explores_together(share: f32, window: Option<u32>, seed: u64, round: u32) -> bool {
     let passed = |round: u32| {
@@ -160,8 +160,8 @@ pub(super) fn explores_together(share: f32, window: Option<u32>, seed: u64, roun
 /// Returns the offer with the most layers among those that are as good as the best one.
 ///
 /// An offer is as good if it takes no longer and its worth is at most one standard error below. More layers are better, because a
-/// device's own measurement also shows how well it has learned its own mix of labels, which needs few layers; the global
-/// model is learned in the layers.
+/// device's own measurement also shows how well it has learned its own mix of labels. That needs few layers, while the global
+/// model needs all of them.
 pub(super) fn favourite(offers: &[Offer]) -> Offer {
     let top = best(offers, |offer| offer.worth);
     let error = |offer: &Offer| offer.deviation / offer.prospect.measurements.max(1.0).sqrt();
@@ -169,7 +169,7 @@ pub(super) fn favourite(offers: &[Offer]) -> Offer {
     best(offers, |offer| if is_as_good(offer) { offer.prospect.active_layers } else { f64::NEG_INFINITY })
 }
 
-/// Returns the offer with the highest score, the first of equals. `offers` is not empty.
+/// Returns the offer with the highest score, or the first of them if several are equal. `offers` must not be empty.
 pub(super) fn best(offers: &[Offer], score: impl Fn(&Offer) -> f64) -> Offer {
     let mut best = offers[0];
     let mut highest = f64::NEG_INFINITY;

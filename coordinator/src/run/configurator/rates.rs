@@ -5,12 +5,12 @@ use std::ops::Deref;
 
 /// Dropout rates of all layers, lowest layer first: each from 0 to below 1.
 ///
-/// A ledger refuses an order whose rates are not as many as the model's layers.
+/// A ledger refuses an order if the number of rates differs from the model's number of layers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "Vec<f32>", into = "Vec<f32>")]
 pub struct DropoutRates(Vec<f32>);
 
-/// A value that is no dropout rate.
+/// A value that is not a dropout rate.
 #[derive(Clone, Copy, PartialEq, Debug, thiserror::Error)]
 #[error("layer {layer} has dropout rate {rate}, expected 0 to below 1")]
 pub struct BadRate {
@@ -21,10 +21,10 @@ pub struct BadRate {
 }
 
 impl DropoutRates {
-    /// Takes the rates of all layers.
+    /// Checks and wraps the rates of all layers.
     ///
     /// # Errors
-    /// The first value that is no dropout rate.
+    /// The first value that is not a dropout rate.
     pub fn new(rates: Vec<f32>) -> Result<Self, BadRate> {
         match rates.iter().position(|rate| !(0.0..1.0).contains(rate)) {
             Some(layer) => Err(BadRate { layer, rate: rates[layer] }),

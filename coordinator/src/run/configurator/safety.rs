@@ -1,4 +1,5 @@
-//! Who may explore: nobody while a run is in trouble, no device that keeps failing, and never too many at once.
+//! Decides which devices may explore: none while a run is in trouble, none that keeps failing, and only a share of the others at
+//! once.
 
 use crate::run::draw::draw;
 use skiff_protocol::DeviceId;
@@ -6,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A device stops exploring after this many failed orders in a row.
 const MAX_FAILURES: u8 = 2;
-/// A loss this many times the lowest one counts as a divergence.
+/// Ratio of a loss to the lowest loss above which the run counts as diverged.
 const DIVERGENCE: f64 = 1.5;
 
-/// Signs of trouble in a run, by which exploring is allowed or not.
+/// Signs of trouble in a run, which decide whether devices may explore.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct Safety {
-    /// Number of failed orders in a row; devices without any are left out.
+    /// Number of failed orders in a row, by device. Devices without failed orders are left out.
     failures: BTreeMap<DeviceId, u8>,
     /// Lowest loss of all evaluations.
     lowest_loss: Option<f64>,
@@ -22,15 +23,15 @@ pub(super) struct Safety {
     unstable_links: Option<String>,
 }
 
-/// Who may explore in one round.
+/// The devices that may explore in one round.
 pub(super) struct Permit<'a> {
     safety: &'a Safety,
-    /// The devices that may; or the reason why none may.
+    /// The devices that may explore, or the reason why none may.
     explorers: Result<BTreeSet<&'a DeviceId>, &'a str>,
 }
 
 impl Safety {
-    /// Takes in the mean loss of an evaluation; `None` if no device reported.
+    /// Records the mean loss of an evaluation; `None` if no device reported.
     pub(super) fn evaluated(&mut self, loss: Option<f64>) {
         self.divergence = match (loss, self.lowest_loss) {
             (None, _) => Some("no device reported in the last evaluation".to_owned()),
@@ -45,7 +46,7 @@ impl Safety {
         }
     }
 
-    /// Takes in the end of a round of training. Links count as unstable if fewer than two thirds of the wanted updates arrived.
+    /// Records the end of a round of training. Links count as unstable if fewer than two thirds of the wanted updates arrived.
     pub(super) fn round_closed<'a>(
         &mut self,
         round: u32,
@@ -67,7 +68,7 @@ impl Safety {
             is_unstable.then(|| format!("only {updates} of {wanted} updates arrived in round {round}"));
     }
 
-    /// Allows at most `most` of the `willing` devices to explore, drawn by chance.
+    /// Allows at most `most` of the `willing` devices to explore. Draws them at random.
     pub(super) fn permit<'a>(
         &'a self,
         willing: impl Iterator<Item = &'a DeviceId>,
@@ -86,7 +87,7 @@ impl Safety {
         Permit { safety: self, explorers: Ok(drawn.into_iter().take(most).map(|(_, device)| device).collect()) }
     }
 
-    /// Returns the number of failed orders in a row of a device that failed too often to explore.
+    /// Returns a device's number of failed orders in a row, if it is too large for the device to explore.
     fn failures_of(&self, device: &DeviceId) -> Option<u8> {
         self.failures.get(device).copied().filter(|&failures| failures >= MAX_FAILURES)
     }
@@ -98,7 +99,7 @@ impl Permit<'_> {
         self.explorers.as_ref().is_ok_and(|explorers| explorers.contains(device))
     }
 
-    /// Says why a device that wanted to explore may not.
+    /// Returns the reason why a device that wants to explore may not.
     pub(super) fn refusal(&self, device: &DeviceId) -> String {
         match (self.explorers.as_ref(), self.safety.failures_of(device)) {
             (Err(trouble), _) => format!("no device explores in this round, because {trouble}"),

@@ -1,5 +1,5 @@
-//! Settings of an operator: where dropout rates come from, and how a bandit learns. [`Settings`] is all that a configurator needs
-//! to know of its run.
+//! Settings of an operator: the source of dropout rates, and the way a bandit learns. [`Settings`] holds all facts about a run
+//! that its configurator needs.
 
 use super::arms::{Arm, MAX_MEAN_RATE, Schedule, Shape};
 use super::gain::Gain;
@@ -60,8 +60,8 @@ impl Default for Rates {
 
 /// Settings of a bandit. Its arms are all combinations of means, shapes and schedules.
 ///
-/// The method is our reading of the abstract of DropPEFT (arXiv:2503.10217): the paper's own candidates and constants were not
-/// available to us. All of them can be configured here.
+/// The method is our interpretation of the abstract of DropPEFT (arXiv:2503.10217): the paper's own candidates and constants were
+/// not available to us. All of them can be configured here.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bandit {
@@ -71,7 +71,7 @@ pub struct Bandit {
     pub shapes: Vec<Shape>,
     /// Schedules to choose from (default constant).
     pub schedules: Vec<Schedule>,
-    /// How an arm is chosen (default epsilon-greedy).
+    /// Method of choosing an arm (default epsilon-greedy).
     pub policy: Policy,
     /// Share of rounds in which epsilon-greedy explores, 0 to 1 (default 0.2).
     pub epsilon: f32,
@@ -86,7 +86,7 @@ pub struct Bandit {
     /// Number of examples on which a device measures its gain, before and after its training, 1 to 4096 (default 32).
     pub probe_examples: u32,
     /// Share of devices that measure their gain although they do not explore, 0 to 1 (default 0.5). Only devices that finish
-    /// early measure. If none does, all devices measure together, in this share of the rounds.
+    /// early measure. If no device finishes early, all devices measure together in this share of the rounds.
     pub measured: f32,
 }
 
@@ -112,7 +112,7 @@ impl Rates {
     /// Checks every number.
     ///
     /// # Errors
-    /// The first number out of range, by name, with the range.
+    /// The first number that is out of range, with its name and the range.
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Fixed { mean, .. } if is_mean_rate(*mean) => Ok(()),
@@ -121,7 +121,7 @@ impl Rates {
         }
     }
 
-    /// Lists the arms, in a fixed order. A mean of 0 is one arm only, as it has no shape and no schedule.
+    /// Lists the arms, in a fixed order. A mean of 0 gives only one arm, because it has no shape and no schedule.
     #[must_use]
     pub fn arms(&self) -> Vec<Arm> {
         match self {

@@ -1,8 +1,8 @@
-//! How long a round should take if every device waits for the slowest, and what an arm is worth in that time.
+//! Plans the duration of a round in which every device waits for the slowest, and computes the worth of an arm in that time.
 //!
-//! In a synchronous round a device's dropout costs its own gain and saves everybody time. The goal is the gain of the whole
-//! round per second: `sum over devices of gain(arm) / max over devices of seconds(arm)`. For a given time, every device takes
-//! the arm with the highest gain among those that finish in time. So the best time is the time of one of the arms, and one sweep
+//! In a synchronous round a device's dropout costs its own gain and saves everybody time. The goal is the gain of the whole round
+//! per second: `sum over devices of gain(arm) / max over devices of seconds(arm)`. For a given time, every device takes the arm
+//! with the highest gain among those that finish in time. The best time is therefore the time of one of the arms, and one sweep
 //! over them finds it.
 
 /// One round of training with an arm on a device.
@@ -14,7 +14,7 @@ pub(super) struct Run {
     pub(super) seconds: f64,
 }
 
-/// Promise of one arm to one device, whatever the others do.
+/// Expected result of one arm on one device, independent of the other devices.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Prospect {
     pub(super) arm: usize,
@@ -23,9 +23,9 @@ pub(super) struct Prospect {
     pub(super) deviation: f64,
     /// Number of measurements in the window, over all devices.
     pub(super) measurements: f64,
-    /// True if some device ever measured the arm.
+    /// Whether a device has ever measured the arm.
     pub(super) tried: bool,
-    /// Number of layers that run, on average.
+    /// Average number of layers that run.
     pub(super) active_layers: f64,
 }
 
@@ -46,27 +46,27 @@ pub(super) struct Offer {
     pub(super) deviation: f64,
     /// Duration of the round in seconds if the device takes this arm.
     pub(super) seconds: f64,
-    /// True if trying and measuring the arm holds nobody up.
+    /// True if no device has to wait while the arm is tried and measured.
     pub(super) is_spare: bool,
 }
 
-/// The time that a round takes, and what the other devices gain in it.
+/// The time that a round takes, and the gain of the other devices in it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Tempo {
     /// Gain of the other devices.
     others: f64,
-    /// Seconds that the round takes at least; `None` if nobody waits for anybody.
+    /// Minimum duration of the round in seconds; `None` if no device waits for another.
     seconds: Option<f64>,
 }
 
 impl Tempo {
-    /// Plans a synchronous round from the possible runs of each device. A device gains `typical` on average.
+    /// Plans a synchronous round from the possible runs of each device. `typical` is the mean gain of a device.
     pub(super) fn synchronous(devices: &[Vec<Run>], typical: f64) -> Self {
         let others = typical * devices.len().saturating_sub(1) as f64;
         Self { others, seconds: Some(best_seconds(devices)) }
     }
 
-    /// The tempo of asynchronous rounds: each device on its own.
+    /// Returns the tempo of asynchronous rounds, in which no device waits for another.
     pub(super) const fn asynchronous() -> Self {
         Self { others: 0.0, seconds: None }
     }
@@ -88,7 +88,7 @@ impl Tempo {
         }
     }
 
-    /// Returns true if the device can spend `extra` more seconds on the run before anybody waits for it.
+    /// Returns true if the device can spend `extra` more seconds on the run before another device has to wait for it.
     pub(super) fn has_time_for(self, run: Run, extra: f64) -> bool {
         self.seconds.is_none_or(|seconds| run.seconds + extra <= seconds)
     }
@@ -99,8 +99,8 @@ impl Tempo {
     }
 }
 
-/// Returns the best duration of a round in seconds, from the possible runs of each device. A device without any does not count;
-/// 0 without devices.
+/// Returns the best duration of a round in seconds, from the possible runs of each device. Devices without possible runs are
+/// ignored. Returns 0 without devices.
 fn best_seconds(devices: &[Vec<Run>]) -> f64 {
     let least = devices.iter().filter_map(|runs| fastest(runs)).fold(0.0, f64::max);
     let mut gains: Vec<f64> = devices.iter().map(|runs| most_gain_within(runs, least)).collect();
@@ -124,7 +124,7 @@ fn fastest(runs: &[Run]) -> Option<f64> {
     runs.iter().map(|run| run.seconds).reduce(f64::min)
 }
 
-/// Returns the highest gain of the runs that take at most `seconds`; minus infinity without any.
+/// Returns the highest gain of the runs that take at most `seconds`; minus infinity if there is no such run.
 fn most_gain_within(runs: &[Run], seconds: f64) -> f64 {
     runs.iter().filter(|run| run.seconds <= seconds).map(|run| run.gain).fold(f64::NEG_INFINITY, f64::max)
 }

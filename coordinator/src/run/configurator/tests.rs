@@ -49,14 +49,15 @@ fn alike(devices: usize) -> Vec<Facts> {
     vec![Facts::default(); devices]
 }
 
-/// The rewards that a synthetic world pays: of an arm in a round, with noise.
+/// A synthetic world that pays a noisy reward for an arm in a round.
 struct World {
     drifts: bool,
     rounds: u32,
 }
 
 impl World {
-    /// Between 0.2 and 1; the best arm is the third, and of a drifting world the first from its middle on.
+    /// Returns an arm's mean reward, between 0.2 and 1. The third arm is the best; in a drifting world, the first arm becomes the
+    /// best in the middle.
     fn mean(&self, arm: usize, round: u32) -> f64 {
         let best = if self.drifts && round > self.rounds / 2 { 0 } else { 2 };
         // All rewards shrink, as they do while training converges.
@@ -64,7 +65,7 @@ impl World {
         level * (1.0 - 0.2 * (arm as f64 - f64::from(best)).abs())
     }
 
-    /// The regret of each round, by the best arm of that round: of the configurator, and of choosing evenly.
+    /// Returns the regret of each round against the best arm of that round, for the configurator and for choosing evenly.
     fn play(&self, policy: Policy, devices: usize, seed: u64) -> Vec<(f64, f64)> {
         let bandit = Bandit { policy, explorers: 1.0, ..Bandit::default() };
         let mut configurator = made(Rates::Bandit(bandit), seed, self.rounds, vec![]);
@@ -94,7 +95,8 @@ fn policy() -> impl Strategy<Value = Policy> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Sublinear: over sixteen times the rounds, the share of an even choice's regret falls.
+    /// Checks that the regret is sublinear: in a run that is sixteen times as long, it is a smaller share of the regret of
+    /// choosing evenly.
     #[test]
     fn prop_regret_grows_slower_than_the_rounds(policy in policy(), seed in 1u64..1_000_000, drifts in any::<bool>()) {
         let share = |rounds, seed| {
@@ -161,8 +163,8 @@ fn told() -> impl Strategy<Value = Told> {
 }
 
 proptest! {
-    /// Whatever is told: no choice outside the limits, protected layers always run, no more explorers than may, and the
-    /// same story gives the same choices and the same state.
+    /// Checks for any story that no choice is outside the limits, protected layers always run, not too many devices explore, and
+    /// the same story gives the same choices and the same state.
     #[test]
     fn prop_choices_keep_to_limits_and_budget_and_replay(
         bandit in bandit(), facts in proptest::collection::vec(facts(), 5), story in proptest::collection::vec(told(), 0..20),
@@ -387,7 +389,7 @@ fn no_dropout_is_one_arm_whatever_its_shape() {
     assert_eq!(means, [0.3, 0.3, 0.0, 0.5, 0.5]);
 }
 
-/// Steps of a second with all layers, or half of it.
+/// Returns facts about a device whose steps with all layers take `step_ms`.
 fn paced(class: &str, step_ms: f64) -> Facts {
     let pace = Some(Pace { step_ms, active_layers: LAYERS as f64, other_ms: 0.0 });
     Facts { class: class.to_owned(), pace, ..Facts::default() }

@@ -1,8 +1,8 @@
-//! The first record of a run as layout 4 wrote it, frozen on 1 December 2026. Nothing but the migration may use it.
+//! The first record of a run in layout 4. It never changes. Only the migration may use it.
 //!
-//! Layout 4 stored the engine's own types as postcard. Layout 5 keeps the bytes of every other record and replaces the
-//! settings in this one by JSON, so that a new setting needs no migration. The names and variants here are those of
-//! `coordinator.toml` at that time, because they become the keys of that JSON.
+//! Layout 4 stored the engine's own types as postcard. Layout 5 keeps the bytes of every other record and replaces the settings
+//! in this one by JSON, so that a new setting needs no migration. The names and variants here are those in `coordinator.toml` at
+//! the time of layout 4, because they become the keys of the JSON.
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::{Digest, RunId};
@@ -14,7 +14,7 @@ pub(super) struct First {
     pub(super) record: Record,
 }
 
-/// The first variant of layout 4's records.
+/// The first variant of the records of layout 4.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Record {
     RunStarted(Start),

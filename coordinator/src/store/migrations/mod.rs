@@ -1,7 +1,7 @@
-//! Leads a journal from every layout since 4 to the newest one, all in one transaction.
+//! Migrates a journal from any layout since 4 to the newest one, in one transaction.
 //!
-//! A layout's number is the database's `user_version`. Each step has a file with what it reads, frozen: a step must do the
-//! same for ever, whatever becomes of the types that the engine uses.
+//! A layout's number is the database's `user_version`. Each step has a file with the types that it reads. These types never
+//! change, so that the step keeps working when the engine's types change.
 
 mod layout_4;
 
@@ -15,7 +15,7 @@ use skiff_protocol::RunId;
 /// The oldest layout that can be migrated.
 pub(super) const OLDEST: i64 = 4;
 
-/// Result of a migration, done or only tried.
+/// Result of a migration, whether it was kept or only tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Migrated {
     /// Layout before.
@@ -30,7 +30,7 @@ pub struct Migrated {
     pub damaged: Vec<RunId>,
 }
 
-/// Applies every step from layout `found` on. The caller commits, or does not.
+/// Applies every step from layout `found` on. The caller commits the transaction or rolls it back.
 pub(super) fn migrate(transaction: &Transaction<'_>, found: i64, identity: &str) -> Result<Migrated, rusqlite::Error> {
     let damaged = if found < 5 { to_layout_5(transaction, identity)? } else { Vec::new() };
     transaction.pragma_update(None, "user_version", LAYOUT)?;
@@ -63,7 +63,7 @@ fn to_layout_5(transaction: &Transaction<'_>, identity: &str) -> Result<Vec<RunI
     Ok(damaged)
 }
 
-/// Returns true if a record of the run could not be read; its bytes are taken over all the same.
+/// Migrates a run. Returns true if one of its records could not be read; the bytes of such a record are copied unchanged.
 fn run_to_layout_5(transaction: &Transaction<'_>, sql_run: i64, number: i64) -> Result<bool, rusqlite::Error> {
     let run = RunId(sql_run.cast_unsigned());
     transaction.execute("INSERT INTO run VALUES (?, ?, 0, NULL, '{}')", params![sql_run, number])?;
@@ -116,7 +116,7 @@ fn first(bytes: &[u8]) -> Option<Entry> {
     Some(Entry { at_ms, record: journal::Record::RunStarted(start) })
 }
 
-/// Reads any other record of layout 4: layout 5 has the same bytes.
+/// Reads any other record of layout 4, which has the same bytes as in layout 5.
 fn read(bytes: &[u8]) -> Option<Entry> {
     match postcard::take_from_bytes(bytes) {
         Ok((entry, [])) => Some(entry),

@@ -1,7 +1,7 @@
 //! Choices in a few hundred random situations, recorded in `choices.txt`: a change of the code must not change a decision.
 //!
-//! Reasons are not recorded, so that their wording is free. To record the file anew after a change of the method, run this test
-//! with `SKIFF_RECORD=1`.
+//! Reasons are not recorded, so that their wording may change. To record the file anew after a change of the method, run this
+//! test with `SKIFF_RECORD=1`.
 
 use super::*;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 const STORIES: u64 = 40;
 const ROUNDS: u32 = 10;
 
-/// Random numbers that depend on nothing but a story's number.
+/// Random numbers that depend only on a story's number.
 struct Chance {
     story: u64,
     drawn: u32,
@@ -77,7 +77,7 @@ impl Chance {
     }
 }
 
-/// One run of ten rounds; a line a round, appended to `lines`.
+/// Plays one run of ten rounds and appends one line for each round to `lines`.
 fn play(story: u64, lines: &mut String) {
     let mut chance = Chance { story, drawn: 0 };
     let protected = if chance.happens(0.3) { vec![chance.number(LAYERS) as u32] } else { vec![] };
@@ -119,8 +119,9 @@ fn play(story: u64, lines: &mut String) {
     }
 }
 
-/// For example `3.7 2! -/16 0`: story and round; of each device its arm (`-`: none), `!` if it explores, and the examples of its
-/// probe; last a digest of all rates, layers and expected gains, to the bit.
+/// Returns a line such as `3.7 2! -/16 0`. It begins with story and round. Each device follows with its arm (`-` for none), `!`
+/// if it explores, and the number of examples of its probe. The line ends in a digest of all rates, layers and expected gains, to
+/// the bit.
 fn line(configurator: &Configurator, story: u64, round: u32, choices: &BTreeMap<DeviceId, Choice>) -> String {
     let mut line = format!("{story}.{round}");
     let mut digest = blake3::Hasher::new();

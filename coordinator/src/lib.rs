@@ -3,13 +3,12 @@
 //!
 //! It runs no model and sees no training data: devices report the accuracy, and updates are only averaged.
 //!
-//! Rooms. Pure: [`run`] (the engine, with the configurator and the sharing of layers), [`merge`] (the mean and its
+//! Modules. Pure: [`run`] (the engine, with the configurator and the sharing of layers), [`merge`] (the mean and its
 //! alternatives), [`fleet`] (the known devices). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
-//! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them).
-//! [`doors`]: MQTT for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For
-//! everybody: [`config`], [`views`] (makes what operators see), [`board`] (the newest
-//! views, and what each watcher has not seen) and [`measures`] (figures of evaluations). [`release`] is a room for
-//! later.
+//! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them). [`doors`]: MQTT
+//! for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For everybody: [`config`],
+//! [`views`] (makes what operators see), [`board`] (the newest views, and the changes that each watcher has not seen) and
+//! [`measures`] (figures of evaluations). [`release`] is reserved for later.
 //!
 //! Requests of operators, their replies and the views are the crate `skiff-api`. The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 

@@ -62,7 +62,7 @@ pub enum CheckpointError {
     Absent {
         /// The folder.
         folder: PathBuf,
-        /// The work.
+        /// Advice for the user.
         hint: &'static str,
     },
     /// Tensors of the model are missing.
@@ -124,7 +124,7 @@ const CONVERT: &str = "; it has weights in an older format: load them with trans
                        writes safetensors";
 
 impl TensorFile {
-    /// Opens the file at `path` and checks its header: sizes that fit the file, no overlap, no holes.
+    /// Opens the file at `path` and checks that the tensors in its header fit the file, without overlaps or holes.
     ///
     /// # Errors
     /// A file that cannot be read or has a malformed header.
@@ -149,12 +149,12 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), file, index })
     }
 
-    /// Returns the names of its tensors, in order.
+    /// Returns the names of the file's tensors, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
-    /// Returns true if it has a tensor of that name.
+    /// Returns true if the file has a tensor of that name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
@@ -179,7 +179,7 @@ impl TensorFile {
         Ok(ArrayD::from_shape_vec(shape, values).expect("as many values as the shape says"))
     }
 
-    /// Passes a tensor's values to `take` as f32, in order, some rows of `row` values at a time. F16 and BF16 are widened, which
+    /// Passes a tensor's values to `take` as f32, in order, a few rows of `row` values at a time. F16 and BF16 are widened, which
     /// is exact.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub struct Stages {
     pub embed: CompiledStage,
     /// One stage for each kind of layer.
     pub blocks: Vec<CompiledStage>,
-    /// Index in `blocks` for each layer.
+    /// Index in `blocks` of each layer's kind.
     pub kinds: Vec<usize>,
     /// Stage from activations to scores and loss.
     pub head: CompiledStage,
@@ -43,7 +43,7 @@ pub struct Stages {
 }
 
 impl Design {
-    /// Returns the fault in the design, if there is one. A design from a file may have any values.
+    /// Returns what is wrong with the design, if anything. A design from a file may have any values.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let Head { task, labels, .. } = self.head;

@@ -1,4 +1,4 @@
-//! Opens files by untrusted paths: a path may lead to a pipe or a device, and a file may have any length.
+//! Opens files at untrusted paths: a path may lead to a pipe or a device, and a file may have any length.
 //!
 //! The errors come from `std::io` and do not name the file; the caller adds the name.
 
@@ -24,8 +24,8 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
 }
 
-/// Same as [`read_bounded`], for a file that holds a JSON object. Refuses a file that stands in its place, such as a Git LFS pointer
-/// or a web page, and one that is cut off; the error says what to do.
+/// Same as [`read_bounded`], for a file that holds a JSON object. Refuses contents of another kind, such as a Git LFS pointer or
+/// a web page, and a truncated file. The error says what to do.
 ///
 /// # Errors
 /// The errors of [`read_bounded`], and contents that cannot be a JSON object.
@@ -45,7 +45,7 @@ pub fn read_json_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Err(io::Error::new(ErrorKind::InvalidData, fault))
 }
 
-/// Recognises what stands in the place of the file at `path`. Returns `None` if nothing is recognised or it cannot be read.
+/// Recognises wrong contents of the file at `path`. Returns `None` if the contents are not recognised or cannot be read.
 #[must_use]
 pub fn foreign_start(path: &Path) -> Option<Foreign> {
     let mut start = Vec::with_capacity(START_BYTES);

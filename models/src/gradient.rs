@@ -1,8 +1,8 @@
 //! Reverse-mode differentiation that appends graph nodes: one rule for each operator, one loop around them.
 //!
-//! A rule computes the gradient of each operand from the gradient of the result. It may assume that operand and gradient
-//! have been broadcast. The loop orders the nodes, leaves out nodes that lead to no wanted value, un-broadcasts, and
-//! accumulates. A matrix product that ends in a sum is accumulated inside the product.
+//! A rule computes the gradient of each operand from the gradient of the result. A rule may assume that operand and gradient
+//! already have the broadcast shape. The loop orders the nodes, leaves out nodes that lead to no wanted value, un-broadcasts, and
+//! accumulates. If a term of a sum is a matrix product, the product itself adds the other terms.
 //!
 //! Rules emit adjoint operators such as [`Op::GeluGrad`]; [`crate::lower`] expands them for graphs of plain operators.
 
@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Derivatives, 2nd ed., section 3.2).
 ///
 /// # Errors
-/// An operator without a rule on the way; a wanted value on which `output` does not depend; a shape error, which means that
-/// a rule is wrong.
+/// An operator without a rule between `wanted` and `output`; a wanted value on which `output` does not depend; a shape error,
+/// which means that a rule is wrong.
 pub fn gradient(graph: &mut Graph, output: Id, seed: Id, wanted: &[Id]) -> Result<Vec<Id>, GraphError> {
     let order: Vec<usize> = graph.extract(&[output], &BTreeSet::new()).nodes.into_iter().collect();
     let active = leading_to(graph, &order, wanted);
@@ -53,7 +53,7 @@ pub fn gradient(graph: &mut Graph, output: Id, seed: Id, wanted: &[Id]) -> Resul
         .collect()
 }
 
-/// Returns the values that depend on one of `wanted`, through the nodes `order`.
+/// Returns the values that depend on one of `wanted`. `order` lists the nodes to follow.
 fn leading_to(graph: &Graph, order: &[usize], wanted: &[Id]) -> BTreeSet<Id> {
     let mut active: BTreeSet<Id> = wanted.iter().copied().collect();
     for &at in order {
@@ -65,7 +65,8 @@ fn leading_to(graph: &Graph, order: &[usize], wanted: &[Id]) -> BTreeSet<Id> {
     active
 }
 
-/// Appends the sum of `parts`. A product without an addend takes the sum so far as its addend, which saves a pass over memory.
+/// Appends the sum of `parts`. A matrix product without an addend gets the sum so far as its addend, which saves a pass over
+/// memory.
 fn accumulate(graph: &mut Graph, parts: &[Id]) -> Result<Id, GraphError> {
     let is_bare_product = |part: &Id| matches!(graph.producer(*part), Some(Node { op: Op::Gemm { .. }, inputs, .. }) if inputs.len() == 2);
     let (products, others): (Vec<Id>, Vec<Id>) = parts.iter().partition(|part| is_bare_product(part));

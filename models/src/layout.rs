@@ -3,7 +3,7 @@
 use crate::task::Task;
 use serde::{Deserialize, Serialize};
 
-/// The batch's side of a pack.
+/// The properties of a pack that determine its batches.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
@@ -13,17 +13,17 @@ pub struct Layout {
     pub classes: usize,
     /// Query heads, `h`.
     pub heads: usize,
-    /// Key and value heads, `k`; `h` is a multiple of it.
+    /// Key and value heads, `k`; `h` is a multiple of `k`.
     pub key_heads: usize,
-    /// Rows of the word embedding: token ids are below it.
+    /// Rows of the word embedding; token ids are below this number.
     pub vocabulary: usize,
-    /// Rows of the segment embedding; 0 if the model has none. Segments are then ignored.
+    /// Rows of the segment embedding; 0 if the model has none, in which case segments are ignored.
     pub segments: usize,
     /// Position of an example's first token: 0, or one more than RoBERTa's padding index.
     pub first_position: usize,
     /// Length of the longest example, in tokens.
     pub max_tokens: usize,
-    /// Number of tokens that a token sees in a layer with a sliding window, itself included.
+    /// Number of tokens that a token sees in a layer with a sliding window, including itself.
     pub window: Option<usize>,
     /// Numbering of distances, for disentangled attention.
     pub relative: Option<RelativePositions>,
@@ -46,7 +46,8 @@ const HEAD_BYTES: usize = 32 << 20;
 pub struct RelativePositions {
     /// Half the rows of the table, `k`. Distance 0 has row `k`.
     pub span: usize,
-    /// Number of buckets on each side. Distances up to half of it are exact, larger ones logarithmic. `None`: all are exact.
+    /// Number of buckets on each side. Distances up to half of this number are exact, larger ones logarithmic. `None` if all
+    /// distances are exact.
     pub buckets: Option<usize>,
     /// Distance at the end of the last bucket.
     pub max_distance: usize,

@@ -2,12 +2,13 @@
 //!
 //! It does not run graphs, train or use the network; the agent does that with the finished pack.
 //!
-//! Rooms, in the order of a checkpoint's way:
-//! - [`checkpoint`], [`adapter`]: the formats of Hugging Face's libraries, read and written; [`files`]: opening of files
+//! Modules, in the order in which they process a checkpoint:
+//! - [`checkpoint`], [`adapter`]: the formats of Hugging Face's libraries, read and written; [`files`]: reading of files at
+//!   untrusted paths
 //! - [`architectures`]: BERT, DeBERTa, Llama and similar models as formulas; [`task`], [`peft`]: tasks and methods of
 //!   fine-tuning; [`spans`]: labels of tokens that form spans
-//! - [`stage`]: a formula becomes graphs, forward, backward and evaluate; [`design`]: the stages of a whole model;
-//!   [`storage`]: formats of frozen tensors; [`layout`]: the properties that determine the form of a batch
+//! - [`stage`]: turns a formula into graphs (forward, backward, evaluate); [`design`]: the stages of a whole model; [`storage`]:
+//!   formats of frozen tensors; [`layout`]: the properties that determine the form of a batch
 //! - [`graph`] (nodes, shapes), [`gradient`] (one rule for each operator), [`lower`] (adjoint operators become plain ones),
 //!   [`onnx`] (the writer): the basis of stages
 //! - [`pack`]: the folder for devices; [`tensors`]: named tensors, their schema; [`memory`]: prediction of a step's memory;

@@ -13,7 +13,7 @@ pub const PREFIX: &str = "base_model.model.";
 /// Maximum rank of LoRA, and maximum width of an adapter.
 pub const MAX_RANK: usize = 1024;
 
-/// Method of fine-tuning few parameters.
+/// Method of fine-tuning only a few parameters.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Peft {
@@ -38,9 +38,9 @@ pub struct Lora {
     pub alpha: f32,
     /// Target layers, by the end of their name or the whole name: `query`, `attention.output.dense`.
     ///
-    /// `all-linear` alone has the meaning of PEFT: every linear layer of the blocks, and the pooler if it is frozen. It contains
-    /// no part of a head, because a head trains whole. A DeBERTa with projected embeddings refuses `all-linear`, because the
-    /// projection is a linear layer that cannot be adapted here.
+    /// `all-linear` alone has the same meaning as in PEFT: every linear layer of the blocks, and the pooler if it is frozen. It
+    /// contains no part of a head, because all parameters of a head train. A DeBERTa with projected embeddings refuses
+    /// `all-linear`, because the projection is a linear layer that cannot be adapted here.
     pub targets: Vec<String>,
     /// Different ranks, by the end of the layers' names.
     #[serde(default)]
@@ -66,7 +66,8 @@ pub struct Linears<'a> {
     pub of_blocks: &'a [&'a str],
     /// Full names of all layers that LoRA may target.
     pub names: Vec<String>,
-    /// Full names of the layers that train whole, as parts of a head. A PEFT adapter may also list them as targets.
+    /// Full names of the layers whose parameters all train, because they are parts of a head. A PEFT adapter may also list them
+    /// as targets.
     pub of_heads: &'a [&'a str],
     /// Full names of the layers that LoRA cannot target here.
     pub unadapted: &'a [&'a str],
@@ -118,7 +119,7 @@ impl Peft {
         }
     }
 
-    /// Returns the method's fault for a model with these linear layers, if there is one.
+    /// Returns what is wrong with the method for a model with these linear layers, if anything.
     #[must_use]
     pub fn problem(&self, linears: &Linears<'_>, layers: usize) -> Option<String> {
         match self {
@@ -174,7 +175,7 @@ impl Lora {
         self.bad_target(linears).or_else(|| self.idle_pattern(&linears.names))
     }
 
-    /// Returns a message about a target that is no layer's name, or cannot be adapted.
+    /// Returns a message about a target that is not the name of a layer, or cannot be adapted.
     fn bad_target(&self, linears: &Linears<'_>) -> Option<String> {
         let there = linears.of_blocks.join(", ");
         for target in &self.targets {
@@ -194,12 +195,12 @@ impl Lora {
     }
 }
 
-/// Returns true if `name` is `end`, or ends in a dot and `end`.
+/// Returns true if `name` equals `end`, or ends in a dot followed by `end`.
 pub(crate) fn ends_with_parts(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Returns the layer in a name: the first number among its parts.
+/// Returns the number of the layer in a name: the first number among the name's parts.
 fn layer_of(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
@@ -229,7 +230,7 @@ mod tests {
     const NAMES: [&str; 3] =
         ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.query", "bert.pooler.dense"];
 
-    /// Returns the fault in the settings for a model with those layers, if there is one.
+    /// Returns what is wrong with the settings for a model with these layers, if anything.
     fn problem(lora: Lora) -> Option<String> {
         Peft::Lora(lora).problem(
             &Linears {

@@ -2,7 +2,7 @@
 //!
 //! Labels carry a prefix: `B-` begins a span, `I-` continues it, `E-` ends it, `S-` is a span of one token; `O` is outside.
 //! Labels are read as in `seqeval`'s default mode (`seqeval.metrics.sequence_labeling.get_entities`, version 1.2.2), which
-//! follows CoNLL's `conlleval`. The mode is lenient: an `I-` or `E-` without a span to continue begins one.
+//! follows CoNLL's `conlleval`. The mode is lenient: an `I-` or `E-` without a span to continue begins a new span.
 
 /// Labels that form spans.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,7 +12,7 @@ pub struct SpanLabels {
     types: Vec<String>,
 }
 
-/// A span. Two spans are the same if type, first and last token agree.
+/// A span. Two spans are equal if their type, first token and last token are equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Span {
     /// First token.
@@ -76,7 +76,7 @@ impl SpanLabels {
     }
 }
 
-/// Returns true if the span of the token before does not continue with this token.
+/// Returns true if the span of the previous token does not continue with this token.
 fn is_end(before: (Position, Option<usize>), label: (Position, Option<usize>)) -> bool {
     let closes = matches!(before.0, Position::End | Position::Single);
     let opens = matches!(label.0, Position::Begin | Position::Single | Position::Outside);

@@ -22,7 +22,7 @@ impl Task {
     pub const ALL: [Self; 4] =
         [Self::SequenceClassification, Self::Regression, Self::TokenClassification, Self::CausalLm];
 
-    /// Returns its name in files and on the command line.
+    /// Returns the task's name in files and on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Tensors by name, f32. They are ordered, and so is everything computed from them.
+/// Tensors by name, f32. They are ordered by name, and so is everything computed from them.
 pub type NamedTensors = BTreeMap<String, ArrayD<f32>>;
 
 /// One trainable tensor: its name in Hugging Face PEFT, shape and layer.
@@ -41,7 +41,7 @@ impl TensorSpec {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Schema {
-    /// Ordered by name.
+    /// The trainable tensors, ordered by name.
     pub tensors: Vec<TensorSpec>,
 }
 
@@ -59,7 +59,7 @@ pub enum TensorError {
     Length {
         /// Number of bytes of the file.
         found: u64,
-        /// Number of bytes by the header.
+        /// Number of bytes that the header announces.
         expected: u64,
         /// True if the file ends within its header, so that only the header's end is known.
         inside_header: bool,
@@ -67,57 +67,57 @@ pub enum TensorError {
     /// The schema does not have the tensor.
     #[error("tensor {name:?} is not in the schema")]
     Unknown {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
     /// A tensor of the schema is missing.
     #[error("tensor {name:?} is missing")]
     Missing {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
     /// The shape differs from the schema's.
     #[error("tensor {name:?} has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
         /// The shape in the schema.
         expected: Vec<usize>,
         /// The value that was found.
         found: Vec<usize>,
     },
-    /// Such files may not have tensors of this type.
+    /// The type is not allowed in files of this kind.
     #[error("tensor {name:?} has type {found}, which is not supported; supported: {supported}")]
     Unsupported {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
         /// The value that was found.
         found: String,
         /// The supported types.
         supported: &'static str,
     },
-    /// The reader takes another type.
+    /// The reader expects another type.
     #[error("tensor {name:?} has type {found:?}, expected {expected:?}")]
     Type {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// The type that the reader takes.
+        /// The type that the reader expects.
         expected: DType,
         /// The value that was found.
         found: DType,
     },
-    /// The values do not begin at a multiple of their size.
+    /// The position of the values is not a multiple of their size.
     #[error("tensor {name:?} begins at byte {begin} of the file, which is no multiple of the size of its values")]
     Misaligned {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Position of its first byte.
+        /// Position of the tensor's first byte.
         begin: usize,
     },
     /// A value is NaN or infinite.
     #[error("tensor {name:?} holds a value that is not finite")]
     NotFinite {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
     },
     /// The tensors could not be written.
@@ -239,7 +239,7 @@ pub fn rank_axis(name: &str) -> Option<usize> {
     name.contains(LORA_B).then_some(1)
 }
 
-/// Cuts `weights` to the shapes of `schema`, with the same or smaller dimensions. The first rows and columns stay.
+/// Cuts `weights` to the shapes of `schema`, with the same or smaller dimensions. Keeps the first rows and columns.
 #[must_use]
 pub fn cut(weights: NamedTensors, schema: &Schema) -> NamedTensors {
     let shortened = |(name, mut tensor): (String, ArrayD<f32>)| {

@@ -1,4 +1,4 @@
-//! An export leaves either its complete result under the target's name, or the earlier contents.
+//! Checks that an export leaves either its complete result under the target's name, or the earlier contents.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use safetensors::SafeTensors;

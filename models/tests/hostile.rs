@@ -1,4 +1,5 @@
-//! Damaged copies of real files: read or refused, never a panic. The fuzz targets in `models/fuzz` go further.
+//! Reads damaged copies of real files, which must be accepted or refused without a panic. The fuzz targets in `models/fuzz` go
+//! further.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use proptest::prelude::*;

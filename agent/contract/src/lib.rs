@@ -2,9 +2,9 @@
 //!
 //! It starts no process and trains nothing: everything here is a value, a function on values, or the reading of one small file.
 //!
-//! Rooms: [`greeting`] (both programs check that they understand each other), [`frames`] (the messages between them), [`work`] (an
-//! order and its product), [`settings`] (pack, examples and resources), [`inventory`] (a device's pack and examples, and findings
-//! that keep it from training), [`samples`] (a value of every frame, which identifies the layout), [`memory`] (resident
+//! Modules: [`greeting`] (both programs check that they understand each other), [`frames`] (the messages between them), [`work`]
+//! (an order and its product), [`settings`] (pack, examples and resources), [`inventory`] (a device's pack and examples, and
+//! findings that keep it from training), [`samples`] (a value of every frame, which identifies the layout), [`memory`] (resident
 //! memory of a process), [`limits`] (the memory that a device may use), [`log`] (log lines on standard error).
 
 pub mod frames;

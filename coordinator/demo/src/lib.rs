@@ -1,7 +1,7 @@
 //! The demo: trains a whole fleet on one machine while you watch. It is for trying Skiff out, not for production.
 //!
 //! All parts are real. The embedded broker ([`crate::broker`]) and the coordinator run in this process; each agent is a
-//! process `skiff-agent run`; they talk over MQTT. Rooms, in the order of a demo: [`Options`], `folder` (files of the
+//! process `skiff-agent run`; they talk over MQTT. Modules, in the order of a demo: [`Options`], `folder` (files of the
 //! demo), `shares` (training data), `agents` (processes), `screen` and `table` (display), `outcome` (result). However the
 //! demo ends, the agents are stopped and the folder is removed. The agents also end when this process is killed.
 

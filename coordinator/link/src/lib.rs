@@ -24,7 +24,7 @@
 //! again. A blocked reader (perhaps in `publish`) can therefore never stop the connection. `Up` and `Down` are not dropped, but
 //! if several wait, only the newest is sent.
 //!
-//! Rooms: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
+//! Modules: `settings` (the broker's address and credentials), `address` (its URL), `config` (one link), `driver` (the loop
 //! above), `inbox` (the reader's queue), `backoff` (time to rest),
 //! `trouble` (reasons in words), `probe` (the protocol of a port), `refusals` (messages that are not accepted).
 

@@ -2,7 +2,7 @@
 //!
 //! It opens no socket, reads no clock and touches no file: everything here is a value, or a function from values to values.
 //!
-//! Rooms, in the order that bytes travel:
+//! Modules, in the order that bytes travel:
 //! - [`topics`]: the topics of messages.
 //! - [`messages`]: the types of messages; [`metrics`]: the counts of an evaluation.
 //! - [`codec`]: the layout on the wire of any [`codec::Message`]; `bounds`: the values that fields may have.

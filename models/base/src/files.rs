@@ -1,21 +1,21 @@
-//! Files and folders that a crash leaves either as they were or as they should be.
+//! Replaces files so that a crash leaves either the old contents or the complete new ones.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// Who may read a file that [`replace`] writes.
+/// Users who may read a file that [`replace`] writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Its owner alone, mode 0600.
+    /// Only the owner (mode 0600).
     Owner,
-    /// Everybody whom the process's umask lets in.
+    /// Everybody whom the process's umask allows.
     Shared,
 }
 
-/// Replaces the file at `path` as a whole, through `{path}.new` beside it. A reader, also after a crash, finds the old bytes or
-/// the new ones. File and folder are flushed to the disk before it returns.
+/// Replaces the file at `path` as a whole, through `{path}.new` beside it. A reader finds either the old or the new bytes, even
+/// after a crash. File and folder are flushed to the disk before it returns.
 ///
 /// Two processes must not replace one file at the same time: hold a [`crate::lock::Lock`].
 ///
@@ -49,8 +49,8 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Makes `folder` with mode 0700 if it is missing, and its parents. Returns true if nobody but the owner can look inside:
-/// an existing folder keeps its mode.
+/// Creates `folder` with mode 0700, and its parents, if it is missing. An existing folder keeps its mode. Returns true if only
+/// the owner can read the folder.
 ///
 /// # Errors
 /// Errors of the file system.

@@ -1,28 +1,28 @@
-//! Recognises contents that often stand in the place of a model's or a data set's file: a Git LFS pointer, a web page, an archive,
-//! nothing at all.
+//! Recognises contents that users often have instead of a model's or a data set's file: a Git LFS pointer, a web page, an
+//! archive, nothing at all.
 //!
-//! The first [`START_BYTES`] of a file are enough. Text and JSON are not recognised here, because they may be right.
+//! The first [`START_BYTES`] of a file are enough. Text and JSON are not recognised here, because they may be the right contents.
 
 use std::fmt;
 
 /// Number of bytes at the start of a file that [`Foreign::recognise`] looks at.
 pub const START_BYTES: usize = 1024;
 
-/// Contents that are not the file they stand for. Its text says what was found and what to do.
+/// Contents of another kind than the file should have. `Display` says what was found and what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Foreign {
-    /// No byte.
+    /// The file is empty.
     Empty,
-    /// Zeros only, as a download leaves them that reserved its space and was interrupted.
+    /// The file holds only zeros. An interrupted download that reserved its space leaves such a file.
     Zeros,
     /// A pointer of Git LFS.
     LfsPointer {
         /// Size of the real file in bytes, if the pointer has one.
         bytes: Option<u64>,
     },
-    /// A page or an error message in HTML or XML.
+    /// A web page, or an error message in HTML or XML.
     WebPage {
-        /// Start of its title, or of its text.
+        /// Start of the page's title, or of its text.
         says: String,
     },
     /// A file of another kind.
@@ -69,7 +69,7 @@ const UNPACK: &str = "unpack it and use the file inside";
 const CONVERT: &str =
     "load the model with transformers and save it with save_pretrained, which writes model.safetensors";
 
-/// First bytes of kinds of files, with the kinds and the remedies.
+/// First bytes of some kinds of files, each with the kind and the remedy.
 const KINDS: [(&[u8], &str, &str); 10] = [
     (
         b"PK\x03\x04",
@@ -88,7 +88,7 @@ const KINDS: [(&[u8], &str, &str); 10] = [
 ];
 
 impl Foreign {
-    /// Recognises a file by its first bytes: all of a shorter file, at least [`START_BYTES`] of a longer one.
+    /// Recognises a file by its first bytes. `start` must hold at least [`START_BYTES`], or the whole file if it is shorter.
     #[must_use]
     pub fn recognise(start: &[u8]) -> Option<Self> {
         if start.is_empty() {
@@ -118,7 +118,8 @@ impl Foreign {
     }
 }
 
-/// Returns true for the first two bytes of a pickle of protocol 2 to 5, followed by an opcode that PyTorch begins with.
+/// Returns true for the first two bytes of a pickle of protocol 2 to 5, followed by an opcode with which PyTorch begins its
+/// files.
 fn is_pickle(start: &[u8]) -> bool {
     matches!(start, [0x80, 2..=5, b'}' | b']' | b'c' | b'(' | 0x95 | 0x8a, ..])
 }

@@ -1,10 +1,10 @@
-//! The few things that coordinator, agent and models all need below them: locks, files that are replaced as a whole, errors in
-//! one line, and seeded numbers.
+//! The few basic functions that coordinator, agent and models share: locks, files that are replaced as a whole, errors in one
+//! line, and seeded random numbers.
 //!
 //! It knows nothing of Skiff and depends on nothing but the standard library.
 //!
-//! Rooms: [`files`] (replacing a file, private folders), [`foreign`] (contents in the place of others), [`lock`] (one process at
-//! a time), [`chain`] (an error and its causes), [`random`] (the same numbers on every platform).
+//! Modules: [`files`] (replacing a file, private folders), [`foreign`] (wrong contents of a file), [`lock`] (one process at a
+//! time), [`chain`] (an error and its causes), [`random`] (the same numbers on every platform).
 
 pub mod files;
 pub mod foreign;

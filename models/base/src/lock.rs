@@ -1,4 +1,4 @@
-//! One process at a time: locks that the system releases when their holder ends, however it ends.
+//! Locks for one process at a time. The system releases a lock when its holder ends, even after a crash.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -10,7 +10,7 @@ pub struct Lock {
     file: File,
 }
 
-/// The reason for which a lock was not taken.
+/// Reason why a lock was not taken.
 #[derive(Debug)]
 pub enum LockError {
     /// Another process holds it.
@@ -46,7 +46,7 @@ impl std::error::Error for LockError {
 }
 
 impl Lock {
-    /// Locks the file at `path`, which is made if it is missing and never removed.
+    /// Locks the file at `path`. Creates it if it is missing, and never removes it.
     ///
     /// # Errors
     /// [`LockError::InUse`] if another process holds it; [`LockError::Io`].
@@ -63,10 +63,10 @@ impl Lock {
         Self::take(File::open(path), path)
     }
 
-    /// Returns the metadata of what is locked, wherever it is by now.
+    /// Returns the metadata of the locked file or folder, even if it was renamed.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
         self.file.metadata()
     }

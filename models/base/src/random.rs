@@ -1,8 +1,8 @@
-//! Seeded numbers that are the same on every platform and in every version of this crate.
+//! Seeded random numbers that are the same on every platform and in every version of this crate.
 //!
-//! `SplitMix64`: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, doi
-//! 10.1145/2660193.2660195, figure 17. Written here rather than taken from `rand`, whose distributions may change their
-//! values between versions and take logarithms from the platform. Not for secrets.
+//! `SplitMix64`: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, doi 10.1145/2660193.2660195,
+//! figure 17. It is written here because the distributions of the crate `rand` may change their values between versions, and use
+//! the platform's logarithms. Not for secrets.
 
 /// A stream of numbers that its seed determines.
 #[derive(Clone, Debug)]
@@ -11,13 +11,13 @@ pub struct Random {
 }
 
 impl Random {
-    /// The stream of `seed`.
+    /// Starts the stream of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
-    /// Uniform over all 64-bit numbers.
+    /// Draws a number, uniformly from all 64-bit numbers.
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,7 +25,8 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Uniform in `0..bound`, without bias (Lemire, arXiv:1805.10941, algorithm 5); 0 where `bound` is 0 or 1.
+    /// Draws a number uniformly from `0..bound`, without bias (Lemire, arXiv:1805.10941, algorithm 5). Returns 0 if `bound` is 0
+    /// or 1.
     pub fn below(&mut self, bound: usize) -> usize {
         let bound = bound.max(1) as u64;
         let unfair = bound.wrapping_neg() % bound;
@@ -37,12 +38,12 @@ impl Random {
         }
     }
 
-    /// Uniform in the open interval (0, 1), the middles of 2⁵² equal steps.
+    /// Draws a number uniformly from the open interval (0, 1): the middle of one of 2⁵² equal steps.
     pub fn unit(&mut self) -> f64 {
         ((self.next_u64() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
     }
 
-    /// True with `probability`.
+    /// Returns true with `probability`.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.unit() < probability
     }
@@ -52,7 +53,7 @@ impl Random {
         choices.get(self.below(choices.len()))
     }
 
-    /// Brings `items` into an order, every order as likely (Fisher and Yates).
+    /// Shuffles `items`, every order with the same probability (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last + 1));
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Results of the reference implementation in C, seed 1234567.
+    /// Compares with the results of the reference implementation in C for seed 1234567.
     #[test]
     fn the_first_numbers_are_the_published_ones() {
         let mut random = Random::new(1_234_567);

@@ -228,7 +228,7 @@ impl Arguments {
 
 /// Reads a file of names, or a count that names the classes `0`, `1`, ...
 fn read_labels(argument: &str) -> anyhow::Result<Vec<String>> {
-    /// Maximum size of the file, in bytes: room for the most and longest names in a pack.
+    /// Maximum size of the file in bytes, enough for the maximum number of names of maximum length.
     const MAX_BYTES: u64 = 32 << 20;
     if let Ok(count) = argument.parse::<usize>() {
         if count > MAX_LABELS {
@@ -252,7 +252,7 @@ const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Maximum size of `config.json`, in bytes.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
 
-/// Checks that the folder is there, and that nothing else stands in the place of its small files.
+/// Checks that the folder exists, and that its small files have the expected kind of contents.
 fn check_folder(checkpoint: &Path) -> anyhow::Result<()> {
     let shown = checkpoint.display();
     if checkpoint.is_file() {
@@ -273,7 +273,7 @@ fn check_folder(checkpoint: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks the folder before minutes are spent on the weights. The builder reports faults of `config.json`.
+/// Checks the tokenizer before the builder spends minutes on the weights. The builder reports faults of `config.json`.
 fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
     let tokenizer = checkpoint.join("tokenizer.json");
     if !tokenizer.exists() {

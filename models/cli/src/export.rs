@@ -53,7 +53,7 @@ impl Arguments {
     }
 }
 
-/// The trainable tensors are a small part of a model.
+/// Maximum size of the file of weights, in bytes. The trainable tensors are a small part of a model.
 const MAX_WEIGHTS_BYTES: u64 = 8 << 30;
 
 /// Writes the adapter or the checkpoint.

@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     tensors: bool,
 }
 
-/// Step for the prediction of memory.
+/// Size of the step whose memory is predicted.
 #[derive(clap::Args)]
 pub(crate) struct Batch {
     /// Number of examples in the step for the prediction of memory.

@@ -7,8 +7,8 @@ use tokenizers::Tokenizer;
 /// Largest accepted size of a `tokenizer.json`, in bytes; the largest known ones have 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Loads `path` like the agent, compares its ids with the rows of the model's word embedding, and returns the number of
-/// tokens.
+/// Loads the tokenizer at `path` as the agent does, and compares its ids with the rows of the model's word embedding. Returns the
+/// number of tokens.
 pub(crate) fn check(path: &Path, vocabulary: Option<usize>) -> anyhow::Result<usize> {
     let found =
         std::fs::metadata(path).map_err(|error| anyhow!(error).context(format!("reading {}", path.display())))?;

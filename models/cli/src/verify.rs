@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 struct Findings {
     files: usize,
     digest: String,
-    /// Whether the graphs' bytes were compared with the design's. If another version made the pack, only the ports were
+    /// True if the bytes of the graphs were compared with the design. If another version made the pack, only the ports were
     /// compared.
     design_to_the_byte: bool,
     tokens: usize,
@@ -39,13 +39,13 @@ struct Findings {
     open_seconds: f64,
     loss: f32,
     gradients: usize,
-    /// Largest difference of a score between the plain and the fused graphs, relative to the largest score; `None` if the
-    /// pack has no fused graphs that this ONNX Runtime takes.
+    /// Largest difference of a score between the plain and the fused graphs, relative to the largest score; `None` if the pack
+    /// has no fused graphs that this ONNX Runtime can run.
     fused_difference: Option<f32>,
 }
 
-/// Largest relative difference of two scores that should be equal. Rounding in another order gives 1e-6 and less; other
-/// operators or weights give more than this.
+/// Largest relative difference of two scores that should be equal. A different order of rounding gives at most 1e-6; wrong
+/// operators or weights give more than this limit.
 const FUSED_TOLERANCE: f32 = 1e-3;
 
 /// Checks digests, builds the graphs again, loads the tokenizer, and runs every graph.
@@ -117,7 +117,7 @@ impl Outcome {
     }
 }
 
-/// Trains and evaluates a tiny batch through all layers, and then with each kind of layer as the highest one.
+/// Trains and evaluates a tiny batch: first through all layers, then with each kind of layer as the highest one.
 fn run_all(pack: &Pack, trainer: &mut Trainer) -> anyhow::Result<Outcome> {
     let manifest = pack.manifest();
     let all = LayerMask::all(manifest.layers);

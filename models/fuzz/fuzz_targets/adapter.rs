@@ -1,4 +1,4 @@
-//! Any bytes are the settings of an adapter, or refused.
+//! Reads any bytes as the settings of an adapter. They must be accepted or refused without a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

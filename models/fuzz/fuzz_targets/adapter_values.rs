@@ -1,4 +1,4 @@
-//! Any bytes are the values of an adapter, or refused.
+//! Reads any bytes as the values of an adapter. They must be accepted or refused without a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

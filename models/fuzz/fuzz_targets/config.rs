@@ -1,4 +1,4 @@
-//! Any `config.json` is a model whose sizes are within bounds, or refused.
+//! Reads any `config.json`. It must be refused, or give a model whose sizes are within bounds.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

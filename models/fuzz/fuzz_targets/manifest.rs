@@ -1,5 +1,5 @@
-//! Any bytes are no manifest, alone or beside the files of a pack; with a few of them changed in a sound one, it is a pack that
-//! fits its files, or refused.
+//! Reads any bytes as a manifest, alone and beside the files of a pack; they must be refused. Also changes a few bytes of a sound
+//! manifest, which must be refused or fit the files of the pack.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes are a model whose nodes and inputs can be listed, or refused; both readers say the same.
+//! Reads any bytes as an ONNX model. They must be refused, or give a list of nodes and inputs; both readers must agree.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Any bytes are exactly the tensors of a schema, or refused; the schema is any too: it precedes them, with a zero between.
+//! Reads any bytes as the tensors of any schema. They must be refused, or be exactly these tensors. The input holds the schema, a
+//! zero byte, and the bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

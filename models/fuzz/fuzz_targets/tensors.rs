@@ -1,4 +1,5 @@
-//! Any bytes are a file of tensors that can be read, or refused: frozen ones of a pack, a checkpoint's, an index of shards.
+//! Reads any bytes as a pack's frozen tensors, a checkpoint's tensors, and an index of shards. They must be accepted or refused
+//! without a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

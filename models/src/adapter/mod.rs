@@ -1,8 +1,8 @@
 //! LoRA adapters in Hugging Face PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Tensors in a pack already have PEFT's names. This room deals with the settings and the differences between writers.
-//! `settings` reads every key that changes the model or refuses it, `select` finds the adapted layers by PEFT's rules, and
-//! `write` makes an adapter from a pack.
+//! Tensors in a pack already have PEFT's names. This module handles the settings, and the differences between programs that write
+//! adapters. `settings` reads every key that changes the model or refuses it, `select` finds the adapted layers by PEFT's rules,
+//! and `write` makes an adapter from a pack.
 //!
 //! `lora_dropout` is ignored, like the model's own dropouts (see [`crate::architectures`]).
 
@@ -36,7 +36,7 @@ pub struct Adapter {
     settings: Settings,
     folder: PathBuf,
     tensors: TensorFile,
-    /// Names of the tensors that were not taken yet.
+    /// Names of the tensors that the pack has not taken yet.
     unused: BTreeSet<String>,
 }
 
@@ -72,9 +72,9 @@ pub enum AdapterError {
     Setting {
         /// The file.
         path: PathBuf,
-        /// Its key.
+        /// Key of the setting.
         key: String,
-        /// Its value.
+        /// Value of the setting.
         found: String,
         /// Advice for the user.
         advice: String,
@@ -110,7 +110,7 @@ pub enum AdapterError {
         /// The tensor and the fault.
         source: TensorError,
     },
-    /// PEFT has no form for the pack's method of fine-tuning.
+    /// PEFT has no format for the pack's method of fine-tuning.
     #[error("a pack tuned with {kind} has no adapter in Hugging Face PEFT's format; {hint}")]
     Kind {
         /// The method of fine-tuning.
@@ -158,8 +158,8 @@ impl Adapter {
         self.settings.lora(model, task, bare).map_err(|refusal| refused(&self.folder, refusal))
     }
 
-    /// Fails if the adapter was trained for another task than `task`. An adapter without a task, or one trained for features
-    /// alone, fits all tasks.
+    /// Fails if the adapter was trained for a task other than `task`. An adapter without a task, or for feature extraction, fits
+    /// all tasks.
     ///
     /// # Errors
     /// Another task; the error names the setting.
@@ -210,7 +210,7 @@ impl Adapter {
         self.tensors.names().find(|name| !known.contains(*name)).map_or(Ok(()), |name| Err(self.superfluous(name)))
     }
 
-    /// Fails if the adapter has a tensor that was not taken: without it, the model would not be the same.
+    /// Fails if the adapter has a tensor that the pack did not take, because the model would differ without it.
     ///
     /// # Errors
     /// An unused tensor; the error names it.

@@ -41,7 +41,7 @@ pub fn write(
     put(CONFIG_FILE, &text)
 }
 
-/// Contents of the settings' file. It is a structure because the order of patterns counts.
+/// Contents of the settings' file. It is a structure, not a map, because the order of patterns counts.
 #[derive(Serialize)]
 struct Config<'a> {
     peft_type: &'static str,
@@ -81,7 +81,7 @@ fn config<'a>(manifest: &'a Manifest, base_model: Option<&'a str>, lora: &'a Lor
     }
 }
 
-/// Returns the targets by name. PEFT would apply `all-linear` also to a head that trains whole, and would fail if the
+/// Returns the targets by name. PEFT would also apply `all-linear` to a fully trained head, and would fail if the
 /// head is a single layer.
 fn targets<'a>(manifest: &'a Manifest, lora: &'a Lora) -> Vec<&'a str> {
     if !lora.targets.iter().any(|target| target == ALL_LINEAR) {

@@ -1,4 +1,4 @@
-//! The parts of attention in every architecture: the moves between token rows and heads, and the weighted sum.
+//! The parts of attention that every architecture uses: the conversions between token rows and heads, and the weighted sum.
 
 use super::shape;
 use crate::graph::{Attention, Dim, GraphError, Id, Op};
@@ -33,7 +33,7 @@ impl Heads {
         }
     }
 
-    /// Returns `[T, h*d]` (or `[T, h, d]`) to `[B, h, S, d]`.
+    /// Converts `[T, h*d]` (or `[T, h, d]`) to `[B, h, S, d]`.
     pub(super) fn split(&self, stage: &mut Stage<'_>, rows: Id, name: &str) -> Result<Id, GraphError> {
         let (to_heads, to_tokens) = self.indices(stage);
         let g = &mut stage.graph;
@@ -43,7 +43,7 @@ impl Heads {
         Ok(g.rename(heads, name))
     }
 
-    /// Returns `[B, h, S, d]` to `[T, h*d]`.
+    /// Converts `[B, h, S, d]` to `[T, h*d]`.
     pub(super) fn join(&self, stage: &mut Stage<'_>, heads: Id) -> Result<Id, GraphError> {
         let (to_heads, to_tokens) = self.indices(stage);
         let g = &mut stage.graph;
@@ -60,7 +60,7 @@ impl Heads {
     }
 }
 
-/// Attention with scores from products of queries and keys alone.
+/// Settings of attention whose scores are products of queries and keys alone.
 #[derive(Clone, Copy)]
 pub(super) struct Attending {
     /// Query heads, `h`.
@@ -73,19 +73,19 @@ pub(super) struct Attending {
     pub(super) sees: Sees,
 }
 
-/// The keys that a query sees in its example.
+/// The keys of its example that a query sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sees {
     All,
     /// Keys at the query's position or before it.
     Causal,
-    /// The last keys at the query's position or before it, at most this many.
+    /// At most this many of the last keys up to the query's position.
     Window(usize),
 }
 
 impl Attending {
-    /// Returns `softmax(Q K^T / sqrt(d)) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of rows `[Q, h*d]`, `[T, k*d]`, `[T,
-    /// k*d]`, as rows `[Q, h*d]`. `places` exists in fused graphs only: the row of each example's one query.
+    /// Returns `softmax(Q K^T / sqrt(d)) V` (Vaswani et al., arXiv 1706.03762, eq. 1) of rows `[Q, h*d]`, `[T, k*d]`, `[T, k*d]`,
+    /// as rows `[Q, h*d]`. `places` exists only in fused graphs, and holds the row of the single query of each example.
     pub(super) fn apply(
         &self,
         stage: &mut Stage<'_>,
@@ -181,7 +181,7 @@ pub(super) fn products(
     g.reshape(products, shape([&"B", &queries, &"S", &"S"]))
 }
 
-/// Returns `[B, k, g*S, last]`.
+/// Returns the shape `[B, k, g*S, last]`.
 fn grouped(keys: usize, group: usize, last: &Dim) -> Vec<Dim> {
     vec!["B".into(), keys.into(), Dim::from("S").times(&group.into()), last.clone()]
 }

@@ -1,8 +1,8 @@
 //! BERT (Devlin et al., arXiv 1810.04805), RoBERTa (Liu et al., arXiv 1907.11692) and XLM-R (Conneau et al., arXiv
 //! 1911.02116), in the post-norm form of their releases.
 //!
-//! Rows are tokens: `T` of them for a whole batch, without padding. Attention alone looks at them as
-//! `[B, h, S, d]`, through the index of the batch.
+//! Rows are tokens: `T` of them for a whole batch, without padding. Only attention rearranges them to `[B, h, S, d]`, by indices
+//! from the batch.
 
 use super::attention::{Attending, Sees};
 use super::config::{
@@ -38,7 +38,7 @@ pub struct Bert {
     pub segments: usize,
     /// Position of an example's first token.
     pub first_position: usize,
-    /// Added to the variance in layer norms.
+    /// Number added to the variance in layer norms.
     pub norm_epsilon: f32,
     /// Activation of the feed-forward part.
     pub activation: Activation,
@@ -57,7 +57,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// `model_type` in `config.json`.
+    /// Returns `model_type` in `config.json`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -89,7 +89,8 @@ impl Family {
         }
     }
 
-    /// Returns the linear layers of the head for sequences, if it has more than one. PEFT then counts them among the targets.
+    /// Returns the linear layers of the head for sequences, if it has more than one. PEFT counts them among the targets in that
+    /// case.
     pub(super) const fn head_linears(self) -> &'static [&'static str] {
         match self {
             Self::Bert => &[],
@@ -208,7 +209,7 @@ impl Bert {
         Layout { segments, first_position, max_tokens: self.positions - first_position, ..plain }
     }
 
-    /// `h = LayerNorm(W[id] + P[position] + S[segment])`.
+    /// Builds `h = LayerNorm(W[id] + P[position] + S[segment])`.
     pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let mut row = |part, index: &str, table: &str, size| {
             let index = stage.batch(part, index, shape([&"T"]));
@@ -222,7 +223,7 @@ impl Bert {
         stage.layer_norm("embeddings.LayerNorm", sum, self.hidden, self.norm_epsilon)
     }
 
-    /// `a = LayerNorm(x + W_o attention(x))`, `y = LayerNorm(a + W_2 gelu(W_1 a))`.
+    /// Builds `a = LayerNorm(x + W_o attention(x))`, `y = LayerNorm(a + W_2 gelu(W_1 a))`.
     pub(super) fn block(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let x = stage.hidden(shape([&"T", &self.hidden]));
         let (computed, places) = stage.computed_rows(x)?;
@@ -241,8 +242,8 @@ impl Bert {
         )
     }
 
-    /// `logits = W_c tanh(W_p h_first + b_p) + b_c`; for tokens `W_c h + b_c`. BERT's `W_p` is the pooler. The other members
-    /// have `classifier.dense` in its place, which trains.
+    /// Builds `logits = W_c tanh(W_p h_first + b_p) + b_c`; for tokens `W_c h + b_c`. BERT's `W_p` is the pooler. The other
+    /// members have `classifier.dense` instead, which trains.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(shape([&"T", &self.hidden]));
         let classify = |stage: &mut Stage<'_>, x| {
@@ -270,7 +271,7 @@ impl Bert {
 }
 
 impl Keys {
-    /// Returns the first position of RoBERTa and XLM-R: the one after the padding token's.
+    /// Returns the first position of RoBERTa and XLM-R, which follows the padding token's position.
     fn position_after_padding(&self) -> Result<usize, ConfigError> {
         let id = self.pad_token_id.unwrap_or(Some(1));
         let position = id.and_then(|id| usize::try_from(id.checked_add(1)?).ok());
@@ -290,7 +291,7 @@ pub(super) struct PostNorm {
 }
 
 impl PostNorm {
-    /// `a = LayerNorm(x + W_o context)`, `y = LayerNorm(a + W_2 f(W_1 a))`.
+    /// Builds `a = LayerNorm(x + W_o context)`, `y = LayerNorm(a + W_2 f(W_1 a))`.
     pub(super) fn apply(
         &self,
         stage: &mut Stage<'_>,

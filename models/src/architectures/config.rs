@@ -1,4 +1,4 @@
-//! Reading a checkpoint's `config.json`.
+//! Reads a checkpoint's `config.json`.
 
 use super::SUPPORTED;
 use serde::de::value::MapDeserializer;
@@ -17,7 +17,7 @@ pub enum ConfigError {
     Key {
         /// Dotted path of the key, for example `rope.theta`.
         key: String,
-        /// The found type and the expected one.
+        /// The parser's error, which names the found and the expected type.
         source: serde_json::Error,
     },
     /// This version does not support the model.
@@ -36,7 +36,7 @@ pub enum ConfigError {
         /// The supported values.
         supported: &'static str,
     },
-    /// Impossible sizes.
+    /// The sizes are impossible.
     #[error("{what}")]
     Sizes {
         /// The fault.
@@ -74,12 +74,12 @@ pub(super) fn keys_within<T: DeserializeOwned>(config: &Value, outer: &str) -> R
     })
 }
 
-/// Reads a key for which null and its absence differ in meaning: `Some(None)` is null. The field needs `serde(default)`.
+/// Reads a key whose null value differs in meaning from its absence: `Some(None)` is null. The field needs `serde(default)`.
 pub(super) fn null_or<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
-/// Refuses settings that every architecture may have and none here computes.
+/// Refuses settings that any architecture may have but that no architecture here implements.
 pub(super) fn refuse_unsupported(config: &Value) -> Result<(), ConfigError> {
     let is_set = |key: &str| config.get(key).filter(|value| !value.is_null() && value.as_object() != Some(&Map::new()));
     for (key, supported) in [
@@ -110,13 +110,14 @@ pub(super) fn refuse_unsupported(config: &Value) -> Result<(), ConfigError> {
 
 const KNOWN_PROBLEMS: [&str; 2] = ["single_label_classification", "regression"];
 
-/// Returns a message about the first size that is out of bounds: 1 to the number beside it.
+/// Returns a message about the first size that is out of bounds. Each entry holds a name, a size and its maximum; the minimum is
+/// 1.
 pub(super) fn out_of_bounds(sizes: &[(&str, usize, usize)]) -> Option<String> {
     let (name, size, most) = sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size))?;
     Some(format!("{name} is {size}, expected 1 to {most}"))
 }
 
-/// Returns the fault in a norm's epsilon, if there is one.
+/// Returns what is wrong with a norm's epsilon, if anything.
 pub(super) fn bad_epsilon(name: &str, epsilon: f32) -> Option<String> {
     let sound = epsilon > 0.0 && epsilon < 1.0;
     (!sound).then(|| format!("{name} is {epsilon}, expected a small positive number"))

@@ -38,7 +38,7 @@ pub struct Deberta {
     pub absolute: bool,
     /// Rows of the segment embedding; 0 for none.
     pub segments: usize,
-    /// Added to the variance in layer norms.
+    /// Number added to the variance in layer norms.
     pub norm_epsilon: f32,
     /// Activation of the feed-forward part.
     pub activation: Activation,
@@ -46,8 +46,8 @@ pub struct Deberta {
     pub pooler_activation: Activation,
     /// Attention by distance.
     pub relative: Option<Relative>,
-    /// Number of terms of attention by distance in a checkpoint without such attention. They are not computed, but scores are
-    /// scaled as if they were, as in transformers.
+    /// Number of terms of attention by distance in a checkpoint without such attention. They are not computed, but the scale of
+    /// the scores counts them, as in transformers.
     #[serde(default)]
     pub idle_terms: usize,
     /// The convolution beside the first block.
@@ -70,15 +70,15 @@ pub struct Relative {
     pub normed: bool,
 }
 
-/// A convolution over the embeddings, added to the first block's result.
+/// A convolution over the embeddings, which is added to the first block's result.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Convolution {
-    /// Number of tokens behind each result; odd.
+    /// Number of tokens that each result depends on; odd.
     pub width: usize,
     /// Number of groups of features with separate convolutions.
     pub groups: usize,
-    /// The activation after it.
+    /// The activation after the convolution.
     pub activation: Activation,
 }
 
@@ -123,7 +123,7 @@ struct Keys {
     conv_act: Activation,
 }
 
-/// `["c2p", "p2c"]` or `"c2p|p2c"`.
+/// Kinds of terms, written as `["c2p", "p2c"]` or `"c2p|p2c"`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Kinds {
@@ -269,8 +269,8 @@ impl Deberta {
         Layout { segments: self.segments, max_tokens: self.positions, relative, ..plain }
     }
 
-    /// `h = LayerNorm(P W[id])`, with position and segment added if the model has them. Also offers the rows of the distance
-    /// table for every distance in the batch.
+    /// Builds `h = LayerNorm(P W[id])`, with position and segment added if the model has them. Also offers the rows of the
+    /// distance table for every distance in the batch.
     pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let row = |stage: &mut Stage<'_>, part, index: &str, table: &str, size| {
             let index = stage.batch(part, index, shape([&"T"]));
@@ -318,8 +318,8 @@ impl Deberta {
         Ok(())
     }
 
-    /// Builds a post-norm block with the scores `(Q K^T + Q P_k[i - j] + K P_q[i - j]) / sqrt(d (1 + terms))` (arXiv
-    /// 2006.03654, eq. 4). Beside the first block stands `LayerNorm(y + f(convolution(x)))`.
+    /// Builds a post-norm block with the scores `(Q K^T + Q P_k[i - j] + K P_q[i - j]) / sqrt(d (1 + terms))` (arXiv 2006.03654,
+    /// eq. 4). The first block also has `LayerNorm(y + f(convolution(x)))`.
     pub(super) fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Id, GraphError> {
         let x = stage.hidden(self.rows());
         let heads = Heads::of_queries(self.heads, self.hidden / self.heads);
@@ -399,7 +399,7 @@ impl Deberta {
         })
     }
 
-    /// `logits = W_c f(W_p h_first + b_p) + b_c`; for tokens `W_c h + b_c`.
+    /// Builds `logits = W_c f(W_p h_first + b_p) + b_c`; for tokens `W_c h + b_c`.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let mut rows = stage.hidden(self.rows());
         if head.task != Task::TokenClassification {
@@ -446,13 +446,13 @@ impl Relative {
     }
 }
 
-/// Returns the layer that projects embeddings of another size to the blocks' width.
+/// Name of the layer that projects embeddings of another size to the blocks' width.
 pub(super) const PROJECTION: &str = "deberta.embeddings.embed_proj";
 
 const RELATIVE_KEYS: &str = "relative_keys";
 const RELATIVE_QUERIES: &str = "relative_queries";
 
-/// Returns `2 S`: one row for each distance between two of `S` tokens, and a spare one.
+/// Returns `2 S`: one row for each distance between two of `S` tokens, and one spare row.
 fn twice_s() -> Dim {
     Dim::from("S").times(&2.into())
 }

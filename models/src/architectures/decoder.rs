@@ -38,7 +38,7 @@ pub struct Decoder {
     pub vocabulary: usize,
     /// Longest sequence.
     pub positions: usize,
-    /// Added to the mean square in norms.
+    /// Number added to the mean square in norms.
     pub norm_epsilon: f32,
     /// The gate's activation.
     pub activation: Activation,
@@ -54,13 +54,13 @@ pub struct Decoder {
     pub tied: bool,
     /// Rule for the angles of positions.
     pub rotary: Rotary,
-    /// Number of tokens that a token sees in layers with a sliding window, itself included.
+    /// Number of tokens that a token sees in layers with a sliding window, including itself.
     pub window: Option<usize>,
     /// The layers with a sliding window.
     pub windowed: Vec<usize>,
 }
 
-/// Member of the family. [`Decoder`]'s other fields hold the differences.
+/// Member of the family. The other fields of [`Decoder`] hold all other differences.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -75,7 +75,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// `model_type` in `config.json`.
+    /// Returns `model_type` in `config.json`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -237,7 +237,7 @@ impl Decoder {
         Layout { key_heads: self.key_heads, max_tokens, window: self.window, ..plain }
     }
 
-    /// `h = W[id]`. Also offers cosine and sine of the positions' angles, `[T, 1, d]`, each frequency twice.
+    /// Builds `h = W[id]`. Also offers cosine and sine of the positions' angles, `[T, 1, d]`, each frequency twice.
     pub(super) fn embed(&self, stage: &mut Stage<'_>) -> Result<Id, GraphError> {
         let ids = stage.batch(BatchPart::InputIds, "input_ids", shape([&"T"]));
         let hidden = stage.rows("embed_tokens.weight", [self.vocabulary, self.hidden], ids)?;
@@ -260,7 +260,7 @@ impl Decoder {
         Ok(hidden)
     }
 
-    /// `a = x + W_o attention(norm(x))`, `y = a + W_down (f(W_gate n) * W_up n)` with `n = norm(a)`.
+    /// Builds `a = x + W_o attention(norm(x))`, `y = a + W_down (f(W_gate n) * W_up n)` with `n = norm(a)`.
     pub(super) fn block(&self, stage: &mut Stage<'_>, layer: usize) -> Result<Id, GraphError> {
         let x = stage.hidden(self.rows());
         let normed = stage.rms_norm("input_layernorm", x, self.hidden, self.norm_epsilon)?;
@@ -300,8 +300,8 @@ impl Decoder {
         stage.linear(&format!("self_attn.{role}_proj"), x, sizes, bias(self.attention_bias))
     }
 
-    /// Returns `z cos + rotate(z) sin` for every head of `rows`, normalised first if the model has that norm. `places` are the
-    /// tokens of the rows, if some tokens have none.
+    /// Returns `z cos + rotate(z) sin` for every head of `rows`. Normalises the heads first if the model has head norms. `places`
+    /// holds the token of each row, if not every token has a row.
     fn turned(
         &self,
         stage: &mut Stage<'_>,
@@ -328,8 +328,8 @@ impl Decoder {
         g.add(along, across)
     }
 
-    /// Builds the head, after a norm: scores of the next token with the word embedding or `lm_head`, or classes of the last
-    /// token or of each token with `score`.
+    /// Builds the head, which begins with a norm. It computes scores of the next token with the word embedding or `lm_head`, or
+    /// scores of classes for the last token or each token with `score`.
     pub(super) fn head(&self, stage: &mut Stage<'_>, head: Head) -> Result<Ending, GraphError> {
         let hidden = stage.hidden(self.rows());
         let rows = match head.task {
@@ -359,8 +359,7 @@ impl Decoder {
 }
 
 impl Keys {
-    /// Returns the number of key heads. The default of transformers depends on the family; null stands for the number of query
-    /// heads.
+    /// Returns the number of key heads. The default of transformers depends on the family; null means the number of query heads.
     fn key_heads(&self, family: Family) -> Result<usize, ConfigError> {
         let usual = match family {
             Family::Llama => self.num_attention_heads,

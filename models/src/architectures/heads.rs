@@ -17,7 +17,7 @@ pub(super) fn last_rows(stage: &mut Stage<'_>, hidden: Id) -> Result<Id, GraphEr
     stage.graph.op(Op::Gather, &[hidden, last])
 }
 
-/// Returns `activation(W x + b)`; `head` decides whether the layer is frozen or trains.
+/// Returns `activation(W x + b)`; `head` determines whether the layer is frozen or trains.
 pub(super) fn pool(
     stage: &mut Stage<'_>,
     name: &str,

@@ -10,12 +10,12 @@
 //! (`hidden_dropout_prob`, `attention_probs_dropout_prob`, `attention_dropout`, `classifier_dropout`, `pooler_dropout`).
 //! First values come from [`crate::peft::draw`] instead of `initializer_range`.
 //!
-//! `pad_token_id` matters only for RoBERTa and XLM-R, whose positions begin after it. In other encoders it only names the
-//! row of an embedding that was zero at first.
+//! `pad_token_id` matters only for RoBERTa and XLM-R, whose positions begin after it. In other encoders it only names the row of
+//! the embedding that was zero before the original training.
 //!
-//! A decoder classifies by the last token of a text. Here rows have no padding, so it is the last token of each example.
-//! transformers searches padded rows for the last token that is not `pad_token_id`. The two differ if a text itself ends in
-//! the padding token, which is possible if the end token also pads: transformers then takes the token before.
+//! A decoder classifies by the last token of a text. Rows have no padding here, so this is the last token of each example.
+//! transformers searches padded rows for the last token that is not `pad_token_id`. The results differ if a text itself ends in
+//! the padding token, which is possible if the end token is also the padding token: transformers then takes the token before it.
 
 mod attention;
 pub mod bert;
@@ -89,7 +89,7 @@ impl Model {
         }
     }
 
-    /// Returns the fault in the sizes, if there is one. They come from files and determine how much memory is allocated.
+    /// Returns what is wrong with the sizes, if anything. The sizes come from files and determine how much memory is allocated.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self {
@@ -305,7 +305,7 @@ impl Model {
         }
     }
 
-    /// Returns the reason for which this model cannot be tuned with the method, if there is one.
+    /// Returns the reason why this model cannot be tuned with the method, if there is one.
     #[must_use]
     pub fn peft_problem(&self, peft: &Peft) -> Option<String> {
         let (linears, layers) = (self.linears(), self.sizes().layers);
@@ -383,7 +383,7 @@ impl Activation {
     }
 }
 
-/// Dimension in a formula: a number or a letter.
+/// A dimension in a formula: a number or a letter.
 trait Letter {
     fn dim(&self) -> Dim;
 }

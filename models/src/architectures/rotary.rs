@@ -28,7 +28,7 @@ pub enum Scaling {
         /// Factor by which positions are stretched.
         factor: f64,
     },
-    /// `f_i` up to the length at which the model was trained; longer texts are cut.
+    /// `f_i` up to the length at which the model was trained. Longer texts are cut.
     Dynamic,
     /// Llama 3.1's scaling: it divides long waves by the factor, keeps short ones, and mixes the two in between.
     Llama3 {
@@ -53,7 +53,7 @@ pub enum Scaling {
         beta_fast: f64,
         /// Number of turns below which a wave is divided by the factor.
         beta_slow: f64,
-        /// Whether the bounds between these waves are rounded outwards.
+        /// Whether the bounds between the ranges of waves are rounded outwards.
         truncate: bool,
     },
     /// LongRoPE (Ding et al., arXiv 2402.13753) with its factors for short texts: `f_i / factor_i`, up to the length at which
@@ -68,7 +68,7 @@ pub enum Scaling {
     },
 }
 
-/// The keys of `rope_parameters` or, in older files, `rope_scaling`.
+/// The keys of `rope_parameters` or, in older files, of `rope_scaling`.
 #[derive(Deserialize, Default)]
 struct Parameters {
     rope_type: Option<String>,
@@ -98,7 +98,7 @@ struct Keys {
 
 impl Rotary {
     /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`, of a model for texts of `positions` tokens. If a file has
-    /// both, they must be equal, because the version of transformers decides which of them counts.
+    /// both, they must be equal, because different versions of transformers read different ones.
     pub(super) fn read(config: &serde_json::Value, positions: usize) -> Result<Self, ConfigError> {
         let rotary_at = |key| Self::read_from(config, key, positions);
         match (rotary_at("rope_parameters")?, rotary_at("rope_scaling")?) {
@@ -136,7 +136,7 @@ impl Rotary {
         Ok(Self { theta, scaling })
     }
 
-    /// Returns the fault in this rule for heads of `size` features, if there is one.
+    /// Returns what is wrong with this rule for heads of `size` features, if anything.
     pub(super) fn problem(&self, size: usize) -> Option<String> {
         if !size.is_multiple_of(2) {
             return Some(format!("rotary positions need heads of an even size, and head_dim is {size}"));
@@ -184,7 +184,7 @@ impl Rotary {
         None
     }
 
-    /// Returns the length of the longest text with the model's own angles, at most `positions`.
+    /// Returns the length of the longest text for which these angles are right, at most `positions`.
     #[must_use]
     pub fn max_tokens(&self, positions: usize) -> usize {
         if let Scaling::LongRope { original_max_position_embeddings, .. } = &self.scaling {
@@ -406,7 +406,7 @@ mod tests {
         }
     }
 
-    /// transformers computes them in f32.
+    /// Tolerance: transformers computes the frequencies in f32.
     const F32: f64 = 1e-6;
 
     #[test]

@@ -6,7 +6,7 @@ use crate::graph::{Graph, GraphError, Id, Node, Op, elements};
 use std::collections::BTreeSet;
 use std::f32::consts::FRAC_2_SQRT_PI;
 
-/// Gradients by operand; `None`, or no entry, for an operand without one.
+/// Gradient of each operand; `None`, or no entry, for an operand without a gradient.
 type Gradients = Result<Vec<Option<Id>>, GraphError>;
 
 /// Appends the gradients of those operands of `node` that are in `active`, given `dy`, the gradient of its first result.
@@ -207,7 +207,7 @@ fn permute(g: &mut Graph, order: &[usize], dy: Id) -> Result<Id, GraphError> {
     g.permute(dy, &back)
 }
 
-/// Returns the rows in their old order; the two indices of a relayout are inverse to each other.
+/// Moves the rows back to their old order. The two indices of a relayout are inverse to each other.
 fn relayout(g: &mut Graph, node: &Node, dy: Id) -> Result<Id, GraphError> {
     let [a, to, back] = [node.inputs[0], node.inputs[1], node.inputs[2]];
     let (source, index) = (g.shape(a).clone(), g.shape(to).clone());

@@ -47,13 +47,13 @@ fn case(shapes: &[&[usize]], salt: u64, build: impl FnOnce(&mut Graph, &[Id]) ->
     Case { graph, inputs, output }
 }
 
-/// Compares the gradient of `sum(w * output)`, w random, with respect to every input.
+/// Checks the gradient of `sum(w * output)`, for random `w`, with respect to every input.
 fn check(case: Case) {
     let wanted: Vec<Id> = case.inputs.iter().map(|(id, _)| *id).collect();
     check_wanted(case, &wanted);
 }
 
-/// Compares the gradients with respect to `wanted`, as adjoint operators and lowered to plain ones.
+/// Checks the gradients with respect to `wanted`, both with adjoint operators and lowered to plain ones.
 fn check_wanted(mut case: Case, wanted: &[Id]) {
     let sizes: Vec<usize> = case.graph.shape(case.output).iter().map(|dim| dim.known().unwrap()).collect();
     let weights = noise(&sizes, 77);
@@ -90,7 +90,7 @@ fn shapes() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(1..4usize, 1..5)
 }
 
-/// Returns the order that swaps `axis` with the last one, which is its own inverse.
+/// Returns the permutation that swaps `axis` with the last axis. It is its own inverse.
 fn last_and(axis: usize, rank: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rank).collect();
     order.swap(axis, rank - 1);
@@ -103,7 +103,7 @@ fn narrowed(shape: &[usize], ones: u8, short: bool) -> Vec<usize> {
     narrow.skip(if short { ones.trailing_ones() as usize } else { 0 }).collect()
 }
 
-/// Integer inputs, which are not differentiated.
+/// Adds integer inputs, which are not differentiated.
 fn integers(case: &mut Case, name: &str, shape: &[usize], values: &[usize]) -> Id {
     let id = case.graph.input(name, DType::I64, fixed(shape));
     let values = values.iter().map(|&value| value as f64).collect();

@@ -1,4 +1,4 @@
-//! The operands and the shapes of results of each operator, in one function for each family of operators.
+//! Determines the allowed operands and the result shapes of each operator, with one function for each family of operators.
 
 use super::{Attention, Dim, Op, Shape, broadcast, elements};
 
@@ -51,7 +51,7 @@ impl Op {
         results.ok_or_else(|| self.takes().to_owned())
     }
 
-    /// Matrix products.
+    /// Infers the results of matrix products.
     fn infer_product(&self, shapes: &[&Shape]) -> Results {
         match (self, shapes) {
             (Self::Gemm { trans_a, trans_b, .. }, [a, b, rest @ ..]) => {
@@ -76,7 +76,7 @@ impl Op {
         }
     }
 
-    /// Operators on single elements, and those that spread or sum them.
+    /// Infers the results of operators on single elements, and of operators that spread or sum elements.
     fn infer_elementwise(&self, shapes: &[&Shape]) -> Results {
         let one = |shape: Shape| Some(vec![shape]);
         match (self, shapes) {
@@ -109,7 +109,7 @@ impl Op {
         }
     }
 
-    /// Operators on whole rows: softmax, means and norms.
+    /// Infers the results of operators on whole rows: softmax, means and norms.
     fn infer_row(&self, shapes: &[&Shape]) -> Results {
         let one = |shape: Shape| Some(vec![shape]);
         match (self, shapes) {
@@ -139,7 +139,7 @@ impl Op {
         }
     }
 
-    /// Operators that move elements.
+    /// Infers the results of operators that move elements.
     fn infer_layout(&self, shapes: &[&Shape]) -> Results {
         let one = |shape: Shape| Some(vec![shape]);
         match (self, shapes) {
@@ -167,7 +167,7 @@ impl Op {
         }
     }
 
-    /// Convolutions over positions.
+    /// Infers the results of convolutions over positions.
     fn infer_convolution(&self, shapes: &[&Shape]) -> Results {
         match (self, shapes) {
             (Self::Conv1d { padding, groups }, [a, kernel, bias @ ..]) => {
@@ -189,7 +189,7 @@ impl Op {
         }
     }
 
-    /// Attention and its adjoint.
+    /// Infers the results of attention and its adjoint.
     fn infer_attention(&self, shapes: &[&Shape]) -> Results {
         match (self, shapes) {
             (Self::Attention(form), operands) => {

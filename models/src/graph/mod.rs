@@ -1,4 +1,4 @@
-//! A small tensor graph: nodes made by methods that infer and check shapes at once.
+//! A small tensor graph. The methods that add nodes infer and check shapes at once.
 //!
 //! A graph is built once, on a workstation, and written as ONNX; nothing here computes. Values are numbered in the order of
 //! their creation, which is a topological order: every operand comes before its node. [`crate::gradient`] appends the nodes
@@ -37,9 +37,9 @@ pub enum DType {
 /// The source of a value.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Source {
-    /// Given by the caller.
+    /// A value that the caller provides.
     Input,
-    /// A scalar.
+    /// A scalar constant.
     Constant(f32),
     /// The `output`-th result of node `node`.
     Node {
@@ -53,13 +53,13 @@ pub enum Source {
 /// A tensor somewhere in a graph.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Value {
-    /// Unique in its graph.
+    /// Name, unique in the graph.
     pub name: String,
-    /// Its dimensions.
+    /// Dimensions of the value.
     pub shape: Shape,
-    /// Its element type.
+    /// Element type of the value.
     pub dtype: DType,
-    /// Its source.
+    /// Source of the value.
     pub source: Source,
 }
 
@@ -70,7 +70,7 @@ pub struct Node {
     pub op: Op,
     /// The operands.
     pub inputs: Vec<Id>,
-    /// Its results.
+    /// Results of the operator.
     pub outputs: Vec<Id>,
 }
 
@@ -81,7 +81,7 @@ pub struct Graph {
     nodes: Vec<Node>,
 }
 
-/// Appends nodes that replace a given node; `None` to keep the node.
+/// Function that appends nodes which replace a given node, or returns `None` to keep the node.
 pub(crate) type Expansion = fn(&mut Graph, &Node) -> Result<Option<Id>, GraphError>;
 
 /// Reasons for which a graph cannot be built or differentiated.
@@ -94,7 +94,7 @@ pub enum GraphError {
         op: &'static str,
         /// The node, by the name of its first result.
         node: String,
-        /// The operands that it takes.
+        /// The operands that the operator accepts.
         expected: String,
         /// The operands that were given.
         found: String,
@@ -108,9 +108,9 @@ pub enum GraphError {
         node: String,
         /// The operand, by its letter in the operator's formula.
         operand: char,
-        /// The operands that it takes.
+        /// The types that the operator accepts.
         expected: String,
-        /// The operands that were given.
+        /// The type of the given operand.
         found: DType,
     },
     /// Two values have the same name.
@@ -122,9 +122,9 @@ pub enum GraphError {
     /// ONNX cannot express the target of a reshape.
     #[error("reshape of {from} to {shape} leaves more than one dimension unknown")]
     AmbiguousReshape {
-        /// The source.
+        /// The shape before the reshape.
         from: String,
-        /// The target.
+        /// The shape after the reshape.
         shape: String,
     },
     /// An operator has no rule for a required derivative.
@@ -302,8 +302,8 @@ impl Graph {
         }
     }
 
-    /// Copies the graph value by value. `expand` sees each node with its inputs in the copy. If it appends a value, that value
-    /// replaces the node's one result. Returns the copy, and its ids by the old ones.
+    /// Copies the graph value by value. `expand` receives each node with its inputs in the copy. If it appends a value, that
+    /// value replaces the node's one result. Returns the copy, and its ids by the old ones.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`] and of `expand`.
@@ -334,7 +334,7 @@ impl Graph {
         Ok((copy, ids))
     }
 
-    /// Returns true if a value has a given name instead of one from its number.
+    /// Returns true if the caller named a value. Other values have names with their numbers.
     fn was_named(&self, id: Id) -> bool {
         let value = self.value(id);
         match value.source {
@@ -344,7 +344,7 @@ impl Graph {
         }
     }
 
-    /// Sums `a` down to `shape`: the adjoint of broadcasting `shape` to `a`'s.
+    /// Sums `a` down to `shape`. This is the adjoint of broadcasting from `shape` to the shape of `a`.
     ///
     /// # Errors
     /// The errors of [`Graph::apply`].
@@ -402,7 +402,8 @@ impl Graph {
 }
 
 impl Node {
-    /// Returns the operands of the computation. The inverse index of an [`Op::Relayout`] is for the derivative only.
+    /// Returns the operands of the computation. Leaves out the inverse index of an [`Op::Relayout`], which only the derivative
+    /// needs.
     #[must_use]
     pub fn operands(&self) -> &[Id] {
         if self.op == Op::Relayout { &self.inputs[..2] } else { &self.inputs }

@@ -1,21 +1,21 @@
-//! The operators, with their formulas and shapes. Each is one ONNX operator, or two or three plain ones.
+//! The operators, with their formulas and shapes. Each is written as one, two or three ONNX operators.
 
 use super::{DType, Shape};
 use std::ops::Range;
 
-/// An operator. `A`, `B`, `C` are its operands in order.
+/// An operator. `A`, `B`, `C`, … are its operands in order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Op {
     /// `alpha * op(A) op(B) + C`, all matrices; `C` may be absent or broadcast. `op` may transpose its operand.
     Gemm {
         /// Factor of the product.
         alpha: f32,
-        /// `A` is given as its transpose.
+        /// Whether `A` is given as its transpose.
         trans_a: bool,
-        /// `B` is given as its transpose.
+        /// Whether `B` is given as its transpose.
         trans_b: bool,
     },
-    /// `A B` over the last two dimensions; the leading ones broadcast.
+    /// `A B` over the last two dimensions. The leading dimensions are broadcast.
     MatMul,
     /// `A + B`, broadcast.
     Add,
@@ -45,21 +45,21 @@ pub enum Op {
     Softmax,
     /// The logarithm of softmax over the last dimension.
     LogSoftmax,
-    /// `log sum exp(A)` over the last dimension, which stays as one.
+    /// `log sum exp(A)` over the last dimension, whose size becomes 1.
     LogSumExp,
-    /// `(A - mean) * inv_std * B + C` over the last dimension (Ba et al., arXiv 1607.06450);
-    /// results: that, `mean`, `inv_std = 1 / sqrt(variance + epsilon)`.
+    /// `(A - mean) * inv_std * B + C` over the last dimension (Ba et al., arXiv 1607.06450); results: this value, `mean`,
+    /// `inv_std = 1 / sqrt(variance + epsilon)`.
     LayerNorm {
-        /// Added to the variance.
+        /// Number added to the variance.
         epsilon: f32,
     },
-    /// `A * inv_rms * B` over the last dimension (Zhang and Sennrich, arXiv 1910.07467, eq. 4);
-    /// results: that, `inv_rms = 1 / sqrt(mean(A^2) + epsilon)`.
+    /// `A * inv_rms * B` over the last dimension (Zhang and Sennrich, arXiv 1910.07467, eq. 4); results: this value, `inv_rms = 1
+    /// / sqrt(mean(A^2) + epsilon)`.
     RmsNorm {
-        /// Added to the mean square.
+        /// Number added to the mean square.
         epsilon: f32,
     },
-    /// The dimensions of `A` in this order: the result's `i`-th is `A`'s `order[i]`-th.
+    /// The dimensions of `A` in this order: dimension `i` of the result is dimension `order[i]` of `A`.
     Permute(Vec<usize>),
     /// The same elements in another shape.
     Reshape(Shape),
@@ -68,15 +68,15 @@ pub enum Op {
     /// Zeros in the shape of `A`, with the rows of `C` added at the integers `B`: the adjoint of `Gather`.
     ScatterRows,
     /// Rows of `A` in the order `B`; `C` is the inverse order. The derivative is the inverse movement. It is exact if the
-    /// gradient is zero for every row of `A` that `C` does not name, or names only once of several. The batch layout guarantees
-    /// that.
+    /// gradient is zero for two kinds of rows of `A`: rows that `C` does not name, and rows that `B` copies several times. The
+    /// batch layout guarantees that.
     Relayout,
-    /// The sum over `axes`, which stay as ones.
+    /// The sum over `axes`, whose sizes become 1.
     ReduceSum {
-        /// Ascending.
+        /// Axes in ascending order.
         axes: Vec<usize>,
     },
-    /// The mean over the last dimension, which stays as one.
+    /// The mean over the last dimension, whose size becomes 1.
     MeanLast,
     /// `A` broadcast to the shape of `B`.
     ExpandLike,
@@ -86,16 +86,16 @@ pub enum Op {
     /// `Y[b, o, s] = C[o] + sum over c, k of B[o, c, k] * A[b, g c' + c, s + k - padding]`, with `c'` channels in each
     /// group, `g` the group of `o` and `A` zero outside; `C` may be absent. The number of positions stays the same.
     Conv1d {
-        /// Number of zeros at each end: half the kernel's length less one.
+        /// Number of zeros at each end: half of (the kernel's length minus one).
         padding: usize,
         /// Number of groups of channels that do not mix.
         groups: usize,
     },
     /// The adjoint of [`Op::Conv1d`] with kernel `B`, as a function of its operand `A`.
     ConvTranspose1d {
-        /// The same as there.
+        /// Same as in [`Op::Conv1d`].
         padding: usize,
-        /// The same as there.
+        /// Same as in [`Op::Conv1d`].
         groups: usize,
     },
     /// `Y[i, j] = A[i, j - i + S - 1]` over the last two dimensions, `[S, 2 S]` to `[S, S]`. It turns values by distance `j - i`,
@@ -103,26 +103,29 @@ pub enum Op {
     Skew,
     /// `Y[i, j - i + S - 1] = A[i, j]`, zero elsewhere, `[S, S]` to `[S, 2 S]`: the adjoint of [`Op::Skew`].
     Unskew,
-    /// `A` as F32.
+    /// `A` converted to F32.
     Cast,
-    /// `A` as F16, to the nearest, ties to even. Fused, because ONNX Runtime's own conversion takes one number at a time.
+    /// `A` rounded to F16, to the nearest, ties to even. It is fused, because ONNX Runtime's own conversion takes one number at a
+    /// time.
     Narrow,
     /// `A * B` along the first dimension: integers and the scale of each row.
     Dequantize,
-    /// `B gelu'(A)`: the adjoint of [`Op::Gelu`]. This operator and the ones below are fused: each has one kernel, in graphs
+    /// `B gelu'(A)`: the adjoint of [`Op::Gelu`]. This operator and the following ones are fused: each has one kernel, in graphs
     /// that may use it.
     GeluGrad,
     /// `A (B - sum(A B))` over the last dimension: the adjoint of [`Op::Softmax`] with the result `A`.
     SoftmaxGrad,
-    /// The adjoint of [`Op::LayerNorm`] by its operand. Operands: the result's gradient, the operand, the weight, `mean`,
-    /// `inv_std`.
+    /// The adjoint of [`Op::LayerNorm`] with respect to its operand. Operands: the result's gradient, the operand, the weight,
+    /// `mean`, `inv_std`.
     LayerNormGrad,
-    /// The adjoint of [`Op::RmsNorm`] by its operand. Operands: the result's gradient, the operand, the weight, `inv_rms`.
+    /// The adjoint of [`Op::RmsNorm`] with respect to its operand. Operands: the result's gradient, the operand, the weight,
+    /// `inv_rms`.
     RmsNormGrad,
     /// `softmax(scale Q K^T) V` (Vaswani et al., arXiv 1706.03762, eq. 1) over the rows of `A`, `B`, `C` of one example. `D` has
     /// the first row of each example.
     Attention(Attention),
-    /// The adjoint of [`Op::Attention`] by queries, keys and values. Operands: those operands and the gradient of its result.
+    /// The adjoint of [`Op::Attention`] with respect to queries, keys and values. Operands: the operands of attention, and the
+    /// gradient of its result.
     AttentionGrad(Attention),
 }
 
@@ -139,14 +142,14 @@ pub struct Attention {
     pub scale: f32,
     /// Whether queries see no later keys.
     pub causal: bool,
-    /// Number of keys that a query sees, up to its own, if it is limited.
+    /// Maximum number of keys that a query sees, ending with its own; `None` for no limit.
     pub window: Option<usize>,
     /// Whether each example has only one query. A fifth operand then has the query's row among the keys.
     pub one_query: bool,
 }
 
 impl Attention {
-    /// Returns the number of operands before the adjoint's own.
+    /// Returns the number of operands of attention, which precede the adjoint's additional ones.
     pub(super) const fn operands(self) -> usize {
         if self.one_query { 5 } else { 4 }
     }
@@ -237,7 +240,7 @@ impl Op {
         }
     }
 
-    /// Returns the operands that a kernel also reads in half precision, if all of them are.
+    /// Returns the operands that may be in half precision, if all of these are.
     pub(crate) const fn halves(&self) -> Range<usize> {
         if matches!(self, Self::GeluGrad) {
             0..1

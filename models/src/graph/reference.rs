@@ -21,7 +21,7 @@ pub(crate) fn evaluate(graph: &Graph, given: &BTreeMap<Id, ArrayD<f64>>, wanted:
     wanted.iter().map(|id| known[id].clone()).collect()
 }
 
-/// Returns the results of `op` on `x`. `first` are the first operand's dimensions in the graph.
+/// Returns the results of `op` on `x`. `first` holds the dimensions of the first operand in the graph.
 fn apply(op: &Op, x: &[&ArrayD<f64>], first: &Shape) -> Vec<ArrayD<f64>> {
     let result = match op {
         Op::Gemm { alpha, trans_a, trans_b } => gemm(x, *alpha, [*trans_a, *trans_b]),
@@ -292,7 +292,8 @@ fn rank_3(array: &ArrayD<f64>) -> Array3<f64> {
     array.clone().into_dimensionality::<Ix3>().expect("rank 3")
 }
 
-/// Every product of a convolution over `size` positions: output channel, input channel, position, position read; weight.
+/// Lists every product of a convolution over `size` positions: output channel, input channel, position, position read, and
+/// weight.
 fn taps(kernel: &Array3<f64>, size: usize, padding: usize, groups: usize, mut tap: impl FnMut([usize; 4], f64)) {
     let (outputs, in_group, _) = kernel.dim();
     for ((o, c, k), &weight) in kernel.indexed_iter() {
@@ -305,8 +306,8 @@ fn taps(kernel: &Array3<f64>, size: usize, padding: usize, groups: usize, mut ta
     }
 }
 
-/// The error function to about 1e-15: its Maclaurin series near zero, its continued fraction elsewhere
-/// (Abramowitz and Stegun, 7.1.5 and 7.1.14).
+/// Computes the error function to about 1e-15: its Maclaurin series near zero, its continued fraction elsewhere (Abramowitz and
+/// Stegun, 7.1.5 and 7.1.14).
 pub(crate) fn erf(x: f64) -> f64 {
     let scale = 2.0 / std::f64::consts::PI.sqrt();
     if x.abs() < 3.0 {

@@ -34,13 +34,13 @@ impl Dim {
         Self { factor: self.factor * other.factor, symbols }
     }
 
-    /// Returns half of the dimension, if its number is even.
+    /// Returns half of the dimension, if its factor is even.
     #[must_use]
     pub fn half(&self) -> Option<Self> {
         self.factor.is_multiple_of(2).then(|| Self { factor: self.factor / 2, symbols: self.symbols.clone() })
     }
 
-    /// Returns the dimension's size, with the sizes of symbols from `of`.
+    /// Returns the dimension's size. `of` returns the size of a symbol.
     #[must_use]
     pub fn size(&self, of: &dyn Fn(&str) -> usize) -> usize {
         self.symbols.iter().fold(self.factor, |product, symbol| product.saturating_mul(of(symbol)))

@@ -3,9 +3,10 @@
 //! The peak is the sum of two parts: the values that layers keep for the backward pass, and the largest memory of a single
 //! running graph.
 //!
-//! The nodes of a graph are visited in order. A value lives from the node that makes it to the last one that reads it. An
-//! element-wise operator works in the place of an operand that it reads last, and a reshape is its operand. The prediction
-//! leaves out the memory of the process itself, with ONNX Runtime and its sessions; the process measures that.
+//! The nodes of a graph are visited in order. A value lives from the node that makes it to the last node that reads it. An
+//! element-wise operator reuses the memory of an operand that no later node reads, and a reshape shares the memory of its
+//! operand. The prediction leaves out the memory of the process itself, with ONNX Runtime and its sessions; the process measures
+//! that.
 
 mod predict;
 
@@ -23,7 +24,8 @@ pub enum Policy {
     Keep,
     /// All values for its gradient, in half precision.
     Half,
-    /// Its input alone; the other values are computed again. Costs a second forward pass through all layers but the highest.
+    /// Only its input; the backward pass computes the other values again. That costs a second forward pass through all layers
+    /// except the highest.
     Recompute,
 }
 
@@ -82,7 +84,7 @@ pub enum Ways {
 }
 
 impl Ways {
-    /// Returns the way of a step with `active` layers.
+    /// Returns the way to do a step with `active` layers.
     #[must_use]
     pub fn with(&self, active: usize) -> Option<Way> {
         match self {
@@ -113,20 +115,20 @@ pub struct Costed {
     pub bytes: Prediction,
 }
 
-/// The plan of steps in limited memory.
+/// The plan for steps in limited memory.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Plan {
     /// Memory for a step, in bytes.
     pub room: u64,
-    /// Fastest way that fits, for each number of active layers from one to the most that fit.
+    /// Fastest way that fits, for each number of active layers from one to the largest number that fits.
     pub chosen: Vec<Costed>,
-    /// Way with the least memory for one layer more; `None` if all layers fit.
+    /// Way with the least memory for one more layer than fits; `None` if all layers fit.
     pub beyond: Option<Costed>,
 }
 
 impl Plan {
-    /// Plans the steps of a design with those stages, each of which may take `room` bytes. `step.active` is the most layers that
-    /// run.
+    /// Plans steps of the design with these stages. Each step may take `room` bytes. `step.active` is the maximum number of
+    /// layers that run.
     #[must_use]
     pub fn of(design: &Design, stages: &Stages, step: Step, room: u64) -> Self {
         let mut plan = Self { room, chosen: Vec::new(), beyond: None };
@@ -143,7 +145,7 @@ impl Plan {
         plan
     }
 
-    /// Returns the way of every step, for a training.
+    /// Returns the chosen ways, for a training.
     #[must_use]
     pub fn ways(&self) -> Ways {
         Ways::ByActive(self.chosen.iter().map(|costed| costed.way).collect())

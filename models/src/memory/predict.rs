@@ -1,4 +1,4 @@
-//! The prediction for one step, from its graphs.
+//! Predicts the memory of one step from its graphs.
 
 use super::{Policy, Step};
 use crate::design::{Design, Stages};
@@ -18,12 +18,12 @@ pub struct Prediction {
     pub trained: u64,
     /// Tensors that the active layers keep from the forward to the backward pass.
     pub kept: u64,
-    /// Maximum that one running graph needs in addition.
+    /// Maximum memory that one running graph needs in addition.
     pub working: u64,
 }
 
 impl Prediction {
-    /// Returns the sum.
+    /// Returns the sum of all parts.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.mapped + self.trained + self.kept + self.working
@@ -36,7 +36,7 @@ const TRAINED_BYTES: u64 = 5 * 4;
 /// Share for the unused part of the arena, because its regions double in size: two fifths, by measurement.
 const ARENA_SLACK: (u64, u64) = (7, 5);
 
-/// Predicts a step of a design with those stages. All layers count as the most frequent kind.
+/// Predicts the memory of a step of the design with these stages. Treats all layers as the most frequent kind.
 #[must_use]
 pub fn predict(design: &Design, stages: &Stages, step: Step, policy: Policy) -> Prediction {
     let layout = design.layout();
@@ -72,7 +72,7 @@ pub fn predict(design: &Design, stages: &Stages, step: Step, policy: Policy) -> 
     }
 }
 
-/// Bytes of frozen tensors that a step reads.
+/// Returns the size in bytes of the frozen tensors that a step reads.
 fn mapped(stages: &Stages, layers: usize, step: Step) -> u64 {
     let tokens = (step.examples * step.tokens) as u64;
     let in_head: BTreeSet<&str> = stages.head.frozen.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -98,14 +98,14 @@ struct Running<'a> {
     /// The highest block.
     last: Part<'a>,
     head: Part<'a>,
-    /// Bytes of the activations between two stages.
+    /// Size in bytes of the activations between two stages.
     hidden: u64,
     /// Whether the backward pass computes all layers except the highest again.
     recomputes: bool,
 }
 
 impl Running<'_> {
-    /// Bytes that `active` layers and the embedding keep for the backward pass.
+    /// Returns the number of bytes that `active` layers and the embedding keep for the backward pass.
     fn kept(&self, active: u64) -> u64 {
         let below = self.hidden + if self.recomputes { 0 } else { self.block.residuals() };
         self.embed.contexts().saturating_sub(self.hidden)
@@ -157,12 +157,12 @@ impl<'a> Part<'a> {
         ids.into_iter().filter(computed).map(|&id| self.bytes(id)).sum()
     }
 
-    /// Returns the bytes of the forward file's residuals: its outputs except the stage's own result.
+    /// Returns the size in bytes of the forward file's residuals: all outputs except the stage's own result.
     fn residuals(&self) -> u64 {
         self.cuts.backward.as_ref().map_or(0, |cut| self.computed(&cut.inputs))
     }
 
-    /// Returns the bytes of the embedding's outputs for all layers, including its activations.
+    /// Returns the size in bytes of the embedding's outputs for all layers, including its activations.
     fn contexts(&self) -> u64 {
         self.computed(&self.cuts.evaluate.outputs)
     }

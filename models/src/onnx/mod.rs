@@ -163,7 +163,7 @@ impl Writer<'_> {
         self.emit("ScatterND", vec![zeros, index, inputs[2].clone()], outputs, attributes);
     }
 
-    /// `inv_rms = 1 / sqrt(mean(A^2) + epsilon)`, `normal = A * inv_rms`, then `normal * B`.
+    /// Writes `inv_rms = 1 / sqrt(mean(A^2) + epsilon)`, `normal = A * inv_rms`, then `normal * B`.
     fn rms_norm(&mut self, name: &str, epsilon: f32, inputs: &[String], outputs: Vec<String>) {
         let [square, mean, shifted, rms, normal] =
             ["square", "mean", "shifted", "rms", "normal"].map(|part| format!("{name}.{part}"));
@@ -187,8 +187,9 @@ impl Writer<'_> {
         self.emit("Concat", vec![negated, front], outputs, vec![integer("axis", -1)]);
     }
 
-    /// Element `[i, j - i + S - 1]` of `[S, 2 S]` has index `i (2 S - 1) + j + S - 1` in the flat matrix. Without its first
-    /// `S - 1` elements and its last one, the matrix has rows of `2 S - 1` elements, and the wanted ones are in column `j`.
+    /// Writes a skew as reshapes and slices. Element `[i, j - i + S - 1]` of `[S, 2 S]` has index `i (2 S - 1) + j + S - 1` in
+    /// the flat matrix. Without the first `S - 1` elements and the last one, the flat matrix can be cut into rows of `2 S - 1`
+    /// elements. The wanted element is then in column `j` of row `i`.
     fn skew(&mut self, name: &str, lead: usize, inputs: Vec<String>, outputs: Vec<String>) {
         let [flat, within, rows] = ["flat", "within", "rows"].map(|part| format!("{name}.{part}"));
         let part = |part: &str| format!("{name}.{part}");
@@ -223,7 +224,7 @@ impl Writer<'_> {
         self.emit("Reshape", vec![whole, rows_shape], outputs, vec![]);
     }
 
-    /// Returns `S`, the dimension `axis` of `operand`, and `S - 1`, as vectors of one element.
+    /// Returns `S` and `S - 1` as vectors of one element. `S` is the dimension `axis` of `operand`.
     fn size_and_one_less(&mut self, name: &str, operand: &str, axis: i64) -> (String, String) {
         let [size, less] = ["size", "size_less_one"].map(|part| format!("{name}.{part}"));
         let one = self.integers_initializer(&format!("{name}.one"), &[1]);
@@ -244,7 +245,7 @@ impl Writer<'_> {
         shape
     }
 
-    /// Kernels that read activations kept in half precision are separate operators.
+    /// Returns the name of a fused operator. Kernels that read activations in half precision are separate operators.
     fn fused_name(&self, node: &Node) -> String {
         let mut halves = node.inputs[node.op.halves()].iter();
         let half = halves.any(|&id| self.graph.value(id).dtype == DType::F16);
@@ -270,7 +271,7 @@ impl Writer<'_> {
         });
     }
 
-    /// Returns the name of an operand; a scalar constant becomes an initializer the first time it is named.
+    /// Returns the name of an operand; a scalar constant becomes an initializer when its name is first used.
     fn operand(&mut self, id: Id) -> String {
         let value = self.graph.value(id);
         if let Source::Constant(scalar) = value.source

@@ -10,11 +10,11 @@ pub struct NodeSummary {
     pub op_type: String,
     /// Domain of the operator; empty for standard operators.
     pub domain: String,
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// Values that it reads; an omitted operand has an empty name.
+    /// Values that the node reads; an omitted operand has an empty name.
     pub inputs: Vec<String>,
-    /// Values that it makes.
+    /// Values that the node makes.
     pub outputs: Vec<String>,
 }
 

@@ -206,8 +206,8 @@ pub enum BuildError {
     Graph(#[from] GraphError),
 }
 
-/// Makes the pack, and reports each stage of the work to `progress`. The target appears complete or not at all: one step
-/// swaps an existing pack for the new one.
+/// Makes the pack, and reports each stage of the work to `progress`. The target appears complete or not at all: the new pack
+/// replaces an existing one in a single step.
 ///
 /// # Errors
 /// A checkpoint that is unreadable, unsupported or incomplete; a target that cannot be written.
@@ -224,12 +224,12 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Progress<'_>)) -> 
     Ok(built)
 }
 
-/// Returns this version of Skiff in the form for manifests.
+/// Returns this version of Skiff in the format of manifests.
 pub(super) fn maker() -> String {
     format!("skiff-pack {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Returns true if a folder is a pack of any format and holds nothing else. Only such a folder is ever replaced.
+/// Returns true if a folder is a pack of any format and holds nothing else. The builder replaces only such a folder.
 fn is_a_pack(folder: &Path) -> bool {
     const NAMES: [&str; 7] = [
         "manifest.json",
@@ -368,7 +368,7 @@ impl Source {
         Ok(Built { manifest, classes: self.classes, drawn: self.drawn, tie: self.tie, ignored })
     }
 
-    /// Checks that the checkpoint has the tensors that the sizes in `config.json` require, before memory is allocated for them.
+    /// Checks that the checkpoint has the tensors that the sizes in `config.json` require, before it allocates memory for them.
     fn check_shapes(&self, stages: &Stages) -> Result<(), BuildError> {
         let base = self.design.model.base();
         let needed = || stages.frozen.iter().filter(|tensor| tensor.source == FrozenSource::Checkpoint);
@@ -513,7 +513,7 @@ impl Source {
     }
 }
 
-/// Writer of files in the folder that becomes the pack.
+/// Writes files into the folder that becomes the pack.
 struct Files<'a> {
     staging: &'a Path,
     names: Vec<String>,

@@ -87,7 +87,7 @@ pub enum ExportError {
         /// The fault.
         what: String,
     },
-    /// Houlsby adapters are separate layers.
+    /// The pack has Houlsby adapters, which are separate layers and cannot be merged.
     #[error("Houlsby adapters are separate layers and cannot be merged into a plain checkpoint")]
     Houlsby,
 }
@@ -101,7 +101,7 @@ const TENSORS: &str = "model.safetensors";
 const PIECE: usize = 1 << 20;
 /// Prefix of the names of rotary tables, which are computed and are in no checkpoint.
 const ROTARY: &str = "rotary.";
-/// Files besides the tensors that `transformers` reads and a merged checkpoint keeps.
+/// Files other than tensors that `transformers` reads. A merged checkpoint keeps them.
 const COMPANIONS: [&str; 13] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -117,7 +117,7 @@ const COMPANIONS: [&str; 13] = [
     "chat_template.json",
     "generation_config.json",
 ];
-/// Maximum size of such a file, in bytes.
+/// Maximum size of each of these files, in bytes.
 const MAX_COMPANION_BYTES: u64 = 64 << 20;
 
 /// Writes `weights`, the pack's trainable tensors, as an adapter of Hugging Face PEFT in the folder `out`, with a model card
@@ -126,7 +126,7 @@ const MAX_COMPANION_BYTES: u64 = 64 << 20;
 /// The folder appears complete or not at all. An earlier export or an empty folder is replaced; anything else is refused.
 ///
 /// # Errors
-/// A target that is something else; a pack that does not train LoRA; a full disk.
+/// A target that is not an export or an empty folder; a pack that does not train LoRA; a full disk.
 pub fn export_adapter(
     pack: &Pack,
     weights: &NamedTensors,
@@ -166,7 +166,8 @@ pub fn export_adapter(
 /// The largest tensor bounds the memory.
 ///
 /// # Errors
-/// A target that is something else; a pack with Houlsby adapters; a checkpoint that does not belong to the pack; a full disk.
+/// A target that is not an export or an empty folder; a pack with Houlsby adapters; a checkpoint that does not belong to the
+/// pack; a full disk.
 pub fn export_merged(
     pack: &Pack,
     weights: &NamedTensors,
@@ -211,7 +212,7 @@ fn check_name(about: &About) -> Result<(), ExportError> {
     problem.map_or(Ok(()), |what| Err(ExportError::BaseModel { what }))
 }
 
-/// Checks that `weights` are the pack's trainable tensors, no more and no fewer.
+/// Checks that `weights` are exactly the pack's trainable tensors.
 fn check(pack: &Pack, weights: &NamedTensors) -> Result<(), ExportError> {
     let schema = pack.schema();
     let unknown = weights.keys().find(|name| schema.find(name).is_none());
@@ -274,7 +275,7 @@ fn sizes(folder: &Path) -> std::io::Result<BTreeMap<String, u64>> {
     fs::read_dir(folder)?.map(size).collect()
 }
 
-/// Lets `fill` write a folder beside `out`, and renames it to `out` once it is completely on the disk.
+/// Lets `fill` write a folder beside `out`, and renames it to `out` once all of it is on the disk.
 fn put_in_place(
     pack: &Pack,
     out: &Path,
@@ -446,7 +447,7 @@ impl<'a> Merge<'a> {
         Ok(tensors)
     }
 
-    /// Returns the model's own frozen tensors: all that graphs read, except scales and LoRA's tensors.
+    /// Returns the names of the model's own frozen tensors: all tensors that graphs read, except scales and LoRA's tensors.
     fn of_checkpoint(&self) -> BTreeSet<String> {
         let stages = &self.pack.manifest().stages;
         let blocks = stages.kinds.iter().enumerate().map(|(layer, &kind)| (&stages.blocks[kind], layer));

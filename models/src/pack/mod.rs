@@ -9,7 +9,7 @@
 //! config.json            the checkpoint's own
 //! license.txt            name of the checkpoint's licence, if its model card has one
 //! ```
-//! A pack is opened whole or not at all: every file is read once and compared with its digest.
+//! A pack opens only if it is complete: every file is read once and compared with its digest.
 
 mod build;
 mod card;
@@ -88,7 +88,7 @@ pub struct Manifest {
     pub fused: StageSpecs,
     /// Rounding errors of the frozen matrices, if they are stored with fewer bits.
     pub rounding: Option<Rounding>,
-    /// Every other file of the pack.
+    /// Size and digest of every other file of the pack.
     pub files: BTreeMap<String, FileEntry>,
 }
 
@@ -110,9 +110,9 @@ fn usual_separator() -> String {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Its size.
+    /// Size of the file in bytes.
     pub bytes: u64,
-    /// Its blake3, 64 hexadecimal digits.
+    /// blake3 digest of the file, 64 hexadecimal digits.
     pub blake3: String,
 }
 
@@ -156,10 +156,10 @@ pub enum PackError {
         path: PathBuf,
         /// The manifest's digest.
         expected: String,
-        /// The file's.
+        /// The size of the file.
         found: String,
     },
-    /// A file is not as long as in the manifest, or is not a file.
+    /// A file does not have the length in the manifest, or is not a file.
     #[error("{path} is damaged: it has {found} bytes, the manifest says {expected}; copy or make the pack again", path = path.display())]
     Size {
         /// The file.
@@ -177,7 +177,7 @@ pub enum PackError {
         /// The mismatch.
         what: String,
     },
-    /// The pack differs from this Skiff's result for the manifest's design.
+    /// The pack differs from the graphs that this version of Skiff makes for the manifest's design.
     #[error("{path} does not agree with its own design: {what}; make the pack again with `skiff-pack build`", path = path.display())]
     Design {
         /// The manifest, or a graph.
@@ -301,7 +301,7 @@ impl Pack {
     /// Builds the graphs of the manifest's design again and compares tensors and ports. If this version of Skiff made the pack,
     /// it also compares every byte, and returns `true`.
     ///
-    /// The comparison shows that the graphs compute the design. Digests only show that nothing was damaged since.
+    /// The comparison proves that the graphs compute the design. Digests only prove that nothing changed after the pack was made.
     ///
     /// # Errors
     /// A design that differs from the graphs' own; the error names the first difference.
@@ -397,7 +397,7 @@ impl Pack {
     }
 }
 
-/// Parses the format before anything else, so that a newer pack is reported as newer, not as malformed.
+/// Parses the format before anything else, so that the error for a newer pack says so, instead of calling it malformed.
 fn parse_manifest(path: &Path, text: &[u8]) -> Result<Manifest, PackError> {
     let malformed = |source| PackError::Manifest { path: path.to_owned(), source };
     let value: serde_json::Value = serde_json::from_slice(text).map_err(malformed)?;
@@ -446,7 +446,7 @@ fn texts_problem(separator: &str, end_token: Option<&EndToken>, design: &Design)
         .then(|| format!("the end token {text:?} has the number {id}, but the model knows {vocabulary} tokens"))
 }
 
-/// Reads the file instead of mapping it, so that no pages stay resident.
+/// Computes the digest of a file. Reads the file instead of mapping it, so that no pages stay resident.
 fn digest_of_file(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;

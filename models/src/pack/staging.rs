@@ -1,4 +1,4 @@
-//! A folder that appears complete or not at all.
+//! Writes a folder that appears complete or not at all.
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use skiff_base::files::sync_folder_of;

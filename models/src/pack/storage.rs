@@ -67,7 +67,7 @@ pub enum StorageError {
 }
 
 const PAGE: usize = 4096;
-/// Prefix of the names of fillers.
+/// Prefix of the names of filler tensors.
 pub(super) const FILLER: &str = ".filler.";
 /// Suffix of the name of a tensor's scales.
 const SCALE: &str = ".scale";
@@ -96,7 +96,7 @@ pub(super) fn write(
     Ok(errors.report())
 }
 
-/// The place of each tensor in the data.
+/// The place of each tensor in the file's data.
 struct Places {
     tensors: Vec<Place>,
     /// Name, type, shape and start of every entry in the header.

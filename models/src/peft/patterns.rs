@@ -8,8 +8,8 @@ use std::marker::PhantomData;
 
 /// Ends of names, each with a value. The first end that fits a name counts, as in Hugging Face PEFT's `get_pattern_key`.
 ///
-/// In files it is a map, and its order counts. If collected from pairs, longer ends come before shorter ones, because they
-/// are more exact.
+/// In files the patterns are a map whose order counts. Patterns collected from pairs are sorted: longer ends come before shorter
+/// ones, because they are more specific.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Patterns<T>(Vec<(String, T)>);
 
@@ -56,7 +56,7 @@ impl<T> Patterns<T> {
 }
 
 impl<T> Default for Patterns<T> {
-    /// Returns no patterns.
+    /// Returns an empty list of patterns.
     fn default() -> Self {
         Self(Vec::new())
     }

@@ -8,7 +8,7 @@ use crate::storage::Storage;
 use crate::tensors::TensorSpec;
 use std::collections::BTreeMap;
 
-/// Choice of a linear layer to add a bias or not.
+/// Whether a linear layer has a bias.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bias {
     /// Add a bias.
@@ -23,8 +23,8 @@ const MATRIX_BOUND: f32 = 0.034_641_016;
 
 /// A stage under construction.
 ///
-/// Tensors are named as in the model's own checkpoints. A name may start with the block's prefix, in which `{layer}` stands
-/// for the layer. Two layers with no other difference then have the same graph.
+/// Tensors are named as in the model's own checkpoints. A name may start with the block's prefix, in which `{layer}` stands for
+/// the layer. Two layers without any other difference therefore have the same graph.
 #[derive(Debug)]
 pub struct Stage<'a> {
     /// The computation so far.
@@ -95,7 +95,7 @@ impl<'a> Stage<'a> {
         Ok((self.graph.op(Op::Gather, &[x, rows])?, Some(rows)))
     }
 
-    /// Declares the activations from the stage before.
+    /// Declares the activations from the previous stage.
     pub fn hidden(&mut self, shape: Shape) -> Id {
         let id = self.graph.input("hidden", DType::F32, shape);
         self.bindings.insert(id, Binding::Hidden);
@@ -157,7 +157,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Same as [`Stage::linear`], but for the last layer of a residual part, which is the place of a Houlsby adapter.
+    /// Same as [`Stage::linear`], but for the last layer before a residual sum, after which a Houlsby adapter is placed.
     ///
     /// # Errors
     /// A shape of `x` that does not fit.

@@ -1,4 +1,4 @@
-//! Turns a built stage into graph files: differentiate, cut, write.
+//! Turns a built stage into graph files: differentiates it, cuts it, and writes the parts.
 
 use super::build::Stage;
 use super::ports::{Binding, GraphSpec, HalfSpec, Port, StageSpec};
@@ -26,13 +26,13 @@ pub enum Ending {
 /// The graph files of a stage with their bytes, and the tensors that they read.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CompiledStage {
-    /// Names and ports.
+    /// Names and ports of the files.
     pub spec: StageSpec,
-    /// Path in the pack and bytes.
+    /// Path of each file in the pack, with its bytes.
     pub files: Vec<(String, Vec<u8>)>,
-    /// In the order of their use.
+    /// Frozen tensors, in the order of their use.
     pub frozen: Vec<FrozenTensor>,
-    /// In the order of their use.
+    /// Trainable tensors, in the order of their use.
     pub trainable: Vec<TrainableTensor>,
     /// The complete stage with its derivative.
     pub graph: Graph,
@@ -45,11 +45,11 @@ pub struct CompiledStage {
 /// The parts of a stage's graph, by file.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Cuts {
-    /// Result and residuals.
+    /// The part that computes the result and the residuals.
     pub forward: Extract,
-    /// Gradients.
+    /// The part that computes the gradients.
     pub backward: Option<Extract>,
-    /// The result alone.
+    /// The part that computes only the result.
     pub evaluate: Extract,
 }
 
@@ -138,7 +138,7 @@ impl Stage<'_> {
         Ok(CompiledStage { spec, files, frozen: self.frozen, trainable, graph, cuts, half })
     }
 
-    /// Names and binds the results.
+    /// Names the results and binds them to ports.
     fn bind_ends(&mut self, ending: Ending) -> Ends {
         match ending {
             Ending::Hidden(hidden) => {
@@ -236,7 +236,7 @@ impl Stage<'_> {
         self.graph.nodes().iter().flat_map(|node| node.outputs.iter().copied()).collect()
     }
 
-    /// Returns true if the backward graph can compute a value again at less cost than carrying it over.
+    /// Returns true if it is cheaper for the backward graph to compute a value again than to carry it over.
     fn is_done_again(&self, id: Id) -> bool {
         let again = |op: &Op| matches!(op, Op::Permute(_) | Op::Reshape(_) | Op::Cast | Op::Dequantize);
         self.graph.producer(id).is_some_and(|node| again(&node.op))

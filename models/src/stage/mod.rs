@@ -7,7 +7,7 @@
 //! to the backward file as *residuals*. These are all computed values that gradient nodes read. Movements (permutations,
 //! reshapes) and the widening of stored weights are computed again instead.
 //!
-//! Rooms: `ports` (the contract of the files), `tensors` (declared tensors), `build` (the methods for formulas), `cut`
+//! Modules: `ports` (the contract of the files), `tensors` (declared tensors), `build` (the methods for formulas), `cut`
 //! (differentiates a stage and writes its files).
 
 mod build;

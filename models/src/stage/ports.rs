@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum Binding {
     /// The activations that flow from stage to stage, `[T, D]`.
     Hidden,
-    /// The loss's gradient with respect to these activations.
+    /// The gradient of the loss with respect to these activations.
     HiddenGradient,
     /// A part of the batch.
     Batch(BatchPart),
@@ -21,7 +21,7 @@ pub enum Binding {
     Gradient(String),
     /// A value with this name, carried from the forward to the backward graph of the same stage and layer.
     Residual(String),
-    /// A value with this name, which the `embed` stage makes once for a batch and the blocks read.
+    /// A value with this name, which the `embed` stage computes once for a batch and the blocks read.
     Context(String),
     /// Scores, `[B, C]` or `[T, C]`.
     Logits,
@@ -36,7 +36,7 @@ impl Binding {
         if let Self::Frozen(name) = self { Some(name) } else { None }
     }
 
-    /// Returns the name of the trainable tensor, if the binding is one or its gradient.
+    /// Returns the name of the trainable tensor, if the binding is such a tensor or its gradient.
     #[must_use]
     pub fn trained(&self) -> Option<&str> {
         if let Self::Trainable(name) | Self::Gradient(name) = self { Some(name) } else { None }
@@ -65,11 +65,11 @@ pub enum BatchPart {
     ToTokens,
     /// `[B, k, S]` i64: the same as `ToHeads` for key heads, if there are fewer.
     ToKeyHeads,
-    /// `[T, k]` i64: the way back.
+    /// `[T, k]` i64: the inverse of `ToKeyHeads`.
     ToKeyTokens,
-    /// `[B, S]` i64: the same for whole tokens, in `[T, D]`.
+    /// `[B, S]` i64: the same as `ToHeads` for whole tokens, an index in `[T, D]`.
     ToSlots,
-    /// `[T]` i64: the way back, from `[B*S, D]`.
+    /// `[T]` i64: the inverse of `ToSlots`, an index in `[B*S, D]`.
     FromSlots,
     /// `[B, S, 1]` f32: 1 for a token, 0 for padding.
     SlotMask,
@@ -130,13 +130,13 @@ impl BatchPart {
 /// One input or output of a graph file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Port {
-    /// Its name in the file.
+    /// Name of the port in the file.
     pub name: String,
-    /// The value that it stands for.
+    /// Value that is bound to the port.
     pub binding: Binding,
-    /// Its element type.
+    /// Element type of the port.
     pub dtype: DType,
-    /// Its dimensions, numbers and letters.
+    /// Dimensions of the port, as numbers and letters.
     pub shape: Vec<String>,
 }
 
@@ -154,13 +154,13 @@ pub struct GraphSpec {
 /// The graph files of a stage.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StageSpec {
-    /// Result and residuals.
+    /// The graph that computes the result and the residuals.
     pub forward: GraphSpec,
     /// Gradients of the stage's trainable tensors and of its input; absent if the stage has neither.
     pub backward: Option<GraphSpec>,
     /// `backward` without the gradient of the input, for the lowest layer that trains; absent if it equals `backward`.
     pub backward_lowest: Option<GraphSpec>,
-    /// The result alone.
+    /// The graph that computes only the result.
     pub evaluate: GraphSpec,
     /// `forward` and its gradients with the large residuals in half precision; only blocks of fused operators have them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,11 +171,11 @@ pub struct StageSpec {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HalfSpec {
-    /// Like [`StageSpec::forward`].
+    /// Same as [`StageSpec::forward`].
     pub forward: GraphSpec,
-    /// Like [`StageSpec::backward`].
+    /// Same as [`StageSpec::backward`].
     pub backward: GraphSpec,
-    /// Like [`StageSpec::backward_lowest`].
+    /// Same as [`StageSpec::backward_lowest`].
     pub backward_lowest: Option<GraphSpec>,
 }
 
@@ -197,12 +197,12 @@ pub struct StageSpecs {
     pub embed: StageSpec,
     /// One stage for each kind of layer.
     pub blocks: Vec<StageSpec>,
-    /// Index in `blocks` for each layer.
+    /// Index in `blocks` of each layer's kind.
     pub kinds: Vec<usize>,
     /// Stage from activations to scores and loss.
     pub head: StageSpec,
-    /// Like `blocks`, but for the highest layer that runs, if the head reads one row of each example. No other row is computed,
-    /// and the activations are `[B, D]`. Empty if the head reads more rows.
+    /// Like `blocks`, but for the highest layer that runs, if the head reads only one row of each example. The layer computes no
+    /// other row, and the activations are `[B, D]`. Empty if the head reads more rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_blocks: Vec<StageSpec>,
 }

@@ -6,15 +6,15 @@ use crate::tensors::TensorSpec;
 /// A frozen tensor that a stage reads, and the source of its values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FrozenTensor {
-    /// Its name in the pack.
+    /// Name of the tensor in the pack.
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Its storage.
+    /// Storage format of the tensor.
     pub storage: Storage,
     /// Layer of the tensor.
     pub layer: Option<usize>,
-    /// Source of its values.
+    /// Source of the tensor's values.
     pub source: FrozenSource,
     /// Part of the tensor that a batch reads.
     pub extent: Extent,
@@ -25,7 +25,7 @@ pub struct FrozenTensor {
 pub enum Extent {
     /// The whole tensor.
     Whole,
-    /// The rows that the batch names, of a table.
+    /// The rows of a table that the batch names.
     Rows,
 }
 
@@ -43,21 +43,22 @@ pub enum FrozenSource {
 /// A trainable tensor of a stage, and its first values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainableTensor {
-    /// Name, shape, layer.
+    /// Name, shape and layer of the tensor.
     pub spec: TensorSpec,
-    /// Its first values.
+    /// Source of the tensor's first values.
     pub initial: Initial,
 }
 
-/// First values of a trainable tensor.
+/// Source of the first values of a trainable tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Initial {
     /// Zeros.
     Zeros,
-    /// Uniform between minus and plus this bound.
+    /// Values drawn uniformly between minus and plus this bound.
     Uniform(f32),
     /// The checkpoint's tensor of that name.
     Checkpoint(String),
-    /// The checkpoint's tensor of that name if it has this shape, otherwise uniform between minus and plus this bound.
+    /// The checkpoint's tensor of that name if it has this shape, otherwise values drawn uniformly between minus and plus this
+    /// bound.
     CheckpointOr(String, f32),
 }

@@ -111,6 +111,7 @@ golden: tools
 	@python3 -m venv .cache/golden
 	@.cache/golden/bin/pip install --quiet torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors onnx huggingface_hub
 	@.cache/golden/bin/python tests/golden/make.py tests/golden
+	@.cache/golden/bin/python tests/golden/make_tokenizers.py tests/golden/tokenizers
 	@.cache/golden/bin/python tests/golden/adapters.py tests/golden
 	@cargo build --release --locked $(binaries)
 	@tests/golden/roundtrip '$(target)/release/skiff-pack' .cache/golden/bin/python

@@ -4,7 +4,7 @@
 //!
 //! Modules, in the order in which they process a checkpoint:
 //! - [`checkpoint`], [`adapter`]: the formats of Hugging Face's libraries, read and written; [`files`]: reading of files at
-//!   untrusted paths
+//!   untrusted paths; [`tokenizer`]: the tokenizer with all of its settings applied
 //! - [`architectures`]: BERT, DeBERTa, Llama and similar models as formulas; [`task`], [`peft`]: tasks and methods of
 //!   fine-tuning; [`spans`]: labels of tokens that form spans
 //! - [`stage`]: turns a formula into graphs (forward, backward, evaluate); [`design`]: the stages of a whole model; [`storage`]:
@@ -32,6 +32,7 @@ pub mod stage;
 pub mod storage;
 pub mod task;
 pub mod tensors;
+pub mod tokenizer;
 pub mod work;
 
 pub use pack::Pack;

@@ -26,7 +26,7 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = folder.path().join("checkpoint");
         fs::create_dir(&checkpoint).unwrap();
-        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
             let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model).join("checkpoint");
             fs::copy(golden.join(name), checkpoint.join(name)).unwrap();
         }

@@ -162,6 +162,7 @@ def write_checkpoint(folder, variant):
     write_json(os.path.join(folder, "tokenizer.json"), dict(
         version="1.0", truncation=None, padding=None, added_tokens=[], normalizer=None, pre_tokenizer=dict(type="Whitespace"),
         post_processor=None, decoder=None, model=dict(type="WordLevel", vocab={"[UNK]": 0}, unk_token="[UNK]")))
+    write_json(os.path.join(folder, "tokenizer_config.json"), dict(tokenizer_class="PreTrainedTokenizerFast"))
 
 
 def save_shards(tensors, folder, count):

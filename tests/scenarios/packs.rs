@@ -186,6 +186,25 @@ fn a_checkpoint_without_tokenizer_is_told_how_to_get_one() {
 }
 
 #[test]
+fn a_pack_keeps_the_settings_of_its_tokenizer_and_the_length_that_they_allow() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoint, out) = (folder.path().join("checkpoint"), folder.path().join("out"));
+    fs::create_dir(&checkpoint).unwrap();
+    for file in ["tokenizer.json", "model.safetensors", "config.json"] {
+        fs::copy(packs::golden("bert-odd/checkpoint").join(file), checkpoint.join(file)).unwrap();
+    }
+    let positions = 16;
+    for (stated, expected) in [(7, 7), (900, positions)] {
+        let settings = format!(r#"{{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": {stated}}}"#);
+        fs::write(checkpoint.join("tokenizer_config.json"), &settings).unwrap();
+        let built = build(&options(checkpoint.clone(), out.clone()), &mut |_| {}).unwrap();
+        assert_eq!(built.manifest.layout.max_tokens, expected);
+        assert_eq!(Pack::open(&out).unwrap().manifest().layout.max_tokens, expected);
+        assert_eq!(fs::read_to_string(out.join("tokenizer_config.json")).unwrap(), settings);
+    }
+}
+
+#[test]
 fn a_task_that_a_model_does_not_have_is_told_which_it_has() {
     let folder = tempfile::tempdir().unwrap();
     let encoder = options(packs::golden("bert-odd/checkpoint"), folder.path().join("out"));

@@ -52,6 +52,8 @@ pub fn write(config: &Value, folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), config.to_string())?;
     std::fs::copy(places::minilm().join("tokenizer.json"), folder.join("tokenizer.json"))?;
+    // The model's type may name another class.
+    std::fs::write(folder.join("tokenizer_config.json"), json!({ "tokenizer_class": "BertTokenizer" }).to_string())?;
 
     let tensors = tensors(config);
     let mut header = Map::new();

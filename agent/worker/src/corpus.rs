@@ -386,7 +386,9 @@ fn prepared(mut tokenizer: Tokenizer, layout: &Layout, max_tokens: usize) -> Res
         space_before_words(&mut tokenizer);
     }
     tokenizer.with_padding(None);
-    let cut = TruncationParams { max_length, ..TruncationParams::default() };
+    // The pack says at which side long texts are cut; the length is the order's.
+    let direction = tokenizer.get_truncation().map_or_else(Default::default, |own| own.direction);
+    let cut = TruncationParams { max_length, direction, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(cut)).expect("without a stride, every length that holds the added tokens will do");
     Ok(tokenizer)
 }
@@ -685,6 +687,21 @@ mod tests {
     fn the_packs_limit_holds_whatever_is_asked_for() {
         let long = json!({"text": "a ".repeat(3 * LONG), "label": "O"});
         assert_eq!(only(Task::SequenceClassification, usize::MAX, &long).ids.len(), LONG);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_at_the_side_that_the_tokenizer_says() {
+        let mut left = bert();
+        let direction = tokenizers::TruncationDirection::Left;
+        left.with_truncation(Some(TruncationParams { direction, ..TruncationParams::default() })).unwrap();
+        let ids = |tokenizer: Tokenizer| {
+            let content = r#"{"label": "O", "text": "abcdefgh"}"#;
+            let corpus = corpus_with(tokenizer, &layout(Task::SequenceClassification), 5, ".jsonl", content).unwrap();
+            corpus.sequence(0).unwrap().ids
+        };
+        let whole = bert().encode_fast("abcdefgh", true).unwrap().get_ids().to_vec();
+        assert_eq!(ids(bert()), [&whole[..4], &whole[9..]].concat());
+        assert_eq!(ids(left), [&whole[..1], &whole[6..]].concat());
     }
 
     #[test]

@@ -20,10 +20,15 @@ use std::path::{Path, PathBuf};
     A labels file has one class name a line, in any order: the rows of a tuned head follow the names in config.json (id2label). \
     If those are placeholders such as LABEL_0, or missing, or if --labels is a number, the rows stay in their order. \
     Other names, or another number of them, need --new-head.\n\n\
-    Every tensor of the checkpoint is used, or listed with the reason for leaving it out; an unknown one is an error."
+    Every tensor of the checkpoint is used, or listed with the reason for leaving it out; an unknown one is an error.\n\n\
+    The pack's tokenizer is the one that transformers' AutoTokenizer loads from the folder: tokenizer_config.json, \
+    special_tokens_map.json and added_tokens.json beside tokenizer.json count. Where they disagree with tokenizer.json, build \
+    says so; a setting that a device cannot have is refused by its name. Examples are cut to model_max_length or the model's \
+    positions, whichever is smaller."
 )]
 pub(crate) struct Arguments {
-    /// Folder with config.json, model.safetensors (or shards and their index) and tokenizer.json.
+    /// Folder with config.json, model.safetensors (or shards and their index), tokenizer.json, and the tokenizer's other files if
+    /// there are any.
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// The pack's folder; an existing pack is replaced.
@@ -142,11 +147,15 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let json = arguments.json;
     check_folder(&arguments.checkpoint)?;
     let options = arguments.options()?;
-    check_tokenizer(&options.checkpoint)?;
+    let told = check_tokenizer(&options.checkpoint)
+        .with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
     let mut screen = Screen::new();
     let built = build(&options, &mut |progress| screen.show(progress));
     screen.clear();
     let built = built.with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
+    for told in [told.changes, tokenizer::limit(&built.manifest, told.max_tokens)].into_iter().flatten() {
+        eprintln!("skiff-pack: {told}");
+    }
     // Standard output is for the manifest alone.
     match json {
         true => notes::write(&mut std::io::stderr().lock(), &built)?,
@@ -274,15 +283,14 @@ fn check_folder(checkpoint: &Path) -> anyhow::Result<()> {
 }
 
 /// Checks the tokenizer before the builder spends minutes on the weights. The builder reports faults of `config.json`.
-fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<()> {
-    let tokenizer = checkpoint.join("tokenizer.json");
-    if !tokenizer.exists() {
-        return Ok(());
+fn check_tokenizer(checkpoint: &Path) -> anyhow::Result<tokenizer::Told> {
+    if !checkpoint.join("config.json").exists() {
+        return Ok(tokenizer::Told::default());
     }
     let config = read_bounded(&checkpoint.join("config.json"), MAX_CONFIG_BYTES).ok();
     let config: Option<serde_json::Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
     let vocabulary = config.and_then(|config| usize::try_from(config.get("vocab_size")?.as_u64()?).ok());
-    tokenizer::check(&tokenizer, vocabulary).map(drop)
+    tokenizer::examine(checkpoint, vocabulary)
 }
 
 /// Fails if a pattern has two settings, since one of them would be ignored.

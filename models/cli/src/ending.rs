@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use skiff_models::files::read_bounded;
 use skiff_models::pack::EndToken;
+use skiff_models::tokenizer::{self, TokenizerError};
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -21,11 +22,12 @@ pub(crate) fn end_token(checkpoint: &Path, asked: Option<&str>) -> anyhow::Resul
         return Ok(None);
     }
     let path = checkpoint.join("tokenizer.json");
-    if !path.exists() {
+    let resolved = match tokenizer::read(checkpoint) {
         // The builder says how to get one.
-        return Ok(None);
-    }
-    let tokenizer = Tokenizer::from_file(&path)
+        Err(TokenizerError::Missing { .. }) => return Ok(None),
+        resolved => resolved?,
+    };
+    let tokenizer = Tokenizer::from_bytes(&resolved.json)
         .map_err(|error| anyhow::anyhow!("{} is not a tokenizer of the tokenizers library: {error}", path.display()))?;
     let of_files = || {
         let files = ["tokenizer_config.json", "special_tokens_map.json"].into_iter();
@@ -119,8 +121,8 @@ mod tests {
 
     #[test]
     fn an_end_that_the_tokenizer_does_not_know_is_refused() {
-        let folder = checkpoint(&[("tokenizer_config.json", json!({"eos_token": "</s>"}))]);
-        let message = end_token(folder.path(), None).unwrap_err().to_string();
+        let folder = checkpoint(&[("tokenizer_config.json", json!({"eos_token": "<end>"}))]);
+        let message = end_token(folder.path(), Some("</s>")).unwrap_err().to_string();
         assert!(message.contains("\"</s>\"") && message.contains("--end-token none"), "{message}");
     }
 }

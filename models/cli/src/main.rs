@@ -6,6 +6,7 @@ mod ending;
 mod export;
 mod inspect;
 mod notes;
+mod probes;
 mod screen;
 mod tokenizer;
 mod verify;

@@ -11,21 +11,19 @@ use crate::adapter::{Adapter, AdapterError};
 use crate::architectures::{ConfigError, Head, Model};
 use crate::checkpoint::{Checkpoint, CheckpointError, read_bounded};
 use crate::design::{Design, Stages};
-use crate::files;
 use crate::graph::GraphError;
+use crate::layout::Layout;
 use crate::peft::{PREFIX, Peft, draw};
 use crate::stage::{FrozenSource, FrozenTensor, Initial};
 use crate::storage::Storage;
 use crate::task::Task;
 use crate::tensors::{self, NamedTensors, TensorError};
+use crate::tokenizer::{self, ResolvedTokenizer, SIDE_FILES, TokenizerError};
 use ndarray::{ArrayD, Axis};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Maximum size of `tokenizer.json`, in bytes; the largest known ones have 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Settings of a build.
 #[derive(Clone, Debug)]
@@ -138,12 +136,9 @@ pub enum BuildError {
         /// The fault.
         source: ConfigError,
     },
-    /// The tokenizer is missing.
-    #[error("{path} is missing; load the tokenizer with transformers' AutoTokenizer and save it with save_pretrained, which writes it", path = path.display())]
-    Tokenizer {
-        /// The file.
-        path: PathBuf,
-    },
+    /// The tokenizer is missing, or a setting of it cannot be applied.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// The base model's name is not valid.
     #[error("{what}; give another one with --base-model")]
     BaseModel {
@@ -241,7 +236,7 @@ fn is_a_pack(folder: &Path) -> bool {
         "graphs",
     ];
     let known = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| NAMES.iter().any(|name| entry.file_name() == *name))
+        entry.is_ok_and(|entry| NAMES.iter().chain(&SIDE_FILES).any(|name| entry.file_name() == *name))
     };
     let manifest = fs::File::open(folder.join("manifest.json")).ok();
     let manifest: Option<serde_json::Value> = manifest.and_then(|file| {
@@ -259,6 +254,7 @@ struct Source {
     base_model: String,
     checkpoint: Checkpoint,
     adapter: Option<Adapter>,
+    tokenizer: ResolvedTokenizer,
     design: Design,
     /// The labels; `None` for a language model.
     classes: Option<Classes>,
@@ -274,6 +270,7 @@ impl Source {
         let value: Value =
             serde_json::from_slice(&config).map_err(|source| BuildError::Json { path: path.clone(), source })?;
         let mut model = Model::read(&value).map_err(|source| BuildError::Config { path, source })?;
+        let tokenizer = tokenizer::read(&options.checkpoint)?;
         let mut checkpoint = Checkpoint::open(&options.checkpoint)?;
         let tie = Tie::settle(&mut model, options.task, &mut checkpoint)?;
         let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
@@ -296,7 +293,7 @@ impl Source {
         if let Some(what) = origin::name_problem(&base_model) {
             return Err(BuildError::BaseModel { what });
         }
-        Ok(Self { config, base_model, checkpoint, adapter, design, classes, tie, drawn: Vec::new() })
+        Ok(Self { config, base_model, checkpoint, adapter, tokenizer, design, classes, tie, drawn: Vec::new() })
     }
 
     fn write(
@@ -319,13 +316,10 @@ impl Source {
             files.put(name, bytes)?;
         }
         files.put("config.json", &self.config)?;
-        let tokenizer = options.checkpoint.join("tokenizer.json");
-        if !tokenizer.exists() {
-            return Err(BuildError::Tokenizer { path: tokenizer });
+        files.put("tokenizer.json", &self.tokenizer.json)?;
+        for (name, bytes) in &self.tokenizer.side_files {
+            files.put(name, bytes)?;
         }
-        let bytes = files::read_json_bounded(&tokenizer, MAX_TOKENIZER_BYTES);
-        let bytes = bytes.map_err(|source| BuildError::Read { path: tokenizer, source })?;
-        files.put("tokenizer.json", &bytes)?;
 
         if let Some(license) = origin::license_of(&options.checkpoint) {
             files.put(origin::LICENSE_FILE, format!("{license}\n").as_bytes())?;
@@ -346,6 +340,7 @@ impl Source {
         }
 
         progress(Progress { doing: "computing digests", bytes: None });
+        let layout = self.layout();
         let manifest = Manifest {
             format: FORMAT,
             made_by: maker(),
@@ -353,7 +348,7 @@ impl Source {
             labels: self.classes.as_ref().map(|classes| classes.names.clone()).unwrap_or_default(),
             separator: options.separator.clone(),
             end_token: options.end_token.clone(),
-            layout: self.design.layout(),
+            layout,
             layers: self.design.model.sizes().layers,
             schema: stages.schema(),
             stages: stages.specs(),
@@ -366,6 +361,13 @@ impl Source {
         let path = staging.join("manifest.json");
         fs::write(&path, text).map_err(|source| BuildError::Write { path, source })?;
         Ok(Built { manifest, classes: self.classes, drawn: self.drawn, tie: self.tie, ignored })
+    }
+
+    /// Returns the design's layout, with examples no longer than the tokenizer's settings allow.
+    fn layout(&self) -> Layout {
+        let layout = self.design.layout();
+        let max_tokens = self.tokenizer.max_tokens.map_or(layout.max_tokens, |most| most.min(layout.max_tokens));
+        Layout { max_tokens, ..layout }
     }
 
     /// Checks that the checkpoint has the tensors that the sizes in `config.json` require, before it allocates memory for them.

@@ -17,6 +17,7 @@ use crate::peft::{PREFIX, Peft};
 use crate::stage::{StageSpec, of_layer};
 use crate::task::Task;
 use crate::tensors::{NamedTensors, TensorError};
+use crate::tokenizer::SIDE_FILES;
 use ndarray::{Array2, ArrayD, ArrayView2, Ix2, s};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -162,7 +163,8 @@ pub fn export_adapter(
 /// `tokenizer.json`, and a model card that tells what is known `about` the weights. The folder is replaced as in [`export_adapter`].
 ///
 /// A merged matrix is `W + s B A`, summed in f32. Frozen matrices come from the pack in its storage format, or in full
-/// precision from the checkpoint in `original`. That checkpoint also supplies the tokenizer's other files, if it has them.
+/// precision from the checkpoint in `original`. The tokenizer's settings come from the pack, and its further files from that
+/// checkpoint, if it has them.
 /// The largest tensor bounds the memory.
 ///
 /// # Errors
@@ -198,6 +200,9 @@ pub fn export_merged(
         put(&staging.join("config.json"), &config)?;
         put(&staging.join(card::FILE), card::write(pack, Form::Merged, about).as_bytes())?;
         copy(&pack.tokenizer_path(), &staging.join("tokenizer.json"))?;
+        for name in SIDE_FILES.into_iter().filter(|name| pack.manifest().files.contains_key(*name)) {
+            copy(&pack.file(name), &staging.join(name))?;
+        }
         for name in COMPANIONS {
             // Links are followed, because the folders of the hub's own client have them.
             let companion = original.map(|folder| folder.join(name)).filter(|path| path.is_file());

@@ -5,7 +5,8 @@
 //! graphs/*.onnx          forward, backward, backward_lowest, evaluate of each stage; no weights inside
 //! frozen.safetensors     frozen tensors, memory-mapped
 //! peft.safetensors       initial values of the trainable tensors
-//! tokenizer.json         the checkpoint's own
+//! tokenizer.json         the checkpoint's own, with all settings of the files beside it applied
+//! tokenizer_config.json  the checkpoint's own, like special_tokens_map.json, added_tokens.json and chat_template.jinja; for exports
 //! config.json            the checkpoint's own
 //! license.txt            name of the checkpoint's licence, if its model card has one
 //! ```
@@ -481,7 +482,10 @@ fn check_consistency(path: &Path, manifest: &Manifest) -> Result<(), PackError> 
             return fail(format!("{lasts} kinds of highest layer for {} kinds of layer", stages.blocks.len()));
         }
     }
-    if manifest.layout != design.layout() {
+    // The tokenizer's settings may allow less than the model's positions.
+    let positions = design.layout().max_tokens;
+    let max_tokens = manifest.layout.max_tokens.clamp(1, positions.max(1));
+    if manifest.layout != (Layout { max_tokens, ..design.layout() }) {
         return fail("the layout does not belong to this design".to_owned());
     }
     if design.head.task != Task::CausalLm && labels.len() != design.head.labels {

@@ -68,7 +68,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The file was not written by an agent.
-    #[error("{path} is not the memory of a skiff-agent: move it away, or choose another state folder", path = path.display())]
+    #[error("{path} was not written by skiff-agent: move it away, or choose another state folder", path = path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -143,7 +143,7 @@ impl Store {
             source,
         })?;
         if let Err(error) = self.keep_only(&memory.blobs()) {
-            tracing::warn!(error = %skiff_base::chain(&error), "blobs that are not needed any more could not be removed");
+            tracing::warn!(error = %skiff_base::chain(&error), "blobs that are no longer needed could not be removed");
         }
         Ok(())
     }
@@ -179,7 +179,7 @@ fn lock(folder: &Path) -> Result<Lock, StoreError> {
     if !private {
         tracing::warn!(
             folder = %folder.display(),
-            "others can read the state folder; run chmod 700 on it to keep the device's layers private"
+            "other users can read the state folder; run chmod 700 on it to keep the device's layers private"
         );
     }
     Lock::file(&folder.join("lock")).map_err(|error| match error {

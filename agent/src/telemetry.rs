@@ -2,7 +2,7 @@
 //!
 //! Machine-wide figures come from `sysinfo`. Sensors and the agent's own figures are read from `/proc` and `/sys` under a root
 //! folder given as a parameter, so that a test can simulate a device. Figures that cannot be read are zero or left out: a missing
-//! sensor is no error.
+//! sensor is not an error.
 //!
 //! A sample taken while the broker is away waits in a bounded [`Backlog`]. If that is full, the oldest sample is dropped, and
 //! the sequence numbers show the gap.

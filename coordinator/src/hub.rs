@@ -88,7 +88,7 @@ pub struct Hub {
     traffic_round: u32,
     /// Committed traffic by round.
     travelled: BTreeMap<u32, Traffic>,
-    /// Devices that were shown with a training order.
+    /// Devices whose view shows a training order.
     with_order: BTreeSet<DeviceId>,
 }
 

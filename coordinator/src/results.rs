@@ -24,7 +24,7 @@ pub enum Choice {
 pub struct Origin {
     /// Name of the run, the beginning of its name, or `last`.
     pub run: String,
-    /// Which of its weights.
+    /// Choice among the weights of the run.
     pub choice: Choice,
 }
 
@@ -85,7 +85,7 @@ pub enum ResultError {
         /// Number of runs.
         matches: usize,
     },
-    /// The part after `@` is no round.
+    /// The part after `@` does not name weights.
     #[error("{text}: expected RUN, RUN@best, RUN@last or RUN@ROUND, for example last@3")]
     UnknownRound {
         /// The text.
@@ -98,7 +98,7 @@ pub enum ResultError {
     OtherPack {
         /// The run.
         run: RunId,
-        /// Digest of its pack, or the reason why that is not known.
+        /// Digest of the run's pack, or the reason why the pack is not known.
         theirs: String,
         /// Digest of the coordinator's pack.
         ours: Digest,

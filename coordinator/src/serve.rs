@@ -270,7 +270,7 @@ impl Shell {
         }
     }
 
-    /// Publishes what changed to watchers. Returns true if some of it waits for the next time.
+    /// Publishes changes to watchers. Returns true if some changes wait for the next call.
     fn show(&mut self) -> bool {
         let (hub, now, mut has_more) = (&mut self.hub, self.clock.now(), false);
         self.published.send_modify(|board| has_more = hub.show(board, SHOWN_AT_ONCE, now));

@@ -42,7 +42,7 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     /// Index in `files` of each tensor's file.
     index: BTreeMap<String, usize>,
-    /// Name of a tensor that the checkpoint lacks, and of the tensor that takes its place.
+    /// Name of a tensor that the checkpoint lacks, and name of the tensor that replaces it.
     substitute: Option<(&'static str, &'static str)>,
 }
 
@@ -322,7 +322,7 @@ impl Checkpoint {
         self.index.keys().map(String::as_str)
     }
 
-    /// Returns true if the tensor has floating-point values. Others are counters and masks.
+    /// Returns true if the tensor has floating-point values. Other tensors are counters and masks.
     #[must_use]
     pub fn is_trained(&self, name: &str) -> bool {
         let entry = self.index.get(name).and_then(|&place| self.files[place].index.get(name));
@@ -342,7 +342,7 @@ impl Checkpoint {
         })
     }
 
-    /// Lets the tensor `other` stand for the tensor `name`, which the checkpoint lacks.
+    /// Uses the tensor `other` in place of the tensor `name`, which the checkpoint lacks.
     pub fn substitute(&mut self, name: &'static str, other: &'static str) {
         self.substitute = Some((name, other));
     }

@@ -107,7 +107,7 @@ pub enum TensorError {
         found: DType,
     },
     /// The position of the values is not a multiple of their size.
-    #[error("tensor {name:?} begins at byte {begin} of the file, which is no multiple of the size of its values")]
+    #[error("tensor {name:?} begins at byte {begin} of the file, which is not a multiple of the size of its values")]
     Misaligned {
         /// Name of the tensor.
         name: String,

@@ -1,7 +1,7 @@
 //! The memory that a device may use: the smallest of what its owner, its machine, its control groups and its resource limits allow.
 //!
 //! Everything here is a function of the contents of small files under `/proc` and `/sys`. [`System::read`] takes them from a root folder,
-//! so that a test can bring a device of its own.
+//! so that a test can simulate a device.
 //!
 //! | limit | read from |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | ulimits | `Max address space` and `Max data size` in `/proc/self/limits` |
 //! | free memory | `MemAvailable`, and the group's limit without what it uses, except for cached files |
 //!
-//! The first four hold as long as the process lives; the free memory changes. [`System::limit`] is the limit by which a fleet plans.
-//! [`System::limit_now`] is the limit of a step that begins now.
+//! The first four limits are constant while the process lives; the free memory changes. [`System::limit`] is the limit with which
+//! a fleet plans. [`System::limit_now`] is the limit of a step that begins now.
 
 mod groups;
 mod lesson;
@@ -32,7 +32,7 @@ const MAX_FILE_BYTES: u64 = 256 * 1024;
 pub enum Cause {
     /// The owner's setting.
     Setting,
-    /// The machine has no more.
+    /// The machine's memory.
     Machine,
     /// A control group: a container, a unit of systemd, a pod.
     Group {
@@ -43,20 +43,20 @@ pub enum Cause {
     AddressSpace,
     /// `ulimit -d` (RLIMIT_DATA).
     Data,
-    /// Other programs use the rest at the moment.
+    /// The memory that other programs leave free at the moment.
     Free,
-    /// The worker was killed with more.
+    /// A lesson: with more memory, the worker was killed.
     Lesson,
-    /// Nothing is known.
+    /// The limit is not known.
     Unknown,
 }
 
-/// The most resident memory of agent and worker together.
+/// Maximum resident memory of agent and worker together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limit {
     /// The limit in bytes; `u64::MAX` if nothing is known.
     pub bytes: u64,
-    /// The quantity that it was computed from, in bytes: for example the limit of the control group.
+    /// The quantity from which the limit was computed, in bytes: for example the limit of the control group.
     pub whole: u64,
     /// Kind of the quantity.
     pub cause: Cause,
@@ -86,7 +86,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// The memory that a process has and may have, in bytes.
+/// The memory that a process uses and may use, in bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct System {
     /// The machine's memory; 0 if it is unknown.
@@ -108,7 +108,7 @@ pub struct System {
 pub struct Own {
     /// Resident memory (`VmRSS`).
     pub resident: u64,
-    /// Resident memory that is in no file (`RssAnon`).
+    /// Resident memory that belongs to no file (`RssAnon`).
     pub anonymous: u64,
     /// Address space (`VmSize`).
     pub address_space: u64,
@@ -116,19 +116,20 @@ pub struct Own {
     pub data: u64,
 }
 
-/// Shares of a quantity in eighths. The rest is for other programs, and for parts of a step that cannot be predicted.
+/// Usable share of a quantity, in eighths. The rest is for other programs, and for parts of a step that cannot be predicted.
 const SHARE: u64 = 6;
 const SHARE_WITH_SETTING: u64 = 7;
 const SHARE_OF_FREE: u64 = 7;
 
 impl System {
-    /// Reads what the kernel says about this process under `root`, which is `/` on a real device. Files that are missing limit nothing.
+    /// Reads what the kernel says about this process under `root`, which is `/` on a real device. A missing file means that there
+    /// is no such limit.
     #[must_use]
     pub fn read(root: &Path) -> Self {
         Self::of_files(&|path| read(&root.join(path.trim_start_matches('/'))))
     }
 
-    /// Returns the same from the contents of files, by their absolute paths.
+    /// Returns the same as [`System::read`], from the contents of files by their absolute paths.
     #[must_use]
     pub fn of_files(read: &dyn Fn(&str) -> Option<String>) -> Self {
         let [meminfo, limits, status] =
@@ -149,8 +150,9 @@ impl System {
         }
     }
 
-    /// Returns the limit that holds as long as the process lives: the owner's setting, or three quarters of what the system allows. A
-    /// setting counts up to seven eighths of what the system allows. `lesson` is the limit that was learned from a worker's end.
+    /// Returns the limit that is constant while the process lives: the owner's setting, or three quarters of what the system
+    /// allows. A setting counts up to seven eighths of what the system allows. `lesson` is the limit that was learned from a
+    /// worker's end.
     #[must_use]
     pub fn limit(&self, set: Option<ByteSize>, lesson: Option<Lesson>) -> Limit {
         let share = if set.is_some() { SHARE_WITH_SETTING } else { SHARE };
@@ -168,8 +170,8 @@ impl System {
         }
     }
 
-    /// Returns the limit of a step that begins now: [`System::limit`], or less if less memory is free. The process `agent_bytes` large
-    /// counts with this one.
+    /// Returns the limit of a step that begins now: [`System::limit`], or less if less memory is free. The agent, whose process
+    /// takes `agent_bytes`, counts together with this process.
     #[must_use]
     pub fn limit_now(&self, set: Option<ByteSize>, lesson: Option<Lesson>, agent_bytes: u64) -> Limit {
         let Own { resident, anonymous, address_space, data } = self.own;

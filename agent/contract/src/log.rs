@@ -20,6 +20,6 @@ pub fn start() {
         .with_target(false);
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     if let Some(error) = refused {
-        tracing::warn!(%error, "{VARIABLE} is not understood; showing info");
+        tracing::warn!(%error, "{VARIABLE} cannot be read; showing messages of level info");
     }
 }

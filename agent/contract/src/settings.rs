@@ -34,7 +34,7 @@ pub struct Training {
     pub columns: ColumnNames,
     /// Number of threads; 0 means one for each core.
     pub threads: usize,
-    /// Most resident memory of agent and worker together; `None` means three quarters of what the system allows. See
+    /// Maximum resident memory of agent and worker together; `None` means three quarters of what the system allows. See
     /// [`limits`](crate::limits).
     pub memory: Option<ByteSize>,
     /// The execution provider that computes.

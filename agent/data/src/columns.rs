@@ -31,7 +31,7 @@ pub struct Columns {
     pub separator: Option<String>,
 }
 
-/// Text between columns that are joined, unless [`Columns`] have another one.
+/// Default text between columns that are joined.
 pub const SEPARATOR: &str = ". ";
 
 impl Columns {

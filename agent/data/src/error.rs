@@ -46,7 +46,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// There is no reader for the file's extension.
-    #[error("{} is of no supported format: use a file that ends in {supported}", path.display())]
+    #[error("{} has an unsupported format: use a file that ends in {supported}", path.display())]
     UnsupportedFormat {
         /// The file.
         path: PathBuf,
@@ -109,7 +109,7 @@ pub enum DataError {
         found: Vec<String>,
     },
     /// Two columns have the same name.
-    #[error("{place}: the column {name:?} is there twice: delete one, or give it another name")]
+    #[error("{place}: two columns are named {name:?}: delete one, or give it another name")]
     DuplicateColumn {
         /// The second of the two columns.
         place: Place,

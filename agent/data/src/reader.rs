@@ -347,7 +347,7 @@ mod tests {
             (Format::Tsv, "label,text\nx,a\n", "between commas, and tabs are expected"),
             (Format::Tsv, "\"label\"\t\"text\"\n\"x\"\t\"a\"\n", "the names stand in quotes"),
             (Format::Tsv, "label\ttext\n\"x\"\t\"a\"\n", "file, line 2: every field stands in double quotes"),
-            (Format::Csv, "label,text,Text\nx,a,b\n", "file, line 1, column 3: the column \"Text\" is there twice"),
+            (Format::Csv, "label,text,Text\nx,a,b\n", "file, line 1, column 3: two columns are named \"Text\""),
             (Format::Tsv, "label\ttext\nx\t\"a\tb\"\n", "a field may hold no tab"),
             (Format::Csv, "label,text\nx,a,b\n", "found 3 fields, expected 2 as in the first line: put fields"),
         ] {
@@ -654,7 +654,7 @@ mod tests {
         assert!(message.starts_with("opening no/such.csv"), "{message}");
         let supported = |message: String| message.split_once("use a file that ends in ").unwrap().1.to_owned();
         let message = read::<Example>(Path::new("a/b.xlsx")).unwrap_err().to_string();
-        assert!(message.starts_with("a/b.xlsx is of no supported format"), "{message}");
+        assert!(message.starts_with("a/b.xlsx has an unsupported format"), "{message}");
         assert_eq!(supported(message), ".csv, .tsv, .jsonl, .json, .txt");
         let message = read::<Tagged>(Path::new("a.csv")).unwrap_err().to_string();
         assert_eq!(supported(message), ".jsonl, .json, .conll, .txt");

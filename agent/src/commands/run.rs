@@ -277,7 +277,7 @@ impl Agent {
         }
         outbox.put(desk.publication(&Message::Gone(Gone { boot, clean: true }), Version::OLDEST));
         if timeout(FAREWELL_PATIENCE, outbox.close()).await.is_err() {
-            tracing::warn!("the broker took too long to accept the farewell; the agent stops without");
+            tracing::warn!("the broker took too long to accept the farewell; the agent stops without sending it");
         }
     }
 }

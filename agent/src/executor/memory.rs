@@ -1,4 +1,4 @@
-//! The lesson that a device draws if memory runs out: the next plan is smaller, also after a restart of the agent.
+//! The lesson that a device learns if memory runs out: the next plan uses less memory, even after a restart of the agent.
 
 use bytesize::ByteSize;
 use skiff_base::files::{Access, replace};
@@ -12,17 +12,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{end}; the next round is planned with at most {}", ByteSize(*limit_bytes).display().si())]
 pub struct MemoryRanOut {
-    /// Description of the end.
+    /// Description of how the worker ended or failed.
     pub end: String,
     /// The limit of the next plan, in bytes.
     pub limit_bytes: u64,
 }
 
-/// Parts of the texts in which libraries say that the system gave them no memory.
+/// Parts of error texts with which libraries report that an allocation failed.
 const ALLOCATION_FAILURES: [&str; 5] =
     ["bad_alloc", "failed to allocate memory", "cannot allocate memory", "memory allocation of", "(os error 12)"];
 
-/// Returns true if the reason of a failure is that the system gave no memory.
+/// Returns true if the reason for a failure is a failed allocation.
 pub(super) fn is_allocation_failure(reason: &str) -> bool {
     let reason = reason.to_lowercase();
     ALLOCATION_FAILURES.iter().any(|text| reason.contains(text))
@@ -33,14 +33,14 @@ pub(super) fn kills() -> u64 {
     out_of_memory_kills(&|path| fs::read_to_string(path).ok())
 }
 
-/// Returns true if this process may not have all the memory that it asks for. Then an abort is most likely a failed allocation.
+/// Returns true if a ulimit bounds this process's memory. An abort is then most likely a failed allocation.
 pub(super) fn has_ulimit() -> bool {
     let system = System::read(Path::new("/"));
     system.address_space.or(system.data).is_some()
 }
 
-/// Draws the lesson of a worker's end and keeps it in the state folder. The largest memory of both processes that was seen is
-/// `seen` bytes; the smallest step takes `least` bytes.
+/// Computes the lesson of a worker's end and stores it in the state folder. `seen` is the largest measured memory of both
+/// processes in bytes; the smallest step takes `least` bytes.
 pub(super) fn learn(setup: &Setup, seen: u64, least: u64, end: String) -> MemoryRanOut {
     let system = System::read(Path::new("/"));
     let (from, planned) = (system.limit(setup.training.memory, None).bytes, limit(&system, setup));
@@ -51,7 +51,7 @@ pub(super) fn learn(setup: &Setup, seen: u64, least: u64, end: String) -> Memory
     MemoryRanOut { end, limit_bytes: lesson.bytes }
 }
 
-/// Removes a lesson that does not hold any more.
+/// Removes a lesson that is no longer valid.
 pub(super) fn forget_old(state: &Path) {
     if Lesson::read(state).is_some_and(|lesson| !lesson.holds(now_s())) {
         // If it cannot be removed, it holds on. The next attempt follows with the next work.

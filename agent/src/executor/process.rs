@@ -116,7 +116,7 @@ struct Running {
     replies: ChildStdout,
     /// Whether the worker has sent its greeting and received its setup.
     ready: bool,
-    /// Largest resident memory that was seen, in bytes.
+    /// Largest measured resident memory, in bytes.
     seen_bytes: u64,
     /// Number of processes that the kernel had killed for memory before this one started.
     kills_before: u64,
@@ -143,7 +143,7 @@ impl WorkerProcess {
         Self { program, patience: STEP_PATIENCE, setup, least_bytes: 0, pid, running: None }
     }
 
-    /// Sets the memory of the smallest step. If memory runs out, the device plans with less, but not with less than that.
+    /// Sets the memory of the smallest step. If memory runs out, the device plans with less memory, but at least with this much.
     #[must_use]
     pub const fn with_smallest_step(mut self, bytes: u64) -> Self {
         self.least_bytes = bytes;
@@ -236,7 +236,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Returns the largest memory of agent and worker that was seen, in bytes; 0 if the worker's was not.
+    /// Returns the largest measured memory of agent and worker, in bytes; 0 if the worker's was not measured.
     fn seen_bytes(&self) -> u64 {
         let worker = self.running.as_ref().map_or(0, |running| running.seen_bytes);
         if worker == 0 { 0 } else { worker.saturating_add(own_memory(Path::new("/")).resident_bytes) }
@@ -340,7 +340,7 @@ impl Broken {
 /// without a reply.
 struct Patient<'a, 'b> {
     pid: u32,
-    /// Largest resident memory of the process that was seen, in bytes.
+    /// Largest measured resident memory of the process, in bytes.
     seen_bytes: &'a mut u64,
     replies: &'a mut ChildStdout,
     patience: Duration,
@@ -375,8 +375,8 @@ fn with_agent_memory(mut product: Product, agent_bytes: u64) -> Product {
     product
 }
 
-/// Describes the end of a process if the reason is, or most likely is, that memory ran out. Before the process started, the kernel had
-/// killed `kills_before` processes for that reason.
+/// Describes the end of a process if it ended because memory ran out, or most likely did so. Before the process started, the
+/// kernel had killed `kills_before` processes for that reason.
 fn killed_for_memory(ended: ExitStatus, kills_before: u64) -> Option<&'static str> {
     const SIGABRT: i32 = 6;
     const SIGKILL: i32 = 9;

@@ -87,7 +87,7 @@ pub enum Event {
         /// The reason, for the operator.
         reason: String,
     },
-    /// Memory ran out, and the device plans with less from now on.
+    /// Memory ran out, and the device now plans with less.
     MemoryLimited {
         /// The memory limit of the next plan, in bytes.
         limit_bytes: u64,

@@ -34,7 +34,9 @@ pub enum CheckpointError {
     #[error("reading the checkpoint's metadata")]
     Metadata(#[source] serde_json::Error),
     /// Another version of Skiff wrote the checkpoint.
-    #[error("it has checkpoint format {found}, this build reads {FORMAT}; use the Skiff that wrote it, or begin anew")]
+    #[error(
+        "it has checkpoint format {found}, this build reads {FORMAT}; use the version of Skiff that wrote it, or start a new training"
+    )]
     Format {
         /// The checkpoint's format.
         found: u32,
@@ -46,7 +48,7 @@ pub enum CheckpointError {
     #[error("it is damaged: its contents do not have the digest that it names")]
     Damaged,
     /// The checkpoint belongs to a training of another pack.
-    #[error("it is of another pack, with digest {found}; this one's is {expected}")]
+    #[error("it belongs to another pack, with digest {found}; the digest of this pack is {expected}")]
     Pack {
         /// Digest of the checkpoint's pack.
         found: String,
@@ -54,7 +56,7 @@ pub enum CheckpointError {
         expected: String,
     },
     /// The checkpoint belongs to a training with another plan, or with another number of examples.
-    #[error("it is of another training: its {setting} is {found}, and here it is {expected}")]
+    #[error("it belongs to another training: its {setting} is {found}, but this training's is {expected}")]
     Setting {
         /// Name of the first setting that differs.
         setting: String,

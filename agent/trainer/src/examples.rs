@@ -52,7 +52,8 @@ pub trait Examples: Sync {
     /// neighbours of similar length need less padding inside attention.
     fn length_hint(&self, at: usize) -> usize;
 
-    /// Returns the class of an example, at no cost, so that a sample has each class in its share; `None` without classes.
+    /// Returns the class of an example without reading it, so that a sample can keep the share of each class; `None` without
+    /// classes.
     fn class_hint(&self, _at: usize) -> Option<u32> {
         None
     }

@@ -1,4 +1,4 @@
-//! The examples of an evaluation: all of them, or a sample without regard to their order in the file.
+//! The examples of an evaluation: all of them, or a sample that does not depend on their order in the file.
 
 use crate::examples::Examples;
 use skiff_base::random::Random;
@@ -9,7 +9,7 @@ const SEED: u64 = 0x5eed_0f5a_3b1e;
 
 /// Returns the indices of at most `most` examples, ascending.
 ///
-/// A sample has each class in its share of the file, rounded so that the counts add up to `most` (method of the largest
+/// In a sample, each class has the same share as in the file, rounded so that the counts add up to `most` (method of the largest
 /// remainder). Examples without a class count as one class.
 pub(super) fn sample(examples: &dyn Examples, most: usize) -> Vec<usize> {
     let count = examples.len();
@@ -35,7 +35,8 @@ pub(super) fn sample(examples: &dyn Examples, most: usize) -> Vec<usize> {
     chosen
 }
 
-/// Divides `most` among classes in proportion to their sizes, whose sum is larger. The first of two equal remainders wins.
+/// Divides `most` among classes in proportion to their sizes. The sum of the sizes must be larger. The first of two equal
+/// remainders wins.
 fn shares(sizes: &[usize], most: usize) -> Vec<usize> {
     let total = sizes.iter().sum::<usize>() as u128;
     let exact: Vec<u128> = sizes.iter().map(|&size| size as u128 * most as u128).collect();

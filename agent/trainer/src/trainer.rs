@@ -156,8 +156,8 @@ impl Trainer {
     }
 
     /// Evaluates `examples` with every layer active, and reports the number of finished examples to `watch`. If there are more
-    /// than the plan allows, it evaluates a sample of them, always the same: evenly from the whole file, and from each class in
-    /// its share.
+    /// than the plan allows, it evaluates a sample of them, which is always the same. The sample comes evenly from the whole
+    /// file, and keeps the share of each class.
     ///
     /// # Errors
     /// A graph that fails; an example that cannot be read.

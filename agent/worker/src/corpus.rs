@@ -31,7 +31,7 @@ const SHOWN: usize = 40;
 #[derive(Debug)]
 pub struct Corpus {
     index: Index,
-    /// Class of each example, if the task gives each one.
+    /// Class of each example, for tasks that have one class for each example.
     classes: Vec<u32>,
     known: Known,
     tokenizer: Tokenizer,
@@ -106,7 +106,7 @@ pub enum CorpusError {
         source: tokenizers::Error,
     },
     /// A text has no tokens left.
-    #[error("{place}: the example has no tokens, for the tokenizer drops every character of it; delete it")]
+    #[error("{place}: the example has no tokens, because the tokenizer drops all its characters; delete the example")]
     NoTokens {
         /// The example.
         place: Place,
@@ -214,7 +214,7 @@ pub fn count(path: &Path, columns: &Columns, pack: &Pack) -> Result<u64, CorpusE
     Ok(index(path, &joined_by(pack, columns), &Known::of(pack), &mut |_| {})?.len() as u64)
 }
 
-/// Returns the columns, joined as the pack says.
+/// Returns the columns with the pack's separator.
 fn joined_by(pack: &Pack, columns: &Columns) -> Columns {
     Columns { separator: Some(pack.manifest().separator.clone()), ..columns.clone() }
 }

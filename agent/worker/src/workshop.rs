@@ -47,17 +47,17 @@ struct Open {
 
 /// The plan of the last order's steps.
 struct Planned {
-    /// Their size.
+    /// Size of the steps.
     step: Step,
     /// The memory limit, in bytes.
     limit_bytes: u64,
-    /// The ways in which they are done.
+    /// Ways of doing the steps.
     ways: Ways,
 }
 
 impl Planned {
-    /// Returns true if the plan is good for steps of this size: it keeps the limit, and a new plan would not gain much. The free
-    /// memory changes a little all the time, and the plan should not.
+    /// Returns true if the plan suits steps of this size: it stays below the limit, and a new plan would not gain much. The free
+    /// memory changes a little all the time, but the plan should not.
     fn suits(&self, step: Step, limit: &Limit) -> bool {
         self.step == step && self.limit_bytes <= limit.bytes && limit.bytes / 5 * 4 <= self.limit_bytes
     }

@@ -1,7 +1,7 @@
-//! Changes of the state, as a watcher gets them, and the fold that makes the state of them.
+//! Changes of the state in the form that a watcher gets, and the function that applies them.
 //!
-//! A watcher first gets the whole state in pieces, and then what changed: the newest values, never a history. [`Progress::apply`]
-//! folds every line into the state. After all lines it is the state that [`crate::request::Request::Progress`] returns.
+//! A watcher first gets the whole state in pieces, and then the changes: the newest values, never a history. [`Progress::apply`]
+//! applies a line to the state. After all lines, the result is the state that [`crate::request::Request::Progress`] returns.
 
 use crate::progress::{DeviceProgress, Progress, ROUNDS_SHOWN, RunProgress};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// One line to a watcher.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Changes {
-    /// True if the whole state begins with this line: the watcher forgets what it knew.
+    /// True if the whole state begins with this line, so that the watcher must forget its old state.
     #[serde(default, skip_serializing_if = "is_false")]
     pub restarts: bool,
     /// True if the next line continues the whole state.
@@ -39,12 +39,12 @@ pub struct Changes {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunChange {
-    /// The run is as it was.
+    /// The run has not changed.
     #[default]
     Same,
     /// There is no run any more.
     Removed,
-    /// The run is another one, or its figures changed. It holds only those closed rounds that are new or changed.
+    /// Another run began, or the figures of the run changed. The value holds only the closed rounds that are new or changed.
     Changed(Box<RunProgress>),
 }
 
@@ -55,7 +55,7 @@ impl RunChange {
 }
 
 impl Progress {
-    /// Folds a line into the state.
+    /// Applies a line of changes to the state.
     pub fn apply(&mut self, changes: Changes) {
         let Changes { restarts, is_partial: _, now_ms, connected, refused_messages, run, devices, removed } = changes;
         if restarts {
@@ -84,7 +84,7 @@ impl Progress {
     }
 }
 
-/// Returns the run after a change: closed rounds that the change does not hold stay.
+/// Returns the run after a change. Closed rounds that are not in the change stay.
 fn folded(known: Option<RunProgress>, mut changed: RunProgress) -> RunProgress {
     let Some(known) = known.filter(|known| known.run == changed.run) else { return changed };
     let mut closed = known.closed;

@@ -3,8 +3,9 @@
 //! It opens no socket and reads no journal: everything here is a value, or a function from values to values. The control socket,
 //! the command line, the demo and the tests use it.
 //!
-//! Modules: [`request`] (requests and their replies), [`version`] (the versions of their format), [`progress`] (the state
-//! that watchers see), [`changes`] (how it reaches them), [`details`] (a whole run), [`measures`] (figures of evaluations), [`policy`] (which layers devices share).
+//! Modules: [`request`] (requests and their replies), [`version`] (the versions of their format), [`progress`] (the state that
+//! watchers see), [`changes`] (the changes that are sent to them), [`details`] (a whole run), [`measures`] (figures of
+//! evaluations), [`policy`] (which layers devices share).
 //!
 //! Settings of a run stay in the coordinator, which knows their ranges. They travel as a JSON table with the keys of table `[run]`
 //! of the configuration.

@@ -14,7 +14,7 @@ pub const ROUNDS_SHOWN: usize = 200;
 /// State of the fleet and the run at one moment.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Progress {
-    /// Time of the coordinator, in milliseconds since 1970; 0 if an older coordinator does not tell it.
+    /// Time of the coordinator, in milliseconds since 1970; 0 if an older coordinator does not send it.
     #[serde(default)]
     pub now_ms: u64,
     /// True while the coordinator is connected to the broker.

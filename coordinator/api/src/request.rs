@@ -14,7 +14,8 @@ use std::fmt;
 pub enum Request {
     /// Return the current state. Reply: [`Reply::Progress`].
     Progress,
-    /// Return the state now and what changes in it. Replies: [`Reply::Changes`], one after another; in version 1, [`Reply::Progress`].
+    /// Return the current state and then its changes. Replies: [`Reply::Changes`], one after another; in version 1,
+    /// [`Reply::Progress`].
     Watch,
     /// Start a run with these settings; defaults come from the configuration. Reply: [`Reply::RunStarted`].
     StartRun(Map<String, Value>),

@@ -59,7 +59,7 @@ pub enum BlobError {
         root: PathBuf,
     },
     /// The contents of the blob do not match its digest. Remove it and fetch it again.
-    #[error("blob {} is damaged: its content does not match its name; remove it to have it fetched again", path.display())]
+    #[error("blob {} is damaged: its content does not match its name; remove it, so that it is fetched again", path.display())]
     Corrupt {
         /// File of the blob.
         path: PathBuf,

@@ -18,7 +18,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Makes a follower of a board.
+    /// Creates a follower of a board.
     #[must_use]
     pub fn new(board: watch::Receiver<Board>) -> Self {
         Self { board, feed: Feed::default(), state: Progress::default() }
@@ -40,7 +40,7 @@ impl Follower {
         Ok(self.newest())
     }
 
-    /// Waits until the state is as wanted, and returns it.
+    /// Waits until `is_wanted` accepts the state, and returns the state.
     ///
     /// # Errors
     /// The coordinator has stopped.

@@ -1,7 +1,8 @@
-//! The published view: the newest state of fleet and run, from which every watcher takes what it has not seen.
+//! The published view: the newest state of fleet and run, from which every watcher takes the changes that it has not seen.
 //!
-//! The loop writes changes into the [`Board`], and each watcher has a [`Feed`] that says what it still has to get. A feed waits for
-//! nobody and holds at most one entry for each device: a watcher that lags gets the newest values, and what lies between is dropped.
+//! The loop writes changes into the [`Board`], and each watcher has a [`Feed`] that records the values it still has to get. A
+//! feed never delays others and holds at most one entry for each device: a slow watcher gets the newest values and skips the
+//! older ones.
 //!
 //! ```text
 //! loop ── Hub::show ──► Board (revision of each change) ──► Feed of a watcher ──► Changes, at most `budget_bytes` a line
@@ -21,7 +22,7 @@ use skiff_protocol::DeviceId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// Maximum number of forgotten devices that are remembered. A watcher that missed more of them starts again.
+/// Maximum number of removed devices whose names are kept. A watcher that missed more of them starts again with the whole state.
 const FORGOTTEN: usize = 1_024;
 
 /// The newest state, with the revision of every change.
@@ -33,7 +34,7 @@ pub struct Board {
     refused_messages: BTreeMap<String, u64>,
     run: Option<ShownRun>,
     devices: BTreeMap<DeviceId, ShownDevice>,
-    /// Devices by the revision of their last change. Those that are not in `devices` are forgotten.
+    /// Devices by the revision of their last change. Devices that are not in `devices` were removed.
     changes: BTreeMap<u64, DeviceId>,
     /// Revisions at which devices were forgotten, oldest first.
     forgotten: VecDeque<u64>,
@@ -47,14 +48,14 @@ struct ShownDevice {
     view: Arc<DeviceProgress>,
 }
 
-/// The run as it is shown: a line without closed rounds, and the closed rounds.
+/// The view of the run: a line without closed rounds, and the closed rounds.
 #[derive(Clone, Debug)]
 struct ShownRun {
     line: RunProgress,
     closed: BTreeMap<u32, ShownRound>,
 }
 
-/// A closed round with the facts that its view was made from.
+/// The view of a closed round, with the facts from which it was made.
 #[derive(Clone, Debug)]
 struct ShownRound {
     facts: Arc<ClosedRound>,
@@ -141,7 +142,7 @@ pub struct Whole {
 }
 
 impl Whole {
-    /// Returns the state as one value. This copies every device, so it has no place on the loop.
+    /// Returns the state as one value. This copies every device, so the coordinator's loop must not call it.
     #[must_use]
     pub fn progress(self) -> Progress {
         let run = self.run.map(|run| RunProgress {
@@ -158,23 +159,23 @@ impl Whole {
     }
 }
 
-/// State of a watcher: the values that it got, and the devices that it gets next, each of them once.
+/// State of a watcher: the values that it got, and a queue of the devices that it gets next.
 #[derive(Debug, Default)]
 pub struct Feed {
-    /// Revision that the feed has taken devices up to; `None` before the first line.
+    /// Revision up to which the feed has queued devices; `None` before the first line.
     taken: Option<u64>,
-    /// Number of devices of the whole state that the watcher has not got yet.
+    /// Number of devices in the whole state that the watcher has not received yet.
     missing: usize,
     refused_messages: BTreeMap<String, u64>,
     run: Option<ShownRun>,
-    /// Devices that changed, in turn.
+    /// Devices that changed, in the order in which they are sent.
     queue: VecDeque<DeviceId>,
     queued: BTreeSet<DeviceId>,
 }
 
 impl Feed {
-    /// Returns the next line: the run and the closed rounds that changed, then devices in turn while their JSON fits into
-    /// `budget_bytes`, but at least one.
+    /// Returns the next line: the run and the closed rounds that changed, then devices from the queue, at least one, as long as
+    /// their JSON fits into `budget_bytes`.
     pub fn next(&mut self, board: &Board, budget_bytes: usize) -> Changes {
         let restarts = self.taken.is_none_or(|taken| taken < board.complete_from);
         self.take(board, restarts);
@@ -231,7 +232,7 @@ impl Feed {
         self.taken = Some(board.revision);
     }
 
-    /// Returns the change of the run since the line before.
+    /// Returns the change of the run since the previous line.
     fn run_change(&mut self, board: &Board) -> RunChange {
         let before = std::mem::replace(&mut self.run, board.run.clone());
         let Some(run) = &board.run else {

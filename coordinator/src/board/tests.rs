@@ -64,7 +64,8 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Watchers join, read a line of any size, or lag. Whatever they missed, all changes make the whole state.
+    /// Lets watchers join, read a line of any size, or lag. Checks that all changes together give the whole state, whatever a
+    /// watcher missed.
     #[test]
     fn the_fold_of_all_changes_is_the_whole(ops in prop::collection::vec(op(), 1..120)) {
         let (mut board, mut run, mut rounds) = (Board::default(), 0, Rounds::default());

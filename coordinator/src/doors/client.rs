@@ -120,7 +120,7 @@ pub async fn ask_once<T: for<'de> Deserialize<'de>>(state: &Path, request: &Requ
     Client::ask(state, request).await?.next().await
 }
 
-/// A watcher of the coordinator's state: folds the changes that arrive.
+/// A watcher of the coordinator's state, which applies the changes that arrive.
 pub struct Watch {
     changes: Client<Changes>,
     state: Progress,
@@ -135,7 +135,7 @@ impl Watch {
         Ok(Self { changes: Client::ask(state, &Request::Watch).await?, state: Progress::default() })
     }
 
-    /// Waits for the whole state, and in later calls for its next change. Returns the newest state.
+    /// Waits for the whole state in the first call, and for its next change in later calls. Returns the newest state.
     ///
     /// # Errors
     /// Same as [`Client::next`].

@@ -2,8 +2,8 @@
 //!
 //! A request is one line ([`Envelope`]); the answer is one line `{"ok": ...}` or `{"error": "..."}` ([`Answer`]). The answer to
 //! `watch` is the whole state in pieces, and then lines of changes, at most one per [`WATCH_EVERY`] and at most
-//! [`WATCH_BYTES_PER_SECOND`] over time, until the client closes its side. A watcher whose line is still on its way gets the newest
-//! values in the next one. The socket's mode is 0600: only its owner can open it, and whoever opens it can do everything.
+//! [`WATCH_BYTES_PER_SECOND`] over time, until the client closes its side. A watcher that has not yet read its last line gets the
+//! newest values in the next one. The socket's mode is 0600: only its owner can open it, and whoever opens it can do everything.
 //!
 //! There are more places for connections than for watchers, so that forgotten watchers never block a request.
 
@@ -31,7 +31,7 @@ pub const WATCH_EVERY: Duration = Duration::from_millis(200);
 pub const WATCH_BYTES_PER_SECOND: u64 = 40_000;
 /// Size in bytes above which no more devices are added to a line of changes.
 const LINE_BYTES: usize = 7_000;
-/// The same for a piece of the whole state.
+/// Size in bytes above which no more devices are added to a piece of the whole state.
 const FIRST_BYTES: usize = 64 * 1024;
 /// Maximum length of a request in bytes.
 pub const MAX_REQUEST_BYTES: u64 = 64 * 1024;
@@ -127,7 +127,7 @@ async fn watch(read: &mut (impl AsyncReadExt + Unpin), lines: impl Future<Output
     }
 }
 
-/// Sends the whole state in pieces, as fast as the client reads, and then what changes, at most [`WATCH_BYTES_PER_SECOND`].
+/// Sends the whole state in pieces, as fast as the client reads, and then its changes, at most [`WATCH_BYTES_PER_SECOND`].
 async fn watch_changes(write: &mut (impl AsyncWriteExt + Unpin), board: &mut watch::Receiver<Board>) -> io::Result<()> {
     let (mut feed, mut budget_bytes) = (Feed::default(), FIRST_BYTES);
     loop {
@@ -165,7 +165,7 @@ fn pause_after(line: &[u8]) -> Duration {
     WATCH_EVERY.max(Duration::from_millis(line.len() as u64 * 1_000 / WATCH_BYTES_PER_SECOND))
 }
 
-/// Returns the whole state as a line of a version. The line of a large fleet is made in a thread beside the loop.
+/// Returns the whole state as a line of a version. A thread beside the loop makes the line of a large fleet.
 async fn whole_line(board: &watch::Receiver<Board>, version: u32) -> io::Result<Vec<u8>> {
     let whole = board.borrow().whole();
     let make = move || {
@@ -175,7 +175,7 @@ async fn whole_line(board: &watch::Receiver<Board>, version: u32) -> io::Result<
     Ok(tokio::task::spawn_blocking(make).await?)
 }
 
-/// Returns the state as version 1 has it: the age of each device's telemetry in place of its time.
+/// Returns the state in the format of version 1, which has the age of each device's telemetry instead of its time.
 fn with_ages(progress: &Progress) -> Value {
     let mut state = serde_json::to_value(progress).expect("a state is plain values with text keys");
     let devices = state.get_mut("devices").and_then(Value::as_array_mut);
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(*watcher.state(), whole);
     }
 
-    /// The watcher takes the bytes of one line at a time, while all devices change again and again.
+    /// Reads one line at a time as a watcher, while all devices keep changing.
     #[tokio::test(start_paused = true)]
     async fn a_watcher_gets_no_more_bytes_than_its_budget_and_every_device_in_turn() {
         const DEVICES: usize = 200;

@@ -13,20 +13,20 @@ pub struct Fleet {
     pack: Digest,
     most: usize,
     devices: BTreeMap<DeviceId, Device>,
-    /// Devices that changed since [`Fleet::take_changed`], forgotten ones included.
+    /// Devices that changed since [`Fleet::take_changed`], including removed ones.
     changed: BTreeSet<DeviceId>,
 }
 
 /// Facts about a known device.
 #[derive(Debug)]
 pub struct Device {
-    /// Whether it is connected and can train.
+    /// Whether the device is connected and can train.
     pub presence: Presence,
-    /// Its last birth.
+    /// Last birth of the device.
     pub birth: Option<Birth>,
-    /// Time of the last change of its presence.
+    /// Time of the last change of presence.
     pub since: Timestamp,
-    /// Its last telemetry, with the time of arrival.
+    /// Last telemetry, with the time of its arrival.
     pub telemetry: Option<(Timestamp, Telemetry)>,
     /// Reason for the last refusal, by the device or of its message.
     pub note: Option<String>,
@@ -175,7 +175,7 @@ impl Fleet {
         self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
     }
 
-    /// Returns the facts about a device; `None` if it is unknown or was forgotten.
+    /// Returns the facts about a device; `None` if the device is unknown or was removed.
     #[must_use]
     pub fn get(&self, device: &DeviceId) -> Option<&Device> {
         self.devices.get(device)

@@ -1,4 +1,4 @@
-//! Shows the state of fleet and run on a board: marks the devices that a call changed, and makes only their views anew.
+//! Shows the state of fleet and run on a board: marks the devices that a call changed, and rebuilds only their views.
 
 use super::Hub;
 use crate::board::Board;
@@ -65,7 +65,7 @@ impl Hub {
         }
     }
 
-    /// Marks every device, because the run is another one.
+    /// Marks every device, because another run began.
     pub(super) fn mark_all(&mut self) {
         self.fleet.mark_all();
         self.with_order.clear();
@@ -75,7 +75,7 @@ impl Hub {
         }
     }
 
-    /// Marks the devices that have no order any more.
+    /// Marks the devices that no longer have an order.
     fn mark_without_order(&mut self) {
         let Some(ledger) = self.run.as_ref().map(Run::ledger) else { return };
         let fleet = &mut self.fleet;

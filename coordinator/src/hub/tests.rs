@@ -36,7 +36,7 @@ struct World {
     /// Version of the last message to each device.
     versions: BTreeMap<DeviceId, Version>,
     merges: Vec<MergeJob>,
-    /// Shows only what changed.
+    /// Board that receives only changes.
     board: Board,
 }
 
@@ -259,7 +259,7 @@ impl World {
         self.hub.store.runs().unwrap().iter().map(|row| views::listed_run(row, Timestamp(self.now))).collect()
     }
 
-    /// Shows what changed on the board, which then holds what a board made from nothing holds.
+    /// Writes the changes to the board, and checks that it equals a board that is built from nothing.
     fn progress(&mut self) -> Progress {
         self.hub.show(&mut self.board, usize::MAX, Timestamp(self.now));
         let shown = self.board.whole().progress();

@@ -61,7 +61,7 @@ pub enum AggregateError {
         name: String,
     },
     /// The update has no examples, or all updates together have [`MAX_EXAMPLES`] or more.
-    #[error("an update of {examples} examples cannot be weighed")]
+    #[error("an update with {examples} examples has no valid weight")]
     Examples {
         /// Number of examples that the update reports.
         examples: u64,

@@ -47,7 +47,7 @@ pub struct Ledger {
     pub closed: Vec<Arc<ClosedRound>>,
     /// Work of each device in the run.
     pub totals: BTreeMap<DeviceId, Totals>,
-    /// Last reason for which each device did not deliver.
+    /// Last reason why each device did not deliver.
     pub failures: BTreeMap<DeviceId, String>,
     /// Last measured pace of a device of each class. Devices without a class are left out.
     pub paces: BTreeMap<String, Pace>,
@@ -164,7 +164,7 @@ impl Totals {
 pub struct ClosedRound {
     /// Number of the round, from 1.
     pub round: u32,
-    /// Reason for skipping it; `None` if it was merged.
+    /// Reason for skipping the round; `None` if it was merged.
     pub skipped: Option<String>,
     /// Number of devices with a training order.
     pub selected: u32,
@@ -209,7 +209,7 @@ const DISTANCES: usize = 64;
 /// A journal whose records do not follow from one another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the journal's record {at} ({record}) does not fit what comes before it; the state folder was altered or mixed up"
+    "the journal's record {at} ({record}) does not fit the records before it; the state folder was altered or mixed up"
 )]
 pub struct OutOfPlace {
     /// Position of the record in the run, from 0.
@@ -381,7 +381,7 @@ impl Ledger {
         matches!(&self.phase, Phase::Ended(stopped) if is_failure(self.version, stopped.as_deref()))
     }
 
-    /// Returns the reason for which no update was merged: the last reason of each device, or the reason of the last round.
+    /// Returns the reason why no update was merged: the last reason of each device, or the reason of the last round.
     #[must_use]
     pub fn why_nothing_was_merged(&self) -> String {
         const DEVICES: usize = 5;

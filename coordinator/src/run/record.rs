@@ -9,7 +9,7 @@ use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::BTreeMap;
 
-/// Beginning of the reason with which a run ends that has merged no update.
+/// Beginning of the reason with which a run ends if it has merged no update.
 pub const NOTHING_MERGED: &str = "no update was merged";
 
 /// Returns true if a run that ended with this reason has failed: it merged no update, and nobody stopped it. A run of an earlier version

@@ -48,7 +48,7 @@ impl Run {
         self.facts(device).map(|facts| self.ledger.configurator.limits(&facts, &load))
     }
 
-    /// Returns why online devices cannot train, for the first three of them.
+    /// Returns the reasons why online devices cannot train, for the first three of them.
     pub(super) fn unfit(&self) -> impl Iterator<Item = String> {
         let reason = |(device, here): (&DeviceId, &Here)| match here.train_examples {
             0 => Some(format!("{device}: it has no examples to train on")),

@@ -15,8 +15,8 @@ pub const MAX_DEVICES: u32 = 10_000;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunSettings {
-    /// Weights to start from: `RUN`, `RUN@best`, `RUN@last` or `RUN@ROUND` of an earlier run with the same pack (default: the pack's). In
-    /// a journal it is the run's whole name and the round.
+    /// Weights to start from: `RUN`, `RUN@best`, `RUN@last` or `RUN@ROUND` of an earlier run with the same pack (default: the
+    /// pack's). In a journal this is the full name of the run, with the round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Number of training rounds (default 10).
@@ -60,8 +60,9 @@ pub struct RunSettings {
     pub sharing: Sharing,
     /// Groups of devices with their own sharing and LoRA rank (default none).
     pub groups: Vec<Group>,
-    /// Number of test examples, over all devices, in the evaluation after a round; 0: no evaluation (default 400). A device with
-    /// more than its share draws a sample of its examples, the same in each round, with each label in its share.
+    /// Number of test examples, over all devices, in the evaluation after a round; 0: no evaluation (default 400). A device that
+    /// has more examples than it should evaluate draws a sample. The sample is the same in each round and keeps the share of each
+    /// label.
     pub evaluate_examples: u64,
     /// Number of test examples, over all devices, in the evaluations before the first round and at the end; 0 for no evaluation
     /// (default 1000).

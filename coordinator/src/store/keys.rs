@@ -32,7 +32,7 @@ pub enum KeyError {
         path: PathBuf,
     },
     /// Other users can read the secret key.
-    #[error("{} can be read by others: chmod 600 it", path.display())]
+    #[error("other users can read {}: run chmod 600 on it", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,

@@ -13,8 +13,8 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Value of `--end-token` that turns it off.
 const NONE: &str = "none";
 
-/// Returns the token that `asked` names, or else the tokenizer's own end token, or else the one in `config.json`. `None` if it is
-/// turned off, or if no file names one.
+/// Returns the token that `asked` names; otherwise the tokenizer's own end token; otherwise the end token in `config.json`.
+/// `None` if it is turned off, or if no file names one.
 ///
 /// Reference: `AutoTokenizer` takes `eos_token` from these files, and TRL's `SFTTrainer` appends it to texts and completions.
 pub(crate) fn end_token(checkpoint: &Path, asked: Option<&str>) -> anyhow::Result<Option<EndToken>> {
@@ -72,7 +72,7 @@ fn named(settings: anyhow::Result<Value>) -> Option<anyhow::Result<String>> {
     Some(Ok(text.to_owned()))
 }
 
-/// Returns the number of the end token; of a list, the first one.
+/// Returns the number of the end token, or the first number of a list.
 fn number(id: &Value) -> Option<u32> {
     let id = id.as_array().map_or(Some(id), |ids| ids.first())?;
     u32::try_from(id.as_u64()?).ok()

@@ -45,7 +45,7 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Returns what is known about the weights: whether they are trained at all.
+    /// Returns the facts about the weights: only whether they are trained.
     fn about(&self) -> About {
         let untrained = || vec![("weights", "the pack's initial values, untrained".to_owned())];
         let training = self.weights.as_ref().map_or_else(untrained, |_| Vec::new());

@@ -1,10 +1,10 @@
-//! Lines on what a build did with the checkpoint.
+//! Writes lines about how a build treated the checkpoint.
 
 use skiff_models::pack::{Built, Ignored, Tie};
 use std::collections::BTreeMap;
 use std::io::Write;
 
-/// Number of names in a line.
+/// Maximum number of names in a line.
 const SHOWN: usize = 4;
 
 /// Writes where the head comes from, and which tensors of the checkpoint are left out, with the reasons.

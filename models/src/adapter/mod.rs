@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File name of the tensors.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
-/// File name of the tensors in PEFT before 0.7: a pickle, which is a program for Python.
+/// File name of the tensors in PEFT before 0.7. The file is a pickle, which can run code in Python.
 const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// An adapter in a folder.
@@ -148,7 +148,7 @@ impl Adapter {
         Ok(Self { settings, folder: folder.to_owned(), tensors, unused })
     }
 
-    /// Returns the adapter's LoRA for `model`, with the layers that PEFT would adapt.
+    /// Returns the adapter's LoRA settings for `model`, with the layers that PEFT would adapt.
     ///
     /// # Errors
     /// Settings that select no layer of the model; regular expressions that cannot be read.
@@ -174,7 +174,7 @@ impl Adapter {
         }
     }
 
-    /// Returns true if the adapter has trained the module with this name in a pack of `model` whole.
+    /// Returns true if the adapter holds all parameters of the module with this name in a pack of `model`.
     #[must_use]
     pub fn has_trained(&self, model: &Model, module: &str) -> bool {
         names_in_file(model, &format!("{PREFIX}{module}.weight")).iter().any(|name| self.tensors.has(name))
@@ -200,8 +200,8 @@ impl Adapter {
         Ok(Some(self.tensors.read(&found, shape)?))
     }
 
-    /// Fails if the adapter has a tensor that is none of `names`, the tensors of a pack of `model`. Such a tensor is found
-    /// before minutes are spent on the weights.
+    /// Fails if the adapter has a tensor that is not among `names`, the tensors of a pack of `model`. This finds such a tensor
+    /// before the builder spends minutes on the weights.
     ///
     /// # Errors
     /// A superfluous tensor; the error names it.
@@ -237,7 +237,7 @@ impl Adapter {
     }
 }
 
-/// Command that turns the pickle in the current folder into safetensors, without running what the pickle says.
+/// Command that turns the pickle in the current folder into safetensors, without running the code in the pickle.
 const CONVERT_PICKLE: &str = "python3 -c 'import torch; from safetensors.torch import save_file; \
     save_file({k: v.clone().contiguous() for k, v in torch.load(\"adapter_model.bin\", map_location=\"cpu\", \
     weights_only=True).items()}, \"adapter_model.safetensors\")'";

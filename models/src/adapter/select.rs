@@ -1,8 +1,8 @@
 //! The layers that an adapter adapts, by PEFT's rules (`check_target_module_exists` and `get_pattern_key` of PEFT 0.21).
 //!
-//! A list matches the ends of names, a string is a regular expression on the whole name, and `all-linear` is a special word.
-//! Keys of `rank_pattern` and `alpha_pattern` are regular expressions on the ends of names. A pack has neither regular
-//! expressions nor exclusions, so what they select is written down by name.
+//! A list matches the ends of names, a string is a regular expression on the whole name, and `all-linear` is a special word. Keys
+//! of `rank_pattern` and `alpha_pattern` are regular expressions on the ends of names. A pack has neither regular expressions nor
+//! exclusions, so it records the names of the selected layers.
 
 use super::settings::{Layers, Modules, Refusal, Settings};
 use crate::architectures::Model;
@@ -19,7 +19,7 @@ struct Adapted<'a> {
 }
 
 impl Settings {
-    /// Returns LoRA's settings for `model`. An adapter of the `bare` model sees names without the prefix of the model's names.
+    /// Returns LoRA's settings for `model`. For an adapter of the `bare` model, names lack the prefix of the model's names.
     pub(super) fn lora(&self, model: &Model, task: Task, bare: bool) -> Result<Lora, Refusal> {
         let rules = Rules::new(self, model)?;
         let base = if bare { model.base() } else { "" };
@@ -47,7 +47,7 @@ impl Settings {
         Ok(plain.filter(is_same).unwrap_or(explicit))
     }
 
-    /// Returns the settings as they are, if a pack can hold their form. Drops what fits no adapted layer, as PEFT does.
+    /// Returns the settings unchanged, if a pack can hold them. Drops patterns that match no adapted layer, as PEFT does.
     fn plain(&self, model: &Model, adapted: &[Adapted<'_>]) -> Option<Lora> {
         let fits = |end: &str| adapted.iter().any(|layer| ends_with_parts(layer.name, end));
         let targets = match &self.target_modules {
@@ -214,7 +214,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Values by regular expressions on the ends of names; the first one that fits counts.
+/// Values by regular expressions on the ends of names. The first expression that matches counts.
 struct Values<'a, T>(Vec<(Expression, &'a T)>);
 
 impl<'a, T> Values<'a, T> {
@@ -236,16 +236,16 @@ impl<'a, T> Values<'a, T> {
     }
 }
 
-/// A regular expression of Python, with the setting that it is from.
+/// A Python regular expression, with the name of its setting.
 struct Expression {
     key: &'static str,
     text: String,
     regex: Regex,
 }
 
-/// Forms that Python reads otherwise than this program.
+/// Forms that Python interprets differently from this program.
 const OTHERWISE: [&str; 9] = ["[[", "[:", "&&", "||", "~~", "--", r"\<", r"\>", r"\b{"];
-/// Maximum number of steps back that a search may take, and maximum size of a compiled expression in bytes.
+/// Maximum number of backtracking steps of a search, and maximum size of a compiled expression in bytes.
 const MAX_STEPS: usize = 100_000;
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 

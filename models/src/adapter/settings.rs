@@ -1,4 +1,4 @@
-//! The settings of an adapter, `adapter_config.json`: every key that changes the model is read or refused.
+//! The settings of an adapter, `adapter_config.json`: this module reads or refuses every key that changes the model.
 
 use crate::peft::Patterns;
 use serde::Deserialize;
@@ -23,7 +23,7 @@ impl Refusal {
 /// The settings that Skiff reads, with PEFT's defaults.
 #[derive(Debug, Deserialize)]
 pub(super) struct Settings {
-    /// Required by PEFT; [`refused`] has read it.
+    /// The method, which PEFT requires; [`refused`] checks it.
     #[serde(rename = "peft_type")]
     _method: String,
     pub(super) task_type: Option<String>,
@@ -93,7 +93,7 @@ const READ: [&str; 14] = [
 /// Keys without an effect on the model's scores.
 ///
 /// PEFT itself ignores `fan_in_fan_out` on linear layers, and the supported models have no others. `eva_config` only draws
-/// initial values. The last three are of ms-swift and concern its training.
+/// initial values. The last three belong to ms-swift and affect only its training.
 const WITHOUT_EFFECT: [&str; 17] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -114,7 +114,7 @@ const WITHOUT_EFFECT: [&str; 17] = [
     "lorap_emb_lr",
 ];
 
-/// Keys that must be absent, null, false or empty, with the advice for the others.
+/// Keys that must be absent, null, false or empty, with the advice for any other value.
 const MUST_BE_OFF: [(&str, &str); 16] = [
     ("use_dora", MERGE),
     ("lora_bias", MERGE),
@@ -135,7 +135,7 @@ const MUST_BE_OFF: [(&str, &str); 16] = [
     ("lora_ga_config", CONVERT),
 ];
 
-/// Advice for an adapter whose initial values were taken out of the frozen weights.
+/// Advice for an adapter whose initial values were subtracted from the frozen weights.
 const CONVERT: &str = "this way to begin changes the frozen weights too, so convert the adapter: save it with \
      save_pretrained's path_initial_model_for_weight_conversion; null, true, false, gaussian, eva and orthogonal are supported";
 

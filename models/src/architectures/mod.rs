@@ -187,7 +187,7 @@ impl Model {
         matches!(self, Self::Decoder(model) if model.tied)
     }
 
-    /// Lets a decoder compute the scores of the next token with a table of their own, whatever `config.json` says.
+    /// Gives a decoder a separate table for the scores of the next token, whatever `config.json` says.
     pub fn untie(&mut self) {
         if let Self::Decoder(model) = self {
             model.tied = false;

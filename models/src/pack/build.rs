@@ -45,12 +45,12 @@ pub struct BuildOptions {
     pub adapter: Option<PathBuf>,
     /// Seed for the first values.
     pub seed: u64,
-    /// Name of the base model for adapters and model cards. `None`: the repository's, if the checkpoint is in the cache of the
-    /// Hugging Face hub, otherwise the checkpoint's path.
+    /// Name of the base model for adapters and model cards. `None` stands for the repository's name, if the checkpoint is in the
+    /// cache of the Hugging Face hub, and otherwise for the checkpoint's path.
     pub base_model: Option<String>,
     /// Whether to draw a new last layer of the head, even if the checkpoint has one.
     pub new_head: bool,
-    /// Text between a title and a description, in examples that have these two in place of one text.
+    /// Text between a title and a description, in examples that have both instead of one text.
     pub separator: String,
     /// Token after every text of a language model; other tasks have none.
     pub end_token: Option<EndToken>,
@@ -77,7 +77,7 @@ impl BuildOptions {
     }
 }
 
-/// A finished build, and what it did with the checkpoint.
+/// A finished build, and its treatment of the checkpoint.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Built {
     /// The pack's manifest.
@@ -145,7 +145,7 @@ pub enum BuildError {
         /// The fault.
         what: String,
     },
-    /// The checkpoint has trained tensors that the model does not read, so the model would not be the same.
+    /// The checkpoint has trained tensors that the model does not read, so the pack would be a different model.
     #[error("{path} has {count} trained tensors that the {model} of config.json does not read: {names}; correct config.json, or load the \
              checkpoint with transformers and save it with save_pretrained, which leaves out what the model does not read", path = path.display())]
     Unread {
@@ -382,7 +382,7 @@ impl Source {
         Ok(())
     }
 
-    /// Checks that the adapter has no tensor without a place in the pack.
+    /// Checks that the pack uses every tensor of the adapter.
     fn check_adapter(&self, stages: &Stages) -> Result<(), BuildError> {
         let Some(adapter) = &self.adapter else { return Ok(()) };
         let drawn = stages.frozen.iter().filter(|tensor| matches!(tensor.source, FrozenSource::Initial(_)));
@@ -419,7 +419,7 @@ impl Source {
         })
     }
 
-    /// Returns true if `source` is a tensor of the head's last layer, and this layer is drawn whatever the checkpoint has.
+    /// Returns true if `source` is a tensor of the head's last layer, and the build draws this layer even if the checkpoint has it.
     fn is_drawn(&self, source: &str) -> bool {
         let new = self.classes.as_ref().is_some_and(|classes| !matches!(classes.rows, HeadRows::Kept { .. }));
         new && self.is_classifier(source)
@@ -430,7 +430,7 @@ impl Source {
         layer.is_some_and(|layer| source.rsplit_once('.').is_some_and(|(name, _)| name == layer))
     }
 
-    /// Moves the rows of the head's last layer to the places of their labels.
+    /// Moves the rows of the head's last layer to the positions of their labels.
     fn in_order_of_labels(&self, source: &str, values: ArrayD<f32>) -> ArrayD<f32> {
         match self.classes.as_ref().map(|classes| &classes.rows) {
             Some(HeadRows::Kept { order, .. }) if self.is_classifier(source) => values.select(Axis(0), order),

@@ -15,10 +15,10 @@ pub(super) const FILE: &str = "README.md";
 /// Maximum number of labels that a card lists.
 const MAX_LABELS: usize = 200;
 
-/// Knowledge about tuned weights that is not in their pack, for the model card.
+/// Facts about tuned weights that are not in their pack, for the model card.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct About {
-    /// Name of the base model, in place of the pack's.
+    /// Name of the base model, if it replaces the pack's.
     pub base_model: Option<String>,
     /// Whether a fleet of devices trained the weights together.
     pub is_federated: bool,
@@ -37,7 +37,7 @@ pub struct Figure {
     pub name: &'static str,
     /// The hub's name of the metric, for example `accuracy`.
     pub metric: &'static str,
-    /// Value, as it is shown.
+    /// Value as text.
     pub value: String,
 }
 
@@ -170,7 +170,7 @@ fn labels(manifest: &Manifest) -> String {
     text
 }
 
-/// Returns how fields of an example become the text that the model reads.
+/// Describes how the fields of an example become the text that the model reads.
 fn texts(manifest: &Manifest) -> String {
     match manifest.design.head.task {
         Task::SequenceClassification | Task::Regression => {
@@ -251,12 +251,12 @@ const fn pipeline(task: Task) -> &'static str {
     }
 }
 
-/// Returns a string for YAML and for Python: a JSON string is one in both, if it has no control characters.
+/// Returns a string literal for YAML and Python. A JSON string without control characters is valid in both.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Returns text as code in Markdown, whatever is in it.
+/// Returns any text as inline code in Markdown.
 fn code(text: &str) -> String {
     let runs = text.split(|letter| letter != '`').map(str::len);
     let fence = "`".repeat(runs.max().unwrap_or(0) + 1);

@@ -46,7 +46,7 @@ pub struct Exported {
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The target exists and is not an earlier export.
-    #[error("{path} exists and is not an earlier export as it was written; choose another --out or remove it", path = path.display())]
+    #[error("{path} exists and is not an unchanged earlier export; choose another --out or remove it", path = path.display())]
     Occupied {
         /// The target.
         path: PathBuf,

@@ -1,7 +1,7 @@
 //! The labels of a pack, and the rows of the checkpoint's head that belong to them.
 //!
-//! A row of a tuned head stands for the class that `config.json` names. Labels in another order take their rows along. Names
-//! that say nothing (`LABEL_0`, or no names at all) leave the rows in their order. Anything else needs a new head.
+//! A row of a tuned head belongs to the class that `config.json` names. If the labels come in another order, their rows move with
+//! them. Placeholder names (`LABEL_0`), or no names at all, leave the rows in their order. Anything else needs a new head.
 
 use crate::design::MAX_LABELS;
 use crate::task::Task;
@@ -9,11 +9,11 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// The labels that are asked for, and the facts that decide about them.
+/// The requested labels, and the facts that decide about them.
 pub(super) struct Question<'a> {
     /// Names in the order of the scores; `None` for the checkpoint's own.
     pub(super) asked: Option<&'a [String]>,
-    /// The task; not a language model's.
+    /// The task, which is not language modelling.
     pub(super) task: Task,
     /// The checkpoint's `config.json`.
     pub(super) config: &'a Value,
@@ -21,7 +21,7 @@ pub(super) struct Question<'a> {
     pub(super) layer: &'a str,
     /// Number of rows of that layer in the checkpoint or the adapter, if one of them has it.
     pub(super) rows: Option<usize>,
-    /// Whether a new head is drawn, whatever the checkpoint has.
+    /// Whether to draw a new head even if the checkpoint has one.
     pub(super) new_head: bool,
 }
 
@@ -39,7 +39,7 @@ pub struct Classes {
 pub enum HeadRows {
     /// Neither the checkpoint nor an adapter has a head, so the rows are drawn.
     Drawn,
-    /// A new head was asked for. The rows are drawn, and this many rows of the checkpoint are left out.
+    /// The user requested a new head. The rows are drawn, and rows of the checkpoint are left out.
     New {
         /// Number of rows that are left out.
         left_out: usize,
@@ -58,7 +58,8 @@ pub enum HeadRows {
 pub enum Matching {
     /// The labels are the names in `config.json`.
     Names,
-    /// The labels differ from the names in `config.json` only by case or spaces: pairs of label and name that differ.
+    /// The labels differ from the names in `config.json` only by case or spaces. The value holds the pairs of label and name that
+    /// differ.
     Nearly(Vec<(String, String)>),
     /// The labels are the numbers of the rows.
     Numbers,
@@ -66,11 +67,11 @@ pub enum Matching {
     Placeholders,
 }
 
-/// Number of labels that a message shows.
+/// Maximum number of labels that a message shows.
 const SHOWN: usize = 8;
 
 impl Question<'_> {
-    /// Decides the labels and their rows, or returns the reason for which that is impossible.
+    /// Determines the labels and their rows, or returns the reason why that is impossible.
     pub(super) fn answer(&self) -> Result<Classes, String> {
         if let Some(problem) = self.asked.and_then(|asked| problem(asked, self.task)) {
             return Err(problem);
@@ -94,7 +95,7 @@ impl Question<'_> {
         problem(&classes.names, self.task).map_or(Ok(classes), Err)
     }
 
-    /// Refuses to take the scores of several classes for numbers, unless the checkpoint says that they are.
+    /// Refuses to interpret the scores of several classes as numbers, unless the checkpoint says that they are numbers.
     fn refuse_classes_as_numbers(&self, rows: usize) -> Result<(), String> {
         let says_so = self.config.get("problem_type").and_then(Value::as_str) == Some("regression");
         if self.task != Task::Regression || rows == 1 || says_so {
@@ -111,7 +112,7 @@ impl Question<'_> {
         self.rows.map_or(HeadRows::Drawn, |left_out| HeadRows::New { left_out })
     }
 
-    /// Returns the number of labels if neither names nor rows say it. transformers does not write the names of two classes.
+    /// Returns the number of labels if neither names nor rows determine it. transformers does not write the names of two classes.
     fn usual_count(&self) -> usize {
         let written =
             self.config.get("num_labels").and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
@@ -132,7 +133,7 @@ impl Question<'_> {
         }
     }
 
-    /// Finds the row of each label that is asked for.
+    /// Finds the row of each requested label.
     fn matched(&self, asked: &[String], rows: usize) -> Result<Classes, String> {
         if asked.len() != rows {
             return Err(format!(
@@ -154,7 +155,7 @@ impl Question<'_> {
     }
 }
 
-/// Returns the row of each label, or a text about the labels that have none. `own` are the names of the rows.
+/// Returns the row of each label, or a text about the labels that have no row. `own` are the names of the rows.
 fn match_rows(asked: &[String], own: Option<&[String]>) -> Result<(Vec<usize>, Matching), String> {
     let own = own.unwrap_or_default();
     let row = |label: &String| own.iter().position(|name| name == label);
@@ -171,7 +172,7 @@ fn match_rows(asked: &[String], own: Option<&[String]>) -> Result<(Vec<usize>, M
     nearly(asked, own, &exact).ok_or_else(|| differences(asked, own))
 }
 
-/// Matches the labels without an equal name by what is left of them without case and spaces.
+/// Matches the labels that equal no name, ignoring case and spaces.
 fn nearly(asked: &[String], own: &[String], exact: &[Option<usize>]) -> Option<(Vec<usize>, Matching)> {
     let taken: BTreeSet<usize> = exact.iter().flatten().copied().collect();
     let mut free: BTreeMap<String, usize> = BTreeMap::new();
@@ -201,7 +202,7 @@ fn plain(name: &str) -> String {
     name.to_lowercase().split_whitespace().collect()
 }
 
-/// Returns the numbers in the labels, such as `0` or `LABEL_0`, if each number from 0 is there once.
+/// Returns the numbers in the labels, such as `0` or `LABEL_0`, if each number from 0 occurs once.
 fn numbers(labels: &[String]) -> Option<Vec<usize>> {
     let numbers: Vec<usize> = labels.iter().map(|label| number(label)).collect::<Option<_>>()?;
     let distinct: BTreeSet<usize> = numbers.iter().copied().collect();
@@ -223,7 +224,7 @@ fn numbered(name: &str) -> Option<&str> {
     Some(rest.trim_start_matches(['_', '-', ' ']))
 }
 
-/// Returns true if the name of row `row` says nothing: `LABEL_` and a number, or the row's own number.
+/// Returns true if the name of row `row` is a placeholder: `LABEL_` with a number, or the row's own number.
 fn is_placeholder(name: &str, row: usize) -> bool {
     number(name).is_some_and(|number| numbered(name).is_some() || number == row)
 }
@@ -317,7 +318,7 @@ fn in_order(key: &str, names: BTreeMap<usize, String>) -> Result<Vec<String>, St
     }
 }
 
-/// Returns the fault in a task's labels, if there is one.
+/// Returns what is wrong with a task's labels, if anything.
 fn problem(labels: &[String], task: Task) -> Option<String> {
     let fewest = if task == Task::Regression { 1 } else { 2 };
     names_problem(labels).or_else(|| match labels.len() {

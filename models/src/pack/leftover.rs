@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 /// A tensor of the checkpoint that the pack leaves out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ignored {
-    /// Its name in the checkpoint.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// Reason for which it is left out.
+    /// Reason for leaving it out.
     pub reason: &'static str,
 }
 
@@ -19,7 +19,7 @@ pub(super) struct Leftovers<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) model: &'a Model,
     pub(super) task: Task,
-    /// The head's last layer, if its rows in the checkpoint are replaced: by new rows, or by the adapter's.
+    /// The head's last layer, if new rows or the adapter's rows replace its rows in the checkpoint, and the reason.
     pub(super) replaced: Option<(&'static str, &'static str)>,
 }
 

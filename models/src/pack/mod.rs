@@ -47,7 +47,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// Pack format that this build writes.
 pub const FORMAT: u32 = 4;
-/// Oldest pack format that this build reads. Format 3 has no settings of texts: their parts are joined with [`SEPARATOR`], and a
+/// Oldest pack format that this build reads. Format 3 has no settings for texts: their parts are joined with [`SEPARATOR`], and a
 /// language model's texts get no end token.
 pub const OLDEST_FORMAT: u32 = 3;
 /// Text between a title and a description, unless a build sets another one.
@@ -61,17 +61,17 @@ const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Between [`OLDEST_FORMAT`] and [`FORMAT`].
+    /// Version of the format, from [`OLDEST_FORMAT`] to [`FORMAT`].
     pub format: u32,
     /// Version of Skiff that made the pack.
     pub made_by: String,
-    /// Name under which others load the checkpoint: of a repository on the Hugging Face hub, or the path of its folder.
+    /// Name under which other programs load the checkpoint: a repository on the Hugging Face hub, or the path of its folder.
     pub base_model: Option<String>,
     /// Model, task, method of fine-tuning, and storage of the frozen tensors.
     pub design: Design,
     /// Names of the classes, in the order of the scores, or names of the numbers. A language model has none.
     pub labels: Vec<String>,
-    /// Text between a title and a description, in examples that have these two in place of one text.
+    /// Text between a title and a description, in examples that have both instead of one text.
     #[serde(default = "usual_separator")]
     pub separator: String,
     /// Token after every text of a language model that is not cut; `None` for other tasks, or if texts get none.
@@ -99,7 +99,7 @@ pub struct Manifest {
 pub struct EndToken {
     /// The token, for example `<|endoftext|>`.
     pub text: String,
-    /// Its number in the tokenizer.
+    /// Number of the token in the tokenizer.
     pub id: u32,
 }
 
@@ -433,7 +433,7 @@ fn check_digest(directory: &Path, name: &str, entry: &FileEntry) -> Result<(), P
     if found == entry.blake3 { Ok(()) } else { Err(PackError::Damaged { path, expected: entry.blake3.clone(), found }) }
 }
 
-/// Returns the fault in the settings of texts, if there is one.
+/// Returns what is wrong with the settings for texts, if anything.
 fn texts_problem(separator: &str, end_token: Option<&EndToken>, design: &Design) -> Option<String> {
     if separator.len() > MAX_SEPARATOR_BYTES {
         return Some(format!("the separator has {} bytes, expected at most {MAX_SEPARATOR_BYTES}", separator.len()));

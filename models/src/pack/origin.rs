@@ -1,4 +1,4 @@
-//! The name and the licence of a checkpoint, as far as its folder tells.
+//! Finds the name and the licence of a checkpoint, if its folder contains them.
 
 use crate::files::read_bounded;
 use std::path::{Component, Path};
@@ -12,7 +12,7 @@ pub(super) const MAX_LICENSE_BYTES: u64 = 256;
 /// Maximum length of a base model's name, in bytes: a path.
 const MAX_NAME_BYTES: usize = 4096;
 
-/// Returns the fault in a base model's name, if there is one. The name gets into settings and model cards.
+/// Returns what is wrong with a base model's name, if anything. Settings and model cards contain the name.
 pub(super) fn name_problem(name: &str) -> Option<String> {
     match name.len() {
         0 => Some("the base model's name is empty".to_owned()),
@@ -22,8 +22,8 @@ pub(super) fn name_problem(name: &str) -> Option<String> {
     }
 }
 
-/// Returns the name under which others load the checkpoint in `folder`: the repository's, if the folder is in the cache of the
-/// Hugging Face hub, otherwise the path as it was given.
+/// Returns the name under which other programs load the checkpoint in `folder`: the repository's, if the folder is in the cache
+/// of the Hugging Face hub, otherwise the path as it was given.
 ///
 /// A relative path begins with `./`. Without it, programs would look for a repository of that name when the folder is missing,
 /// and would load another model without a warning.
@@ -46,7 +46,7 @@ fn hub_name(path: &Path) -> Option<String> {
     Some(pair[0].strip_prefix("models--")?.replace("--", "/")).filter(|name| is_hub_name(name))
 }
 
-/// Returns true if a name may be one of a repository on the Hugging Face hub, and is no path.
+/// Returns true if a name may be the name of a repository on the Hugging Face hub, and is not a path.
 pub(super) fn is_hub_name(name: &str) -> bool {
     let is_part = |part: &str| {
         let plain = part.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));

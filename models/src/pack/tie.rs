@@ -1,4 +1,4 @@
-//! The two tables of a language model: of words, and of scores for the next token.
+//! The two tables of a language model: the word table, and the table that scores the next token.
 
 use crate::architectures::Model;
 use crate::architectures::decoder::{NEXT_TABLE, WORD_TABLE};
@@ -8,7 +8,7 @@ use crate::task::Task;
 /// Source of the table that scores the next token, and of the word table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tie {
-    /// The tables that `config.json` asks for.
+    /// The tables are as `config.json` says.
     AsConfigured,
     /// `config.json` ties both, but the checkpoint has both with different values. Each is used, as in transformers 5.
     Differs,

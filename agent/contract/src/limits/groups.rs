@@ -1,21 +1,22 @@
 //! The memory limits of control groups, in both versions of the kernel's interface.
 //!
-//! `/proc/self/cgroup` names the group of the process, and `/proc/self/mountinfo` the folder under which groups are seen. In a container
-//! the two may not fit together: the folder may show only the container's own group, under whatever path the process is in. Then the
-//! folder itself is the process's group.
+//! `/proc/self/cgroup` names the group of the process, and `/proc/self/mountinfo` the folder that shows the groups. In a
+//! container the two may not match: the folder may show only the container's own group, whatever the path of the process is. The
+//! folder itself is then the process's group.
 
 /// The control group that allows the least memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Group {
-    /// Its path, as `/proc/self/cgroup` names it.
+    /// Path of the group, as in `/proc/self/cgroup`.
     pub path: String,
-    /// Its limit in bytes.
+    /// Memory limit of the group, in bytes.
     pub limit: u64,
-    /// The part of its limit that is unused or holds cached files, in bytes, if that is known.
+    /// Part of the limit that is unused or holds cached files, in bytes; `None` if it is unknown.
     pub free: Option<u64>,
 }
 
-/// Limits from here on are none: version 1 writes "unlimited" as 9223372036854771712, the largest multiple of a page.
+/// Number from which a limit counts as unlimited: version 1 writes "unlimited" as 9223372036854771712, the largest multiple of a
+/// page.
 const UNLIMITED: u64 = 1 << 60;
 
 type Read<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -27,13 +28,13 @@ enum Version {
     Two,
 }
 
-/// Returns the group on the way from the process's own group up to the root that has the smallest limit.
+/// Returns the group with the smallest limit, among the process's own group and all groups above it.
 pub(super) fn smallest(read: Read<'_>) -> Option<Group> {
     chains(read).into_iter().flat_map(|chain| chain.limits(read)).min_by_key(|group| group.limit)
 }
 
-/// Returns how often the kernel killed a process of the group, or of a group above it, because memory ran out. A system that does not
-/// count gives 0.
+/// Returns how often the kernel killed a process of the group, or of a group above it, because memory ran out. Returns 0 on a
+/// system that does not count this.
 #[must_use]
 pub fn out_of_memory_kills(read: Read<'_>) -> u64 {
     let of_group = |version: Version, folder: &str| {
@@ -48,7 +49,7 @@ pub fn out_of_memory_kills(read: Read<'_>) -> u64 {
     groups.saturating_add(machine)
 }
 
-/// The groups from the process's own up to the highest one that is seen.
+/// The process's own group and the visible groups above it.
 struct Chain {
     version: Version,
     /// Folder of the highest group.
@@ -94,7 +95,7 @@ fn path(version: Version, line: &str) -> Option<&str> {
     is_ours.then_some(path).filter(|path| path.starts_with('/'))
 }
 
-/// Reads a line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`). Returns the folder and the group that is seen there.
+/// Reads a line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`). Returns the folder and the group that the folder shows.
 fn mount(line: &str) -> Option<(Version, String, String)> {
     let (fields, kind) = line.split_once(" - ")?;
     let mut fields = fields.split(' ').skip(3);
@@ -109,7 +110,7 @@ fn mount(line: &str) -> Option<(Version, String, String)> {
     Some((version, folder, if root.starts_with('/') { root } else { "/".to_owned() }))
 }
 
-/// Replaces `\040` and the like, in which mountinfo writes spaces, tabs, line ends and backslashes.
+/// Replaces escapes such as `\040`, with which mountinfo writes spaces, tabs, line ends and backslashes.
 fn unescaped(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()

@@ -4,35 +4,37 @@
 
 use std::path::{Path, PathBuf};
 
-/// A limit learned from a worker's end.
+/// A limit learned when a worker was killed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lesson {
     /// The limit in bytes.
     pub bytes: u64,
-    /// The limit without any lesson, in bytes. If that changes (another setting, another container), the lesson does not hold any more.
+    /// The limit without any lesson, in bytes. If this limit changes (another setting, another container), the lesson is no
+    /// longer valid.
     pub from: u64,
     /// Time of the worker's end, in seconds since 1970.
     pub at_s: u64,
 }
 
-/// Limits between which a lesson is drawn, in bytes.
+/// Amounts of memory from which a lesson is computed, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ceiling {
     /// The limit without any lesson.
     pub from: u64,
     /// The limit with which the worker planned.
     pub planned: u64,
-    /// Largest memory of agent and worker that was seen before the end; 0 if none was.
+    /// Largest measured memory of agent and worker before the end; 0 if it was not measured.
     pub seen: u64,
     /// Memory of the smallest step, below which no plan can go.
     pub least: u64,
 }
 
-/// Time for which a lesson holds: a day. After that the device tries again with everything.
+/// Time for which a lesson is valid: a day. After that, the device tries the full limit again.
 const HOLDS_S: u64 = 24 * 3600;
 
 impl Lesson {
-    /// Returns the lesson of a worker's end: three quarters of the memory that it had, or half of its limit if that was not seen.
+    /// Returns the lesson of a worker's end: three quarters of the memory that it had, or half of its limit if the memory was not
+    /// measured.
     #[must_use]
     pub fn of_end(ceiling: Ceiling, at_s: u64) -> Self {
         let Ceiling { from, planned, seen, least } = ceiling;
@@ -40,19 +42,20 @@ impl Lesson {
         Self { bytes: bytes.max(least).min(planned), from, at_s }
     }
 
-    /// Returns the file in a state folder.
+    /// Returns the path of the lesson's file in a state folder.
     #[must_use]
     pub fn file(state: &Path) -> PathBuf {
         state.join("memory-limit")
     }
 
-    /// Reads the lesson in a state folder. A file that cannot be read is none.
+    /// Reads the lesson in a state folder. Returns `None` if there is no readable file.
     #[must_use]
     pub fn read(state: &Path) -> Option<Self> {
         Self::parse(&super::read(&Self::file(state))?)
     }
 
-    /// Returns true if the lesson still holds at this time, in seconds since 1970. A clock that went back does not end it.
+    /// Returns true if the lesson still holds at this time, in seconds since 1970. A clock that goes backwards does not end the
+    /// lesson.
     #[must_use]
     pub const fn holds(&self, now_s: u64) -> bool {
         now_s < self.at_s.saturating_add(HOLDS_S)

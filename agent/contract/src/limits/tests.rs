@@ -1,4 +1,4 @@
-//! Limits on devices as they are found in the field, and on a fake root folder.
+//! Limits on typical devices, and on a fake root folder.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 /// `/proc/meminfo` of a machine of 16 GiB, most of it free.
 const MACHINE: (&str, &str) =
     ("/proc/meminfo", "MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:   15728640 kB\n");
-/// Mounts of version 1, as a container sees them whose folder shows its own group alone.
+/// Mounts of version 1 in a container whose folder shows only its own group.
 const V1_OWN: &str = "30 22 0:26 /docker/1f2e /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
                       35 31 0:32 /docker/1f2e /sys/fs/cgroup/memory ro,nosuid,nodev,noexec,relatime - cgroup cgroup rw,memory\n";
 const V1: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n";
@@ -269,7 +269,7 @@ fn files_under_a_fake_root_are_read() {
     assert_eq!(System::read(root.path()).limit(None, None).bytes, 750_000);
 }
 
-/// Tries a real group, where one can be made: as root, with a memory controller. Elsewhere there is nothing to try.
+/// Tests a real group if the test can make one: as root, with a memory controller. Otherwise tests nothing.
 #[test]
 fn a_real_group_limits_a_process_that_joins_it() {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

@@ -81,7 +81,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    /// Returns what is known about the weights of a device, whose model has `layers` layers.
+    /// Returns the facts about the weights of a device, whose model has `layers` layers.
     fn about(&self, layers: usize) -> About {
         let own = match &self.personal {
             None => "none: all layers are the fleet's".to_owned(),

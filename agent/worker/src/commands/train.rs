@@ -339,7 +339,7 @@ fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
     training.resume(&bytes).with_context(|| {
         let path = path.display();
         format!(
-            "resuming from the checkpoint {path} (to begin anew, move it away or name another file with --checkpoint)"
+            "resuming from the checkpoint {path} (to start a new training, move it away or name another file with --checkpoint)"
         )
     })?;
     writeln!(std::io::stderr(), "resuming from {}, after step {}", path.display(), training.done())?;

@@ -1,4 +1,4 @@
-//! The facts that a journal has about the weights of a round, for the model card of their export.
+//! Collects facts about the weights of a round from the journal, for the model card of an export.
 
 use skiff_api::measures::Figures;
 use skiff_api::policy::Sharing;
@@ -7,7 +7,7 @@ use skiff_coordinator::store::{RunRow, Store};
 use skiff_models::pack::{About, Figure};
 use std::collections::BTreeSet;
 
-/// Collects the facts about the weights that `round` made. It names no device.
+/// Collects the facts about the weights that `round` made. The facts name no device.
 ///
 /// # Errors
 /// The journal cannot be read.
@@ -55,7 +55,7 @@ struct Work {
 }
 
 impl Work {
-    /// Counts the updates that arrived until `round` was closed.
+    /// Counts the updates that arrived before `round` was closed.
     fn until(round: u32, entries: &[Entry]) -> Self {
         let (mut work, mut closed) = (Self::default(), 0);
         for entry in entries.iter() {
@@ -93,7 +93,7 @@ fn chosen(settings: &RunSettings) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Returns the figures of the evaluation of the weights that `round` made, if they are kept.
+/// Returns the figures of the evaluation of the weights that `round` made, if the journal has them.
 fn figures(row: &RunRow, round: u32) -> Option<Figures> {
     let kept = [&row.summary.best, &row.summary.last].into_iter().flatten().find(|kept| kept.round == round);
     kept.and_then(|kept| kept.metrics)

@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
-/// Number of labels that are shown.
+/// Maximum number of labels that are shown.
 const SHOWN: usize = 12;
 
-/// Returns the labels in the file at `path` in natural order, and shows them on standard error. `column` names the label's column if
-/// it has no usual name.
+/// Returns the labels in the file at `path` in natural order, and prints them on standard error. `column` names the label's
+/// column if it has no usual name.
 pub(crate) fn labels(path: &Path, column: Option<&str>, task: Task) -> anyhow::Result<Vec<String>> {
     let usual: &[&str] = match task {
         Task::SequenceClassification => &LABEL_NAMES,

@@ -1,4 +1,5 @@
-//! `skiff-pack data`: converts a table or JSON of any usual form to a file that the agent reads. It says each thing that it guessed.
+//! `skiff-pack data`: converts a table or JSON in any usual format to a file that the agent reads. It prints everything that it
+//! guessed.
 
 mod labels;
 mod parquet;
@@ -37,7 +38,7 @@ pub(crate) struct Arguments {
     columns: Columns,
 }
 
-/// The form of a file, if it is not to be guessed.
+/// Format of a file, for parts that should not be guessed.
 #[derive(Clone, Default, clap::Args)]
 pub(crate) struct FormArguments {
     /// Encoding of the file, for example cp932, latin1, koi8-r or utf-16le [default: UTF-8, or guessed from the bytes].
@@ -67,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads a file, and says on standard error what was guessed.
+/// Reads a file, and prints the guesses on standard error.
 pub(crate) fn read(path: &Path, form: &FormArguments, columns: &Columns) -> anyhow::Result<Table> {
     let FormArguments { encoding, separator } = form.clone();
     let form = Form { encoding, separator, header: columns.header.clone() };

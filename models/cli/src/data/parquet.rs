@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
 
-/// Reads a table, each row as the JSON of its values. Its pages are not compressed, or with Snappy.
+/// Reads a table, each row as the JSON of its values. Its pages must be uncompressed, or compressed with Snappy.
 pub(super) fn read(bytes: Vec<u8>) -> anyhow::Result<Table> {
     let reader =
         SerializedFileReader::new(Bytes::from(bytes)).context("it is not a whole Parquet table: download it again")?;

@@ -1,4 +1,4 @@
-//! Reads a table or JSON of any usual form: compression, encoding, separators and quotes are found out.
+//! Reads a table or JSON of any usual form: detects compression, encoding, separators and quotes.
 
 use super::{extension, parquet};
 use anyhow::{Context, bail, ensure};
@@ -9,10 +9,10 @@ use skiff_data::encoding::Guess;
 use std::io::Read;
 use std::path::Path;
 
-/// Greatest size of a file, after it was unpacked, in bytes.
+/// Maximum size of a file after unpacking, in bytes.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// The form of a file, if it is not to be guessed.
+/// Format of a file, for parts that should not be guessed.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Form {
     /// Name of the encoding.
@@ -96,7 +96,7 @@ fn guessed(bytes: &[u8], notes: &mut Vec<String>) -> anyhow::Result<String> {
     let guess = Guess::from_text(bytes).context("it is not UTF-8; name its encoding with --encoding")?;
     let text = guess.decode(bytes);
     let text =
-        text.with_context(|| format!("it is not UTF-8, and not quite {guess}; name its encoding with --encoding"))?;
+        text.with_context(|| format!("it is neither UTF-8 nor valid {guess}; name its encoding with --encoding"))?;
     notes.push(format!("not UTF-8; read as {guess}, guessed from its bytes (--encoding names another)"));
     Ok(text)
 }
@@ -197,7 +197,7 @@ fn is_data(record: &csv::StringRecord) -> bool {
         && record.get(0).is_some_and(|class| !class.is_empty() && class.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Returns the separator that stands most often in the first line outside quotes; `own` if none does.
+/// Returns the separator that occurs most often outside quotes in the first line; `own` if none occurs.
 fn guess_separator(line: &str, own: u8) -> u8 {
     let outside: String = line.split('"').step_by(2).collect();
     let count = |separator: u8| outside.bytes().filter(|&byte| byte == separator).count();

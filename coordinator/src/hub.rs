@@ -310,9 +310,7 @@ impl Hub {
         self.decided.extend(actions);
         let here: Vec<Event> =
             self.fleet.here().map(|(device, here)| Event::DeviceHere(device.clone(), here)).collect();
-        let away: Vec<Event> = self.fleet.away().map(|device| Event::DeviceGone(device.clone())).collect();
-        // Absent devices first: a present one may complete the set that the run waits for.
-        away.into_iter().chain(here).for_each(|event| self.feed(event, now));
+        self.feed_all(here, now);
         self.settle(now).map(Ok)
     }
 
@@ -489,8 +487,13 @@ impl Hub {
     }
 
     fn feed(&mut self, event: Event, now: Timestamp) {
+        self.feed_all([event], now);
+    }
+
+    /// Passes events to the run. Its commands follow in [`Hub::settle`].
+    fn feed_all(&mut self, events: impl IntoIterator<Item = Event>, now: Timestamp) {
         if let Some(run) = &mut self.run {
-            self.decided.extend(run.handle(event, now));
+            self.decided.extend(run.feed(events, now));
         }
     }
 
@@ -559,7 +562,14 @@ impl Hub {
 
     /// Commits the decided records, then carries out the decided actions, until none are left.
     fn settle(&mut self, now: Timestamp) -> Result<Vec<Effect>, HubError> {
-        while !self.decided.is_empty() {
+        let mut commands_are_due = true;
+        loop {
+            if commands_are_due && let Some(run) = &mut self.run {
+                self.decided.extend(run.commands(now));
+            }
+            if self.decided.is_empty() {
+                break;
+            }
             let (records, actions): (Vec<Action>, Vec<Action>) =
                 std::mem::take(&mut self.decided).into_iter().partition(|action| matches!(action, Action::Journal(_)));
             let entries: Vec<Entry> = records
@@ -573,6 +583,7 @@ impl Hub {
             if entries.iter().any(|entry| matches!(entry.record, Record::Merged(_) | Record::Skipped { .. })) {
                 self.remove_blobs()?;
             }
+            commands_are_due = !entries.is_empty();
             if !entries.is_empty() {
                 let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
                 let judge = |device: &DeviceId, offer: &Offer| judge(run, most_bytes, device, offer);

@@ -170,11 +170,6 @@ impl Fleet {
         self.devices.iter().filter_map(|(device, known)| Some((device, &known.birth.as_ref()?.place)))
     }
 
-    /// Returns the known devices that are offline.
-    pub fn away(&self) -> impl Iterator<Item = &DeviceId> {
-        self.devices.iter().filter(|(_, known)| known.presence != Presence::Here).map(|(device, _)| device)
-    }
-
     /// Returns the facts about a device; `None` if the device is unknown or was removed.
     #[must_use]
     pub fn get(&self, device: &DeviceId) -> Option<&Device> {

@@ -26,14 +26,21 @@ impl Attendance {
         !matches!(before, Some(Seen::Here(before)) if before.boot == boot)
     }
 
-    /// Records that a device is offline. Forgets offline devices for which `is_ordered` is false, because no phase waits for
-    /// them.
-    pub(super) fn leave(&mut self, device: DeviceId, now_ms: u64, is_ordered: impl Fn(&DeviceId) -> bool) {
+    /// Records that a device is offline. Forgets the device if no phase waits for it.
+    pub(super) fn leave(&mut self, device: DeviceId, now_ms: u64, is_ordered: bool) {
         self.conditions.remove(&device);
+        if !is_ordered {
+            self.seen.remove(&device);
+            return;
+        }
         let seen = self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
         if matches!(seen, Seen::Here(_)) {
             *seen = Seen::Gone { since_ms: now_ms };
         }
+    }
+
+    /// Forgets the offline devices for which `is_ordered` is false.
+    pub(super) fn forget(&mut self, is_ordered: impl Fn(&DeviceId) -> bool) {
         self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || is_ordered(device));
     }
 

@@ -20,6 +20,9 @@ pub const REPEAT_MS: u64 = 2_000;
 pub const ACCEPTED_REPEAT_MS: u64 = 10_000;
 /// Largest number of times that a stop is sent to a device.
 pub const MAX_STOPS: u32 = 5;
+/// Largest number of orders, and of stops, that are sent at a time. Signing thousands of commands in a row would hold up everything
+/// else that the coordinator does.
+pub const MAX_COMMANDS: usize = 128;
 
 /// Devices with an open order, and the epoch of the order.
 pub(super) type Open = BTreeMap<DeviceId, u64>;
@@ -29,6 +32,8 @@ pub(super) type Open = BTreeMap<DeviceId, u64>;
 pub(super) struct Deliveries {
     orders: BTreeMap<DeviceId, Delivery>,
     stops: BTreeMap<DeviceId, Stop>,
+    /// True if more commands were due than could be sent at a time.
+    more_are_due: bool,
 }
 
 /// Delivery of a device's open order.
@@ -72,7 +77,8 @@ impl Deliveries {
         self.stops.insert(device, Stop { command, sent: 0, due_ms: 0 });
     }
 
-    /// Forgets the orders that are not open any more, and returns the open ones that are due at online devices.
+    /// Forgets the orders that are not open any more, and returns the open ones that are due at online devices, at most
+    /// [`MAX_COMMANDS`].
     pub(super) fn due_orders(
         &mut self,
         open: &Open,
@@ -84,7 +90,10 @@ impl Deliveries {
             self.orders.get(device).is_none_or(|sent| sent.epoch != **epoch || now_ms >= sent.due_ms)
         };
         let due = open.iter().filter(is_due).map(|(device, _)| device);
-        due.filter(|device| is_online(device)).cloned().collect()
+        let mut due: Vec<DeviceId> = due.filter(|device| is_online(device)).take(MAX_COMMANDS + 1).cloned().collect();
+        self.more_are_due = due.len() > MAX_COMMANDS;
+        due.truncate(MAX_COMMANDS);
+        due
     }
 
     /// Records that the device's order of `epoch` is being sent. Drops a stop for the device.
@@ -93,12 +102,16 @@ impl Deliveries {
         self.orders.insert(device.clone(), Delivery { epoch, due_ms: now_ms + REPEAT_MS });
     }
 
-    /// Returns the stops that are due at online devices, and counts them as sent.
+    /// Returns the stops that are due at online devices, at most [`MAX_COMMANDS`], and counts them as sent.
     pub(super) fn due_stops(&mut self, is_online: impl Fn(&DeviceId) -> bool, now_ms: u64) -> Vec<(DeviceId, Command)> {
         self.stops.retain(|_, stop| stop.sent < MAX_STOPS);
         let mut due = Vec::new();
         for (device, stop) in &mut self.stops {
             if now_ms >= stop.due_ms && is_online(device) {
+                if due.len() == MAX_COMMANDS {
+                    self.more_are_due = true;
+                    break;
+                }
                 stop.sent += 1;
                 stop.due_ms = now_ms + REPEAT_MS;
                 due.push((device.clone(), stop.command.clone()));
@@ -107,8 +120,11 @@ impl Deliveries {
         due
     }
 
-    /// Returns the time of the next repetition to an online device, in milliseconds.
-    pub(super) fn deadline_ms(&self, is_online: impl Fn(&DeviceId) -> bool) -> Option<u64> {
+    /// Returns the time of the next command to an online device, in milliseconds: `now_ms` if some are still due.
+    pub(super) fn deadline_ms(&self, is_online: impl Fn(&DeviceId) -> bool, now_ms: u64) -> Option<u64> {
+        if self.more_are_due {
+            return Some(now_ms);
+        }
         let orders = self.orders.iter().map(|(device, delivery)| (device, delivery.due_ms));
         let stops = self.stops.iter().map(|(device, stop)| (device, stop.due_ms));
         orders.chain(stops).filter(|(device, _)| is_online(device)).map(|(_, due_ms)| due_ms).min()
@@ -140,7 +156,7 @@ mod tests {
         assert!(due(&mut deliveries, 0) && due(&mut deliveries, 0));
         deliveries.on_sent(&device("a"), 3, 0);
         assert!(!due(&mut deliveries, REPEAT_MS - 1) && due(&mut deliveries, REPEAT_MS));
-        assert_eq!(deliveries.deadline_ms(ONLINE), Some(REPEAT_MS));
+        assert_eq!(deliveries.deadline_ms(ONLINE, 0), Some(REPEAT_MS));
         assert!(deliveries.on_accepted(&device("a"), 1_000));
         assert!(!due(&mut deliveries, REPEAT_MS) && due(&mut deliveries, 1_000 + ACCEPTED_REPEAT_MS));
         deliveries.on_restart(&device("a"));
@@ -154,7 +170,7 @@ mod tests {
         deliveries.on_sent(&device("a"), 3, 0);
         assert_eq!(deliveries.due_orders(&Open::from([(device("a"), 4)]), ONLINE, 1), [device("a")]);
         assert_eq!(deliveries.due_orders(&Open::new(), ONLINE, 1), []);
-        assert_eq!(deliveries.deadline_ms(ONLINE), None);
+        assert_eq!(deliveries.deadline_ms(ONLINE, 0), None);
     }
 
     #[test]
@@ -164,7 +180,7 @@ mod tests {
         assert_eq!(deliveries.due_orders(&Open::from([(device("a"), 1)]), offline, 9), []);
         deliveries.stop(device("a"), stop(2));
         assert_eq!(deliveries.due_stops(offline, 9), []);
-        assert_eq!(deliveries.deadline_ms(offline), None);
+        assert_eq!(deliveries.deadline_ms(offline, 9), None);
         assert_eq!(deliveries.due_stops(ONLINE, 9), [(device("a"), stop(2))]);
     }
 
@@ -180,5 +196,23 @@ mod tests {
         deliveries.stop(device("a"), stop(4));
         deliveries.on_sent(&device("a"), 5, 0);
         assert_eq!(deliveries.due_stops(ONLINE, 0), []);
+    }
+
+    #[test]
+    fn many_commands_are_sent_in_parts_and_the_rest_is_due_at_once() {
+        let mut deliveries = Deliveries::default();
+        let devices: Vec<DeviceId> = (0..2 * MAX_COMMANDS + 1).map(|at| device(&format!("d{at:04}"))).collect();
+        let open: Open = devices.iter().map(|device| (device.clone(), 1)).collect();
+        let mut parts = Vec::new();
+        for _ in 0..3 {
+            let due = deliveries.due_orders(&open, ONLINE, 5);
+            due.iter().for_each(|device| deliveries.on_sent(device, 1, 5));
+            parts.push((due.len(), deliveries.deadline_ms(ONLINE, 5)));
+        }
+        let later = Some(5 + REPEAT_MS);
+        assert_eq!(parts, [(MAX_COMMANDS, Some(5)), (MAX_COMMANDS, Some(5)), (1, later)]);
+        devices.iter().for_each(|device| deliveries.stop(device.clone(), stop(2)));
+        let sent: Vec<usize> = (0..4).map(|_| deliveries.due_stops(ONLINE, 9).len()).collect();
+        assert_eq!(sent, [MAX_COMMANDS, MAX_COMMANDS, 1, 0]);
     }
 }

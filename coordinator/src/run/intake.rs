@@ -59,9 +59,7 @@ impl Run {
                 }
             }
             Event::DeviceGone(device) => {
-                let Ledger { selected, carried, .. } = &self.ledger;
-                let is_ordered =
-                    |device: &DeviceId| selected.contains(device) || carried.assignments.contains_key(device);
+                let is_ordered = self.ledger.has_order(&device);
                 self.attendance.leave(device, now_ms, is_ordered);
             }
             Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
@@ -161,6 +159,10 @@ impl Run {
         let entry = Entry { at_ms: now_ms, record };
         let fits = self.ledger.apply(&entry);
         assert!(fits, "a decided record fits its phase: {:?}", entry.record);
+        if matches!(entry.record, Record::TrainingStarted { .. } | Record::EvaluationStarted { .. }) {
+            let ledger = &self.ledger;
+            self.attendance.forget(|device| ledger.has_order(device));
+        }
         let begins = matches!(entry.record, Record::Collected | Record::Resumed);
         actions.push(Action::Journal(entry));
         if let (true, Phase::Merge(training)) = (begins, &self.ledger.phase) {

@@ -431,6 +431,12 @@ impl Ledger {
         }
     }
 
+    /// Returns true if the device was selected in the current phase, or still trains from an earlier round.
+    #[must_use]
+    pub fn has_order(&self, device: &DeviceId) -> bool {
+        self.selected.contains(device) || self.carried.assignments.contains_key(device)
+    }
+
     /// Returns the training order that a device has, or had in the round that is being merged.
     #[must_use]
     pub fn order_of(&self, device: &DeviceId) -> Option<&Ordered> {
@@ -602,6 +608,13 @@ impl Training {
     #[must_use]
     pub fn is_pending(&self, device: &DeviceId) -> bool {
         self.assignments.contains_key(device) && !self.updates.contains_key(device) && !self.out.contains_key(device)
+    }
+
+    /// Returns the number of devices whose update is still expected.
+    #[must_use]
+    pub fn pending_count(&self) -> usize {
+        // A device is in at most one of them, and had an order.
+        self.assignments.len().saturating_sub(self.updates.len() + self.out.len())
     }
 
     /// Lists the devices whose update is still expected.

@@ -62,7 +62,7 @@ mod settings;
 pub mod sharing;
 mod transitions;
 
-pub use deliveries::{ACCEPTED_REPEAT_MS, MAX_STOPS, REPEAT_MS};
+pub use deliveries::{ACCEPTED_REPEAT_MS, MAX_COMMANDS, MAX_STOPS, REPEAT_MS};
 pub use evaluation::{Evaluation, ModelTask};
 pub use event::{Action, Condition, Event, Here, MergeInput, MergeJob, Verdict};
 pub use intake::MAX_REASON;
@@ -124,20 +124,41 @@ impl Run {
         &self.ledger
     }
 
-    /// Handles an event and returns what to do. `now` never goes backwards.
+    /// Handles an event and returns what to do, commands included. `now` never goes backwards.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
-        let now = now.0.max(self.now_ms);
-        self.now_ms = now;
+        let mut actions = self.feed([event], now);
+        actions.extend(self.commands(now));
+        actions
+    }
+
+    /// Handles events and returns what to do, without commands. Nothing is decided before the last of the events, so that the
+    /// first devices of a run are drawn from the whole fleet. `now` never goes backwards.
+    #[must_use]
+    pub fn feed(&mut self, events: impl IntoIterator<Item = Event>, now: Timestamp) -> Vec<Action> {
+        let now = self.advance(now);
         let mut actions = Vec::new();
-        self.take(event, now, &mut actions);
+        for event in events {
+            self.take(event, now, &mut actions);
+        }
         while let Some(record) = self.decide(now) {
             self.journal(record, now, &mut actions);
         }
-        self.send_commands(now, &mut actions);
         // Stable: records first, each kind in the order it was decided.
         actions.sort_by_key(|action| !matches!(action, Action::Journal(_)));
         actions
+    }
+
+    /// Returns the commands that are due, at most [`MAX_COMMANDS`]. If there are more, [`Run::deadline`] is now.
+    #[must_use]
+    pub fn commands(&mut self, now: Timestamp) -> Vec<Action> {
+        let now = self.advance(now);
+        self.due_commands(now)
+    }
+
+    fn advance(&mut self, now: Timestamp) -> u64 {
+        self.now_ms = now.0.max(self.now_ms);
+        self.now_ms
     }
 
     /// Records a device's condition. It takes effect at the next round. If the condition has no pace, the last known pace stays.
@@ -148,7 +169,7 @@ impl Run {
     /// Returns the time at which to send [`Event::Tick`]; an earlier tick does nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        let commands = self.deliveries.deadline_ms(|device| self.attendance.is_online(device));
+        let commands = self.deliveries.deadline_ms(|device| self.attendance.is_online(device), self.now_ms);
         let graces = self.ledger.selected.iter().filter_map(|device| self.grace_ends_ms(device));
         let phase = self.ledger.deadline_ms();
         // A grace period that is over has had its effect and is no deadline any more.

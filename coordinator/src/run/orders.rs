@@ -34,8 +34,9 @@ impl Run {
         self.ordered(device).map_or(self.ledger.epoch, |ordered| ordered.epoch)
     }
 
-    /// Sends the orders and stops that are due.
-    pub(super) fn send_commands(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+    /// Returns the orders and stops that are due.
+    pub(super) fn due_commands(&mut self, now_ms: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
         let open = self.pending();
         for device in self.deliveries.due_orders(&open, |device| self.attendance.is_online(device), now_ms) {
             if let Some((round, order)) = self.order(&device) {
@@ -46,6 +47,7 @@ impl Run {
         }
         let stops = self.deliveries.due_stops(|device| self.attendance.is_online(device), now_ms);
         actions.extend(stops.into_iter().map(|(device, command)| Action::SendCommand(device, command)));
+        actions
     }
 
     /// Orders devices to drop their open order, unless their next order is sent first.

@@ -90,7 +90,9 @@ impl Run {
         let settings = &self.ledger.start.settings;
         let (updates, quorum) = (training.updates.len(), settings.quorum as usize);
         let has_quorum = updates >= quorum;
-        if let Some(device) = training.pending().find(|device| self.is_too_stale(device)) {
+        if settings.asynchronous
+            && let Some(device) = training.pending().find(|device| self.is_too_stale(device))
+        {
             let most = settings.max_staleness;
             let reason = format!("its weights are more than {most} merges behind");
             return Some(Record::DeviceOut { device: device.clone(), reason });
@@ -105,7 +107,7 @@ impl Run {
                 reason: format!("{updates} of {ordered} updates at the deadline, the quorum is {quorum}"),
             });
         }
-        let can_reach = updates + training.pending().count() >= quorum;
+        let can_reach = updates + training.pending_count() >= quorum;
         (!can_reach).then(|| {
             let why: Vec<String> =
                 training.out.iter().map(|(device, reason)| format!("{device}: {reason}")).take(3).collect();

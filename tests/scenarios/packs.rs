@@ -112,14 +112,21 @@ fn a_design_that_is_not_that_of_the_graphs_is_found() {
 }
 
 #[test]
-fn a_pack_of_format_3_is_read_with_the_settings_of_its_time() {
+fn a_pack_with_the_usual_settings_for_texts_is_one_that_older_builds_read() {
     let (_folder, pack) = pack();
-    rewrite_manifest(&pack, |manifest| {
-        manifest["format"] = 3.into();
-        manifest.as_object_mut().unwrap().remove("separator").unwrap();
-    });
-    let pack = Pack::open(&pack).unwrap();
-    assert_eq!((pack.manifest().separator.as_str(), &pack.manifest().end_token), (". ", &None));
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(pack.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(
+        (manifest["format"].as_u64(), manifest.get("separator"), manifest.get("end_token")),
+        (Some(3), None, None)
+    );
+    let opened = Pack::open(&pack).unwrap();
+    assert_eq!((opened.manifest().separator.as_str(), &opened.manifest().end_token), (". ", &None));
+    rewrite_manifest(&pack, |manifest| manifest["separator"] = " | ".into());
+    assert_eq!(Pack::open(&pack).unwrap().manifest().separator, " | ");
+    let other = tempfile::tempdir().unwrap();
+    let usual = options(packs::golden("bert-odd/checkpoint"), other.path().join("pack"));
+    let built = build(&BuildOptions { separator: " | ".to_owned(), ..usual }, &mut |_| {}).unwrap();
+    assert_eq!((built.manifest.format, built.manifest.separator.as_str()), (4, " | "));
 }
 
 #[test]

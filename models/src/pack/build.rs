@@ -6,7 +6,7 @@ use super::origin;
 use super::staging::Staging;
 use super::storage::{self, Piece, Rounding, StorageError, Values};
 use super::tie::Tie;
-use super::{EndToken, FORMAT, FileEntry, Manifest, SEPARATOR, digest_of_file, texts_problem};
+use super::{EndToken, FileEntry, Manifest, SEPARATOR, digest_of_file, format_with, texts_problem};
 use crate::adapter::{Adapter, AdapterError};
 use crate::architectures::{ConfigError, Head, Model};
 use crate::checkpoint::{Checkpoint, CheckpointError, read_bounded};
@@ -342,7 +342,7 @@ impl Source {
         progress(Progress { doing: "computing digests", bytes: None });
         let layout = self.layout();
         let manifest = Manifest {
-            format: FORMAT,
+            format: format_with(&options.separator, options.end_token.as_ref()),
             made_by: maker(),
             base_model: Some(self.base_model),
             labels: self.classes.as_ref().map(|classes| classes.names.clone()).unwrap_or_default(),

@@ -45,10 +45,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-/// Pack format that this build writes.
+/// Newest pack format that this build reads and writes.
 pub const FORMAT: u32 = 4;
 /// Oldest pack format that this build reads. Format 3 has no settings for texts: their parts are joined with [`SEPARATOR`], and a
-/// language model's texts get no end token.
+/// language model's texts get no end token. A pack with just these settings is written in format 3, so that older agents of a fleet
+/// read it too.
 pub const OLDEST_FORMAT: u32 = 3;
 /// Text between a title and a description, unless a build sets another one.
 pub const SEPARATOR: &str = ". ";
@@ -72,7 +73,7 @@ pub struct Manifest {
     /// Names of the classes, in the order of the scores, or names of the numbers. A language model has none.
     pub labels: Vec<String>,
     /// Text between a title and a description, in examples that have both instead of one text.
-    #[serde(default = "usual_separator")]
+    #[serde(default = "usual_separator", skip_serializing_if = "is_usual_separator")]
     pub separator: String,
     /// Token after every text of a language model that is not cut; `None` for other tasks, or if texts get none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,6 +106,15 @@ pub struct EndToken {
 
 fn usual_separator() -> String {
     SEPARATOR.to_owned()
+}
+
+fn is_usual_separator(separator: &str) -> bool {
+    separator == SEPARATOR
+}
+
+/// Returns the oldest pack format that has these settings for texts.
+fn format_with(separator: &str, end_token: Option<&EndToken>) -> u32 {
+    if is_usual_separator(separator) && end_token.is_none() { OLDEST_FORMAT } else { FORMAT }
 }
 
 /// A file of the pack.

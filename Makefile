@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench experiment golden cross cross-test tools
+.PHONY: help demo test screens check bench experiment golden cross cross-test tools
 
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
@@ -25,6 +25,7 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
 
   make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
   make test     every test suite, even after one has failed; installs the Mosquitto broker if it is missing
+  make screens  writes every screen at 80 columns to docs/screens, from real programs, and the picture of the demo
   make check    formatting, lints, plain English, and (with cargo-deny installed) licences and advisories
   make bench    what training steps cost on three sizes of BERT and on real text, what a round costs beyond
                 the training, what deciding and the journal do, and what showing 10,000 devices does (half an hour)
@@ -79,6 +80,11 @@ test: tools
 	@cargo build --locked $(binaries)
 	-@cross/previous
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace --no-fail-fast
+
+screens: tools
+	@cross/fetch
+	@cargo build --locked $(binaries)
+	@SKIFF_WRITE_SCREENS=1 SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked -p skiff-tests --test screens
 
 check: tools
 	@tests/english

@@ -5,8 +5,8 @@ use clap::{Args, Parser, Subcommand};
 use skiff_agent::commands::{doctor, export, run};
 use skiff_agent::config::{Config, Settings};
 use skiff_agent::executor::Program;
+use skiff_screen::output::{exit_status, stdout, width};
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     skiff_contract::log::start();
     let done = match &cli.verb {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
-        Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, &mut std::io::stdout().lock())?)),
+        Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, width(), &mut stdout())?)),
         Verb::Export(arguments) => {
             fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))
         }
@@ -100,9 +100,9 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "skiff-agent: {error:#}");
             let bad_settings = error.is::<skiff_agent::config::ConfigError>();
-            ExitCode::from(if bad_settings { BAD_SETTINGS } else { FAILED })
+            let status = if bad_settings { BAD_SETTINGS } else { FAILED };
+            exit_status("skiff-agent", &error, ExitCode::from(status))
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - [`fleet`]: a coordinator and agents as processes, and a watch on their run
 //! - [`compare`]: named tolerances, and a comparison that names the first element that differs
 //! - [`checkpoints`]: checkpoints with random weights, of any size
+//! - [`terminal`]: a terminal of any width for a program, and its screen
 //! - [`results`]: results of benchmarks, for programs
 //! - [`wait`]: waits for facts that stay true
 
@@ -16,6 +17,7 @@ pub mod fleet;
 pub mod packs;
 pub mod places;
 pub mod results;
+pub mod terminal;
 pub mod wait;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Log lines of both programs on standard error, which systemd keeps.
 
-use std::io::IsTerminal;
+use skiff_screen::output::colours_log;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
@@ -14,10 +14,8 @@ pub fn start() {
         Ok(filter) => (filter, None),
         Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
     };
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours_log()).with_target(false);
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     if let Some(error) = refused {
         tracing::warn!(%error, "{VARIABLE} cannot be read; showing messages of level info");

@@ -11,29 +11,35 @@ use rustix::fs::{Access, access, statvfs};
 use skiff_contract::Finding;
 use skiff_link::{Link, LinkConfig, LinkEvent};
 use skiff_protocol::Timestamp;
+use skiff_screen::text::fold;
+use skiff_screen::units::bytes;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, timeout_at};
 
+/// Width of the column of names.
+const NAME_WIDTH: usize = 13;
+/// Width of `ok`, `warn` or `FAIL` and the blanks after it.
+const VERDICT_WIDTH: usize = 6;
 /// Time that the broker may take to answer.
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 /// Time that the coordinator's retained presence may take after the broker's answer.
 const PRESENCE_PATIENCE: Duration = Duration::from_secs(2);
 /// Free bytes of the state folder below which there is a warning.
-const ROOMY_BYTES: u64 = 64 << 20;
+const ROOMY_BYTES: u64 = 64_000_000;
 /// Start of 2026, before this program was built: a clock that shows an earlier time is wrong.
 const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 
-/// Checks everything and writes a line for each check to `out`. Returns true if nothing is broken.
+/// Checks everything and writes a line for each check to `out`, folded to `width` columns. Returns true if nothing is broken.
 ///
 /// # Errors
 /// `out` cannot be written.
-pub fn run(config: &Config, out: &mut impl Write) -> io::Result<bool> {
+pub fn run(config: &Config, width: Option<usize>, out: &mut impl Write) -> io::Result<bool> {
     let mut sound = true;
     let mut say = |name: &str, finding: Finding| {
         sound &= !matches!(finding, Finding::Broken(_));
-        writeln!(out, "{name:<13}{finding}")
+        writeln!(out, "{}", fold(&format!("{name:<NAME_WIDTH$}{finding}"), NAME_WIDTH + VERDICT_WIDTH, width))
     };
     for (name, finding) in worker(config) {
         say(&name, finding)?;
@@ -74,7 +80,7 @@ fn state_folder(folder: &Path) -> Finding {
     let free = statvfs(place).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     let text = format!("{} {}", folder.display(), if exists { "can be written" } else { "can be created" });
     if free < ROOMY_BYTES {
-        return Finding::Doubtful(format!("{text}, but only {} MB are free there", free >> 20));
+        return Finding::Doubtful(format!("{text}, but only {} are free there", bytes(free)));
     }
     Finding::Fine(text)
 }

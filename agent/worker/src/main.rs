@@ -3,7 +3,6 @@
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use skiff_worker::commands::{bench, export, step, train, work};
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 /// Trains for skiff-agent, which starts it. Call skiff-agent instead
@@ -44,10 +43,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => skiff_screen::output::exit_status(program, &error, ExitCode::FAILURE),
     }
 }
 

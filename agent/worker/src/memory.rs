@@ -1,9 +1,9 @@
 //! A device's memory limit, and the plan that keeps its steps below it.
 
-use bytesize::ByteSize;
 use skiff_contract::limits::Limit;
 use skiff_contract::memory::own_memory;
 use skiff_models::memory::{Costed, Plan, Step};
+use skiff_screen::units::{bytes, counted};
 use skiff_trainer::{Trainer, TrainerError};
 use std::fmt::Write;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub enum MemoryError {
     #[error(
         "the memory limit is {limit}: the process takes {}, and a step with one layer and one example of {tokens} tokens at a time {}; \
          allow at least {} or cut texts shorter",
-        si(*process), si(*least), si(process + least)
+        bytes(*process), bytes(*least), bytes(process + least)
     )]
     TooLittle {
         /// The memory limit.
@@ -59,12 +59,12 @@ pub fn planned(trainer: &Trainer, limit: &Limit, process: u64, step: Step) -> Re
 /// Describes the plan for people: the ways for each number of layers, their memory, and why there is no faster one.
 #[must_use]
 pub fn explained(plan: &Plan, limit: &Limit, process: u64) -> String {
-    let mut text = format!("at most {limit}: {} for the process, {} for steps\n", si(process), si(plan.room));
+    let mut text = format!("at most {limit}: {} for the process, {} for steps\n", bytes(process), bytes(plan.room));
     let mut layers = 1;
     for alike in plan.chosen.chunk_by(|one, other| one.way == other.way) {
         let last = layers + alike.len() - 1;
-        let Costed { way, relative_time, bytes } = alike[alike.len() - 1];
-        let (total, kept) = (si(bytes.total()), si(bytes.kept));
+        let Costed { way, relative_time, bytes: predicted } = alike[alike.len() - 1];
+        let (total, kept) = (bytes(predicted.total()), bytes(predicted.kept));
         let _ = writeln!(
             text,
             "  {:<16}{}, {} at once: up to {total}, {kept} of it kept for the backward pass{}",
@@ -79,19 +79,11 @@ pub fn explained(plan: &Plan, limit: &Limit, process: u64) -> String {
         );
         layers = last + 1;
     }
-    if let Some(Costed { bytes, .. }) = plan.beyond {
-        let (layers, least, most) = (counted(layers, "layer"), si(bytes.total()), plan.chosen.len());
+    if let Some(Costed { bytes: predicted, .. }) = plan.beyond {
+        let (layers, least, most) = (counted(layers, "layer"), bytes(predicted.total()), plan.chosen.len());
         let _ = writeln!(text, "  {layers} would take at least {least}: more than {most} never run at once");
     }
     text
-}
-
-fn counted(number: usize, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
-}
-
-fn si(bytes: u64) -> String {
-    ByteSize(bytes).display().si().to_string()
 }
 
 #[cfg(test)]

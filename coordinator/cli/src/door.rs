@@ -17,6 +17,15 @@ pub(crate) struct Door {
 }
 
 impl Door {
+    /// Returns the option that names this coordinator, for commands that a message recommends; empty if the environment names it.
+    pub(crate) fn option(&self) -> String {
+        match (&self.state, &self.config) {
+            (Some(state), _) => format!(" --state {}", state.display()),
+            (None, Some(config)) => format!(" --config {}", config.display()),
+            (None, None) => String::new(),
+        }
+    }
+
     /// Returns the state folder.
     ///
     /// # Errors

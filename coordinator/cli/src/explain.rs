@@ -1,11 +1,14 @@
 //! `skiff explain`: explains why each device got its order, and how the order ended.
 
 use crate::door::Door;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
+use skiff_coordinator::results::find_run;
 use skiff_coordinator::run::explain;
 use skiff_coordinator::store::{SqliteStore, Store as _};
 use skiff_protocol::DeviceId;
+use skiff_screen::output::{stdout, width};
+use skiff_screen::text::fold;
 use std::io::Write as _;
 
 /// Arguments of `skiff explain`.
@@ -17,7 +20,7 @@ Examples:
 
 It reads the journal, so it works whether or not the coordinator is running.")]
 pub(crate) struct Arguments {
-    /// Name of the run as in `skiff run list`, or `last`
+    /// Name of the run, the first digits of its name, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
     /// Explain only the orders of this device
@@ -39,12 +42,7 @@ pub(crate) struct Arguments {
 /// There is no such run, device or round, or the journal cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
-    let runs: Vec<_> = store.runs()?.iter().map(|row| row.run).collect();
-    let named = |text: &str| runs.iter().copied().find(|run| run.to_string() == text);
-    let run = match arguments.run.as_str() {
-        "last" => runs.last().copied().context("no run has been started yet")?,
-        text => named(text).with_context(|| format!("there is no run {text}; `skiff run list` lists all runs"))?,
-    };
+    let run = find_run(&store, &arguments.run)?.run;
     let told = explain::explain(&store.entries(run)?, arguments.device.as_ref(), arguments.round)?;
     if told.is_empty() {
         let round = arguments.round.map_or_else(String::new, |round| format!(" in round {round}"));
@@ -53,12 +51,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             None => bail!("run {run} has no order{round}"),
         }
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout();
     for told in &told {
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(told)?)?;
         } else {
-            write!(out, "{told}")?;
+            write!(out, "{}", fold(&told.to_string(), 6, width()))?;
         }
     }
     Ok(())

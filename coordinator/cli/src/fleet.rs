@@ -1,11 +1,16 @@
 //! `skiff fleet`: shows which devices are connected, and what they report.
 
 use crate::door::Door;
-use crate::table::{bytes, number, row, table};
 use clap::Args;
-use skiff_api::progress::{DeviceProgress, Presence, Progress};
+use skiff_api::progress::{DeviceProgress, Progress};
 use skiff_api::request::Request;
+use skiff_cli::watch::presence;
 use skiff_coordinator::doors::client::{Watch, ask_once};
+use skiff_screen::frame::Frame;
+use skiff_screen::output::{stdout, width};
+use skiff_screen::table::{Column, Table};
+use skiff_screen::text::fold;
+use skiff_screen::units::{UNKNOWN, figure, measured_bytes, millis};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -28,32 +33,44 @@ pub(crate) struct Arguments {
 /// No coordinator is reachable.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let state = arguments.door.state()?;
-    let mut out = std::io::stdout();
+    let mut frame = Frame::new();
     if !arguments.watch {
-        let progress: Progress = ask_once(&state, &Request::Progress).await?;
-        return Ok(write!(out, "{}", text(&progress, arguments.json)?)?);
+        return show_frame(&mut frame, &ask_once(&state, &Request::Progress).await?, arguments.json);
     }
     let mut watch = Watch::start(&state).await?;
     loop {
-        let clear = if arguments.json { "" } else { "\x1b[H\x1b[2J" };
-        write!(out, "{clear}{}", text(watch.next().await?, arguments.json)?)?;
-        out.flush()?;
+        show_frame(&mut frame, watch.next().await?, arguments.json)?;
     }
 }
 
-fn text(progress: &Progress, json: bool) -> anyhow::Result<String> {
-    Ok(if json { serde_json::to_string(progress)? + "\n" } else { show(progress) })
+fn show_frame(frame: &mut Frame, progress: &Progress, json: bool) -> anyhow::Result<()> {
+    match json {
+        true => writeln!(stdout(), "{}", serde_json::to_string(progress)?)?,
+        false => frame.show(&show(progress, width()))?,
+    }
+    Ok(())
 }
 
-fn show(progress: &Progress) -> String {
-    let mut rows = vec![row([
-        "device", "presence", "state", "step", "ms/step", "tokens/s", "layers", "cpu %", "rss", "peak", "temp", "age",
-    ])];
-    rows.extend(progress.devices.iter().map(|device| cells(device, progress.now_ms)));
-    let mut text = table(&rows);
+fn show(progress: &Progress, width: Option<usize>) -> String {
+    let mut table = Table::new([
+        Column::text("device"),
+        Column::text("presence"),
+        Column::text("state"),
+        Column::number("step").rank(4),
+        Column::number("ms/step").rank(5),
+        Column::number("tokens/s").rank(9),
+        Column::number("layers").rank(7),
+        Column::number("agent cpu").rank(8),
+        Column::number("memory").rank(6),
+        Column::number("peak").rank(2),
+        Column::number("temp").rank(3),
+        Column::number("age").rank(1),
+    ]);
+    progress.devices.iter().for_each(|device| table.add(cells(device, progress.now_ms)));
+    let mut text = table.text(width);
     for device in &progress.devices {
         if let Some(note) = &device.note {
-            let _ = writeln!(text, "{}: {note}", device.device);
+            let _ = writeln!(text, "{}", fold(&format!("{}: {note}", device.device), 2, width));
         }
     }
     if progress.devices.is_empty() {
@@ -64,33 +81,29 @@ fn show(progress: &Progress) -> String {
     }
     if !progress.refused_messages.is_empty() {
         let refused: Vec<String> = progress.refused_messages.iter().map(|(label, n)| format!("{label} {n}")).collect();
-        let _ = writeln!(text, "refused messages: {}", refused.join(", "));
+        let _ = writeln!(text, "{}", fold(&format!("refused messages: {}", refused.join(", ")), 2, width));
     }
     text
 }
 
-fn cells(device: &DeviceProgress, now_ms: u64) -> Vec<String> {
-    let presence = match device.presence {
-        Presence::Here => "here",
-        Presence::WrongPack => "wrong pack",
-        Presence::Left => "left",
-        Presence::Lost => "lost",
-    };
+fn cells(device: &DeviceProgress, now_ms: u64) -> [String; 12] {
+    let positive = |value: f32, places| figure((value > 0.0).then_some(value.into()), places);
+    let counted = |number: u32, text: String| if number > 0 { text } else { UNKNOWN.to_owned() };
     let age_ms = device.telemetry_at_ms.map(|at_ms| now_ms.saturating_sub(at_ms));
-    let positive = |value: f32, digits| number((value > 0.0).then_some(value.into()), digits);
-    vec![
+    let percent = positive(device.agent_cpu_percent, 0);
+    [
         device.device.to_string(),
-        presence.to_owned(),
+        presence(device.presence).to_owned(),
         device.state.clone(),
-        if device.steps > 0 { format!("{}/{}", device.step, device.steps) } else { "-".to_owned() },
+        counted(device.steps, format!("{}/{}", device.step, device.steps)),
         positive(device.step_ms, 0),
         positive(device.tokens_per_second, 0),
-        if device.active_layers > 0 { device.active_layers.to_string() } else { "-".to_owned() },
-        positive(device.agent_cpu_percent, 0),
-        bytes(device.rss_bytes),
-        bytes(device.peak_rss_bytes),
-        number(device.temperature.map(f64::from), 1),
-        age_ms.map_or_else(|| "-".to_owned(), crate::table::seconds),
+        counted(device.active_layers, device.active_layers.to_string()),
+        if percent == UNKNOWN { percent } else { percent + "%" },
+        measured_bytes(device.rss_bytes),
+        measured_bytes(device.peak_rss_bytes),
+        device.temperature.map_or_else(|| UNKNOWN.to_owned(), |celsius| format!("{celsius:.0} °C")),
+        age_ms.map_or_else(|| UNKNOWN.to_owned(), millis),
     ]
 }
 
@@ -108,10 +121,16 @@ mod tests {
         fleet.note(&device, "refused an order: on battery");
         let devices = vec![skiff_coordinator::views::device(&device, fleet.get(&device).unwrap(), None)];
         let refused_messages = [("digest".to_owned(), 3)].into();
-        let text = show(&Progress { devices, refused_messages, ..Progress::default() });
+        let progress = Progress { devices, refused_messages, ..Progress::default() };
+        let text = show(&progress, None);
         for part in ["pi-4", "lost", "on battery", "refused messages: digest 3", "not connected"] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        assert!(show(&Progress::default()).contains("no device"));
+        for width in [60, 80, 120, 200] {
+            let text = show(&progress, Some(width));
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+            assert!(text.contains("presence") && text.contains("on battery"), "{width}:\n{text}");
+        }
+        assert!(show(&Progress::default(), None).contains("no device"));
     }
 }

@@ -8,11 +8,10 @@ mod policy;
 mod run;
 mod serve;
 mod store;
-mod table;
 
 use clap::{Parser, Subcommand};
 use skiff_coordinator::doors::client::ControlError;
-use std::io::Write as _;
+use skiff_screen::output::{colours_log, exit_status};
 use std::process::ExitCode;
 
 /// Fine-tunes a model on a fleet of small devices, without moving their data.
@@ -39,7 +38,7 @@ Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKI
 SKIFF_LOG=debug shows more of what `serve` does.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator is reachable,
-4 the watched run ended without a single merged update.";
+4 the watched run ended without a single merged update, 130 Ctrl-C (a run that was watched continues).";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -64,8 +63,8 @@ fn main() -> ExitCode {
     let done = match Line::parse().command {
         Command::Serve(arguments) => {
             let filter = std::env::var("SKIFF_LOG").unwrap_or_else(|_| "info".to_owned());
-            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+            let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+            lines.with_ansi(colours_log()).init();
             in_runtime(serve::run(*arguments))
         }
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
@@ -75,12 +74,13 @@ fn main() -> ExitCode {
         Command::Store(action) => store::run(&action).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "skiff: {error:#}");
-        match error.downcast_ref::<ControlError>() {
+        let failed = match error.downcast_ref::<ControlError>() {
             Some(ControlError::Unreachable { .. }) => ExitCode::from(3),
             _ if error.is::<run::RunFailed>() => ExitCode::from(4),
+            _ if error.is::<run::Interrupted>() => ExitCode::from(130),
             _ => ExitCode::FAILURE,
-        }
+        };
+        exit_status("skiff", &error, failed)
     })
 }
 

@@ -1,12 +1,14 @@
 //! `skiff policy`: shows and changes which layers each device shares.
 
 use crate::door::Door;
-use crate::table::table;
 use clap::{Args, Subcommand};
 use skiff_api::policy::{Change, PolicyView};
 use skiff_api::request::Request;
 use skiff_coordinator::doors::client::ask_once;
 use skiff_coordinator::store::policy;
+use skiff_screen::output::{stdout, width};
+use skiff_screen::table::{Column, Table};
+use skiff_screen::text::fold;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -62,7 +64,7 @@ pub(crate) struct SetArguments {
 /// # Errors
 /// No coordinator is reachable, the file is not a policy, or the policy does not fit the model.
 pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = stdout();
     match action {
         Action::Show(arguments) => {
             let view: PolicyView = ask_once(&arguments.door.state()?, &Request::ShowPolicy).await?;
@@ -82,17 +84,19 @@ async fn compare(arguments: FileArguments, sets: bool) -> anyhow::Result<()> {
     let policy = policy::open(&arguments.file)?;
     let request = if sets { Request::SetPolicy(policy) } else { Request::ComparePolicy(policy) };
     let changes: Vec<Change> = ask_once(&arguments.door.state()?, &request).await?;
-    let mut out = std::io::stdout();
+    let mut out = stdout();
     if arguments.json {
         return Ok(writeln!(out, "{}", serde_json::to_string(&changes)?)?);
     }
-    Ok(write!(out, "{}", told(&changes, sets))?)
+    Ok(write!(out, "{}", fold(&told(&changes, sets), 4, width()))?)
 }
 
 fn shown(view: &PolicyView) -> String {
-    let mut rows = vec![vec!["device".to_owned(), "shares".to_owned()]];
-    rows.extend(view.shares.iter().map(|(device, share)| vec![device.to_string(), share.to_string()]));
-    let devices = if view.shares.is_empty() { "no device has connected yet\n".to_owned() } else { table(&rows) };
+    let mut table = Table::new([Column::text("device"), Column::text("shares")]);
+    for (device, share) in &view.shares {
+        table.add([device.to_string(), share.to_string()]);
+    }
+    let devices = if view.shares.is_empty() { "no device has connected yet\n".to_owned() } else { table.text(width()) };
     format!("{}\n{devices}", policy::to_toml(&view.policy))
 }
 

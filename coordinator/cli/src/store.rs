@@ -2,7 +2,6 @@
 
 use crate::door::Door;
 use anyhow::{Context as _, bail};
-use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use skiff_base::lock::Lock;
@@ -10,6 +9,9 @@ use skiff_blobs::{Blobs as _, DiskBlobs};
 use skiff_coordinator::store::check::{self, Report};
 use skiff_coordinator::store::collector::{self, Collected};
 use skiff_coordinator::store::{Migrated, SqliteStore};
+use skiff_screen::output::{stdout, width};
+use skiff_screen::text::fold;
+use skiff_screen::units::{bytes, counted};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -67,8 +69,11 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
         Action::Check(arguments) => {
             let (state, _lock) = locked(&arguments.door)?;
             let report = check::check(&state)?;
-            let text = if arguments.json { serde_json::to_string(&report)? + "\n" } else { check_text(&report) };
-            write!(std::io::stdout(), "{text}")?;
+            let text = match arguments.json {
+                true => serde_json::to_string(&report)? + "\n",
+                false => fold(&check_text(&report), 2, width()),
+            };
+            write!(stdout(), "{text}")?;
             match report.faults.len() {
                 0 => Ok(()),
                 faults => bail!("{} has {faults} faults; nothing was changed", state.display()),
@@ -81,7 +86,7 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
                 // Opening writes what this layout keeps beside the database: the last record's number, the blobs' owner.
                 SqliteStore::open(&state, &DiskBlobs::open(state.join("blobs"), u64::MAX)?)?;
             }
-            Ok(write!(std::io::stdout(), "{}", migrate_text(&migrated, arguments))?)
+            Ok(write!(stdout(), "{}", migrate_text(&migrated, arguments))?)
         }
         Action::Gc(arguments) => {
             let (state, _lock) = locked(&arguments.change.door)?;
@@ -89,9 +94,9 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
             let text = if arguments.change.json {
                 serde_json::to_string(&collected)? + "\n"
             } else {
-                gc_text(&collected, arguments)
+                fold(&gc_text(&collected, arguments), 2, width())
             };
-            Ok(write!(std::io::stdout(), "{text}")?)
+            Ok(write!(stdout(), "{text}")?)
         }
     }
 }
@@ -133,10 +138,11 @@ fn lock(state: &Path) -> anyhow::Result<Lock> {
 }
 
 fn check_text(report: &Report) -> String {
-    let mut text = format!("journal {}: {} records in {} runs\n", report.journal, report.records, report.runs.len());
+    let mut text =
+        format!("journal {}: {} records in {}\n", report.journal, report.records, counted(report.runs.len(), "run"));
     let unknown = report.blobs.iter().filter(|blob| blob.name.is_none()).count();
-    let bytes: u64 = report.blobs.iter().map(|blob| blob.bytes).sum();
-    text += &format!("{} blobs, {}; no run's journal names {unknown} of them\n", report.blobs.len(), ByteSize(bytes));
+    let size = bytes(report.blobs.iter().map(|blob| blob.bytes).sum());
+    text += &format!("{}, {size}; no run's journal names {unknown} of them\n", counted(report.blobs.len(), "blob"));
     for fault in &report.faults {
         text += &format!("FAULT  {fault}\n");
     }
@@ -169,14 +175,15 @@ fn migrate_text(migrated: &Migrated, arguments: &ChangeArguments) -> String {
 fn gc_text(collected: &Collected, arguments: &GcArguments) -> String {
     let verb = if arguments.change.dry_run { "would be removed" } else { "removed" };
     let mut text: String = collected.removed.iter().map(|blob| format!("{verb}: {blob}\n")).collect();
-    text += &format!("{} blobs, {}, {verb}\n", collected.removed.len(), ByteSize(collected.removed_bytes));
+    let removed = counted(collected.removed.len(), "blob");
+    text += &format!("{removed}, {}, {verb}\n", bytes(collected.removed_bytes));
     text += &format!("{} blobs stay because a run needs them\n", collected.kept);
     if !collected.unknown.is_empty() {
-        let (blobs, bytes) = (collected.unknown.len(), ByteSize(collected.unknown_bytes));
+        let (blobs, size) = (counted(collected.unknown.len(), "blob"), bytes(collected.unknown_bytes));
         text += &match arguments.unknown {
-            true => format!("{blobs} blobs, {bytes}, that no journal ever named, {verb}:\n"),
+            true => format!("{blobs}, {size}, that no journal ever named, {verb}:\n"),
             false => {
-                format!("{blobs} blobs, {bytes}, stay because no journal ever named them (--unknown removes them):\n")
+                format!("{blobs}, {size}, stay because no journal ever named them (--unknown removes them):\n")
             }
         };
         text += &collected.unknown.iter().map(|blob| format!("  {blob}\n")).collect::<String>();

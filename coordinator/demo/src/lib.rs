@@ -2,18 +2,17 @@
 //!
 //! All parts are real. The embedded broker ([`crate::broker`]) and the coordinator run in this process; each agent is a
 //! process `skiff-agent run`; they talk over MQTT. Modules, in the order of a demo: [`Options`], `folder` (files of the
-//! demo), `shares` (training data), `agents` (processes), `screen` and `table` (display), `outcome` (result). However the
-//! demo ends, the agents are stopped and the folder is removed. The agents also end when this process is killed.
+//! demo), `shares` (training data), `agents` (processes), `outcome` (result). The run looks as in `skiff run watch`.
+//!
+//! However the demo ends, the agents are stopped and the folder is removed. The agents also end when this process is killed.
 
 mod agents;
 pub mod broker;
 mod folder;
 mod options;
 mod outcome;
-mod screen;
 mod shares;
 mod stop;
-mod table;
 
 pub use options::Options;
 
@@ -21,16 +20,19 @@ use crate::broker::{Access, EmbeddedBroker, random_password};
 use agents::{Agents, Common};
 use anyhow::{Context, bail, ensure};
 use folder::RunFolder;
-use indicatif::ProgressBar;
 use outcome::Outcome;
-use screen::Screen;
 use shares::{Dealing, Shares};
 use skiff_api::progress::{Phase, Presence};
+use skiff_cli::watch::Watch;
 use skiff_coordinator::board::Follower;
 use skiff_coordinator::config::Config;
 use skiff_coordinator::serve::Coordinator;
 use skiff_models::pack::{BuildOptions, Manifest, build};
 use skiff_protocol::DeviceId;
+use skiff_screen::live::Live;
+use skiff_screen::output::width;
+use skiff_screen::text::fold;
+use skiff_screen::units::{count, counted};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -64,22 +66,24 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     check(options)?;
     let folder = RunFolder::make(options.keep.as_deref())?;
     start_log(&folder.path().join("demo.log"))?;
-    let screen = Screen::new();
+    let live = Live::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let outcome = runtime.block_on(async {
         let stop = Stop::listen()?;
-        play(options, &folder, &screen, stop, started).await
-    })?;
+        play(options, &folder, &live, stop, started).await
+    });
+    live.clear();
+    let outcome = outcome?;
     let Some(outcome) = outcome else {
-        screen.say("stopped: every process has ended");
+        live.print("stopped: every process has ended\n")?;
         return Ok(ExitCode::from(STOPPED));
     };
-    screen.say(&format!("\n{outcome}"));
+    live.print(&format!("\n{}", outcome.facts().text(width())))?;
     if let Some(path) = &options.json {
         outcome.write(path)?;
     }
     if let Some(kept) = &options.keep {
-        screen.say(&format!("kept in {}", kept.display()));
+        live.print(&format!("kept in {}\n", kept.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -127,19 +131,17 @@ fn start_log(path: &Path) -> anyhow::Result<()> {
 async fn play(
     options: &Options,
     folder: &RunFolder,
-    screen: &Screen,
+    live: &Live,
     mut stop: Stop,
     started: Instant,
 ) -> anyhow::Result<Option<Outcome>> {
-    let bar = screen.set_up(STAGES);
     // The thread cannot be cancelled, and it needs the folder. So wait the few seconds until it ends.
-    let (prepared, manifest) = prepare(options, folder, &bar).await?;
+    let (prepared, manifest) = prepare(options, folder, live).await?;
     if stop.is_asked() {
         return Ok(None);
     }
-    screen.say(&described(&prepared));
-    bar.set_position(2);
-    bar.set_message("starting the broker and the coordinator");
+    live.print(&format!("{}\n\n", fold(&described(&prepared), 0, width())))?;
+    live.count("starting the broker and the coordinator", 2, STAGES);
     let mut agents = Agents::default();
     let settings = options.run_settings(prepared.test_examples(), prepared.mean_text_bytes());
     settings.check(manifest.layers as u32)?;
@@ -149,15 +151,13 @@ async fn play(
             for (device, password) in &passwords {
                 agents.start(&common, device.clone(), password, &folder.agent(device.as_str()))?;
             }
-            bar.set_position(3);
-            await_arrival(&mut agents, coordinator.progress(), passwords.len(), &bar).await?;
-            bar.finish_and_clear();
+            await_arrival(&mut agents, coordinator.progress(), passwords.len(), live).await?;
             coordinator.start_run(&settings).await?;
-            conduct(&mut agents, coordinator.progress(), screen, manifest.layers, started).await
+            conduct(&mut agents, coordinator.progress(), live, started).await
         } => outcome.map(Some),
         () = stop.asked() => Ok(None),
     };
-    bar.finish_and_clear();
+    live.clear();
     agents.stop().await;
     // If the coordinator failed, that is the cause of all other failures.
     coordinator.shutdown().await.context("the coordinator failed")?;
@@ -165,10 +165,10 @@ async fn play(
 }
 
 /// Distributes the data to the agents and makes the pack.
-async fn prepare(options: &Options, folder: &RunFolder, bar: &ProgressBar) -> anyhow::Result<(Shares, Manifest)> {
-    let (options, bar, path) = (options.clone(), bar.clone(), folder.path().to_owned());
+async fn prepare(options: &Options, folder: &RunFolder, live: &Live) -> anyhow::Result<(Shares, Manifest)> {
+    let (options, live, path) = (options.clone(), live.clone(), folder.path().to_owned());
     let work = move || {
-        bar.set_message("distributing the data");
+        live.count("distributing the data", 0, STAGES);
         let dealing = Dealing { devices: options.agents as usize, alpha: options.alpha, seed: options.seed };
         let shares = shares::prepare(options.data().map(PathBuf::as_path), dealing)?;
         for (at, (train, test)) in shares.train.iter().zip(&shares.test).enumerate() {
@@ -177,10 +177,9 @@ async fn prepare(options: &Options, folder: &RunFolder, bar: &ProgressBar) -> an
             shares::write(&folder.join("train.jsonl"), train)?;
             shares::write(&folder.join("test.jsonl"), test)?;
         }
-        bar.inc(1);
         let mut wanted = BuildOptions::new(&options.checkpoint, &path.join("pack"), shares.labels.clone());
         wanted.seed = options.seed;
-        let built = build(&wanted, &mut |at| bar.set_message(format!("making the pack: {}", at.doing)))
+        let built = build(&wanted, &mut |at| live.count(&format!("making the pack: {}", at.doing), 1, STAGES))
             .with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
         anyhow::Ok((shares, built.manifest))
     };
@@ -193,14 +192,14 @@ fn name(agent: usize) -> String {
 
 fn described(shares: &Shares) -> String {
     let sizes: Vec<String> = shares.train.iter().map(|share| share.len().to_string()).collect();
-    let count = |parts: &[Vec<_>]| parts.iter().map(Vec::len).sum::<usize>();
+    let all = |parts: &[Vec<_>]| count(parts.iter().map(Vec::len).sum());
     format!(
-        "{}: {} labels, {} training examples in shares of {}, {} test examples\n",
+        "{}: {}, {} training examples in shares of {}, {} test examples",
         shares.name,
-        shares.labels.len(),
-        count(&shares.train),
+        counted(shares.labels.len(), "label"),
+        all(&shares.train),
         sizes.join(", "),
-        count(&shares.test)
+        all(&shares.test)
     )
 }
 
@@ -247,7 +246,7 @@ async fn await_arrival(
     agents: &mut Agents,
     mut progress: Follower,
     expected: usize,
-    bar: &ProgressBar,
+    live: &Live,
 ) -> anyhow::Result<()> {
     let arrived = async {
         let mut watch = interval(WATCH);
@@ -256,7 +255,7 @@ async fn await_arrival(
             agents.check()?;
             let seen = progress.newest();
             let here = seen.devices.iter().filter(|device| device.presence == Presence::Here).count();
-            bar.set_message(format!("{here} of {expected} agents are connected"));
+            live.count(&format!("{here} of {expected} agents are connected"), 3, STAGES);
             if here >= expected {
                 return anyhow::Ok(());
             }
@@ -272,11 +271,10 @@ async fn await_arrival(
 async fn conduct(
     agents: &mut Agents,
     mut progress: Follower,
-    screen: &Screen,
-    layers: usize,
+    live: &Live,
     started: Instant,
 ) -> anyhow::Result<Outcome> {
-    let mut table = screen.table(layers);
+    let mut shown = Watch::new(live.clone());
     let mut watch = interval(WATCH);
     loop {
         select! {
@@ -286,7 +284,7 @@ async fn conduct(
             _ = watch.tick() => agents.check()?,
         }
         let seen = progress.newest();
-        table.update(seen);
+        shown.update(seen)?;
         let Some(run) = &seen.run else { continue };
         if let (None, Some(reason)) = (run.accuracy_before, run.closed.first().and_then(|first| first.skipped.as_ref()))
         {

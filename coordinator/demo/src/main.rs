@@ -2,7 +2,6 @@
 
 use clap::Parser;
 use skiff_demo::Options;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Trains a whole fleet on this machine: a broker, a coordinator, and agents in separate processes.
@@ -14,8 +13,6 @@ struct Line {
 }
 
 fn main() -> ExitCode {
-    skiff_demo::run(&Line::parse().options).unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "skiff-demo: {error:#}");
-        ExitCode::FAILURE
-    })
+    let ended = skiff_demo::run(&Line::parse().options);
+    ended.unwrap_or_else(|error| skiff_screen::output::exit_status("skiff-demo", &error, ExitCode::FAILURE))
 }

@@ -1,11 +1,11 @@
 //! The result of a demo, as text and as JSON.
 
-use super::table::{bytes, clock};
 use anyhow::Context;
 use serde::Serialize;
 use skiff_api::progress::{DeviceProgress, RunProgress};
 use skiff_base::files::{self, Access};
-use std::fmt;
+use skiff_screen::text::Facts;
+use skiff_screen::units::{bytes, counted, duration};
 use std::path::Path;
 use std::time::Duration;
 
@@ -68,37 +68,60 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gain = 100.0 * (self.accuracy_after - self.accuracy_before);
-        writeln!(
-            f,
-            "accuracy   {:.3} before, {:.3} after ({gain:+.1} points)",
-            self.accuracy_before, self.accuracy_after
-        )?;
-        writeln!(
-            f,
-            "time       {} for {} rounds, set-up included",
-            clock(Duration::from_secs_f64(self.seconds)),
-            self.rounds
-        )?;
-        writeln!(f, "on the wire  {} from the agents, {} to them", bytes(self.bytes_up), bytes(self.bytes_down))?;
-        writeln!(f, "peak memory")?;
+impl Outcome {
+    /// Returns the result for people.
+    pub(super) fn facts(&self) -> Facts {
+        let (before, after) = (self.accuracy_before, self.accuracy_after);
+        let mut facts = Facts::new();
+        let gain = 100.0 * (after - before);
+        facts.add("accuracy", format!("{before:.4} before, {after:.4} after ({gain:+.1} points)"));
+        let time = duration(Duration::from_secs_f64(self.seconds));
+        facts.add("time", format!("{time} for {}, set-up included", counted(self.rounds, "round")));
+        let (up, down) = (bytes(self.bytes_up), bytes(self.bytes_down));
+        facts.add("on the wire", format!("{up} from the agents, {down} to them"));
         for agent in &self.agents {
             let layers = agent.mean_active_layers.map(|mean| format!("{mean:.1} layers active on average"));
             let layers = layers.unwrap_or_else(|| "never trained".to_owned());
-            writeln!(f, "  {:<10} {:>10}   {layers}", agent.id, bytes(agent.peak_rss_bytes))?;
+            facts.add(agent.id.clone(), format!("peak memory {}, {layers}", bytes(agent.peak_rss_bytes)));
         }
-        Ok(())
+        facts
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-    use super::super::table::tests::{device, round, run};
     use super::*;
+    use serde_json::json;
     use skiff_api::progress::RoundProgress;
+
+    fn device(name: &str) -> DeviceProgress {
+        serde_json::from_value(json!({
+            "device": name, "presence": "here", "state": "idle", "step": 20, "steps": 20, "step_ms": 140.4,
+            "tokens_per_second": 412.0, "active_layers": 4, "mean_active_layers": 4.5, "mean_rate": 0.25, "updates": 1,
+            "rss_bytes": 150_000_000, "peak_rss_bytes": 200_000_000, "agent_cpu_percent": 99.0, "temperature": null,
+            "telemetry_at_ms": 100, "note": null,
+        }))
+        .unwrap()
+    }
+
+    fn round(round: u32) -> RoundProgress {
+        serde_json::from_value(json!({
+            "round": round, "skipped": null, "selected": 4, "updates": 4, "accuracy": 0.8125, "loss": 0.5,
+            "evaluated_examples": 400, "train_loss": 0.4, "mean_rate": 0.25, "mean_active_layers": 4.5, "step_ms": 140.4,
+            "train_ms": 60_000, "evaluate_ms": 5_000, "longest_training_ms": 59_000, "bytes_up": 3, "bytes_down": 4,
+        }))
+        .unwrap()
+    }
+
+    fn run() -> RunProgress {
+        serde_json::from_value(json!({
+            "run": "0123456789abcdef", "phase": "completed", "round": 3, "rounds": 2, "ordered": 4, "answered": 4,
+            "accuracy_before": 0.25, "accuracy": 0.5, "accuracy_after": null, "elapsed_ms": 65_000, "bytes_up": 2048,
+            "bytes_down": 4096, "closed": [], "reason": null,
+        }))
+        .unwrap()
+    }
 
     fn outcome() -> Outcome {
         let skipped = RoundProgress { skipped: Some("too few updates".to_owned()), ..round(2) };
@@ -116,7 +139,7 @@ mod tests {
         let expected = serde_json::json!({
             "accuracy_before": 0.25, "accuracy_after": 0.9, "rounds": 1, "seconds": 61.5, "bytes_up": 2048,
             "bytes_down": 4096,
-            "agents": [{"id": "agent-1", "peak_rss_bytes": 209_715_200, "mean_active_layers": 4.5}],
+            "agents": [{"id": "agent-1", "peak_rss_bytes": 200_000_000, "mean_active_layers": 4.5}],
         });
         assert_eq!(json, expected);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
@@ -130,9 +153,8 @@ mod tests {
 
     #[test]
     fn people_read_the_same_figures() {
-        let text = outcome().to_string();
-        for part in
-            ["0.250 before, 0.900 after (+65.0 points)", "1:01 for 1 rounds", "2.00 KiB", "agent-1", "200.00 MiB"]
+        let text = outcome().facts().text(Some(80));
+        for part in ["0.2500 before, 0.9000 after (+65.0 points)", "1:01 for 1 round,", "2.0 kB", "agent-1", "200.0 MB"]
         {
             assert!(text.contains(part), "{part} in\n{text}");
         }

@@ -28,18 +28,18 @@ pub fn lacking(blobs: &dyn Blobs, needed_bytes: u64) -> Result<Option<String>, S
     if needed_bytes <= quota.min(disk) {
         return Ok(None);
     }
-    let needed = ByteSize(needed_bytes);
+    let needed = ByteSize(needed_bytes).display().si();
     Ok(Some(if quota < disk {
         format!(
             "no room for the run's weights: it needs up to {needed}, and {} are left below limits.blob_bytes; raise that \
              limit, or delete runs (`skiff run delete`)",
-            ByteSize(quota)
+            ByteSize(quota).display().si()
         )
     } else {
         format!(
             "no room for the run's weights: it needs up to {needed}, and {} are free on the disk of {}; free some, or delete \
              runs (`skiff run delete`)",
-            ByteSize(disk),
+            ByteSize(disk).display().si(),
             blobs.place().display()
         )
     }))

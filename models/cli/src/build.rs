@@ -1,7 +1,6 @@
 //! `skiff-pack build`.
 
-use crate::screen::Screen;
-use crate::{data, ending, inspect, notes, tokenizer};
+use crate::{data, ending, inspect, notes, progress, tokenizer};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use skiff_models::design::MAX_LABELS;
@@ -9,6 +8,9 @@ use skiff_models::files::{foreign_start, read_bounded, read_json_bounded};
 use skiff_models::pack::{BuildOptions, SEPARATOR, Storage, build};
 use skiff_models::peft::{Lora, Peft};
 use skiff_models::task::Task;
+use skiff_screen::live::Live;
+use skiff_screen::output::{remark, stdout, width};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -149,17 +151,17 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let options = arguments.options()?;
     let told = check_tokenizer(&options.checkpoint)
         .with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
-    let mut screen = Screen::new();
-    let built = build(&options, &mut |progress| screen.show(progress));
-    screen.clear();
+    let live = Live::new();
+    let built = build(&options, &mut |made| progress::show(&live, made));
+    live.clear();
     let built = built.with_context(|| format!("making a pack from {}", options.checkpoint.display()))?;
     for told in [told.changes, tokenizer::limit(&built.manifest, told.max_tokens)].into_iter().flatten() {
-        eprintln!("skiff-pack: {told}");
+        remark("skiff-pack", &told);
     }
     // Standard output is for the manifest alone.
     match json {
-        true => notes::write(&mut std::io::stderr().lock(), &built)?,
-        false => notes::write(&mut std::io::stdout().lock(), &built)?,
+        true => write!(std::io::stderr(), "{}", notes::facts(&built).text(None))?,
+        false => write!(stdout(), "{}", notes::facts(&built).text(width()))?,
     }
     inspect::show(&options.out, &inspect::Batch::default(), json)
 }

@@ -1,12 +1,15 @@
 //! `skiff-pack export`.
 
-use crate::screen::{Screen, bytes, count};
+use crate::progress;
 use anyhow::Context;
 use serde_json::json;
 use skiff_models::Pack;
 use skiff_models::design::Design;
 use skiff_models::files::read_bounded;
 use skiff_models::pack::{About, Progress, Storage, export_adapter, export_merged};
+use skiff_screen::live::Live;
+use skiff_screen::units::{bytes, count, counted};
+use skiff_screen::{output, text};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -58,9 +61,9 @@ const MAX_WEIGHTS_BYTES: u64 = 8 << 30;
 
 /// Writes the adapter or the checkpoint.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let mut screen = Screen::new();
-    screen.show(Progress { doing: "checking the pack", bytes: None });
-    let mut write = || -> anyhow::Result<_> {
+    let live = Live::new();
+    live.say("checking the pack");
+    let write = || -> anyhow::Result<_> {
         let pack =
             Pack::open(&arguments.pack).with_context(|| format!("opening the pack {}", arguments.pack.display()))?;
         pack.check_weights()?;
@@ -74,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let Arguments { checkpoint, out, .. } = arguments;
         let about = &arguments.about();
-        let progress = &mut |progress: Progress<'_>| screen.show(progress);
+        let progress = &mut |made: Progress<'_>| progress::show(&live, made);
         let exported = match arguments.merged {
             true => export_merged(&pack, &weights, checkpoint.as_deref(), about, out, progress)?,
             false => export_adapter(&pack, &weights, about, out, progress)?,
@@ -83,17 +86,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Ok((exported, arguments.merged && frozen != Storage::F32 && checkpoint.is_none()))
     };
     let written = write();
-    screen.clear();
+    live.clear();
     let (exported, rounded) = written?;
     if arguments.weights.is_none() {
-        eprintln!("skiff-pack: no --weights: the export holds the pack's initial, untrained values");
+        output::remark("skiff-pack", "no --weights: the export holds the pack's initial, untrained values");
     }
     if rounded {
-        eprintln!(
-            "skiff-pack: the pack and the exported checkpoint have rounded weights; give --checkpoint for the original ones"
-        );
+        let text = "the pack and the exported checkpoint have rounded weights; give --checkpoint for the original ones";
+        output::remark("skiff-pack", text);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     let total: u64 = exported.files.values().sum();
     if arguments.json {
         let kind = if arguments.merged { "merged" } else { "adapter" };
@@ -107,14 +109,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         true => "a plain checkpoint, tuned weights merged",
         false => "an adapter in Hugging Face PEFT's format",
     };
-    writeln!(
-        out,
-        "{} holds {what}: {} parameters in {} tensors, {} in {} files",
+    let told = format!(
+        "{} holds {what}: {} parameters in {}, {} in {}",
         arguments.out.display(),
         count(exported.parameters),
-        exported.tensors,
+        counted(exported.tensors, "tensor"),
         bytes(total),
-        exported.files.len()
-    )?;
+        counted(exported.files.len(), "file")
+    );
+    writeln!(out, "{}", text::fold(&told, 2, output::width()))?;
     Ok(())
 }

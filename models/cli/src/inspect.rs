@@ -1,6 +1,5 @@
 //! `skiff-pack inspect`.
 
-use crate::screen::{Screen, bytes, count};
 use anyhow::{Context, ensure};
 use serde_json::json;
 use skiff_models::Pack;
@@ -10,6 +9,11 @@ use skiff_models::pack::{EndToken, Manifest};
 use skiff_models::peft::Peft;
 use skiff_models::stage::{Binding, StageSpec};
 use skiff_models::task::Task;
+use skiff_screen::live::Live;
+use skiff_screen::output;
+use skiff_screen::table::{Column, Table};
+use skiff_screen::text::{Facts, fold};
+use skiff_screen::units::{bytes, count, counted};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -58,10 +62,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Shows the pack in `path`.
 pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()> {
-    let screen = Screen::new();
-    screen.say("checking every file");
+    let live = Live::new();
+    live.say("checking every file");
     let pack = Pack::open(path).with_context(|| format!("opening the pack {}", path.display()));
-    screen.clear();
+    live.clear();
     let pack = pack?;
     let manifest = pack.manifest();
     let most = manifest.layout.max_tokens;
@@ -75,7 +79,7 @@ pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()>
     let predictions: Vec<(usize, Policy, Prediction)> = ways
         .map(|(active, policy)| (active, policy, predict(&manifest.design, &stages, step(active), policy)))
         .collect();
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if json {
         let memory: Vec<_> = predictions
             .iter()
@@ -85,34 +89,43 @@ pub(crate) fn show(path: &Path, batch: &Batch, json: bool) -> anyhow::Result<()>
             .collect();
         let digest = blake3::Hash::from(pack.digest()).to_hex().to_string();
         let step = json!({ "batch": batch.batch, "tokens": tokens, "predictions": memory });
-        serde_json::to_writer_pretty(&mut out, &json!({ "digest": digest, "manifest": manifest, "memory": step }))?;
-        writeln!(out)?;
+        let shown = json!({ "digest": digest, "manifest": manifest, "memory": step });
+        writeln!(out, "{}", serde_json::to_string_pretty(&shown)?)?;
         return Ok(());
     }
-    write_summary(&mut out, path, &pack)?;
-    write_stages(&mut out, manifest)?;
-    writeln!(
+    let width = output::width();
+    let step = format!("{} x {tokens} tokens", batch.batch);
+    let title = format!("memory predicted for a training step of {step}, beside the process itself:");
+    write!(
         out,
-        "\nmemory predicted for a training step of {} x {tokens} tokens, beside the process itself:",
-        batch.batch
+        "{}\n{}\n{}\n{}",
+        summary(path, &pack).text(width),
+        stages_table(manifest).text(width),
+        fold(&title, 0, width),
+        memory(&predictions).text(width)
     )?;
-    writeln!(
-        out,
-        "  {:<15}{:<10}{:>12}{:>12}{:>12}{:>12}{:>12}",
-        "active layers", "policy", "total", "mapped", "trained", "kept", "working"
-    )?;
-    for (active, policy, prediction) in predictions {
-        let Prediction { mapped, trained, kept, working } = prediction;
-        write!(out, "  {active:<15}{:<10}{:>12}", policy.name(), bytes(prediction.total()))?;
-        for part in [mapped, trained, kept, working] {
-            write!(out, "{:>12}", bytes(part))?;
-        }
-        writeln!(out)?;
-    }
     Ok(())
 }
 
-fn write_summary(out: &mut dyn Write, path: &Path, pack: &Pack) -> anyhow::Result<()> {
+fn memory(predictions: &[(usize, Policy, Prediction)]) -> Table {
+    let mut table = Table::new([
+        Column::number("active layers"),
+        Column::text("policy"),
+        Column::number("total"),
+        Column::number("mapped").rank(1),
+        Column::number("trained").rank(2),
+        Column::number("kept").rank(4),
+        Column::number("working").rank(3),
+    ]);
+    for (active, policy, prediction) in predictions {
+        let Prediction { mapped, trained, kept, working } = *prediction;
+        let parts = [prediction.total(), mapped, trained, kept, working].map(bytes);
+        table.add([active.to_string(), policy.name().to_owned()].into_iter().chain(parts));
+    }
+    table
+}
+
+fn summary(path: &Path, pack: &Pack) -> Facts {
     let manifest = pack.manifest();
     let (model, sizes, layout) = (&manifest.design.model, manifest.design.model.sizes(), &manifest.layout);
     let trainable: usize = manifest.schema.tensors.iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
@@ -122,54 +135,67 @@ fn write_summary(out: &mut dyn Write, path: &Path, pack: &Pack) -> anyhow::Resul
         .filter(|(name, _)| !name.ends_with(".scale"))
         .map(|(_, tensor)| tensor.shape.iter().product::<usize>())
         .sum();
-    writeln!(out, "pack          {} (every file verified)", path.display())?;
-    writeln!(out, "digest        {}", blake3::Hash::from(pack.digest()).to_hex())?;
-    writeln!(
-        out,
-        "model         {}, {} layers x {}, {} heads, feed-forward {}, {} words, up to {} tokens",
-        model.name(),
-        sizes.layers,
-        sizes.hidden,
-        sizes.heads,
-        sizes.intermediate,
-        count(sizes.vocabulary),
-        count(layout.max_tokens)
-    )?;
-    writeln!(out, "task          {}", task(manifest))?;
+    let mut facts = Facts::new();
+    facts.add("pack", format!("{} (every file verified)", path.display()));
+    facts.add("digest", blake3::Hash::from(pack.digest()).to_hex().to_string());
+    facts.add(
+        "model",
+        format!(
+            "{}, {} layers x {}, {} heads, feed-forward {}, {} words, up to {} tokens",
+            model.name(),
+            sizes.layers,
+            sizes.hidden,
+            sizes.heads,
+            sizes.intermediate,
+            count(sizes.vocabulary),
+            count(layout.max_tokens)
+        ),
+    );
+    facts.add("task", task(manifest));
     if manifest.design.head.task != Task::TokenClassification {
-        writeln!(out, "texts         title and description are joined with {:?}", manifest.separator)?;
+        facts.add("texts", format!("title and description are joined with {:?}", manifest.separator));
     }
     if manifest.design.head.task == Task::CausalLm {
-        match &manifest.end_token {
-            Some(EndToken { text, id }) => {
-                writeln!(out, "end token     {text} ({id}) after each text that is not cut")?
-            }
-            None => writeln!(out, "end token     none: the model does not learn to stop")?,
-        }
+        let told = match &manifest.end_token {
+            Some(EndToken { text, id }) => format!("{text} ({id}) after each text that is not cut"),
+            None => "none: the model does not learn to stop".to_owned(),
+        };
+        facts.add("end token", told);
     }
-    writeln!(
-        out,
-        "trains        {}: {} parameters in {} tensors, {:.2} % of all",
-        peft(&manifest.design.peft),
-        count(trainable),
-        manifest.schema.tensors.len(),
-        100.0 * trainable as f64 / (trainable + frozen) as f64
-    )?;
-    let stored = pack.frozen().tensors().map(|(_, tensor)| tensor.bytes.len() as u64).sum::<u64>();
-    writeln!(out, "frozen        {} parameters, {}: {}, memory-mapped", count(frozen), storage(pack), bytes(stored))?;
+    facts.add(
+        "trains",
+        format!(
+            "{}: {} parameters in {}, {:.2} % of all",
+            peft(&manifest.design.peft),
+            count(trainable),
+            counted(manifest.schema.tensors.len(), "tensor"),
+            100.0 * trainable as f64 / (trainable + frozen) as f64
+        ),
+    );
+    let stored = bytes(pack.frozen().tensors().map(|(_, tensor)| tensor.bytes.len() as u64).sum::<u64>());
+    facts.add("frozen", format!("{} parameters, {}: {stored}, memory-mapped", count(frozen), storage(pack)));
     if let Some(rounding) = &manifest.rounding {
-        writeln!(
-            out,
-            "rounding      relative error {:.2e} (root mean square), largest {:.2e}; worst {:.2e} in {}",
-            rounding.relative_rms, rounding.largest, rounding.worst_relative_rms, rounding.worst
-        )?;
+        facts.add(
+            "rounding",
+            format!(
+                "relative error {:.2e} (root mean square), largest {:.2e}; worst {:.2e} in {}",
+                rounding.relative_rms, rounding.largest, rounding.worst_relative_rms, rounding.worst
+            ),
+        );
     }
-    Ok(())
+    facts
 }
 
-fn write_stages(out: &mut dyn Write, manifest: &Manifest) -> anyhow::Result<()> {
+fn stages_table(manifest: &Manifest) -> Table {
     let stages = &manifest.stages;
-    writeln!(out, "\n{:<16}{:>8}{:>10}{:>10}{:>10}{:>12}", "stage", "layers", "graphs", "frozen", "trained", "bytes")?;
+    let mut table = Table::new([
+        Column::text("stage"),
+        Column::number("layers"),
+        Column::number("graphs"),
+        Column::number("frozen"),
+        Column::number("trained"),
+        Column::number("size"),
+    ]);
     let mut row = |name: &str, stage: &StageSpec, layers: String| {
         let named = |of: fn(&Binding) -> Option<&str>| {
             let ports = stage.graphs().flat_map(|graph| &graph.inputs);
@@ -177,30 +203,31 @@ fn write_stages(out: &mut dyn Write, manifest: &Manifest) -> anyhow::Result<()> 
         };
         let files: Vec<&str> = stage.graphs().map(|graph| graph.file.as_str()).collect();
         let size: u64 = files.iter().filter_map(|file| manifest.files.get(*file)).map(|entry| entry.bytes).sum();
-        let (frozen, trained) = (named(Binding::frozen), named(Binding::trained));
-        writeln!(out, "{name:<16}{layers:>8}{:>10}{frozen:>10}{trained:>10}{:>12}", files.len(), bytes(size))
+        let counts = [files.len(), named(Binding::frozen), named(Binding::trained)].map(|number| number.to_string());
+        table.add([name.to_owned(), layers].into_iter().chain(counts).chain([bytes(size)]));
     };
-    row("embed", &stages.embed, String::new())?;
+    row("embed", &stages.embed, String::new());
     for (kind, stage) in stages.blocks.iter().enumerate() {
         let name = if kind == 0 { "block".to_owned() } else { format!("block_{kind}") };
         let layers = stages.kinds.iter().filter(|&&other| other == kind).count();
-        row(&name, stage, layers.to_string())?;
+        row(&name, stage, layers.to_string());
     }
-    row("head", &stages.head, String::new())?;
-    Ok(())
+    row("head", &stages.head, String::new());
+    table
 }
 
 fn list_tensors(pack: &Pack) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "\ntrained:")?;
+    let list = || Table::new([Column::text("tensor"), Column::text("type"), Column::text("shape")]);
+    let (mut trained, mut frozen) = (list(), list());
     for spec in &pack.schema().tensors {
-        writeln!(out, "  {:<80} f32  {:?}", spec.name, spec.shape)?;
+        trained.add([spec.name.clone(), dtype(DType::F32).to_owned(), format!("{:?}", spec.shape)]);
     }
-    writeln!(out, "\nfrozen:")?;
     for (name, tensor) in pack.frozen().tensors() {
-        writeln!(out, "  {name:<80} {:<4} {:?}", dtype(tensor.dtype), tensor.shape)?;
+        frozen.add([name.to_owned(), dtype(tensor.dtype).to_owned(), format!("{:?}", tensor.shape)]);
     }
-    Ok(())
+    let width = output::width();
+    let text = format!("\ntrained:\n{}\nfrozen:\n{}", trained.text(width), frozen.text(width));
+    Ok(output::stdout().write_all(text.as_bytes())?)
 }
 
 fn task(manifest: &Manifest) -> String {

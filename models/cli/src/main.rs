@@ -7,7 +7,7 @@ mod export;
 mod inspect;
 mod notes;
 mod probes;
-mod screen;
+mod progress;
 mod tokenizer;
 mod verify;
 
@@ -46,10 +46,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("skiff-pack: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => skiff_screen::output::exit_status("skiff-pack", &error, ExitCode::FAILURE),
     }
 }
 

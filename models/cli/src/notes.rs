@@ -1,40 +1,40 @@
 //! Writes lines about how a build treated the checkpoint.
 
 use skiff_models::pack::{Built, Ignored, Tie};
+use skiff_screen::text::Facts;
 use std::collections::BTreeMap;
-use std::io::Write;
 
 /// Maximum number of names in a line.
 const SHOWN: usize = 4;
 
-/// Writes where the head comes from, and which tensors of the checkpoint are left out, with the reasons.
-pub(crate) fn write(out: &mut dyn Write, built: &Built) -> std::io::Result<()> {
+/// Returns where the head comes from, and which tensors of the checkpoint are left out, with the reasons.
+pub(crate) fn facts(built: &Built) -> Facts {
+    let mut facts = Facts::new();
     if let Some(classes) = &built.classes {
-        writeln!(out, "head          {classes}")?;
+        facts.add("head", classes.to_string());
     }
     if !built.drawn.is_empty() {
-        writeln!(out, "drawn         {}", shown(built.drawn.iter().map(String::as_str)))?;
+        facts.add("drawn", shown(built.drawn.iter().map(String::as_str)));
     }
     match built.tie {
         Tie::AsConfigured => {}
-        Tie::Differs => writeln!(
-            out,
-            "untied        lm_head.weight differs from the word table, though tie_word_embeddings is true; each is used, as in \
-             transformers 5"
-        )?,
-        Tie::HeadAlone => writeln!(
-            out,
-            "tied          the checkpoint has lm_head.weight and no word table; it serves as both, as in transformers 5"
-        )?,
+        Tie::Differs => facts.add(
+            "untied",
+            "lm_head.weight differs from the word table, though tie_word_embeddings is true; each is used, as in transformers 5",
+        ),
+        Tie::HeadAlone => facts.add(
+            "tied",
+            "the checkpoint has lm_head.weight and no word table; it serves as both, as in transformers 5",
+        ),
     }
     let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for Ignored { name, reason } in &built.ignored {
         by_reason.entry(reason).or_default().push(name);
     }
     for (reason, names) in by_reason {
-        writeln!(out, "left out      {}: {reason}", shown(names.into_iter()))?;
+        facts.add("left out", format!("{}: {reason}", shown(names.into_iter())));
     }
-    Ok(())
+    facts
 }
 
 fn shown<'a>(names: impl Iterator<Item = &'a str>) -> String {

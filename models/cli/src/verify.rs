@@ -1,11 +1,15 @@
 //! `skiff-pack verify`.
 
-use crate::{screen::Screen, tokenizer};
+use crate::tokenizer;
 use anyhow::{Context, bail, ensure};
 use ndarray::Array2;
 use serde::Serialize;
 use skiff_models::Pack;
 use skiff_models::stage::{StageSpec, StageSpecs};
+use skiff_screen::live::Live;
+use skiff_screen::output;
+use skiff_screen::text::Facts;
+use skiff_screen::units::count;
 use skiff_trainer::clock::monotonic;
 use skiff_trainer::{Batch, LayerMask, Operators, Runtime, Trainer, tiny};
 use std::io::Write;
@@ -50,25 +54,25 @@ const FUSED_TOLERANCE: f32 = 1e-3;
 
 /// Checks digests, builds the graphs again, loads the tokenizer, and runs every graph.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let screen = Screen::new();
-    let found = examine(arguments, &screen);
-    screen.clear();
+    let live = Live::new();
+    let found = examine(arguments, &live);
+    live.clear();
     found?.print(arguments.json)
 }
 
-fn examine(arguments: &Arguments, screen: &Screen) -> anyhow::Result<Findings> {
-    screen.say("reading every file");
+fn examine(arguments: &Arguments, live: &Live) -> anyhow::Result<Findings> {
+    live.say("reading every file");
     let pack = Arc::new(
         Pack::open(&arguments.pack).with_context(|| format!("opening the pack {}", arguments.pack.display()))?,
     );
     pack.check_weights()?;
     let manifest = pack.manifest();
-    screen.say("rebuilding the graphs");
+    live.say("rebuilding the graphs");
     let design_to_the_byte = pack.check_design()?;
-    screen.say("loading the tokenizer");
+    live.say("loading the tokenizer");
     let tokens = tokenizer::check(&pack.tokenizer_path(), Some(manifest.layout.vocabulary))?;
 
-    screen.say("running the graphs");
+    live.say("running the graphs");
     let runtime = Runtime::load(arguments.onnxruntime.as_deref(), 1)?;
     let begun = monotonic();
     let mut trainer = Trainer::open(&runtime, Arc::clone(&pack)).context("loading the graphs")?;
@@ -147,30 +151,36 @@ fn run_all(pack: &Pack, trainer: &mut Trainer) -> anyhow::Result<Outcome> {
 
 impl Findings {
     fn print(&self, json: bool) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = output::stdout();
         if json {
             writeln!(out, "{}", serde_json::to_string(self)?)?;
             return Ok(());
         }
-        writeln!(out, "files     {} match the manifest (digest {})", self.files, &self.digest[..16])?;
-        let how = if self.design_to_the_byte { "to the byte" } else { "in their ports; another version made the pack" };
-        writeln!(out, "design    the rebuilt graphs equal the pack's {how}")?;
-        writeln!(out, "tokens    {} in the tokenizer, all known to the model", self.tokens)?;
-        writeln!(
-            out,
-            "graphs    {} run with ONNX Runtime {}; the training graphs load in {:.0} ms",
-            self.graphs,
-            self.onnxruntime,
-            self.open_seconds * 1e3
-        )?;
-        writeln!(
-            out,
-            "step      a tiny one through all layers: loss {:.4}, {} gradients, all finite",
-            self.loss, self.gradients
-        )?;
-        if let Some(difference) = self.fused_difference {
-            writeln!(out, "fused     scores differ from the plain graphs' by {difference:.1e} of the largest")?;
-        }
+        write!(out, "{}", self.facts().text(output::width()))?;
         Ok(())
+    }
+
+    fn facts(&self) -> Facts {
+        let mut facts = Facts::new();
+        facts.add("files", format!("{} match the manifest (digest {})", self.files, &self.digest[..16]));
+        let how = if self.design_to_the_byte { "to the byte" } else { "in their ports; another version made the pack" };
+        facts.add("design", format!("the rebuilt graphs equal the pack's {how}"));
+        facts.add("tokens", format!("{} in the tokenizer, all known to the model", count(self.tokens)));
+        facts.add(
+            "graphs",
+            format!(
+                "{} run with ONNX Runtime {}; the training graphs load in {:.0} ms",
+                self.graphs,
+                self.onnxruntime,
+                self.open_seconds * 1e3
+            ),
+        );
+        let (loss, gradients) = (self.loss, self.gradients);
+        facts.add("step", format!("a tiny one through all layers: loss {loss:.4}, {gradients} gradients, all finite"));
+        if let Some(difference) = self.fused_difference {
+            let text = format!("scores differ from the plain graphs' by {difference:.1e} of the largest");
+            facts.add("fused", text);
+        }
+        facts
     }
 }

@@ -7,6 +7,7 @@ use skiff_blobs::DiskBlobs;
 use skiff_models::Pack;
 use skiff_models::pack::{About, export_adapter, export_merged};
 use skiff_protocol::Digest;
+use skiff_screen::{output, text, units};
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -62,7 +63,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let bytes: u64 = exported.files.values().sum();
     let kind = if *merged { "merged" } else { "adapter" };
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = output::stdout();
     if *json {
         let personal: &[u32] = if personal.is_some() { layers } else { &[] };
         let written = json!({
@@ -77,7 +78,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(_) => format!(", layers {layers:?} are this device's own"),
         None => String::new(),
     };
-    Ok(writeln!(stdout, "{} holds {what}: {} parameters, {bytes} bytes{own}", out.display(), exported.parameters)?)
+    let size = units::bytes(bytes);
+    let parameters = units::count(exported.parameters);
+    let told = format!("{} holds {what}: {parameters} parameters, {size}{own}", out.display());
+    Ok(writeln!(stdout, "{}", text::fold(&told, 2, output::width()))?)
 }
 
 impl Arguments {

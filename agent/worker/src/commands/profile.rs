@@ -2,8 +2,8 @@
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
+use skiff_screen::table::{Column, Table};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 /// The time of a process's steps by operator.
@@ -99,20 +99,21 @@ impl Profile {
         })
     }
 
-    /// Writes the profile as a table.
-    pub(super) fn print(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        writeln!(out, "\n{:<24}{:>10}{:>12}{:>8}", "operator", "calls", "ms a step", "share")?;
-        let share = |seconds: f64| 100.0 * seconds / self.step_seconds;
+    /// Returns the profile as a table.
+    pub(super) fn table(&self) -> Table {
+        let columns = ["calls", "ms a step", "share"].map(Column::number);
+        let mut table = Table::new(std::iter::once(Column::text("operator")).chain(columns));
+        let share = |seconds: f64| format!("{:.1}%", 100.0 * seconds / self.step_seconds);
+        let ms = |seconds: f64| format!("{:.2}", 1000.0 * seconds);
         for Operator { name, calls, seconds } in &self.operators {
-            writeln!(out, "{name:<24}{calls:>10.0}{:>12.2}{:>7.1}%", 1000.0 * seconds, share(*seconds))?;
+            table.add([name.clone(), format!("{calls:.0}"), ms(*seconds), share(*seconds)]);
         }
-        for (name, seconds) in
-            [("(ONNX Runtime itself)", self.runtime_seconds), ("(outside of it)", self.outside_seconds)]
-        {
-            writeln!(out, "{name:<24}{:>10}{:>12.2}{:>7.1}%", "", 1000.0 * seconds, share(seconds))?;
+        let rest = [("(ONNX Runtime itself)", self.runtime_seconds), ("(outside of it)", self.outside_seconds)];
+        for (name, seconds) in rest {
+            table.add([name.to_owned(), String::new(), ms(seconds), share(seconds)]);
         }
-        writeln!(out, "{:<24}{:>10}{:>12.2}", "all", "", 1000.0 * self.step_seconds)?;
-        Ok(())
+        table.add(["all".to_owned(), String::new(), ms(self.step_seconds), String::new()]);
+        table
     }
 }
 
@@ -140,9 +141,7 @@ mod tests {
         assert_eq!(found, [("Gemm", 1.0, 2.0), ("Add", 0.5, 0.25)]);
         let times = [profile.step_seconds, profile.runtime_seconds, profile.outside_seconds];
         assert_eq!(times.map(f64::to_bits), [3.0, 0.25, 0.5].map(f64::to_bits));
-        let mut text = Vec::new();
-        profile.print(&mut text).unwrap();
-        assert!(String::from_utf8(text).unwrap().contains("66.7%"));
+        assert!(profile.table().text(None).contains("66.7%"));
     }
 
     #[test]

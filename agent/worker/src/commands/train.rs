@@ -14,13 +14,17 @@ use skiff_models::memory::{Plan, Step};
 use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
 use skiff_protocol::metrics::{ClassCounts, TaskMetrics};
+use skiff_screen::live::Live;
+use skiff_screen::output;
+use skiff_screen::text::Facts;
+use skiff_screen::units::{bytes, count, counted};
 use skiff_trainer::{
     AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Policy, Provider, Runtime, Schedule, StepReport,
     TrainPlan, TrainSummary, Trainer, Training, Way, Ways,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -209,7 +213,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     let memory = arguments.memory.map(|limit| arguments.within(limit, &trainer, layers)).transpose()?;
     let plan = arguments.plan(layers, memory.as_ref())?;
-    let progress = Progress::new();
+    let live = Live::new();
     let mut training = trainer.begin(&plan, &train)?;
     if let Some(path) = &arguments.checkpoint {
         resume(&mut training, path)?;
@@ -218,7 +222,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     let mut barrier = crate::barrier::Barrier::from_environment(&plan.device, plan.round);
     training.run::<anyhow::Error, _>(|training, report| {
-        progress.step(report);
+        show_step(&live, report);
         if let Some(path) = &arguments.checkpoint
             && (report.step % arguments.checkpoint_every == 0 || report.step == report.steps)
         {
@@ -239,13 +243,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
         let total = test.len().min(arguments.evaluate);
         Some(trainer.evaluate(&test, &plan, &mut |done| {
-            progress.evaluated(done, total);
+            live.count(&format!("evaluating, {done} of {total} examples"), done as u64, total as u64);
             ControlFlow::Continue(())
         })?)
     } else {
         None
     };
-    progress.clear();
+    live.clear();
     let outcome = Outcome {
         found: evaluated.as_ref().map(|summary| Found::of(task, &labels, summary)).unwrap_or_default(),
         end_token,
@@ -417,87 +421,54 @@ impl Outcome {
     }
 
     fn print(&self, json: bool) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = output::stdout();
         if json {
             writeln!(out, "{}", serde_json::to_string(self)?)?;
             return Ok(());
         }
-        writeln!(out, "steps            {} of {} examples", self.steps, self.batch)?;
+        write!(out, "{}", self.facts().text(output::width()))?;
+        Ok(())
+    }
+
+    fn facts(&self) -> Facts {
+        let mut facts = Facts::new();
+        facts.add("steps", format!("{} of {}", count(self.steps as usize), counted(self.batch, "example")));
         if self.skipped_steps > 0 {
-            writeln!(
-                out,
-                "skipped          {} steps: their loss or gradients were not finite; lower --lr, or give --clip or --warm-up",
-                self.skipped_steps
-            )?;
+            let why = "their loss or gradients were not finite; lower --lr, or give --clip or --warm-up";
+            facts.add("skipped", format!("{}: {why}", counted(self.skipped_steps as usize, "step")));
         }
-        writeln!(
-            out,
-            "speed            {:.1} examples/s, {:.0} tokens/s",
-            self.examples_per_second, self.tokens_per_second
-        )?;
+        let speed = (self.examples_per_second, self.tokens_per_second);
+        facts.add("speed", format!("{:.1} examples/s, {:.0} tokens/s", speed.0, speed.1));
         // All steps may be an earlier process's.
         if self.step_seconds > 0.0 {
-            writeln!(
-                out,
-                "step             {:.1} ms (median), {:.1} layers active (mean)",
-                self.step_seconds * 1e3,
-                self.mean_active_layers
-            )?;
+            let ms = self.step_seconds * 1e3;
+            facts.add("step", format!("{ms:.1} ms (median), {:.1} layers active (mean)", self.mean_active_layers));
         }
-        writeln!(out, "loss             {:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20)?;
+        facts.add("loss", format!("{:.4} (mean), {:.4} (last 20 steps)", self.mean_loss, self.loss_last_20));
         if let Some(token) = &self.end_token {
-            writeln!(out, "end token        {token} after each text that is not cut")?;
+            facts.add("end token", format!("{token} after each text that is not cut"));
         }
         if let Some(used) = self.evaluated_examples {
             let how =
                 if used < self.test_examples as u64 { "; drawn from the whole file (see --evaluate)" } else { "" };
-            writeln!(out, "evaluated        {used} of {} examples{how}", self.test_examples)?;
+            facts.add("evaluated", format!("{used} of {}{how}", counted(self.test_examples, "example")));
         }
         for (name, value) in self.found.lines() {
-            writeln!(out, "{name:<16} {value:.4}")?;
+            facts.add(name, format!("{value:.4}"));
         }
         if let Some(speed) = self.evaluate_examples_per_second {
-            writeln!(out, "evaluation       {speed:.0} examples/s")?;
+            facts.add("evaluation", format!("{speed:.0} examples/s"));
         }
-        writeln!(out, "peak memory      {:.0} MB resident", self.peak_rss_bytes as f64 / 1e6)?;
-        Ok(())
+        facts.add("peak memory", format!("{} resident", bytes(self.peak_rss_bytes)));
+        facts
     }
 }
 
-/// A progress line on standard error, if that is a terminal.
-struct Progress {
-    shown: bool,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { shown: std::io::stderr().is_terminal() }
-    }
-
-    fn step(&self, report: &StepReport) {
-        if self.shown {
-            let bar = bar(report.step as usize, report.steps as usize);
-            let ms = report.elapsed.as_secs_f64() * 1e3;
-            eprint!("\r\x1b[Ktraining   {bar} {}/{}  loss {:.3}  {ms:.0} ms", report.step, report.steps, report.loss);
-        }
-    }
-
-    fn evaluated(&self, done: usize, total: usize) {
-        if self.shown {
-            eprint!("\r\x1b[Kevaluating {} {done}/{total}", bar(done, total));
-        }
-    }
-
-    fn clear(&self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
-    }
-}
-
-fn bar(done: usize, total: usize) -> String {
-    let filled = 24 * done.min(total) / total.max(1);
-    format!("{}{}", "█".repeat(filled), "░".repeat(24 - filled))
+fn show_step(live: &Live, report: &StepReport) {
+    let StepReport { step, steps, loss, .. } = report;
+    let text =
+        format!("training, step {step} of {steps}, loss {loss:.3}, {:.0} ms", report.elapsed.as_secs_f64() * 1e3);
+    live.count(&text, (*step).into(), (*steps).into());
 }
 
 fn not_negative(text: &str) -> Result<f32, String> {

@@ -2,7 +2,6 @@
 
 use super::card;
 use crate::door::Door;
-use crate::table::bytes;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde_json::json;
@@ -12,8 +11,12 @@ use skiff_coordinator::serve::PACK_FILE;
 use skiff_coordinator::store::SqliteStore;
 use skiff_models::pack::{About, Exported, Pack, Progress, export_adapter, export_merged};
 use skiff_protocol::Digest;
+use skiff_screen::live::Live;
+use skiff_screen::output::{stdout, width};
+use skiff_screen::text::fold;
+use skiff_screen::units::{bytes, count};
 use std::ffi::OsStr;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -77,16 +80,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let tensors = pack.schema().read(&weights.bytes).context("reading the weights")?;
     let about = card::about(&store, &row, weights.round)?;
     let about = &About { base_model: arguments.base_model.clone(), ..about };
-    let progress = &mut show_progress;
+    let live = Live::new();
+    let progress = &mut |at: Progress<'_>| show_progress(&live, at);
     let out = &arguments.out;
     let exported = match arguments.merged {
         true => export_merged(&pack, &tensors, arguments.checkpoint.as_deref(), about, out, progress)?,
         false => export_adapter(&pack, &tensors, about, out, progress)?,
     };
+    live.clear();
     if arguments.json {
-        return Ok(writeln!(std::io::stdout(), "{}", as_json(arguments, &weights, &exported)?)?);
+        return Ok(writeln!(stdout(), "{}", as_json(arguments, &weights, &exported)?)?);
     }
-    Ok(write!(std::io::stdout(), "{}", as_text(arguments, &weights, &exported))?)
+    Ok(writeln!(stdout(), "{}", fold(&as_text(arguments, &weights, &exported), 2, width()))?)
 }
 
 impl Arguments {
@@ -127,12 +132,12 @@ fn remembered_pack(state: &Path) -> anyhow::Result<PathBuf> {
     Ok(OsStr::from_bytes(path).into())
 }
 
-fn show_progress(progress: Progress<'_>) {
-    let mut err = std::io::stderr();
-    if err.is_terminal() {
-        let share =
-            progress.bytes.map_or_else(String::new, |(done, total)| format!(" {} of {}", bytes(done), bytes(total)));
-        let _ = write!(err, "\r\x1b[2K{}{share}\r", progress.doing);
+fn show_progress(live: &Live, progress: Progress<'_>) {
+    match progress.bytes {
+        Some((done, total)) => {
+            live.count(&format!("{}, {} of {}", progress.doing, bytes(done), bytes(total)), done, total);
+        }
+        None => live.say(progress.doing),
     }
 }
 
@@ -158,9 +163,9 @@ fn as_text(arguments: &Arguments, weights: &Weights, exported: &Exported) -> Str
     let Weights { run, round, .. } = weights;
     let total: u64 = exported.files.values().sum();
     format!(
-        "{} holds round {round} of run {run}{accuracy}: {what}, {} parameters, {}\n",
+        "{} holds round {round} of run {run}{accuracy}: {what}, {} parameters, {}",
         arguments.out.display(),
-        exported.parameters,
+        count(exported.parameters),
         bytes(total)
     )
 }

@@ -1,16 +1,21 @@
 //! `skiff run show`: shows a whole run from the journal.
 
-use super::words::{figure, phase};
 use crate::door::Door;
-use crate::table::{bytes, number, row, seconds, table};
 use clap::Args;
+use serde_json::{Map, Value};
 use skiff_api::details::{Contribution, Kept, RunDetails};
 use skiff_api::measures::Measure;
 use skiff_api::progress::RoundProgress;
+use skiff_cli::watch::{figure, phase};
 use skiff_coordinator::results::find_run;
+use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::store::SqliteStore;
 use skiff_coordinator::views;
 use skiff_protocol::Timestamp;
+use skiff_screen::output::{stdout, width};
+use skiff_screen::table::{Column, Table};
+use skiff_screen::text::{Facts, fold};
+use skiff_screen::units::{UNKNOWN, bytes, figure as number, measured_bytes, millis};
 use std::io::Write as _;
 
 /// Arguments of `skiff run show`.
@@ -40,8 +45,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
     let row = find_run(&store, &arguments.run)?;
     let details = views::details(&store, &row, now())?;
-    let text = if arguments.json { serde_json::to_string(&details)? + "\n" } else { as_text(&details) };
-    Ok(write!(std::io::stdout(), "{text}")?)
+    let text = if arguments.json { serde_json::to_string(&details)? + "\n" } else { as_text(&details, width()) };
+    Ok(write!(stdout(), "{text}")?)
 }
 
 /// Returns the current time, which is needed for the duration of a run that has not ended.
@@ -51,95 +56,128 @@ pub(crate) fn now() -> Timestamp {
     Timestamp(since_1970.as_millis() as u64)
 }
 
-fn as_text(details: &RunDetails) -> String {
+/// Returns a time in milliseconds since 1970 as a date on this machine.
+pub(super) fn date(millis: u64) -> String {
+    let time = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    time.map_or_else(
+        || UNKNOWN.to_owned(),
+        |time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string(),
+    )
+}
+
+fn as_text(details: &RunDetails, width: Option<usize>) -> String {
     let run = &details.run;
-    let (measure, reason) = (run.measure, run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}")));
-    let from = details.settings.as_ref().and_then(|settings| settings.get("from")?.as_str());
-    let from = from.map_or_else(String::new, |from| format!("started from the weights of run {from}\n"));
-    let mut text = format!(
-        "run {}, {}{reason}\n{from}round {} of {}, {}; {} up, {} down\n",
-        run.run,
-        phase(run.phase),
-        run.round,
-        run.rounds,
-        seconds(run.elapsed_ms),
-        bytes(run.bytes_up),
-        bytes(run.bytes_down)
-    );
-    text += &format!(
-        "{} before {}, last {}\n",
-        measure.name(),
-        figure(run.metrics_before.as_ref(), measure),
-        figure(run.metrics_after.as_ref().or(run.metrics.as_ref()), measure)
-    );
-    if let Some(damage) = &details.damage {
-        text += &format!("damaged: {damage}\n");
-    }
-    for (name, kept) in [("best", &details.best), ("last", &details.last)] {
-        text += &kept_line(name, kept.as_ref(), measure);
-    }
+    let mut text = facts(details).text(width);
     if !run.closed.is_empty() {
-        text += &format!("\n{}", rounds(&run.closed, measure));
+        text += &format!("\n{}", rounds(&run.closed, run.measure, width));
     }
     if !details.devices.is_empty() {
-        text += &format!("\n{}", devices(&details.devices));
+        text += &format!("\n{}", devices(&details.devices, width));
     }
     if let Some(parts) = details.parts.as_ref().filter(|parts| !parts.f1.is_empty()) {
-        let mut rows = vec![row(["label", "F1"])];
-        rows.extend(parts.f1.iter().map(|(label, f1)| vec![label.clone(), number(Some(*f1), 4)]));
-        text += &format!("\n{}", table(&rows));
+        let mut table = Table::new([Column::text("label"), Column::number("F1")]);
+        parts.f1.iter().for_each(|(label, f1)| table.add([label.clone(), number(Some(*f1), 4)]));
+        text += &format!("\n{}", table.text(width));
     }
     if details.last.is_some() {
-        text += &format!("\nskiff run export {} --out DIR writes its best weights for PEFT\n", run.run);
+        let advice = format!("to write its best weights for PEFT: skiff run export {} --out DIR", run.run);
+        text += &format!("\n{}\n", fold(&advice, 2, width));
     }
     text
 }
 
-fn kept_line(name: &str, kept: Option<&Kept>, measure: Measure) -> String {
-    kept.map_or_else(String::new, |kept| {
-        let figure = figure(kept.metrics.as_ref(), measure);
-        format!(
-            "{name} round {}, {} {figure}, weights {}\n",
-            kept.round,
-            measure.name(),
-            &kept.weights[..12.min(kept.weights.len())]
-        )
-    })
+fn facts(details: &RunDetails) -> Facts {
+    let (run, measure) = (&details.run, details.run.measure);
+    let mut facts = Facts::new();
+    facts.add("run", run.run.clone());
+    facts.add("started", date(details.started_ms));
+    if let Some(from) = details.settings.as_ref().and_then(|settings| settings.get("from")?.as_str()) {
+        facts.add("from", format!("the weights of run {from}"));
+    }
+    let reason = run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    let time = millis(run.elapsed_ms);
+    facts.add("phase", format!("{}{reason}, round {} of {}, {time}", phase(run.phase), run.round, run.rounds));
+    facts.add("on the wire", format!("{} up, {} down", bytes(run.bytes_up), bytes(run.bytes_down)));
+    let before = figure(run.metrics_before.as_ref(), measure);
+    let last = figure(run.metrics_after.as_ref().or(run.metrics.as_ref()), measure);
+    facts.add(measure.name(), format!("{before} before, {last} last"));
+    for (name, kept) in [("best", &details.best), ("last", &details.last)] {
+        if let Some(Kept { round, weights, metrics, .. }) = kept {
+            let figure = figure(metrics.as_ref(), measure);
+            let weights = &weights[..12.min(weights.len())];
+            facts.add(name, format!("round {round}, {} {figure}, weights {weights}", measure.name()));
+        }
+    }
+    if let Some(settings) = &details.settings {
+        facts.add("settings", changed(settings));
+    }
+    if let Some(damage) = &details.damage {
+        facts.add("damage", damage.clone());
+    }
+    facts
 }
 
-fn rounds(closed: &[RoundProgress], measure: Measure) -> String {
-    let mut rows = vec![row(["round", "updates", measure.name(), "loss", "layers", "seconds", "up", "down"])];
-    rows.extend(closed.iter().map(|closed| {
+/// Returns the settings that differ from the defaults, as `--set` takes them.
+fn changed(settings: &Map<String, Value>) -> String {
+    let usual = serde_json::to_value(RunSettings::default()).unwrap_or_default();
+    let differs = |(key, value): &(&String, &Value)| usual.get(key.as_str()) != Some(*value);
+    let texts: Vec<String> = settings.iter().filter(differs).map(|(key, value)| format!("{key}={value}")).collect();
+    if texts.is_empty() { "the defaults".to_owned() } else { texts.join(", ") }
+}
+
+fn rounds(closed: &[RoundProgress], measure: Measure, width: Option<usize>) -> String {
+    let mut table = Table::new([
+        Column::number("round"),
+        Column::number("updates"),
+        Column::number(measure.name()),
+        Column::number("loss").rank(1),
+        Column::number("layers").rank(2),
+        Column::number("up").rank(3),
+        Column::number("down").rank(4),
+        Column::number("time"),
+    ]);
+    for closed in closed {
         let updates = format!("{}/{}", closed.updates, closed.selected);
-        vec![
+        table.add([
             closed.round.to_string(),
             closed.skipped.as_ref().map_or(updates, |_| "skipped".to_owned()),
             figure(closed.metrics.as_ref(), measure),
             number(closed.train_loss, 3),
             format!("{:.1}", closed.mean_active_layers),
-            seconds(closed.train_ms + closed.evaluate_ms),
             bytes(closed.bytes_up),
             bytes(closed.bytes_down),
-        ]
-    }));
+            millis(closed.train_ms + closed.evaluate_ms),
+        ]);
+    }
     let reasons = closed.iter().filter_map(|closed| Some((closed.round, closed.skipped.as_ref()?)));
-    let reasons: String = reasons.map(|(round, reason)| format!("round {round} was skipped: {reason}\n")).collect();
-    table(&rows) + &reasons
+    let reasons = reasons.map(|(round, reason)| format!("round {round} was skipped: {reason}"));
+    table.text(width) + &notes(reasons, width)
 }
 
-fn devices(contributions: &[Contribution]) -> String {
-    let mut rows = vec![row(["device", "updates", "steps", "layers", "peak memory", "failures"])];
-    rows.extend(contributions.iter().map(|part| {
-        vec![
+fn devices(contributions: &[Contribution], width: Option<usize>) -> String {
+    let mut table = Table::new([
+        Column::text("device"),
+        Column::number("updates"),
+        Column::number("steps"),
+        Column::number("layers").rank(1),
+        Column::number("peak memory"),
+        Column::number("failures"),
+    ]);
+    for part in contributions {
+        table.add([
             part.device.to_string(),
             part.updates.to_string(),
             part.steps.to_string(),
             number(part.mean_active_layers.map(f64::from), 1),
-            bytes(part.peak_rss_bytes),
+            measured_bytes(part.peak_rss_bytes),
             part.failures.to_string(),
-        ]
-    }));
+        ]);
+    }
     let reasons = contributions.iter().filter_map(|part| Some((&part.device, part.last_failure.as_ref()?)));
-    let reasons: String = reasons.map(|(device, reason)| format!("{device}, last failure: {reason}\n")).collect();
-    table(&rows) + &reasons
+    let reasons = reasons.map(|(device, reason)| format!("{device}, last failure: {reason}"));
+    table.text(width) + &notes(reasons, width)
+}
+
+fn notes(texts: impl Iterator<Item = String>, width: Option<usize>) -> String {
+    texts.map(|text| fold(&text, 2, width) + "\n").collect()
 }

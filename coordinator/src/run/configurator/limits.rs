@@ -4,6 +4,7 @@
 
 use super::arms::{MAX_RATE, Shape, rates};
 use super::rates::DropoutRates;
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use skiff_protocol::messages::{REFERENCE_TOKENS, StepMemory};
 
@@ -107,13 +108,13 @@ impl Limits {
         let mut why = Vec::new();
         let mut most_active = layers;
         if let Some(fitting) = fitting(&facts.memory, load.tokens).filter(|&fitting| fitting < u64::from(layers)) {
-            let megabytes = facts.memory.limit_bytes >> 20;
+            let memory = ByteSize(facts.memory.limit_bytes).display().si();
             if fitting < u64::from(protected.max(1)) {
                 let needed = if protected > 1 { format!("the {protected} protected layers") } else { "a layer".into() };
-                return Err(Unfit(format!("its {megabytes} MiB of memory are too small for {needed}")));
+                return Err(Unfit(format!("its {memory} of memory are too small for {needed}")));
             }
             most_active = fitting as u32;
-            why.push(format!("its {megabytes} MiB of memory fit {fitting} of {layers} layers"));
+            why.push(format!("its {memory} of memory fit {fitting} of {layers} layers"));
         }
         let mut mean_active = f64::from(most_active);
         let mut bound = |by: f64, reason: String| {
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(limits(&Facts::default()).most_active, 6);
         assert_eq!(limits(&memory(229 << 20)).most_active, 3);
         assert_eq!(limits(&memory(230 << 20)).most_active, 4);
-        assert!(limits(&memory(229 << 20)).why.contains("229 MiB of memory fit 3 of 6 layers"));
+        assert!(limits(&memory(229 << 20)).why.contains("240.1 MB of memory fit 3 of 6 layers"));
         let longer = Load { tokens: 2 * REFERENCE_TOKENS, ..LOAD };
         assert_eq!(Limits::of(&memory(300 << 20), &longer, 6, 0).unwrap().most_active, 2);
         let refused = Limits::of(&memory(160 << 20), &LOAD, 6, 0).unwrap_err();

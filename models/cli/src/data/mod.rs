@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let bytes = if lines { json_lines(&table)? } else { csv(&table)? };
     replace(to, &bytes, Access::Shared).with_context(|| format!("writing {}", to.display()))?;
     let (count, names) = (table.rows.len(), table.names.join(", "));
-    writeln!(std::io::stdout(), "wrote {count} records with {names} to {}", to.display())?;
+    writeln!(skiff_screen::output::stdout(), "wrote {count} records with {names} to {}", to.display())?;
     Ok(())
 }
 

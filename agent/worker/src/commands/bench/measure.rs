@@ -10,10 +10,11 @@ use skiff_models::design::Stages;
 use skiff_models::memory::{Prediction, Step, predict};
 use skiff_models::task::Task;
 use skiff_models::work::{evaluation_flops, flops};
+use skiff_screen::table::{Column, Running};
+use skiff_screen::units::bytes;
 use skiff_trainer::clock::monotonic;
 use skiff_trainer::optimizer::AdamW;
 use skiff_trainer::{Batch, LayerMask, Operators, Runtime, Sequence, Target, Trainer, roof};
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -135,23 +136,33 @@ impl<'a> Bench<'a> {
 }
 
 impl Measurement {
-    /// Writes the heading of the table.
-    pub(super) fn print_heading(out: &mut impl Write) -> std::io::Result<()> {
-        writeln!(out, "active  median s     min s   GFLOP/s  of roof  peak MB   anon MB   file MB")
+    /// Returns the table, without rows.
+    pub(super) fn table(width: Option<usize>) -> Running {
+        let columns = [
+            Column::number("active"),
+            Column::number("median s"),
+            Column::number("min s").room(8).rank(3),
+            Column::number("GFLOP/s").room(8).rank(2),
+            Column::number("of roof"),
+            Column::number("peak").room(8),
+            Column::number("anonymous").rank(4),
+            Column::number("file").room(8).rank(5),
+        ];
+        Running::new(columns, width)
     }
 
-    /// Writes a line of the table.
-    pub(super) fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
-        let Self { active, step_seconds, min_step_seconds, gflops_per_second, .. } = self;
-        let share = 100.0 * self.share_of_roof;
-        let megabytes = |bytes: u64| bytes as f64 / 1e6;
-        let (peak, anonymous, file) =
-            (megabytes(self.peak_rss_bytes), megabytes(self.anonymous_bytes), megabytes(self.file_bytes));
-        writeln!(
-            out,
-            "{active:>6}  {step_seconds:>8.4}  {min_step_seconds:>8.4}  {gflops_per_second:>8.1}  {share:>6.0}%  \
-             {peak:>7.0}  {anonymous:>8.0}  {file:>8.0}"
-        )
+    /// Returns the cells of its row.
+    pub(super) fn cells(&self) -> [String; 8] {
+        [
+            self.active.to_string(),
+            format!("{:.4}", self.step_seconds),
+            format!("{:.4}", self.min_step_seconds),
+            format!("{:.1}", self.gflops_per_second),
+            format!("{:.0}%", 100.0 * self.share_of_roof),
+            bytes(self.peak_rss_bytes),
+            bytes(self.anonymous_bytes),
+            bytes(self.file_bytes),
+        ]
     }
 }
 

@@ -8,6 +8,9 @@ pub(super) use arguments::policy;
 
 use super::profile::Profile;
 use measure::{Bench, Measurement};
+use skiff_screen::live::Live;
+use skiff_screen::output;
+use skiff_screen::units::counted;
 use std::io::Write;
 
 /// Runs the command.
@@ -17,20 +20,24 @@ use std::io::Write;
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut bench = Bench::open(arguments)?;
     let counts = arguments.counts(bench.layers())?;
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
+    let table = Measurement::table(output::width());
     if !arguments.json {
-        Measurement::print_heading(&mut out)?;
+        write!(out, "{}", table.heading())?;
     }
+    let live = Live::new();
     let (mut steps, mut seconds) = (0, 0.0);
     for active in counts {
+        live.say(&format!("timing steps with {} of {}", active, counted(bench.layers(), "layer")));
         let measurement;
         (measurement, steps, seconds) = bench.measure(active)?;
         if arguments.json {
-            writeln!(out, "{}", serde_json::to_string(&measurement)?)?;
+            live.print(&format!("{}\n", serde_json::to_string(&measurement)?))?;
         } else {
-            measurement.print(&mut out)?;
+            live.print(&table.row(measurement.cells()))?;
         }
     }
+    live.clear();
     if let Some(folder) = &arguments.profile {
         // ONNX Runtime writes the traces when the sessions are dropped.
         drop(bench);
@@ -38,7 +45,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if arguments.json {
             writeln!(out, "{}", serde_json::json!({ "profile": profile }))?;
         } else {
-            profile.print(&mut out)?;
+            write!(out, "\n{}", profile.table().text(output::width()))?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{doctor, export, run};
+use skiff_agent::commands::{doctor, export, own, run};
 use skiff_agent::config::{Config, Settings};
 use skiff_agent::executor::Program;
 use skiff_screen::output::{exit_status, stdout, width};
@@ -23,7 +23,9 @@ const BAD_SETTINGS: u8 = 2;
     after_help = "Start here:\n  \
         skiff-agent train --pack minilm.pack --train train.csv --test test.csv   train alone, to see how fast it is\n  \
         skiff-agent doctor --config agent.toml                                   see whether a fleet can be joined\n  \
-        skiff-agent run --config agent.toml                                      join it\n\n\
+        skiff-agent run --config agent.toml                                      join it\n  \
+        skiff-agent evaluate --own                                               see how good the device's model is\n  \
+        echo 'turn on the lamp' | skiff-agent predict --own                      ask it\n\n\
         Precedence: flag, environment variable, agent.toml, default.\n\
         SKIFF_LOG=debug shows more (error, warn, info, debug, trace; or filters such as info,skiff_link=debug).\n\n\
         Exit status: 0 done or stopped in order; 1 failed, or doctor found something broken; 2 wrong usage or settings."
@@ -43,6 +45,12 @@ enum Verb {
     /// Trains on local files, without a fleet, and prints speed and accuracy
     #[command(disable_help_flag = true)]
     Train(HandedOver),
+    /// Prints what a pack with any weights answers to texts
+    #[command(disable_help_flag = true)]
+    Predict(HandedOver),
+    /// Judges a pack with any weights on examples with labels
+    #[command(disable_help_flag = true)]
+    Evaluate(HandedOver),
     /// Times training steps on random tokens: seconds, share of the machine's peak, memory
     #[command(disable_help_flag = true)]
     Bench(HandedOver),
@@ -73,6 +81,13 @@ struct HandedOver {
     _arguments: Vec<OsString>,
 }
 
+/// The settings of the fleet for a verb that `skiff-worker` carries out with the model of this device.
+#[derive(Parser)]
+struct OwnModel {
+    #[command(flatten)]
+    fleet: FleetArguments,
+}
+
 #[derive(Args)]
 struct FleetArguments {
     /// Settings file [default: /etc/skiff/agent.toml, if it exists]
@@ -94,7 +109,10 @@ fn main() -> ExitCode {
         Verb::Export(arguments) => {
             fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))
         }
-        Verb::Train(_) | Verb::Bench(_) | Verb::Step(_) => Err(become_worker(std::env::args_os().skip(1))),
+        Verb::Predict(_) | Verb::Evaluate(_) if own::is_wanted(&words()) => with_own_model(&words()),
+        Verb::Predict(_) | Verb::Evaluate(_) | Verb::Train(_) | Verb::Bench(_) | Verb::Step(_) => {
+            Err(become_worker(words()))
+        }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -105,6 +123,19 @@ fn main() -> ExitCode {
             exit_status("skiff-agent", &error, ExitCode::from(status))
         }
     }
+}
+
+/// Returns the command line, beginning with the verb.
+fn words() -> Vec<OsString> {
+    std::env::args_os().skip(1).collect()
+}
+
+/// Lets the worker carry out a verb with the model of this device. Fleet settings come from the file and the environment.
+fn with_own_model(words: &[OsString]) -> anyhow::Result<bool> {
+    let file = own::config_file(words).map(|file| [OsString::from("--config"), file.into()]);
+    let settings = file.into_iter().flatten();
+    let arguments = OwnModel::parse_from([OsString::from("skiff-agent")].into_iter().chain(settings));
+    fleet(&arguments.fleet, |config| Err(become_worker(own::worker_arguments(config, words)?)))
 }
 
 /// Replaces this process by the worker's program.

@@ -146,6 +146,37 @@ fn a_fleets_run_and_a_devices_own_model_come_out_while_everything_runs() {
         let is_personal = personal.iter().any(|layer| name.contains(&format!(".layer.{layer}.")));
         assert_eq!(is_personal, *tensor != global[name], "{name}");
     }
+    the_own_model_is_judged_and_asked(&fleet, &broker, &out);
+}
+
+/// Compares the device's own model, as `--own` finds it, with its export in `adapter`.
+fn the_own_model_is_judged_and_asked(fleet: &Fleet, broker: &Broker, adapter: &Path) {
+    let settings = fleet.path("oak/own.toml");
+    let text = format!(
+        "broker = {:?}\nfleet = {FLEET:?}\ndevice = \"oak\"\nallow_unsigned = true\npack = {:?}\nstate = \"state\"\ntest = \"train.jsonl\"\n",
+        broker.url(),
+        fleet.path("minilm")
+    );
+    std::fs::write(&settings, text).unwrap();
+    let agent = |verb: &str| {
+        let mut command = Command::new(places::binary("skiff-agent"));
+        command.args([verb, "--threads", "1", "--json"]);
+        command
+    };
+    let of_export = || {
+        let mut command = agent("evaluate");
+        command.arg("--pack").arg(fleet.path("minilm")).arg("--weights").arg(adapter);
+        command.arg("--test").arg(fleet.path("oak/train.jsonl"));
+        printed(&mut command)
+    };
+    let told = printed(agent("evaluate").arg("--own").arg("--config").arg(&settings));
+    assert!(told["weights"].as_str().is_some_and(|weights| weights.contains("its own")), "{told}");
+    let exported = of_export();
+    assert_eq!((&told["loss"], &told["accuracy"]), (&exported["loss"], &exported["accuracy"]));
+    let texts = fleet.path("oak/asked.txt");
+    std::fs::write(&texts, "turn on the lamp\n").unwrap();
+    let answer = printed(agent("predict").arg("--own").arg("--config").arg(&settings).arg(&texts));
+    assert_eq!(answer["text"].as_str(), Some("turn on the lamp"), "{answer}");
 }
 
 /// The folder was written by the version before journals had migrations (coordinator/tests/layout-4/README.md).

@@ -74,7 +74,7 @@ pub trait Record: Sized {
 
 const TEXT_FILES: &[(&str, Format)] =
     &[("csv", Format::Csv), ("tsv", Format::Tsv), JSON_LINES[0], JSON_LINES[1], ("txt", Format::Tsv)];
-const JSON_LINES: [(&str, Format); 2] = [("jsonl", Format::JsonLines), ("json", Format::JsonLines)];
+pub(crate) const JSON_LINES: [(&str, Format); 2] = [("jsonl", Format::JsonLines), ("json", Format::JsonLines)];
 
 impl Record for Example {
     const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
@@ -89,7 +89,7 @@ impl Record for Example {
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
         let label = row::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
         let label = row.label(label)?;
-        let (text, pair) = one_or_two(row)?;
+        let (text, pair) = one_or_two(row, Self::COLUMNS, Self::NEEDS)?;
         Ok(Self { text, pair, label })
     }
 }
@@ -107,7 +107,7 @@ impl Record for Rated {
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
         let label = row::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
         let numbers = row.numbers(label)?;
-        let (text, pair) = one_or_two(row)?;
+        let (text, pair) = one_or_two(row, Self::COLUMNS, Self::NEEDS)?;
         Ok(Self { text, pair, numbers })
     }
 }
@@ -153,8 +153,13 @@ impl Record for Passage {
     }
 }
 
-fn one_or_two(row: &mut Row<'_>) -> Result<(String, Option<String>), DataError> {
-    match row::texts(&row.named()).ok_or_else(|| row.missing_text(row::LABELLED, Needs::TextAndLabel))? {
+/// Takes a text or a pair. The error of a record without them says that it `needs` the columns `wanted`.
+pub(crate) fn one_or_two(
+    row: &mut Row<'_>,
+    wanted: &'static str,
+    needs: Needs,
+) -> Result<(String, Option<String>), DataError> {
+    match row::texts(&row.named()).ok_or_else(|| row.missing_text(wanted, needs))? {
         Texts::Pair(first, second) => Ok((row.text(first)?, Some(row.text(second)?))),
         Texts::Single(text) => Ok((row.single(&text)?, None)),
     }

@@ -3,6 +3,7 @@
 //! It does not tokenise and does not train. A label is text here; its class number is its place in [`labels`].
 //!
 //! - [`Record`]: the kinds of examples, one for each kind of task: [`Example`], [`Rated`], [`Tagged`], [`Passage`]
+//! - [`Question`], [`Words`]: the same without labels, for files whose answers a model gives
 //! - [`format`]: the formats of files, and the common parts of their readers
 //! - [`reader`]: CSV, TSV, JSON Lines, CoNLL and plain text, one bounded record at a time
 //! - [`encoding`]: guesses the encoding of a text that is not UTF-8
@@ -23,6 +24,7 @@ pub mod format;
 pub mod index;
 mod json_lines;
 mod lines;
+mod question;
 pub mod reader;
 mod row;
 pub mod split;
@@ -34,5 +36,6 @@ pub use example::{Example, Passage, Rated, Record, Tagged, in_natural_order, lab
 pub use folder::{DataSet, dataset};
 pub use format::Format;
 pub use index::Index;
+pub use question::{Question, Words};
 pub use reader::{Reader, open, read};
 pub use row::{LABEL as LABEL_NAMES, WORD_LABELS as WORD_LABEL_NAMES};

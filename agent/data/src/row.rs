@@ -38,6 +38,13 @@ pub(crate) const LABELLED: &str = "one column for the label (label, class, class
 pub(crate) const PLAIN: &str = "one column for the text (text, sentence, utterance, content or review), or two (prompt and completion; title and \
      description)";
 
+/// Description of the names above for texts, or pairs of texts, whose label does not matter.
+pub(crate) const UNLABELLED: &str = "one column for the text (text, sentence, utterance, content or review), or two (title and \
+     description; for a pair text and text_pair, sentence1 and sentence2, question and sentence, premise and hypothesis, \
+     #1 String and #2 String)";
+/// Description of the names above for words whose labels do not matter.
+pub(crate) const UNLABELLED_WORDS: &str = "one array of words (tokens or words), or one text (text, sentence, utterance, content or review) with words between spaces";
+
 /// The names of a record's fields, with the meanings that the user gave them.
 #[derive(Clone, Copy)]
 pub struct Named<'a> {
@@ -130,15 +137,18 @@ pub(crate) fn completion(named: &Named<'_>) -> Option<(usize, usize)> {
 }
 
 pub(crate) fn tagged(named: &Named<'_>) -> Option<(usize, usize)> {
-    let words = match named.columns.text.first() {
-        Some(words) => position(named.names, words),
-        None => first(named.names, &WORDS),
-    };
     let labels = match &named.columns.label {
         Some(labels) => position(named.names, labels),
         None => first(named.names, &WORD_LABELS),
     };
-    words.zip(labels)
+    words(named).zip(labels)
+}
+
+pub(crate) fn words(named: &Named<'_>) -> Option<usize> {
+    match named.columns.text.first() {
+        Some(words) => position(named.names, words),
+        None => first(named.names, &WORDS),
+    }
 }
 
 /// Finds the field with the first of the `wanted` names that the record has.

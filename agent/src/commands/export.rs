@@ -8,6 +8,7 @@ use crate::participant::Memory;
 use crate::store::Store;
 use anyhow::Context as _;
 use skiff_blobs::{Blobs as _, DiskBlobs};
+use skiff_protocol::Digest;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -28,11 +29,20 @@ pub struct Output {
     pub json: bool,
 }
 
-/// Returns the arguments with which `skiff-worker` writes the model of the device.
+/// The blobs of the device's model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct OwnWeights {
+    /// The newest global weights.
+    pub(super) global: Digest,
+    /// The layers that the device keeps for itself, and their blob.
+    pub(super) personal: Option<(Vec<u32>, Digest)>,
+}
+
+/// Finds the blobs of the device's model in its state folder.
 ///
 /// # Errors
 /// A state folder that has no memory, or to which no weights have come yet.
-pub fn worker_arguments(config: &Config, output: &Output) -> anyhow::Result<Vec<OsString>> {
+pub(super) fn own_weights(config: &Config) -> anyhow::Result<OwnWeights> {
     let state = &config.state;
     let memory = Store::peek(state).with_context(|| {
         format!("looking for this device's weights in {}: has `skiff-agent run` worked with it?", state.display())
@@ -40,12 +50,21 @@ pub fn worker_arguments(config: &Config, output: &Output) -> anyhow::Result<Vec<
     let blobs = DiskBlobs::of_another(state.clone());
     let whole =
         |memory: &Memory| [memory.weights, memory.received].into_iter().flatten().find(|&blob| blobs.contains(blob));
-    let weights = whole(&memory).context("no weights have arrived from the coordinator yet")?;
+    let global = whole(&memory).context("no weights have arrived from the coordinator yet")?;
+    Ok(OwnWeights { global, personal: memory.personal.map(|personal| (personal.layers, personal.blob)) })
+}
+
+/// Returns the arguments with which `skiff-worker` writes the model of the device.
+///
+/// # Errors
+/// A state folder that has no memory, or to which no weights have come yet.
+pub fn worker_arguments(config: &Config, output: &Output) -> anyhow::Result<Vec<OsString>> {
+    let OwnWeights { global, personal } = own_weights(config)?;
     let mut arguments: Vec<OsString> = vec!["export".into(), "--pack".into(), config.training.pack.clone().into()];
-    arguments.extend(["--state".into(), state.clone().into(), "--weights".into(), weights.to_string().into()]);
-    if let Some(personal) = &memory.personal {
-        let layers: Vec<String> = personal.layers.iter().map(ToString::to_string).collect();
-        arguments.extend(["--personal".into(), personal.blob.to_string().into()]);
+    arguments.extend(["--state".into(), config.state.clone().into(), "--weights".into(), global.to_string().into()]);
+    if let Some((layers, blob)) = personal {
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        arguments.extend(["--personal".into(), blob.to_string().into()]);
         arguments.extend(["--layers".into(), layers.join(",").into()]);
     }
     arguments.extend(["--out".into(), output.out.clone().into()]);

@@ -2,4 +2,5 @@
 
 pub mod doctor;
 pub mod export;
+pub mod own;
 pub mod run;

@@ -140,13 +140,15 @@ pub(super) fn span_labels(task: Task, names: &[String]) -> Option<SpanLabels> {
 }
 
 /// Returns the index of the largest score, or the lowest such index if several are equal.
-fn best(scores: &[f32]) -> usize {
+#[must_use]
+pub fn best(scores: &[f32]) -> usize {
     (0..scores.len()).reduce(|best, at| if scores[at] > scores[best] { at } else { best }).unwrap_or(0)
 }
 
 /// Returns `log sum exp(scores) - scores[class]`, in nats and f64, shifted by the largest score so that it cannot overflow;
 /// infinite if the model has no such class.
-fn cross_entropy(scores: &[f32], class: usize) -> f64 {
+#[must_use]
+pub fn cross_entropy(scores: &[f32], class: usize) -> f64 {
     let Some(&score) = scores.get(class) else { return f64::INFINITY };
     let largest = f64::from(scores[best(scores)]);
     let sum = scores.iter().map(|&score| (f64::from(score) - largest).exp()).sum::<f64>();

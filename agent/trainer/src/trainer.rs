@@ -112,6 +112,16 @@ impl Trainer {
         Ok(logits)
     }
 
+    /// Computes scores with every layer active, and passes each row's number and scores to `visit`. A row belongs to an example,
+    /// or to a token if the task is on tokens. A language model's rows without a target may be left out.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn score(&mut self, batch: &Batch, visit: &mut dyn FnMut(usize, &[f32])) -> Result<(), TrainerError> {
+        let mask = LayerMask::all(self.pack.manifest().layers);
+        self.model.scores(&self.weights, batch, &mask, true, visit)
+    }
+
     /// Returns the activations `[T, D]` of the tokens of text after the layers of `mask`.
     ///
     /// # Errors

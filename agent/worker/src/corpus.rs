@@ -41,7 +41,7 @@ pub struct Corpus {
 
 /// An example whose labels are the pack's numbers.
 #[derive(Debug)]
-enum Entry {
+pub(crate) enum Entry {
     Whole { text: String, pair: Option<String>, target: Target },
     Words { words: Vec<String>, labels: Vec<usize> },
     Passage(Passage),
@@ -148,30 +148,8 @@ impl Corpus {
 
     fn sequence(&self, at: usize) -> Result<Sequence, CorpusError> {
         let entry = self.entry(at)?;
-        let refused = |source| CorpusError::Encode { place: self.index.place(at), source };
-        let (encoding, target) = encode(&self.tokenizer, entry).map_err(refused)?;
-        if encoding.is_empty() {
-            return Err(CorpusError::NoTokens { place: self.index.place(at) });
-        }
-        let types = match self.segments {
-            0 | 1 => vec![0; encoding.len()],
-            _ => encoding.get_type_ids().to_vec(),
-        };
-        let mut sequence = Sequence { ids: encoding.get_ids().to_vec(), types, target };
-        self.end(&mut sequence);
-        Ok(sequence)
-    }
-
-    /// Appends the end token to a language model's text, unless the text has it already or was cut. TRL's `SFTTrainer` does the
-    /// same: it appends the token, and then cuts.
-    fn end(&self, Sequence { ids, types, target }: &mut Sequence) {
-        let (Some(end), Target::Next(next)) = (self.known.end, target) else { return };
-        let room = self.tokenizer.get_truncation().is_none_or(|cut| ids.len() < cut.max_length);
-        if room && ids.last() != Some(&end) {
-            ids.push(end);
-            types.push(0);
-            next.push(Some(end));
-        }
+        let Self { tokenizer, segments, known, .. } = self;
+        Ok(sequence(tokenizer, *segments, known.end, entry, &self.index.place(at))?.0)
     }
 
     fn entry(&self, at: usize) -> Result<Entry, CorpusError> {
@@ -215,7 +193,7 @@ pub fn count(path: &Path, columns: &Columns, pack: &Pack) -> Result<u64, CorpusE
 }
 
 /// Returns the columns with the pack's separator.
-fn joined_by(pack: &Pack, columns: &Columns) -> Columns {
+pub(crate) fn joined_by(pack: &Pack, columns: &Columns) -> Columns {
     Columns { separator: Some(pack.manifest().separator.clone()), ..columns.clone() }
 }
 
@@ -317,6 +295,44 @@ impl Learnable for Tagged {
 impl Learnable for Passage {
     fn entry(self, _: &Place, _: &Known) -> Result<Entry, CorpusError> {
         Ok(Entry::Passage(self))
+    }
+}
+
+/// Tokenises an example. `segments` is the number of rows of the model's segment embedding, `last` the token that ends a language
+/// model's texts.
+///
+/// # Errors
+/// A text that the tokenizer refuses, or that has no tokens; the error names its place.
+pub(crate) fn sequence(
+    tokenizer: &Tokenizer,
+    segments: usize,
+    last: Option<u32>,
+    entry: Entry,
+    place: &Place,
+) -> Result<(Sequence, Encoding), CorpusError> {
+    let refused = |source| CorpusError::Encode { place: place.clone(), source };
+    let (encoding, target) = encode(tokenizer, entry).map_err(refused)?;
+    if encoding.is_empty() {
+        return Err(CorpusError::NoTokens { place: place.clone() });
+    }
+    let types = match segments {
+        0 | 1 => vec![0; encoding.len()],
+        _ => encoding.get_type_ids().to_vec(),
+    };
+    let mut sequence = Sequence { ids: encoding.get_ids().to_vec(), types, target };
+    end(&mut sequence, last, tokenizer);
+    Ok((sequence, encoding))
+}
+
+/// Appends the end token to a language model's text, unless the text has it already or was cut. TRL's `SFTTrainer` does the
+/// same: it appends the token, and then cuts.
+fn end(Sequence { ids, types, target }: &mut Sequence, last: Option<u32>, tokenizer: &Tokenizer) {
+    let (Some(end), Target::Next(next)) = (last, target) else { return };
+    let room = tokenizer.get_truncation().is_none_or(|cut| ids.len() < cut.max_length);
+    if room && ids.last() != Some(&end) {
+        ids.push(end);
+        types.push(0);
+        next.push(Some(end));
     }
 }
 

@@ -1,7 +1,7 @@
 //! `skiff-worker`: the verbs of `skiff-agent` that train, which it hands over to this program.
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use skiff_worker::commands::{bench, export, step, train, work};
+use skiff_worker::commands::{bench, evaluate, export, predict, step, train, work};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -18,6 +18,8 @@ enum Verb {
     Train(Box<train::Arguments>),
     Bench(bench::Arguments),
     Step(step::Arguments),
+    Predict(Box<predict::Arguments>),
+    Evaluate(Box<evaluate::Arguments>),
     #[command(hide = true)]
     Export(export::Arguments),
     #[command(hide = true)]
@@ -27,7 +29,7 @@ enum Verb {
 const WORKER: &str = "skiff-worker";
 const AGENT: &str = "skiff-agent";
 /// The verbs of [`AGENT`] that this program carries out.
-const HANDED_OVER: [&str; 3] = ["train", "bench", "step"];
+const HANDED_OVER: [&str; 5] = ["train", "bench", "step", "predict", "evaluate"];
 
 fn main() -> ExitCode {
     let program = named(std::env::args_os().nth(1));
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         Verb::Train(arguments) => train::run(arguments),
         Verb::Bench(arguments) => bench::run(arguments),
         Verb::Step(arguments) => step::run(arguments),
+        Verb::Predict(arguments) => predict::run(arguments),
+        Verb::Evaluate(arguments) => evaluate::run(arguments),
         Verb::Export(arguments) => export::run(arguments),
         Verb::Work(arguments) => work::run(arguments),
     };

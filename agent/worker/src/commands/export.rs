@@ -97,6 +97,6 @@ impl Arguments {
     }
 }
 
-fn digest(text: &str) -> Result<Digest, String> {
+pub(super) fn digest(text: &str) -> Result<Digest, String> {
     Digest::parse(text).ok_or_else(|| "a digest has 64 hexadecimal digits".to_owned())
 }

@@ -1,6 +1,7 @@
 //! `skiff-agent train`: trains on local files, without a fleet.
 
 use super::bench::policy;
+use super::figures::Found;
 use crate::corpus::Corpus;
 use crate::memory;
 use anyhow::Context;
@@ -11,18 +12,15 @@ use skiff_contract::limits::Limit;
 use skiff_contract::memory::own_memory;
 use skiff_data::Columns;
 use skiff_models::memory::{Plan, Step};
-use skiff_models::task::Task;
 use skiff_models::{Pack, tensors};
-use skiff_protocol::metrics::{ClassCounts, TaskMetrics};
 use skiff_screen::live::Live;
 use skiff_screen::output;
 use skiff_screen::text::Facts;
 use skiff_screen::units::{bytes, count, counted};
 use skiff_trainer::{
-    AdamWOptions, Decay, EvaluatePlan, EvaluateSummary, Examples, Policy, Provider, Runtime, Schedule, StepReport,
-    TrainPlan, TrainSummary, Trainer, Training, Way, Ways,
+    AdamWOptions, Decay, EvaluatePlan, Examples, Policy, Provider, Runtime, Schedule, StepReport, TrainPlan,
+    TrainSummary, Trainer, Training, Way, Ways,
 };
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::ops::ControlFlow;
@@ -172,27 +170,6 @@ struct Outcome {
     memory: Option<Plan>,
     train_seconds: f64,
     peak_rss_bytes: u64,
-}
-
-/// Figures of the evaluation; figures that do not apply to the task are absent.
-#[derive(Serialize, Default)]
-struct Found {
-    /// Share of correct examples or, for a task on tokens, of correct tokens.
-    accuracy: Option<f64>,
-    macro_f1: Option<f64>,
-    /// F1 of each class by its label; a class that is neither in the examples nor predicted has none.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    class_f1: BTreeMap<String, Option<f64>>,
-    /// Micro-averaged F1 over spans.
-    span_f1: Option<f64>,
-    /// F1 of each type of span.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    span_type_f1: BTreeMap<String, Option<f64>>,
-    perplexity: Option<f64>,
-    mse: Option<f64>,
-    rmse: Option<f64>,
-    /// Pearson's r.
-    correlation: Option<f64>,
 }
 
 /// Runs the command.
@@ -354,45 +331,6 @@ fn save(training: &Training<'_>, path: &Path) -> anyhow::Result<()> {
     let writing = || format!("writing the checkpoint {}", path.display());
     let bytes = training.checkpoint().with_context(writing)?;
     replace(path, &bytes, Access::Shared).with_context(writing)
-}
-
-impl Found {
-    /// Returns the figures of an evaluation of a model with these labels.
-    fn of(task: Task, labels: &[String], summary: &EvaluateSummary) -> Self {
-        let accuracy = (task != Task::Regression).then(|| summary.accuracy());
-        let found = Self { accuracy, ..Self::default() };
-        match &summary.metrics {
-            TaskMetrics::Unknown => found,
-            TaskMetrics::Classification(counts) => {
-                let by_class = labels.iter().cloned().zip(counts.classes().iter().map(ClassCounts::f1));
-                Self { macro_f1: counts.macro_f1(), class_f1: by_class.collect(), ..found }
-            }
-            TaskMetrics::Tokens(tokens) => {
-                let by_type = tokens.spans().iter().map(|span| (span.name.clone(), span.f1()));
-                Self { span_f1: tokens.span_f1(), span_type_f1: by_type.collect(), ..found }
-            }
-            TaskMetrics::Regression(sums) => {
-                let mse = sums.mse();
-                Self { mse, rmse: mse.map(f64::sqrt), correlation: sums.pearson_r(), ..found }
-            }
-            TaskMetrics::Language(sums) => Self { perplexity: sums.perplexity(), ..found },
-        }
-    }
-
-    /// Returns a line for each figure, with its name.
-    fn lines(&self) -> impl Iterator<Item = (String, f64)> {
-        let named = [
-            ("accuracy", self.accuracy),
-            ("macro-F1", self.macro_f1),
-            ("span F1", self.span_f1),
-            ("perplexity", self.perplexity),
-            ("RMSE", self.rmse),
-            ("correlation", self.correlation),
-        ];
-        let of_whole = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        let parts = self.class_f1.iter().chain(&self.span_type_f1);
-        of_whole.chain(parts.filter_map(|(name, f1)| Some((format!("F1 of {name}"), (*f1)?))))
-    }
 }
 
 impl Outcome {

@@ -166,7 +166,7 @@ impl Config {
     }
 }
 
-/// A reason for which the settings are refused.
+/// A reason why the settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that a setting names cannot be read.
@@ -188,7 +188,7 @@ pub enum ConfigError {
     /// A setting without a default is missing.
     #[error("{setting} is not set: {remedy}")]
     Missing {
-        /// Its name in `agent.toml`.
+        /// Name of the setting in `agent.toml`.
         setting: &'static str,
         /// The remedy: what to write.
         remedy: &'static str,
@@ -199,7 +199,7 @@ pub enum ConfigError {
     /// A value is not allowed.
     #[error("{setting} = {found:?}: {expected}")]
     Invalid {
-        /// Its name in `agent.toml`.
+        /// Name of the setting in `agent.toml`.
         setting: &'static str,
         /// The value.
         found: String,

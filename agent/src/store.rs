@@ -48,7 +48,7 @@ pub struct Recovered {
     pub blobs: BTreeSet<Digest>,
 }
 
-/// A reason for which the state folder cannot be used.
+/// A reason why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system refused.

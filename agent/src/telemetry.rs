@@ -144,9 +144,9 @@ fn cpu_ticks(root: &Path, process: &str) -> Option<u64> {
 
 /// Reads the sensors under `root`: names and degrees Celsius, at most [`MAX_SENSORS`].
 ///
-/// The kernel shows most thermal zones a second time, as a `hwmon` chip whose device is the zone, or which has the zone's name
-/// with `_` in place of the characters that a chip's name may not have. Such a sensor is read once, from its chip. Power chips
-/// and disabled zones report fixed numbers, so they are left out.
+/// The kernel shows most thermal zones a second time, as a `hwmon` chip. The chip's device is the zone, or the chip has the
+/// zone's name, with `_` instead of characters that a chip's name may not have. Such a sensor is read once, from its chip. Power
+/// chips and disabled zones report fixed numbers, so they are left out.
 #[must_use]
 pub fn temperatures(root: &Path) -> Vec<(String, f32)> {
     let zones = zones(&root.join("sys/class/thermal"));

@@ -71,7 +71,7 @@ impl Default for Limits {
     }
 }
 
-/// A reason for which a configuration is refused.
+/// A reason why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.

@@ -62,7 +62,7 @@ pub struct Weights {
     pub bytes: Vec<u8>,
 }
 
-/// A reason for which weights cannot be read.
+/// A reason why weights cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
     /// The journal cannot be read.

@@ -46,7 +46,7 @@ pub struct Checkpoint {
     substitute: Option<(&'static str, &'static str)>,
 }
 
-/// Reason for which a checkpoint's tensors cannot be read.
+/// Reason why a checkpoint's tensors cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file cannot be read.

@@ -45,7 +45,7 @@ pub struct Schema {
     pub tensors: Vec<TensorSpec>,
 }
 
-/// Reason for which bytes are not the expected tensors.
+/// Reason why bytes are not the expected tensors.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorError {
     /// The bytes are not a safetensors file.

@@ -69,7 +69,7 @@ pub struct Greeting {
     pub frames: FramesId,
 }
 
-/// Reason for which an agent and a worker do not work together.
+/// Reason why an agent and a worker do not work together.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
     "skiff-agent {agent} (frames {agent_frames}) cannot use skiff-worker {worker} (frames {worker_frames}): install both from \

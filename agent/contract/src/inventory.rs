@@ -27,7 +27,7 @@ pub struct Inventory {
 pub enum Finding {
     /// Everything is in order.
     Fine(String),
-    /// The agent runs, but the operator may want to know.
+    /// The agent runs, but the operator may want to know about this.
     Doubtful(String),
     /// The agent cannot take part; the text says what to do.
     Broken(String),

@@ -24,7 +24,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// A reason for which a data file or a data set's folder could not be read.
+/// A reason why a data file or a data set's folder could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The file is missing or cannot be read.

@@ -480,7 +480,7 @@ impl Participant {
                 SenderAction::Send(message) => actions.push(Action::Transfer { id, message }),
                 SenderAction::SendChunk { index } => actions.push(Action::TransferChunk { id, digest, index }),
                 SenderAction::Finished => {
-                    tracing::info!(%digest, "update handed in");
+                    tracing::info!(%digest, "update delivered");
                     self.phase = Phase::Resting;
                     break;
                 }

@@ -64,7 +64,7 @@ pub enum Part {
     Numbers(ArrayD<f32>),
 }
 
-/// Reason for which an example cannot be laid out.
+/// Reason why an example cannot be laid out.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BatchError {
     /// The example has no tokens, or more than the model takes.
@@ -80,7 +80,7 @@ pub enum BatchError {
     Count {
         /// Name of the list.
         what: &'static str,
-        /// Its length.
+        /// Length of the list.
         found: usize,
         /// The expected length.
         expected: usize,

@@ -24,7 +24,7 @@ const WEIGHT: &str = "weight.";
 const FIRST: &str = "first_moment.";
 const SECOND: &str = "second_moment.";
 
-/// Reason for which a training cannot be resumed from bytes, or its state cannot be written.
+/// Reason why a training cannot be resumed from bytes, or its state cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The bytes are a tensor file of another kind.
@@ -60,9 +60,9 @@ pub enum CheckpointError {
     Setting {
         /// Name of the first setting that differs.
         setting: String,
-        /// Its value in the checkpoint.
+        /// Value of the setting in the checkpoint.
         found: String,
-        /// Its present value.
+        /// Value of the setting in this training.
         expected: String,
     },
     /// The state is one that no training can reach.

@@ -1,4 +1,4 @@
-//! Reasons for which a training cannot continue.
+//! Reasons why a training cannot continue.
 
 use crate::batch::BatchError;
 use skiff_models::pack::PackError;
@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-/// Reason for which a training cannot continue.
+/// Reason why a training cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
     /// ONNX Runtime refuses a graph.
@@ -88,7 +88,7 @@ pub enum TrainerError {
         in_a_row: u32,
         /// The last step's loss.
         loss: f32,
-        /// Its gradient norm.
+        /// Gradient norm of the last step.
         norm: f64,
     },
     /// An example cannot be read.

@@ -21,9 +21,9 @@ pub struct Sequence {
 pub enum Target {
     /// No target: the example counts in no loss.
     None,
-    /// Its class.
+    /// The class of the example.
     Class(usize),
-    /// Its `C` numbers.
+    /// The `C` numbers of the example.
     Numbers(Vec<f32>),
     /// Class of each token that has one.
     Tokens(Vec<Option<usize>>),

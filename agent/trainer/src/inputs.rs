@@ -9,7 +9,7 @@ use skiff_models::task::Task;
 /// Value in `labels` for a row without a target.
 const NOTHING: i64 = -100;
 
-/// Reason for which a file of tensors is not a batch.
+/// Reason why a file of tensors is not a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// The bytes are not a safetensors file.

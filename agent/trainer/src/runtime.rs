@@ -24,7 +24,7 @@ pub struct Runtime {
     pub(crate) traces: Option<PathBuf>,
 }
 
-/// Reason for which ONNX Runtime is not available.
+/// Reason why ONNX Runtime is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The library was not found.

@@ -65,7 +65,7 @@ impl Trainer {
     }
 
     /// Replaces the values of all trainable tensors. LoRA's tensors may have fewer ranks than the pack's, if every `A` has as
-    /// many as its `B`. The scale stays the pack's.
+    /// many as its `B`. The scale of the pack does not change.
     ///
     /// # Errors
     /// Tensors that do not follow the schema.

@@ -47,7 +47,7 @@ pub(crate) enum Entry {
     Passage(Passage),
 }
 
-/// A reason for which a file cannot be trained on.
+/// A reason why a file cannot be trained on.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
     /// The file is malformed, or has changed since it was loaded.

@@ -18,7 +18,7 @@ pub fn of_processes(agent_bytes: u64) -> u64 {
     own_memory(Path::new("/")).resident_bytes.saturating_add(agent_bytes).next_multiple_of(GRAIN)
 }
 
-/// A reason for which no step can be done.
+/// A reason why no step can be done.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Not even one layer fits.

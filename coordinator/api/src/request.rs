@@ -60,7 +60,7 @@ pub struct Deleted {
     pub removed_bytes: u64,
 }
 
-/// A line of a reply: the reply, or the reason for which the request failed.
+/// A line of a reply: the reply, or the reason why the request failed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer<T> {
@@ -80,7 +80,7 @@ pub struct Envelope {
     pub request: Request,
 }
 
-/// A reason for which a line is not a request.
+/// A reason why a line is not a request.
 #[derive(Debug)]
 pub enum BadRequest {
     /// The line cannot be read.

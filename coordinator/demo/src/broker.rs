@@ -32,7 +32,7 @@ pub enum Access {
     Accounts(BTreeMap<String, String>),
 }
 
-/// A reason for which the broker cannot start.
+/// A reason why the broker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// Other machines can reach the address.

@@ -1,10 +1,10 @@
-//! The reasons for which a link cannot be opened.
+//! The reasons why a link cannot be opened.
 
 use rustls::pki_types::pem::Error as PemError;
 use std::io;
 use std::path::PathBuf;
 
-/// A reason for which a link cannot be opened.
+/// A reason why a link cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The URL is not the URL of a broker.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// Minimum time between two log lines with the same label, in milliseconds.
 const QUIET_MS: u64 = 60_000;
 
-/// The reason for which a message is refused.
+/// The reason why a message is refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
     /// Label of the refusal in one word, by which refusals are counted.

@@ -318,7 +318,7 @@ async fn tls_takes_the_authority_and_the_client_certificate_that_it_is_given() {
     assert!(broken.unwrap_err().to_string().contains("broker.key"));
 }
 
-/// Makes the broker's certificate with this command of `openssl`, and returns the reason for which a link to that broker is down. An
+/// Makes the broker's certificate with this command of `openssl`, and returns the reason why a link to that broker is down. An
 /// empty text means that the link is up.
 async fn said_of_certificate(signing: &str) -> String {
     let mut broker = Broker::prepare();

@@ -38,7 +38,7 @@ pub struct Board {
     changes: BTreeMap<u64, DeviceId>,
     /// Revisions at which devices were forgotten, oldest first.
     forgotten: VecDeque<u64>,
-    /// Revision up to which forgotten devices are no longer remembered.
+    /// Revision up to which the names of removed devices are no longer kept.
     complete_from: u64,
 }
 

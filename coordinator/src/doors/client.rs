@@ -16,7 +16,7 @@ const MAX_REPLY_BYTES: u64 = 64 << 20;
 /// Maximum time for the coordinator's first reply.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A reason for which a request failed.
+/// A reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// No coordinator listens on the socket.

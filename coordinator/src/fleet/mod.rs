@@ -43,7 +43,7 @@ pub enum Change {
     Nothing,
 }
 
-/// A reason for which a device's message is refused. It is counted by [`Unwelcome::label`].
+/// A reason why a device's message is refused. It is counted by [`Unwelcome::label`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unwelcome {
     /// The fleet already has the maximum number of devices.

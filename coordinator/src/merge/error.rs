@@ -6,7 +6,7 @@ use skiff_blobs::BlobError;
 use skiff_models::tensors::TensorError;
 use skiff_protocol::DeviceId;
 
-/// A reason for which updates were not merged.
+/// A reason why updates were not merged.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// A blob could not be read or stored.

@@ -1,4 +1,4 @@
-//! Texts that show whether two tokenizers agree, made of their own vocabulary in each of its scripts.
+//! Makes texts that show whether two tokenizers agree, from their own vocabulary in each of its scripts.
 
 use std::collections::BTreeMap;
 use tokenizers::{Encoding, Tokenizer};
@@ -10,7 +10,7 @@ const ADDED: usize = 32;
 /// Longest word, in bytes. Longer entries are not words.
 const LONGEST: usize = 64;
 
-/// First and last character of the scripts that get words of their own. Everything else is one more group.
+/// First and last character of each script that is probed with its own words. All other characters form one more group.
 const SCRIPTS: [(char, char); 16] = [
     ('A', 'Z'),
     ('a', 'z'),
@@ -32,9 +32,9 @@ const SCRIPTS: [(char, char); 16] = [
 
 /// Result of a comparison.
 pub(crate) struct Found {
-    /// Number of texts with other tokens or other segments.
+    /// Number of texts for which the tokens or segments differ.
     pub(crate) different: usize,
-    /// The shortest such text.
+    /// The shortest of these texts.
     pub(crate) example: Option<Different>,
 }
 
@@ -108,7 +108,7 @@ fn script(letter: char) -> usize {
     SCRIPTS.iter().position(|(first, last)| (*first..=*last).contains(&letter)).unwrap_or(SCRIPTS.len())
 }
 
-/// Encodes each text with both tokenizers, and two of them as a pair. A text that one cannot encode counts as different.
+/// Encodes each text with both tokenizers, and two of them as a pair. A text that one of them cannot encode counts as different.
 pub(crate) fn compare(alone: &Tokenizer, resolved: &Tokenizer, texts: &[String]) -> Found {
     let encode = |tokenizer: &Tokenizer, text: &str| {
         let single = tokenizer.encode_fast(text, true).ok()?;

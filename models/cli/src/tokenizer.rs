@@ -1,4 +1,4 @@
-//! Checks that devices can load the checkpoint's tokenizer, and tells what the settings beside `tokenizer.json` change.
+//! Checks that devices can load the checkpoint's tokenizer, and reports the effects of the settings beside `tokenizer.json`.
 
 use crate::probes;
 use anyhow::{Context, anyhow, ensure};
@@ -31,10 +31,10 @@ pub(crate) fn check(path: &Path, vocabulary: Option<usize>) -> anyhow::Result<us
     Ok(tokenizer.get_vocab_size(true))
 }
 
-/// Applies the settings in the folder `checkpoint`, checks the result like [`check`], and tells what they change.
+/// Applies the settings in the folder `checkpoint`, checks the result like [`check`], and returns their effects.
 ///
 /// # Errors
-/// A setting that cannot be applied; a tokenizer that devices cannot load or the model does not know.
+/// A setting that cannot be applied; a tokenizer that devices cannot load or that does not fit the model.
 pub(crate) fn examine(checkpoint: &Path, vocabulary: Option<usize>) -> anyhow::Result<Told> {
     let path = checkpoint.join("tokenizer.json");
     let resolved = read(checkpoint)?;
@@ -51,7 +51,7 @@ pub(crate) fn examine(checkpoint: &Path, vocabulary: Option<usize>) -> anyhow::R
     Ok(Told { changes, max_tokens: resolved.max_tokens })
 }
 
-/// Tells which limit cuts the pack's examples, if it is not the model's positions alone.
+/// Describes the limit that cuts the pack's examples, if it is smaller than the model's positions.
 pub(crate) fn limit(manifest: &Manifest, stated: Option<usize>) -> Option<String> {
     let (most, positions) = (manifest.layout.max_tokens, manifest.design.layout().max_tokens);
     let stated = stated.filter(|stated| *stated != positions)?;
@@ -83,7 +83,7 @@ fn check_numbers(tokenizer: &Tokenizer, path: &Path, vocabulary: Option<usize>) 
     Ok(())
 }
 
-/// Compares both tokenizers on probe texts, and tells the difference with the settings behind it.
+/// Compares both tokenizers on probe texts, and describes the difference with the settings that cause it.
 fn told(resolved: &ResolvedTokenizer, alone: &Tokenizer, tokenizer: &Tokenizer) -> String {
     let texts = probes::texts(tokenizer);
     let found = probes::compare(alone, tokenizer, &texts);

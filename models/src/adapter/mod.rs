@@ -40,7 +40,7 @@ pub struct Adapter {
     unused: BTreeSet<String>,
 }
 
-/// Reason for which a folder is not a supported adapter, or cannot become one.
+/// Reason why a folder is not a supported adapter, or cannot become one.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
     /// A file cannot be read.

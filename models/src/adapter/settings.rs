@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 /// A setting that this version does not support.
 pub(super) struct Refusal {
-    /// Its key.
+    /// Key of the setting.
     pub(super) key: String,
-    /// Its value.
+    /// Value of the setting.
     pub(super) found: Value,
     /// Advice for the user.
     pub(super) advice: String,

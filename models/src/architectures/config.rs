@@ -6,7 +6,7 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::{Map, Value};
 use std::cell::Cell;
 
-/// Reason for which a `config.json` cannot be packed.
+/// Reason why a `config.json` cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A key is missing, or a value that should be an object is not.

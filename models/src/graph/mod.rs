@@ -84,7 +84,7 @@ pub struct Graph {
 /// Function that appends nodes which replace a given node, or returns `None` to keep the node.
 pub(crate) type Expansion = fn(&mut Graph, &Node) -> Result<Option<Id>, GraphError>;
 
-/// Reasons for which a graph cannot be built or differentiated.
+/// Reasons why a graph cannot be built or differentiated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
     /// An operator does not accept operands of these shapes.

@@ -101,7 +101,7 @@ pub struct Progress<'a> {
     pub bytes: Option<(u64, u64)>,
 }
 
-/// Reason for which a checkpoint cannot become a pack.
+/// Reason why a checkpoint cannot become a pack.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A file cannot be read.
@@ -136,7 +136,7 @@ pub enum BuildError {
         /// The fault.
         source: ConfigError,
     },
-    /// The tokenizer is missing, or a setting of it cannot be applied.
+    /// The tokenizer is missing, or one of its settings cannot be applied.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The base model's name is not valid.

@@ -42,7 +42,7 @@ pub struct Exported {
     pub parameters: usize,
 }
 
-/// Reason for which tuned weights cannot be exported.
+/// Reason why tuned weights cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The target exists and is not an earlier export.

@@ -127,7 +127,7 @@ pub struct FileEntry {
     pub blake3: String,
 }
 
-/// Reason for which a folder is not a valid pack.
+/// Reason why a folder is not a valid pack.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// A file cannot be read.

@@ -42,7 +42,7 @@ pub(super) enum Values<'a> {
     File(&'a TensorFile, &'a str),
 }
 
-/// Reason for which the file of frozen tensors cannot be written.
+/// Reason why the file of frozen tensors cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The file cannot be written.

@@ -1,4 +1,4 @@
-//! Added tokens, which are found in a text before anything else, and their numbers.
+//! Added tokens, which a tokenizer finds in a text before all others, and their numbers.
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -10,13 +10,13 @@ pub(super) struct Token {
     pub(super) single_word: bool,
     pub(super) lstrip: bool,
     pub(super) rstrip: bool,
-    /// Whether the token is found in normalised text. `None`: if it is not special.
+    /// Whether the tokenizer finds the token in normalised text. `None` means true unless the token is special.
     pub(super) normalized: Option<bool>,
     pub(super) special: bool,
 }
 
 impl Token {
-    /// Returns a token that is found in the text before it is normalised.
+    /// Returns a token that the tokenizer finds in the text before normalisation.
     pub(super) fn special(content: &str) -> Self {
         Self {
             content: content.to_owned(),
@@ -45,7 +45,7 @@ impl Token {
     }
 }
 
-/// The added tokens of a tokenizer, numbered as by the tokenizers library: a token of the vocabulary keeps its number, others
+/// The added tokens of a tokenizer, numbered like in the tokenizers library: a token of the vocabulary keeps its number, others
 /// follow after the last one.
 pub(super) struct Added {
     vocabulary: BTreeMap<String, u32>,
@@ -55,7 +55,8 @@ pub(super) struct Added {
 }
 
 impl Added {
-    /// Returns the added tokens of `tokenizer`, or none yet but its vocabulary's numbers.
+    /// Returns the added tokens of `tokenizer`. If `keep` is false, the list starts empty and has only the numbers of the
+    /// vocabulary.
     pub(super) fn of(tokenizer: &Value, keep: bool) -> Self {
         let vocabulary = vocabulary(tokenizer);
         let size = match tokenizer.pointer("/model/vocab") {
@@ -69,7 +70,7 @@ impl Added {
         added
     }
 
-    /// Adds tokens in their order. A token that is there already takes the new properties.
+    /// Adds tokens in their order. A token that exists already gets the new properties.
     pub(super) fn add(&mut self, tokens: &[Token]) {
         let after = self.by_id.keys().next_back().map_or(0, |last| last + 1);
         let mut next = after.max(self.size);
@@ -133,7 +134,7 @@ fn own(tokenizer: &Value) -> Vec<Token> {
     tokens.into_iter().flatten().filter_map(Token::read).collect()
 }
 
-/// Names the tokens that `made` has and `own` lacks, those that it lost, and those with other properties.
+/// Describes the tokens that `made` has and the own tokenizer lacks, the tokens that it lost, and the tokens with other properties.
 pub(super) fn difference(own_tokenizer: Option<&Value>, made: &Value) -> String {
     /// Number of tokens that are named.
     const SHOWN: usize = 8;

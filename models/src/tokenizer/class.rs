@@ -1,4 +1,4 @@
-//! The choice of the tokenizer's class, as `AutoTokenizer` of transformers 5 makes it.
+//! Chooses the tokenizer's class as `AutoTokenizer` of transformers 5 does.
 
 use super::TokenizerError;
 use super::files::Files;
@@ -25,7 +25,7 @@ pub(super) enum Class {
     XlmRoberta,
 }
 
-/// Every name of a class, without `Fast` at its end. The first name of a class is its own.
+/// Every name of a class, without `Fast` at its end. The first name of each class is its real name.
 const NAMES: [(&str, Class); 25] = [
     ("TokenizersBackend", Class::Backend),
     ("PreTrainedTokenizer", Class::Backend),
@@ -149,13 +149,13 @@ impl Class {
         NAMES.iter().find(|(_, class)| *class == self).map_or("TokenizersBackend", |(name, _)| name)
     }
 
-    /// Returns true if a tokenizer of the class hands out segment numbers by default.
+    /// Returns true if a tokenizer of the class gives the model segment numbers by default.
     pub(super) fn returns_segments(self) -> bool {
         matches!(self, Self::Bert | Self::Deberta | Self::DebertaV2)
     }
 }
 
-/// The class, and the file or rule behind it.
+/// The class, and the file or rule that determined it.
 pub(super) struct Choice {
     pub(super) class: Class,
     pub(super) by: &'static str,
@@ -198,7 +198,7 @@ fn of_model(model: &str) -> Option<Class> {
     }
 }
 
-/// Returns the class of a name. A name that transformers does not know stands for the plain backend.
+/// Returns the class with this name. A name that transformers does not know stands for the plain backend.
 fn named(name: &str, path: &std::path::Path) -> Result<Class, TokenizerError> {
     let refused = |what: &str| {
         Err(TokenizerError::Class { path: path.to_owned(), class: name.to_owned(), what: what.to_owned() })

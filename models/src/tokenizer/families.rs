@@ -1,4 +1,4 @@
-//! Parts of a tokenizer that each class of transformers builds from a vocabulary and its settings.
+//! Builds the parts of a tokenizer that each class of transformers makes from a vocabulary and its settings.
 
 use super::TokenizerError;
 use super::class::Class;
@@ -28,7 +28,7 @@ pub(super) fn build(class: Class, files: &Files, stated: &Stated) -> Result<Valu
     }))
 }
 
-/// Returns the settings behind a part of the tokenizer.
+/// Returns the settings that determine a part of the tokenizer.
 pub(super) fn settings(class: Class, part: &str) -> &'static [&'static str] {
     match (class, part) {
         (Class::Bert | Class::DistilBert | Class::MpNet, "normalizer") => {
@@ -221,7 +221,7 @@ fn unknown_piece(class: Class, files: &Files, stated: &Stated, pieces: &[Value])
     Ok(fixed.map_or(3, |(_, number)| number))
 }
 
-/// Returns the numbers of words, from `tokenizer.json` or a file with one word a line.
+/// Returns the numbers of words, from `tokenizer.json` or a file with one word on each line.
 fn words(files: &Files, class: Class, name: &str) -> Result<Value, TokenizerError> {
     if let Some(own) = &files.tokenizer {
         return match own.pointer("/model/vocab") {
@@ -272,8 +272,7 @@ fn other_kind(files: &Files, class: Class) -> TokenizerError {
     TokenizerError::Vocabulary { path: files.path("tokenizer.json"), what }
 }
 
-/// Returns the class's own special token for a name, if it has one. Two classes take the token for padding from
-/// `tokenizer.json`.
+/// Returns the class's own special token for a name, if it has one. Two classes take the padding token from `tokenizer.json`.
 pub(super) fn default_token(class: Class, name: &str, files: &Files) -> Option<Named> {
     const END: &str = "<|endoftext|>";
     if matches!(class, Class::Backend | Class::Llama) && name == "pad_token" {
@@ -301,7 +300,7 @@ pub(super) fn default_token(class: Class, name: &str, files: &Files) -> Option<N
     names.get(at).filter(|name| !name.is_empty()).map(|name| Named::Text((*name).to_owned()))
 }
 
-/// Gives a special token the properties that its class gives to a plain text.
+/// Gives a special token the properties that its class gives to a token set as plain text.
 pub(super) fn adapt_token(class: Class, name: &str, token: Named) -> Named {
     let Named::Text(content) = &token else { return token };
     let lstrip = name == "mask_token";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Maximum size of `tokenizer.json` or a vocabulary, in bytes; the largest known ones have 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// A JSON object in the order of its file, which decides the numbers of new tokens.
+/// A JSON object that keeps the order of its file, because this order determines the numbers of new tokens.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Ordered(pub(super) Vec<(String, Value)>);
 
@@ -61,7 +61,7 @@ impl Extra {
     }
 }
 
-/// The keys of `tokenizer_config.json` whose inner order matters.
+/// The keys of `tokenizer_config.json` whose contents have an order that matters.
 #[derive(Default, Deserialize)]
 pub(super) struct Extras {
     #[serde(default)]
@@ -188,7 +188,7 @@ impl Files {
         self.tokenizer_bytes.as_ref().is_some_and(|bytes| bytes.windows(NAME.len()).any(|part| part == NAME))
     }
 
-    /// Returns true if transformers hands segment numbers (`token_type_ids`) to the model.
+    /// Returns true if transformers passes segment numbers (`token_type_ids`) to the model.
     pub(super) fn returns_segments(&self, class: Class) -> bool {
         match self.value("model_input_names") {
             Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some("token_type_ids")),

@@ -1,4 +1,4 @@
-//! The tokenizer of a checkpoint folder, as transformers' `AutoTokenizer` makes it from the folder's files.
+//! Makes the same tokenizer from a checkpoint folder as transformers' `AutoTokenizer`.
 //!
 //! `tokenizer.json` is only one of these files. Most classes of transformers 5 take the vocabulary from it and build everything
 //! else anew from `tokenizer_config.json`; `special_tokens_map.json` and `added_tokens.json` supply further tokens. The result
@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub const SIDE_FILES: [&str; 4] =
     ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"];
 
-/// Reason for which a folder's tokenizer cannot be used.
+/// Reason why a folder's tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// A file cannot be read.
@@ -57,7 +57,7 @@ pub enum TokenizerError {
         /// The fault, and what to do.
         what: String,
     },
-    /// The folder names a class that has no form as `tokenizer.json`, or one that Skiff does not build.
+    /// The folder names a class that a `tokenizer.json` cannot represent, or that Skiff does not build.
     #[error("{path}: tokenizer_class {class} {what}", path = path.display())]
     Class {
         /// The file that names the class.
@@ -101,7 +101,7 @@ pub struct ResolvedTokenizer {
     pub chosen_by: &'static str,
     /// Contents of the folder's `tokenizer.json`, unless there are only vocabulary files.
     pub alone: Option<Vec<u8>>,
-    /// Contents of a `tokenizer.json` that gives the same tokens as `AutoTokenizer`. Equal to `alone` if nothing changed.
+    /// Contents of a `tokenizer.json` that gives the same tokens as `AutoTokenizer`. The same as `alone` if nothing changed.
     pub json: Vec<u8>,
     /// Parts that differ between the two.
     pub changes: Vec<Change>,
@@ -161,7 +161,7 @@ pub fn read(folder: &Path) -> Result<ResolvedTokenizer, TokenizerError> {
     })
 }
 
-/// Writes the side at which long texts are cut. A device takes only the side from there.
+/// Writes the side at which long texts are cut. A device reads only the side from this entry.
 fn cut_at(files: &Files, made: &mut Value) -> Result<(), TokenizerError> {
     let side = files.text("truncation_side")?;
     let own = made.get("truncation").and_then(|own| own.get("direction")?.as_str()).unwrap_or("Right").to_owned();
@@ -180,7 +180,7 @@ fn cut_at(files: &Files, made: &mut Value) -> Result<(), TokenizerError> {
     Ok(())
 }
 
-/// Names the parts that differ from the folder's own `tokenizer.json`, with the settings behind them.
+/// Names the parts that differ from the folder's own `tokenizer.json`, with the settings that cause this.
 fn changes(class: Class, files: &Files, made: &Value) -> Vec<Change> {
     const PARTS: [&str; 6] = ["normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens", "truncation"];
     let Some(own) = &files.tokenizer else {

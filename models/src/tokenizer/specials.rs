@@ -96,7 +96,7 @@ impl Stated {
     }
 }
 
-/// Tokens on the way to [`Stated`]. A standard token may be null, which removes the class's own.
+/// Tokens collected for [`Stated`]. A standard token may be null, which removes the class's own.
 #[derive(Default)]
 struct Collected {
     decoder: BTreeMap<i64, Token>,

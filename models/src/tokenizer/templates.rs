@@ -7,7 +7,7 @@ use super::files::Files;
 use super::specials::Stated;
 use serde_json::{Map, Value, json};
 
-/// Returns the post-processor that the class builds, or `None` where the one of `tokenizer.json` counts.
+/// Returns the post-processor that the class builds, or `None` if the class uses the post-processor in `tokenizer.json`.
 pub(super) fn of(class: Class, files: &Files, stated: &Stated, added: &Added) -> Result<Option<Value>, TokenizerError> {
     let own = files.tokenizer.as_ref().and_then(|own| own.get("post_processor")).filter(|own| !own.is_null());
     let around = |first: &str, last: &str, pair: &[(&str, u8)]| -> Result<Value, TokenizerError> {
@@ -73,7 +73,7 @@ fn begin_and_end(files: &Files, stated: &Stated, added: &Added) -> Result<Value,
     Ok(template(&single, &pair, added))
 }
 
-/// Returns a `TemplateProcessing` of tokens with their segments; `$A` and `$B` stand for the texts.
+/// Returns a `TemplateProcessing` for tokens with their segments; `$A` and `$B` stand for the texts.
 fn template(single: &[(String, u8)], pair: &[(String, u8)], added: &Added) -> Value {
     let piece = |(name, segment): &(String, u8)| match name.strip_prefix('$') {
         Some(sequence) => json!({"Sequence": {"id": sequence, "type_id": segment}}),
@@ -90,7 +90,7 @@ fn template(single: &[(String, u8)], pair: &[(String, u8)], added: &Added) -> Va
     })
 }
 
-/// Gives every token the segment 0, as a tokenizer does that hands no segments to the model.
+/// Gives every token the segment 0, like a tokenizer that passes no segments to the model.
 pub(super) fn without_segments(processor: &mut Value) {
     let kind = processor.get("type").and_then(Value::as_str).unwrap_or("").to_owned();
     match kind.as_str() {

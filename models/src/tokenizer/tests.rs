@@ -3,7 +3,7 @@ use super::*;
 use serde_json::from_slice;
 use std::fs;
 
-/// A `tokenizer.json` of words that changes no letter.
+/// Returns a `tokenizer.json` with words as tokens, which changes no letter.
 fn words() -> Value {
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,

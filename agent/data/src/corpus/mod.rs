@@ -48,7 +48,7 @@ pub struct Corpus {
     pub test: Vec<Example>,
 }
 
-/// Reason for which a corpus could not be made or written.
+/// Reason why a corpus could not be made or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
     /// The grammar ran out of different commands.

@@ -172,7 +172,7 @@ impl Coordinator {
         self.call(Request::StopRun).await.map(drop)
     }
 
-    /// Waits until the coordinator stops by itself, which happens only after a fatal error.
+    /// Waits until the coordinator stops without a request, which happens only after a fatal error.
     ///
     /// # Errors
     /// The fatal error.

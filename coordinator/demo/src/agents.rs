@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Maximum time for an agent to stop by itself.
+/// Maximum time that an agent has to stop before it is killed.
 const FAREWELL: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 const TAIL_LINES: usize = 12;

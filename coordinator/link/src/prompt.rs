@@ -2,7 +2,7 @@
 //!
 //! Brokers (rumqttd always, Mosquitto without `set_tcp_nodelay`) leave Nagle's algorithm on: a second message waits until the
 //! first is acknowledged, and the system delays the acknowledgement for 40 ms. A round has a dozen such messages in a row. Every
-//! read therefore asks the kernel to acknowledge without delay (`TCP_QUICKACK`, which the kernel resets by itself). On systems
+//! read therefore asks the kernel to acknowledge without delay (`TCP_QUICKACK`, which the kernel resets after a while). On systems
 //! other than Linux this is a plain stream.
 
 use std::io;

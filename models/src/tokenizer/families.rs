@@ -310,7 +310,7 @@ pub(super) fn adapt_token(class: Class, name: &str, token: Named) -> Named {
     }
 }
 
-/// Returns the special tokens without names, with those that the class adds by itself.
+/// Returns the special tokens without names, with those that the class always adds.
 pub(super) fn extra_tokens(
     class: Class,
     files: &Files,

@@ -17,30 +17,27 @@
 //! the actions. No effect that depends on a record is therefore carried out before the record is on disk. One call of
 //! [`Hub::link`] takes all events that are waiting, and commits their records together.
 
+mod cleaning;
+mod log;
+mod requests;
+mod resume;
 mod shown;
+mod updates;
 
 use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
-use crate::results::{self, ResultError};
-use crate::run::{
-    Action, Entry, Event, MergeJob, Merged, NOTHING_MERGED, Phase, Record, Run, RunSettings, Start, Verdict,
-};
-use crate::store::collector::{self, Collected};
-use crate::store::{Store, StoreError, Traffic, room};
-use crate::transfers::{Step, Transfers};
-use skiff_api::policy::{Policy, Share};
+use crate::run::{Action, Entry, Event, MergeJob, Merged, Record, Run};
+use crate::store::{Store, StoreError, Traffic};
+use crate::transfers::Transfers;
 use skiff_base::chain;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication, Refusals, Refused};
-use skiff_protocol::transfer::{Offer, Purpose};
+use skiff_protocol::transfer::Offer;
 use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its header.
-const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
 
 /// A task for the shell.
 #[derive(Clone, PartialEq, Debug)]
@@ -259,170 +256,10 @@ impl Hub {
         run.into_iter().chain(self.transfers.deadline()).min()
     }
 
-    /// Starts a run under the name `run`. The inner result says what is wrong with the request.
-    ///
-    /// # Errors
-    /// The disk failed, and the coordinator must stop.
-    pub fn start_run(
-        &mut self,
-        run: RunId,
-        mut settings: RunSettings,
-        now: Timestamp,
-    ) -> Result<Result<Vec<Effect>, String>, HubError> {
-        if let Some(present) = self.run.as_ref().filter(|run| !run.ledger().is_ended()) {
-            return Ok(Err(format!("run {} has not ended: stop it first", present.ledger().start.run)));
-        }
-        if let Err(bad) = settings.check(self.model.layers) {
-            return Ok(Err(bad.to_string()));
-        }
-        let needed_bytes = room::needed_bytes(&settings, self.model.initial.len() as u64, self.most_bytes());
-        if let Some(reason) = room::lacking(&*self.blobs, needed_bytes)? {
-            return Ok(Err(reason));
-        }
-        let weights = match settings.from.as_deref().map(|from| self.weights_of(from)) {
-            None => self.blobs.put(&self.model.initial)?,
-            Some(Ok((origin, weights))) => {
-                settings.from = Some(origin);
-                weights
-            }
-            Some(Err(error)) => return Ok(Err(chain(&error))),
-        };
-        let schema = Digest(self.model.schema.hash());
-        let settings = Box::new(settings);
-        let start = Start {
-            run,
-            settings,
-            layers: self.model.layers,
-            pack: self.model.pack,
-            schema,
-            weights,
-            task: Some(self.model.task.clone()),
-        };
-        let (started, actions) = match Run::start(start, now) {
-            Ok(started) => started,
-            Err(bad) => return Ok(Err(bad.to_string())),
-        };
-        self.run = Some(started);
-        self.mark_all();
-        self.traffic = Traffic::default();
-        self.traffic_round = 0;
-        self.travelled = BTreeMap::new();
-        self.decided.extend(actions);
-        let here: Vec<Event> =
-            self.fleet.here().map(|(device, here)| Event::DeviceHere(device.clone(), here)).collect();
-        self.feed_all(here, now);
-        self.settle(now).map(Ok)
-    }
-
-    /// Returns the weights of an earlier run as `RUN@ROUND` and digest. They are in the folder of blobs, and stay while a run needs them.
-    fn weights_of(&self, from: &str) -> Result<(String, Digest), ResultError> {
-        let found = results::read_origin(&*self.store, &*self.blobs, &from.parse()?, self.model.pack)?;
-        Ok((format!("{}@{}", found.run, found.round), found.digest))
-    }
-
-    /// Stops the current run. The inner result says what is wrong with the request.
-    ///
-    /// # Errors
-    /// The disk failed, and the coordinator must stop.
-    pub fn stop_run(&mut self, reason: String, now: Timestamp) -> Result<Result<Vec<Effect>, String>, HubError> {
-        if self.run.as_ref().is_none_or(|run| run.ledger().is_ended()) {
-            return Ok(Err("there is no current run".to_owned()));
-        }
-        self.feed(Event::StopRequested { reason }, now);
-        self.settle(now).map(Ok)
-    }
-
-    /// Changes the sharing policy of the current run, if there is one, from its next order.
-    ///
-    /// # Errors
-    /// The disk failed, and the coordinator must stop.
-    pub fn set_policy(&mut self, policy: Policy, now: Timestamp) -> Result<Vec<Effect>, HubError> {
-        self.feed(Event::PolicySet(policy), now);
-        self.settle(now)
-    }
-
-    /// Returns the sharing policy of the current run.
-    #[must_use]
-    pub fn policy(&self) -> Option<&Policy> {
-        self.run.as_ref().map(Run::ledger).filter(|ledger| !ledger.is_ended()).map(|ledger| &ledger.policy)
-    }
-
-    /// Returns what each known device shares under a policy.
-    ///
-    /// # Errors
-    /// The policy does not fit the model.
-    pub fn shares(&self, policy: &Policy) -> Result<BTreeMap<DeviceId, Share>, String> {
-        policy.check(self.model.layers)?;
-        self.fleet
-            .places()
-            .map(|(device, place)| Ok((device.clone(), policy.share(place, self.model.layers)?)))
-            .collect()
-    }
-
-    /// Deletes an ended run and the weights that no other run needs. The inner result says what is wrong with the request.
-    ///
-    /// # Errors
-    /// The disk failed, and the coordinator must stop.
-    pub fn delete_run(&mut self, run: RunId) -> Result<Result<Collected, String>, HubError> {
-        let current = self.run.as_ref().map(Run::ledger).filter(|ledger| ledger.start.run == run);
-        if current.is_some_and(|ledger| !ledger.is_ended()) {
-            return Ok(Err(format!("run {run} has not ended: stop it first (`skiff run stop`)")));
-        }
-        let is_current = current.is_some();
-        if !self.store.runs()?.iter().any(|row| row.run == run) {
-            return Ok(Err(format!("there is no run {run}; `skiff run list` lists all runs")));
-        }
-        self.store.delete(run)?;
-        if is_current {
-            self.run = None;
-            self.mark_all();
-        }
-        tracing::info!(%run, "run deleted");
-        Ok(Ok(self.remove_blobs()?))
-    }
-
     /// Returns the message that tells devices that the coordinator is leaving.
     #[must_use]
     pub fn farewell(&self) -> Publication {
         self.writer.presence(false)
-    }
-
-    fn take_up(&mut self, run: RunId, now: Timestamp) -> Result<(), HubError> {
-        let (taken, actions) = self.resume(run, now)?;
-        let ledger = taken.ledger();
-        let (weights, is_ended, pack) = (ledger.weights, ledger.is_ended(), ledger.start.pack);
-        // Reading the blob, not only looking it up, finds damage before each device fails its check of the digest.
-        let unreadable = if is_ended { None } else { self.blobs.read(weights).err() };
-        if !is_ended {
-            tracing::info!(%run, round = ledger.round, "resuming the run");
-        }
-        self.travelled = self.store.traffic(run)?;
-        self.traffic_round = ledger.round;
-        self.run = Some(taken);
-        self.mark_all();
-        self.decided.extend(actions);
-        if !is_ended && pack != self.model.pack {
-            tracing::warn!(%run, "stopping the run because it was started with another pack");
-            self.feed(Event::StopRequested { reason: format!("it was started with another pack, {pack:?}") }, now);
-        }
-        if let Some(fault) = unreadable {
-            let reason = match &fault {
-                BlobError::Corrupt { .. } => {
-                    format!("its weights {weights} are damaged on disk: {}", chain(&fault))
-                }
-                BlobError::Missing { .. } => format!("its weights {weights} are missing: {}", chain(&fault)),
-                BlobError::Io { .. } | BlobError::WrongChunk { .. } | BlobError::QuotaExceeded { .. } => {
-                    format!("its weights {weights} cannot be read: {}", chain(&fault))
-                }
-            };
-            self.feed(Event::StopRequested { reason }, now);
-        }
-        self.effects = self.settle(now)?;
-        Ok(())
-    }
-
-    fn resume(&self, run: RunId, now: Timestamp) -> Result<(Run, Vec<Action>), HubError> {
-        Ok(self.store.resume(run, now)?)
     }
 
     fn take(&mut self, topic: &str, payload: &[u8], now: Timestamp) {
@@ -455,7 +292,7 @@ impl Hub {
             }
             Said::Transfer(id, message) => {
                 let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
-                let judge = |offer: &Offer| judge(run, most_bytes, &device, offer);
+                let judge = |offer: &Offer| updates::judge(run, most_bytes, &device, offer);
                 let steps = self.transfers.receive(&device, id, message, judge, now);
                 self.follow(steps, now);
                 Ok(Change::Nothing)
@@ -481,11 +318,6 @@ impl Hub {
         }
     }
 
-    /// Returns the maximum size of an update in bytes: all weights, and some room for the header.
-    fn most_bytes(&self) -> u64 {
-        self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
-    }
-
     fn feed(&mut self, event: Event, now: Timestamp) {
         self.feed_all([event], now);
     }
@@ -494,69 +326,6 @@ impl Hub {
     fn feed_all(&mut self, events: impl IntoIterator<Item = Event>, now: Timestamp) {
         if let Some(run) = &mut self.run {
             self.decided.extend(run.feed(events, now));
-        }
-    }
-
-    /// Carries out the steps that transfers asked for.
-    fn follow(&mut self, steps: Vec<Step>, now: Timestamp) {
-        for step in steps {
-            match step {
-                Step::Send(device, id, message) => {
-                    let version = self.fleet.version(&device);
-                    self.publish(self.writer.transfer(&device, version, id, message));
-                }
-                Step::Arrived(device, offer) => self.arrived(device, offer, now),
-            }
-        }
-    }
-
-    /// Queues an update for its check, after all its chunks have arrived.
-    fn arrived(&mut self, device: DeviceId, offer: Offer, now: Timestamp) {
-        let Offer { digest, total_bytes, purpose } = offer;
-        let Purpose::Update { epoch, report, .. } = purpose else { return };
-        let Some(ledger) = self.run.as_ref().map(Run::ledger) else {
-            let steps = self.transfers.refuse(&device, digest, "there is no current run".to_owned(), now);
-            return self.follow(steps, now);
-        };
-        let ordered = ledger.order_of(&device);
-        let rank = ordered.map_or(0, |ordered| ordered.assignment.share.rank);
-        let base = ordered.map_or(ledger.weights, |ordered| ordered.weights);
-        self.arrivals.push(Arrival { device, digest, total_bytes, epoch, report, base, rank });
-        self.check_next();
-    }
-
-    fn check_next(&mut self) {
-        self.effects.extend(self.arrivals.start_next().map(Effect::Check));
-    }
-
-    fn take_checked(&mut self, arrival: Arrival, checked: Checked, now: Timestamp) {
-        let Arrival { device, digest, total_bytes, epoch, report, .. } = arrival;
-        match checked {
-            Checked::Fit { distance } => {
-                self.feed(Event::UpdateStored { device, epoch, update: digest, report, distance }, now);
-            }
-            Checked::Unfit { reason } => {
-                tracing::warn!(%device, reason, "an update was refused because it does not fit the model");
-                self.fleet.note(&device, &format!("update refused: {reason}"));
-                self.drop_received(digest);
-                let steps = self.transfers.refuse(&device, digest, reason.clone(), now);
-                self.feed(Event::UpdateUnfit { device, epoch, reason }, now);
-                self.follow(steps, now);
-            }
-            Checked::WrongDigest => {
-                let steps = self.transfers.start_over(&device, digest, now);
-                self.follow(steps, now);
-            }
-            Checked::Incomplete => {
-                let steps = self.transfers.ask_for_missing(&device, digest, total_bytes, now);
-                self.follow(steps, now);
-            }
-            Checked::Failed { reason } => {
-                tracing::error!(%device, reason, "cannot store an update");
-                let reason = format!("the coordinator cannot store it: {reason}");
-                let steps = self.transfers.refuse(&device, digest, reason, now);
-                self.follow(steps, now);
-            }
         }
     }
 
@@ -586,7 +355,7 @@ impl Hub {
             commands_are_due = !entries.is_empty();
             if !entries.is_empty() {
                 let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
-                let judge = |device: &DeviceId, offer: &Offer| judge(run, most_bytes, device, offer);
+                let judge = |device: &DeviceId, offer: &Offer| updates::judge(run, most_bytes, device, offer);
                 let steps = self.transfers.judge_again(judge, now);
                 self.follow(steps, now);
             }
@@ -600,7 +369,7 @@ impl Hub {
         self.store.append(ledger.start.run, entries, self.traffic_round, traffic)?;
         *self.travelled.entry(self.traffic_round).or_default() += traffic;
         self.traffic_round = ledger.round;
-        entries.iter().for_each(|entry| log(ledger.start.run, &entry.record));
+        entries.iter().for_each(|entry| log::record(ledger.start.run, &entry.record));
         self.mark_changed(entries);
         Ok(())
     }
@@ -638,87 +407,6 @@ impl Hub {
             self.traffic.down += (publication.topic.len() + publication.payload.len()) as u64;
             self.effects.push(Effect::Publish(publication));
         }
-    }
-
-    /// Returns the blobs that the current run needs.
-    fn in_use(&self) -> BTreeSet<Digest> {
-        self.run.as_ref().map(|run| run.ledger().needed()).unwrap_or_default()
-    }
-
-    /// Removes a blob that this process received or made, if nothing needs it. Blobs in use stay: a device may have offered the
-    /// digest of one, for example of the global weights.
-    fn drop_received(&self, digest: Digest) {
-        let in_use =
-            self.in_use().contains(&digest) || self.arrivals.contains(digest) || self.unknown.contains(&digest);
-        let removed = self.store.kept().and_then(|kept| {
-            let is_free = !in_use && !kept.contains(&digest);
-            if is_free { Ok(self.blobs.remove(digest)?) } else { Ok(()) }
-        });
-        if let Err(error) = removed {
-            tracing::error!(error = %chain(&error), "cannot remove a refused update");
-        }
-    }
-
-    /// Removes superseded blobs, and the chunks of updates if no device trains.
-    fn remove_blobs(&self) -> Result<Collected, HubError> {
-        let needed = self.in_use();
-        let in_use = |blob: Digest| needed.contains(&blob) || self.arrivals.contains(blob);
-        let collected = collector::collect(&*self.store, &*self.blobs, &in_use, true)?;
-        if !collected.removed.is_empty() {
-            let (blobs, bytes) = (collected.removed.len(), collected.removed_bytes);
-            tracing::info!(blobs, bytes, "removed superseded weights and updates");
-        }
-        let trains =
-            self.run.as_ref().map(Run::ledger).is_some_and(|ledger| {
-                matches!(ledger.phase, Phase::Train(_)) || !ledger.carried.assignments.is_empty()
-            });
-        for partial in self.blobs.partials()?.into_iter().filter(|_| !trains) {
-            if !self.arrivals.contains(partial) {
-                self.blobs.abandon(partial)?;
-            }
-        }
-        Ok(collected)
-    }
-}
-
-fn judge(run: Option<&Run>, most_bytes: u64, device: &DeviceId, offer: &Offer) -> Verdict {
-    let verdict = match (run, &offer.purpose) {
-        (Some(run), Purpose::Update { run: id, round, epoch, report }) => {
-            run.judge_offer(device, *id, *round, *epoch, report)
-        }
-        (None, _) | (_, Purpose::Weights { .. }) => Verdict::Refused("there is no current run".to_owned()),
-    };
-    if verdict == Verdict::Wanted && offer.total_bytes > most_bytes {
-        return Verdict::Refused(format!("an update of {} bytes, expected at most {most_bytes}", offer.total_bytes));
-    }
-    verdict
-}
-
-fn log(run: RunId, record: &Record) {
-    match record {
-        Record::RunStarted(start) => tracing::info!(%run, rounds = start.settings.rounds, "run started"),
-        Record::Resumed => tracing::info!(%run, "run resumed"),
-        Record::TrainingStarted { assignments, .. } => tracing::info!(%run, devices = assignments.len(), "training"),
-        Record::UpdateStored { device, report, .. } => {
-            tracing::info!(%run, %device, examples = report.examples, train_ms = report.train_ms, "update stored");
-        }
-        Record::DeviceOut { device, reason } => tracing::warn!(%run, %device, reason, "device is out of this round"),
-        Record::Collected => tracing::debug!(%run, "merging"),
-        Record::Merged(Merged { weights, .. }) => tracing::info!(%run, %weights, "round merged"),
-        Record::Skipped { reason } => tracing::warn!(%run, reason, "round skipped"),
-        Record::EvaluationStarted { examples, .. } => tracing::info!(%run, devices = examples.len(), "evaluating"),
-        Record::Evaluated(evaluation) => {
-            tracing::info!(%run, accuracy = evaluation.accuracy(), examples = evaluation.examples, "evaluated");
-            for (device, reason) in &evaluation.left_out {
-                tracing::warn!(%run, %device, reason, "device is left out of the evaluation");
-            }
-        }
-        Record::RunEnded { stopped: Some(reason) } if reason.starts_with(NOTHING_MERGED) => {
-            tracing::warn!(%run, reason, "run failed");
-        }
-        Record::RunEnded { stopped: Some(reason) } => tracing::warn!(%run, reason, "run stopped"),
-        Record::RunEnded { stopped: None } => tracing::info!(%run, "run completed"),
-        Record::PolicySet(policy) => tracing::info!(%run, groups = policy.groups.len(), "sharing policy changed"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Handles events: each one updates the knowledge of the run before anything is decided.
 
-use super::ledger::{Ledger, Phase, StoredUpdate, Training};
+use super::ledger::{Ledger, Phase};
 use super::record::{Entry, Record, Start};
+use super::round::{StoredUpdate, Training};
 use super::{Action, Event, MergeInput, MergeJob, Run, Verdict, evaluation, sharing};
 use skiff_protocol::messages::{Answer, Outcome, TrainReport};
 use skiff_protocol::{DeviceId, RunId};

@@ -1,7 +1,10 @@
 //! State of a run, built from the facts of its journal. Live decisions and a replay change it only through [`Ledger::apply`].
 
+mod queries;
+
 use super::evaluation::Evaluation;
-use super::record::{Assignment, Entry, Merged, NOTHING_MERGED, Record, Start, is_failure};
+use super::record::{Assignment, Entry, Merged, Record, Start};
+use super::round::{ClosedRound, EvaluatedRound, Ordered, StoredUpdate, Totals, Training};
 use crate::measures;
 use crate::run::configurator::{Configurator, Pace};
 use skiff_api::measures::{Figures, Measure};
@@ -93,114 +96,6 @@ pub enum Purpose {
     Train,
     /// An evaluation.
     Evaluate,
-}
-
-/// State of a round of training.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Training {
-    /// Start time in milliseconds.
-    pub started_ms: u64,
-    /// Order of each device.
-    pub assignments: BTreeMap<DeviceId, Ordered>,
-    /// Updates that were delivered.
-    pub updates: BTreeMap<DeviceId, StoredUpdate>,
-    /// Devices that will not deliver, with the reason.
-    pub out: BTreeMap<DeviceId, String>,
-}
-
-/// Order of a device.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Ordered {
-    /// Epoch of the order.
-    pub epoch: u64,
-    /// Round in which the order was given.
-    pub round: u32,
-    /// Digest of the weights to start from.
-    pub weights: Digest,
-    /// Number of merges that led to those weights.
-    pub version: u32,
-    /// Time of the order, in milliseconds.
-    pub ordered_ms: u64,
-    /// Rates and shared layers.
-    pub assignment: Assignment,
-}
-
-/// A stored update.
-#[derive(Clone, PartialEq, Debug)]
-pub struct StoredUpdate {
-    /// Digest of the update's blob.
-    pub update: Digest,
-    /// Report of the device.
-    pub report: TrainReport,
-    /// Time at which the update was stored, in milliseconds.
-    pub stored_ms: u64,
-}
-
-/// Work of a device in a run.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Totals {
-    /// Number of stored updates.
-    pub updates: u32,
-    /// Number of steps.
-    pub steps: u64,
-    /// Number of active layers, summed over the steps.
-    pub active_layers: f64,
-    /// Largest resident memory reported with an update, in bytes.
-    pub peak_rss_bytes: u64,
-    /// Pace of the device in its last update.
-    pub pace: Option<Pace>,
-}
-
-impl Totals {
-    /// Returns the mean number of active layers over all steps.
-    #[must_use]
-    pub fn mean_active_layers(&self) -> Option<f32> {
-        (self.steps > 0).then(|| (self.active_layers / self.steps as f64) as f32)
-    }
-}
-
-/// Facts about a closed round.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct ClosedRound {
-    /// Number of the round, from 1.
-    pub round: u32,
-    /// Reason for skipping the round; `None` if it was merged.
-    pub skipped: Option<String>,
-    /// Number of devices with a training order.
-    pub selected: u32,
-    /// Number of updates.
-    pub updates: u32,
-    /// Mean of the devices' mean training losses.
-    pub train_loss: Option<f64>,
-    /// Mean of the ordered dropout rates, over devices and layers.
-    pub mean_rate: f32,
-    /// Mean number of active layers over the updates.
-    pub mean_active_layers: f32,
-    /// Median step time in milliseconds, mean over the updates.
-    pub step_ms: f32,
-    /// Time from the first order to the end of the merge, in milliseconds.
-    pub train_ms: u64,
-    /// Longest training time that a device reported, in milliseconds.
-    pub longest_training_ms: u64,
-    /// Evaluation after the round, if there was one.
-    pub evaluated: Option<EvaluatedRound>,
-}
-
-/// Facts about the evaluation after a round.
-#[derive(Clone, PartialEq, Debug)]
-pub struct EvaluatedRound {
-    /// Accuracy; `None` if no device reported.
-    pub accuracy: Option<f64>,
-    /// Figures; `None` if no device reported.
-    pub figures: Option<Figures>,
-    /// Mean loss per example in nats.
-    pub loss: Option<f64>,
-    /// Number of evaluated examples.
-    pub examples: u64,
-    /// Devices that were left out, with the reason.
-    pub left_out: BTreeMap<DeviceId, String>,
-    /// Time from the order to the last report, in milliseconds.
-    pub took_ms: u64,
 }
 
 /// Number of updates whose distances are remembered.
@@ -349,54 +244,6 @@ impl Ledger {
         true
     }
 
-    /// Returns the time when the phase stops waiting, in milliseconds; `None` if it does not wait for devices.
-    #[must_use]
-    pub fn deadline_ms(&self) -> Option<u64> {
-        let settings = &self.start.settings;
-        match &self.phase {
-            Phase::Gather(_) => Some(self.phase_ms + settings.gather_ms),
-            Phase::Train(_) => Some(self.phase_ms + settings.train_ms),
-            Phase::Evaluate(_) => Some(self.phase_ms + settings.evaluate_ms),
-            Phase::Merge(_) | Phase::Done | Phase::Ended(_) => None,
-        }
-    }
-
-    /// Returns the main measure of the run's task. In a run whose journal does not record the task, it is the accuracy until the
-    /// first evaluation.
-    #[must_use]
-    pub fn measure(&self) -> Measure {
-        let found = self.last_evaluation.as_ref().map(|evaluation| measures::of_metrics(&evaluation.metrics));
-        self.start.task.as_ref().map_or(found.unwrap_or_default(), measures::of_task)
-    }
-
-    /// Returns true if nothing more will happen.
-    #[must_use]
-    pub fn is_ended(&self) -> bool {
-        matches!(self.phase, Phase::Ended(_))
-    }
-
-    /// Returns true if the run has ended without a merged update, although nobody stopped it.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        matches!(&self.phase, Phase::Ended(stopped) if is_failure(self.version, stopped.as_deref()))
-    }
-
-    /// Returns the reason why no update was merged: the last reason of each device, or the reason of the last round.
-    #[must_use]
-    pub fn why_nothing_was_merged(&self) -> String {
-        const DEVICES: usize = 5;
-        let mut reasons: Vec<String> =
-            self.failures.iter().map(|(device, reason)| format!("{device}: {reason}")).take(DEVICES).collect();
-        match self.failures.len().saturating_sub(DEVICES) {
-            0 => {}
-            more => reasons.push(format!("and {more} more devices")),
-        }
-        let last = self.closed.last().and_then(|closed| closed.skipped.clone());
-        let rounds = self.closed.len();
-        let why = if reasons.is_empty() { last.unwrap_or_default() } else { reasons.join("; ") };
-        format!("{NOTHING_MERGED} in {rounds} round{}; {why}", if rounds == 1 { "" } else { "s" })
-    }
-
     fn fits(&self, record: &Record) -> bool {
         match (record, &self.phase) {
             (Record::Resumed | Record::PolicySet(_), phase) => !matches!(phase, Phase::Ended(_)),
@@ -429,35 +276,6 @@ impl Ledger {
                 _,
             ) => false,
         }
-    }
-
-    /// Returns true if the device was selected in the current phase, or still trains from an earlier round.
-    #[must_use]
-    pub fn has_order(&self, device: &DeviceId) -> bool {
-        self.selected.contains(device) || self.carried.assignments.contains_key(device)
-    }
-
-    /// Returns the training order that a device has, or had in the round that is being merged.
-    #[must_use]
-    pub fn order_of(&self, device: &DeviceId) -> Option<&Ordered> {
-        let in_round = match &self.phase {
-            Phase::Train(training) | Phase::Merge(training) => training.assignments.get(device),
-            Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
-        };
-        self.carried.assignments.get(device).or(in_round)
-    }
-
-    /// Returns the blobs that the run needs.
-    #[must_use]
-    pub fn needed(&self) -> BTreeSet<Digest> {
-        let in_round = match &self.phase {
-            Phase::Train(training) | Phase::Merge(training) => Some(training),
-            Phase::Gather(_) | Phase::Evaluate(_) | Phase::Done | Phase::Ended(_) => None,
-        };
-        let trainings = || in_round.into_iter().chain([&self.carried]);
-        let bases = trainings().flat_map(|training| training.assignments.values().map(|ordered| ordered.weights));
-        let updates = trainings().flat_map(|training| training.updates.values().map(|stored| stored.update));
-        [self.weights, self.start.weights].into_iter().chain(self.moments).chain(bases).chain(updates).collect()
     }
 
     /// Returns the training that waits for an update of the device.
@@ -493,16 +311,6 @@ impl Ledger {
             self.round += 1;
             self.enter(Phase::Gather(Purpose::Train));
         }
-    }
-
-    /// Returns the distance above which an update is refused; `None` as long as too few distances are known.
-    #[must_use]
-    pub fn most_distance(&self) -> Option<f64> {
-        let factor = f64::from(self.start.settings.merge.far_out);
-        let mut known: Vec<f64> = self.distances.iter().copied().collect();
-        known.sort_by(f64::total_cmp);
-        let median = known.get(known.len() / 2).copied().filter(|&median| median > 0.0);
-        median.filter(|_| factor > 0.0 && known.len() >= DISTANCES / 8).map(|median| factor * median)
     }
 
     fn keep_update(&mut self, device: &DeviceId, update: Digest, report: &TrainReport, distance: f64, stored_ms: u64) {
@@ -601,55 +409,4 @@ impl Ledger {
         }
         self.next_round();
     }
-}
-
-impl Training {
-    /// Returns true if the device has an order and its update is still expected.
-    #[must_use]
-    pub fn is_pending(&self, device: &DeviceId) -> bool {
-        self.assignments.contains_key(device) && !self.updates.contains_key(device) && !self.out.contains_key(device)
-    }
-
-    /// Returns the number of devices whose update is still expected.
-    #[must_use]
-    pub fn pending_count(&self) -> usize {
-        // A device is in at most one of them, and had an order.
-        self.assignments.len().saturating_sub(self.updates.len() + self.out.len())
-    }
-
-    /// Lists the devices whose update is still expected.
-    pub fn pending(&self) -> impl Iterator<Item = &DeviceId> {
-        self.assignments.keys().filter(|device| self.is_pending(device))
-    }
-
-    /// Removes the orders whose update is still expected, and returns them.
-    fn part_pending(&mut self) -> Self {
-        let pending: BTreeSet<DeviceId> = self.pending().cloned().collect();
-        let (pending, closed) =
-            std::mem::take(&mut self.assignments).into_iter().partition(|(device, _)| pending.contains(device));
-        self.assignments = closed;
-        Self { started_ms: self.started_ms, assignments: pending, ..Self::default() }
-    }
-
-    fn summary(&self, closed_ms: u64) -> ClosedRound {
-        let reports = || self.updates.values().map(|stored| &stored.report);
-        let all_rates = self.assignments.values().flat_map(|ordered| ordered.assignment.choice.rates.iter());
-        let rates: Vec<f64> = all_rates.map(|&rate| rate.into()).collect();
-        ClosedRound {
-            selected: self.assignments.len() as u32,
-            updates: self.updates.len() as u32,
-            train_loss: mean(reports().map(|report| report.mean_loss.into())),
-            mean_rate: mean(rates.into_iter()).unwrap_or(0.0) as f32,
-            mean_active_layers: mean(reports().map(|report| report.mean_active_layers.into())).unwrap_or(0.0) as f32,
-            step_ms: mean(reports().map(|report| report.step_ms.into())).unwrap_or(0.0) as f32,
-            train_ms: closed_ms - self.started_ms,
-            longest_training_ms: reports().map(|report| report.train_ms).max().unwrap_or(0),
-            ..ClosedRound::default()
-        }
-    }
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (count, sum) = values.fold((0u32, 0.0), |(count, sum), value| (count + 1, sum + value));
-    (count > 0).then(|| sum / f64::from(count))
 }

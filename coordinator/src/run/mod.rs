@@ -28,8 +28,8 @@
 //!
 //! **Modules**, in the order of [`Run::handle`]: `event` (events and actions), `intake` (handles an event), `attendance` (the
 //! online devices), `transitions` (the arrows above), `selection` (the devices of a round), `configurator` and `sharing` (the
-//! layers that each device trains and sends), `orders` and `deliveries` (the commands to devices), `ledger` (the state that
-//! survives).
+//! layers that each device trains and sends), `orders` and `deliveries` (the commands to devices), `ledger` and `round`
+//! (the state that survives).
 //!
 //! **All cases.**
 //! - *A device vanishes*: its order stays open. The phase waits for it as described above.
@@ -57,6 +57,7 @@ mod intake;
 mod ledger;
 mod orders;
 mod record;
+mod round;
 mod selection;
 mod settings;
 pub mod sharing;
@@ -66,10 +67,9 @@ pub use deliveries::{ACCEPTED_REPEAT_MS, MAX_COMMANDS, MAX_STOPS, REPEAT_MS};
 pub use evaluation::{Evaluation, ModelTask};
 pub use event::{Action, Condition, Event, Here, MergeInput, MergeJob, Verdict};
 pub use intake::MAX_REASON;
-pub use ledger::{
-    ClosedRound, EvaluatedRound, Ledger, Ordered, OutOfPlace, Phase, Purpose, StoredUpdate, Totals, Training,
-};
+pub use ledger::{Ledger, OutOfPlace, Phase, Purpose};
 pub use record::{Assignment, Entry, Merged, NOTHING_MERGED, Record, Start, is_failure};
+pub use round::{ClosedRound, EvaluatedRound, Ordered, StoredUpdate, Totals, Training};
 pub use settings::{BadSettings, MAX_DEVICES, MAX_ROUNDS, RunSettings};
 
 use attendance::Attendance;

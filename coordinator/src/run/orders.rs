@@ -1,8 +1,9 @@
 //! Finds the open order of each device, and sends it.
 
 use super::deliveries::Open;
-use super::ledger::{Ledger, Ordered, Phase};
+use super::ledger::{Ledger, Phase};
 use super::record::{Assignment, Start};
+use super::round::Ordered;
 use super::{Action, Run};
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::{Command, EvaluateOrder, Order, TrainOrder};

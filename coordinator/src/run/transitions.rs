@@ -1,7 +1,8 @@
 //! Decides which record is due: implements the transitions of the diagram in the parent module's doc.
 
-use super::ledger::{Ledger, Phase, Purpose, Training};
+use super::ledger::{Ledger, Phase, Purpose};
 use super::record::Record;
+use super::round::Training;
 use super::{Evaluation, Run};
 use skiff_protocol::DeviceId;
 

@@ -1,0 +1,94 @@
+//! The way of an update from its offer to its check, and the steps that transfers ask for.
+
+use super::{Effect, Hub};
+use crate::arrivals::{Arrival, Checked};
+use crate::run::{Event, Run, Verdict};
+use crate::transfers::Step;
+use skiff_protocol::transfer::{Offer, Purpose};
+use skiff_protocol::{DeviceId, Timestamp};
+
+/// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its header.
+const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
+
+impl Hub {
+    /// Returns the maximum size of an update in bytes: all weights, and some room for the header.
+    pub(super) fn most_bytes(&self) -> u64 {
+        self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
+    }
+
+    /// Carries out the steps that transfers asked for.
+    pub(super) fn follow(&mut self, steps: Vec<Step>, now: Timestamp) {
+        for step in steps {
+            match step {
+                Step::Send(device, id, message) => {
+                    let version = self.fleet.version(&device);
+                    self.publish(self.writer.transfer(&device, version, id, message));
+                }
+                Step::Arrived(device, offer) => self.arrived(device, offer, now),
+            }
+        }
+    }
+
+    /// Queues an update for its check, after all its chunks have arrived.
+    pub(super) fn arrived(&mut self, device: DeviceId, offer: Offer, now: Timestamp) {
+        let Offer { digest, total_bytes, purpose } = offer;
+        let Purpose::Update { epoch, report, .. } = purpose else { return };
+        let Some(ledger) = self.run.as_ref().map(Run::ledger) else {
+            let steps = self.transfers.refuse(&device, digest, "there is no current run".to_owned(), now);
+            return self.follow(steps, now);
+        };
+        let ordered = ledger.order_of(&device);
+        let rank = ordered.map_or(0, |ordered| ordered.assignment.share.rank);
+        let base = ordered.map_or(ledger.weights, |ordered| ordered.weights);
+        self.arrivals.push(Arrival { device, digest, total_bytes, epoch, report, base, rank });
+        self.check_next();
+    }
+
+    pub(super) fn check_next(&mut self) {
+        self.effects.extend(self.arrivals.start_next().map(Effect::Check));
+    }
+
+    pub(super) fn take_checked(&mut self, arrival: Arrival, checked: Checked, now: Timestamp) {
+        let Arrival { device, digest, total_bytes, epoch, report, .. } = arrival;
+        match checked {
+            Checked::Fit { distance } => {
+                self.feed(Event::UpdateStored { device, epoch, update: digest, report, distance }, now);
+            }
+            Checked::Unfit { reason } => {
+                tracing::warn!(%device, reason, "an update was refused because it does not fit the model");
+                self.fleet.note(&device, &format!("update refused: {reason}"));
+                self.drop_received(digest);
+                let steps = self.transfers.refuse(&device, digest, reason.clone(), now);
+                self.feed(Event::UpdateUnfit { device, epoch, reason }, now);
+                self.follow(steps, now);
+            }
+            Checked::WrongDigest => {
+                let steps = self.transfers.start_over(&device, digest, now);
+                self.follow(steps, now);
+            }
+            Checked::Incomplete => {
+                let steps = self.transfers.ask_for_missing(&device, digest, total_bytes, now);
+                self.follow(steps, now);
+            }
+            Checked::Failed { reason } => {
+                tracing::error!(%device, reason, "cannot store an update");
+                let reason = format!("the coordinator cannot store it: {reason}");
+                let steps = self.transfers.refuse(&device, digest, reason, now);
+                self.follow(steps, now);
+            }
+        }
+    }
+}
+
+pub(super) fn judge(run: Option<&Run>, most_bytes: u64, device: &DeviceId, offer: &Offer) -> Verdict {
+    let verdict = match (run, &offer.purpose) {
+        (Some(run), Purpose::Update { run: id, round, epoch, report }) => {
+            run.judge_offer(device, *id, *round, *epoch, report)
+        }
+        (None, _) | (_, Purpose::Weights { .. }) => Verdict::Refused("there is no current run".to_owned()),
+    };
+    if verdict == Verdict::Wanted && offer.total_bytes > most_bytes {
+        return Verdict::Refused(format!("an update of {} bytes, expected at most {most_bytes}", offer.total_bytes));
+    }
+    verdict
+}

@@ -1,10 +1,12 @@
 //! Records of fields between commas (with quotes) or tabs (without).
 
-use crate::columns::{Columns, advice};
+use crate::advice::advice;
+use crate::columns::Columns;
 use crate::error::{DataError, Place};
 use crate::example::Record;
 use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES, field_text};
-use crate::row::{Cells, Named, Row, at_field, is_known, position, shown};
+use crate::names::{Named, is_known, missing_from, position};
+use crate::row::{Cells, Row, at_field, shown};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use std::io::{self, Read};
 use std::ops::Range;
@@ -81,7 +83,7 @@ impl Delimited {
         if let Some(fault) = self.header_fault(&names, place, columns) {
             return Err(fault);
         }
-        if let Some(name) = columns.missing_from(&names) {
+        if let Some(name) = missing_from(columns, &names) {
             let name = name.to_owned();
             return Err(DataError::NoSuchColumn { place: place.clone(), what: "column", name, found: shown(&names) });
         }

@@ -2,10 +2,11 @@
 //!
 //! Each kind takes its fields from a [`Row`] and checks them there, so that every example is complete.
 
-use crate::columns::Needs;
+use crate::advice::Needs;
 use crate::error::DataError;
 use crate::format::Format;
-use crate::row::{self, Named, Row, Texts};
+use crate::names::{self, Named, Texts};
+use crate::row::Row;
 use serde::Serialize;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -78,16 +79,16 @@ pub(crate) const JSON_LINES: [(&str, Format); 2] = [("jsonl", Format::JsonLines)
 
 impl Record for Example {
     const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
-    const COLUMNS: &'static str = row::LABELLED;
+    const COLUMNS: &'static str = names::LABELLED;
 
     const NEEDS: Needs = Needs::TextAndLabel;
 
     fn fits(named: &Named<'_>) -> bool {
-        row::label(named).is_some() && row::texts(named).is_some()
+        names::label(named).is_some() && names::texts(named).is_some()
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let label = row::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
+        let label = names::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
         let label = row.label(label)?;
         let (text, pair) = one_or_two(row, Self::COLUMNS, Self::NEEDS)?;
         Ok(Self { text, pair, label })
@@ -96,7 +97,7 @@ impl Record for Example {
 
 impl Record for Rated {
     const FORMATS: &'static [(&'static str, Format)] = TEXT_FILES;
-    const COLUMNS: &'static str = row::LABELLED;
+    const COLUMNS: &'static str = names::LABELLED;
 
     const NEEDS: Needs = Needs::TextAndLabel;
 
@@ -105,7 +106,7 @@ impl Record for Rated {
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let label = row::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
+        let label = names::label(&row.named()).ok_or_else(|| row.missing_label(Self::COLUMNS))?;
         let numbers = row.numbers(label)?;
         let (text, pair) = one_or_two(row, Self::COLUMNS, Self::NEEDS)?;
         Ok(Self { text, pair, numbers })
@@ -115,7 +116,7 @@ impl Record for Rated {
 impl Record for Tagged {
     const FORMATS: &'static [(&'static str, Format)] =
         &[JSON_LINES[0], JSON_LINES[1], ("conll", Format::Conll), ("txt", Format::Conll)];
-    const COLUMNS: &'static str = row::WORDS_AND_LABELS;
+    const COLUMNS: &'static str = names::WORDS_AND_LABELS;
     const NEEDS: Needs = Needs::Words;
 
     fn fits(_: &Named<'_>) -> bool {
@@ -123,7 +124,7 @@ impl Record for Tagged {
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let (words, labels) = row::tagged(&row.named()).ok_or_else(|| row.missing_words(Self::COLUMNS))?;
+        let (words, labels) = names::tagged(&row.named()).ok_or_else(|| row.missing_words(Self::COLUMNS))?;
         let (words, labels) = (row.words(words)?, row.labels(labels)?);
         match (words.len(), labels.len()) {
             (0, 0) => Err(DataError::MissingWords { place: row.place().clone() }),
@@ -136,19 +137,19 @@ impl Record for Tagged {
 impl Record for Passage {
     const FORMATS: &'static [(&'static str, Format)] =
         &[("txt", Format::Lines), ("csv", Format::Csv), ("tsv", Format::Tsv), JSON_LINES[0], JSON_LINES[1]];
-    const COLUMNS: &'static str = row::PLAIN;
+    const COLUMNS: &'static str = names::PLAIN;
 
     const NEEDS: Needs = Needs::Text;
 
     fn fits(named: &Named<'_>) -> bool {
-        row::completion(named).is_some() || row::single_text(named).is_some()
+        names::completion(named).is_some() || names::single_text(named).is_some()
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        if let Some((prompt, completion)) = row::completion(&row.named()) {
+        if let Some((prompt, completion)) = names::completion(&row.named()) {
             return Ok(Self { prompt: row.any_text(prompt)?, text: row.text(completion)? });
         }
-        let text = row::single_text(&row.named()).ok_or_else(|| row.missing_text(Self::COLUMNS, Self::NEEDS))?;
+        let text = names::single_text(&row.named()).ok_or_else(|| row.missing_text(Self::COLUMNS, Self::NEEDS))?;
         Ok(Self { prompt: String::new(), text: row.single(&text)? })
     }
 }
@@ -159,7 +160,7 @@ pub(crate) fn one_or_two(
     wanted: &'static str,
     needs: Needs,
 ) -> Result<(String, Option<String>), DataError> {
-    match row::texts(&row.named()).ok_or_else(|| row.missing_text(wanted, needs))? {
+    match names::texts(&row.named()).ok_or_else(|| row.missing_text(wanted, needs))? {
         Texts::Pair(first, second) => Ok((row.text(first)?, Some(row.text(second)?))),
         Texts::Single(text) => Ok((row.single(&text)?, None)),
     }

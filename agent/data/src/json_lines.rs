@@ -3,7 +3,8 @@
 use crate::columns::Columns;
 use crate::error::{DataError, Place};
 use crate::lines::Lines;
-use crate::row::{Cells, Named, Row, is_known};
+use crate::names::{Named, is_known};
+use crate::row::{Cells, Row};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use std::fmt;

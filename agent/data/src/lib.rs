@@ -13,6 +13,7 @@
 //! - [`split`]: Dirichlet and even shares
 //! - [`corpus`]: commands to a home assistant, generated from a grammar
 
+mod advice;
 mod columns;
 pub mod corpus;
 mod delimited;
@@ -24,18 +25,20 @@ pub mod format;
 pub mod index;
 mod json_lines;
 mod lines;
+mod names;
 mod question;
 pub mod reader;
 mod row;
 pub mod split;
 mod start;
 
-pub use columns::{Columns, Needs, SEPARATOR};
+pub use advice::Needs;
+pub use columns::{Columns, SEPARATOR};
 pub use error::{DataError, Place};
 pub use example::{Example, Passage, Rated, Record, Tagged, in_natural_order, labels};
 pub use folder::{DataSet, dataset};
 pub use format::Format;
 pub use index::Index;
+pub use names::{LABEL as LABEL_NAMES, WORD_LABELS as WORD_LABEL_NAMES};
 pub use question::{Question, Words};
 pub use reader::{Reader, open, read};
-pub use row::{LABEL as LABEL_NAMES, WORD_LABELS as WORD_LABEL_NAMES};

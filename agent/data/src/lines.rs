@@ -3,7 +3,8 @@
 use crate::columns::Columns;
 use crate::error::{DataError, Place};
 use crate::format::{BYTE_ORDER_MARK, MAX_RECORD_BYTES};
-use crate::row::{Cells, Named, Row};
+use crate::names::Named;
+use crate::row::{Cells, Row};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;

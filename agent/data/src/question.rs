@@ -2,11 +2,12 @@
 //!
 //! A label that a file has is ignored, so that a labelled file can be asked about as well.
 
-use crate::columns::Needs;
+use crate::advice::Needs;
 use crate::error::DataError;
 use crate::example::{JSON_LINES, Record, one_or_two};
 use crate::format::Format;
-use crate::row::{self, Named, Row};
+use crate::names::{self, Named};
+use crate::row::Row;
 
 /// A text, or a pair of texts, to which the model gives a label or numbers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,11 +28,11 @@ pub struct Words {
 impl Record for Question {
     const FORMATS: &'static [(&'static str, Format)] =
         &[("txt", Format::Lines), ("csv", Format::Csv), ("tsv", Format::Tsv), JSON_LINES[0], JSON_LINES[1]];
-    const COLUMNS: &'static str = row::UNLABELLED;
+    const COLUMNS: &'static str = names::UNLABELLED;
     const NEEDS: Needs = Needs::Text;
 
     fn fits(named: &Named<'_>) -> bool {
-        row::texts(named).is_some()
+        names::texts(named).is_some()
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
@@ -43,7 +44,7 @@ impl Record for Question {
 impl Record for Words {
     const FORMATS: &'static [(&'static str, Format)] =
         &[("txt", Format::Lines), JSON_LINES[0], JSON_LINES[1], ("conll", Format::Conll)];
-    const COLUMNS: &'static str = row::UNLABELLED_WORDS;
+    const COLUMNS: &'static str = names::UNLABELLED_WORDS;
     const NEEDS: Needs = Needs::Text;
 
     fn fits(_: &Named<'_>) -> bool {
@@ -51,10 +52,10 @@ impl Record for Words {
     }
 
     fn of_row(row: &mut Row<'_>) -> Result<Self, DataError> {
-        let words = match row::words(&row.named()) {
+        let words = match names::words(&row.named()) {
             Some(words) => row.words(words)?,
             None => {
-                let text = row::single_text(&row.named());
+                let text = names::single_text(&row.named());
                 let text = text.ok_or_else(|| row.missing_text(Self::COLUMNS, Self::NEEDS))?;
                 row.single(&text)?.split_whitespace().map(str::to_owned).collect()
             }

@@ -2,6 +2,7 @@
 
 use super::TokenizerError;
 use super::files::Files;
+use serde_json::Value;
 
 /// A class of transformers that Skiff can build.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,9 +150,12 @@ impl Class {
         NAMES.iter().find(|(_, class)| *class == self).map_or("TokenizersBackend", |(name, _)| name)
     }
 
-    /// Returns true if a tokenizer of the class gives the model segment numbers by default.
-    pub(super) fn returns_segments(self) -> bool {
-        matches!(self, Self::Bert | Self::Deberta | Self::DebertaV2)
+    /// Returns true if transformers passes segment numbers (`token_type_ids`) of such a tokenizer to the model.
+    pub(super) fn returns_segments(self, files: &Files) -> bool {
+        match files.value("model_input_names") {
+            Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some("token_type_ids")),
+            Some(_) | None => matches!(self, Self::Bert | Self::Deberta | Self::DebertaV2),
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Reads the files that `AutoTokenizer` reads.
 
-use super::class::Class;
 use super::{SIDE_FILES, TokenizerError};
 use crate::files::{read_bounded, read_json_bounded};
 use serde::de::{MapAccess, Visitor};
@@ -186,14 +185,6 @@ impl Files {
     pub(super) fn is_byte_level(&self) -> bool {
         const NAME: &[u8] = b"\"ByteLevel\"";
         self.tokenizer_bytes.as_ref().is_some_and(|bytes| bytes.windows(NAME.len()).any(|part| part == NAME))
-    }
-
-    /// Returns true if transformers passes segment numbers (`token_type_ids`) to the model.
-    pub(super) fn returns_segments(&self, class: Class) -> bool {
-        match self.value("model_input_names") {
-            Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some("token_type_ids")),
-            Some(_) | None => class.returns_segments(),
-        }
     }
 
     /// Returns `model_max_length`. Transformers writes 1e30 for a tokenizer without a limit.

@@ -5,13 +5,15 @@
 //! here is one `tokenizer.json` that needs no other file, so devices need no code for settings
 //! (docs/decisions/2026-12-01-tokenizer-settings.md).
 //!
-//! Modules: [`files`] (reading), [`class`] (the choice of the class), [`specials`] (tokens that the settings name),
-//! [`added`] (numbering of added tokens), [`families`] (what each class builds), [`templates`] (tokens around a text).
+//! Modules: [`files`] (reading), [`class`] (the choice of the class), [`specials`] (tokens that the settings name, each a
+//! [`named`] one, or that the class has by itself, in [`defaults`]), [`added`] (numbering of added tokens), [`families`] (what each class builds), [`templates`] (tokens around a text).
 
 mod added;
 mod class;
+mod defaults;
 mod families;
 mod files;
+mod named;
 mod specials;
 mod templates;
 #[cfg(test)]
@@ -141,7 +143,7 @@ pub fn read(folder: &Path) -> Result<ResolvedTokenizer, TokenizerError> {
         added.remove_from(rows, |content| stated.is_by_class(content) && !around.contains(content));
     }
     made["added_tokens"] = added.to_json();
-    if files.segments > 1 && !files.returns_segments(class) {
+    if files.segments > 1 && !class.returns_segments(&files) {
         templates::without_segments(&mut made["post_processor"]);
     }
     cut_at(&files, &mut made)?;

@@ -3,37 +3,11 @@
 use super::TokenizerError;
 use super::added::{Added, Token};
 use super::class::Class;
-use super::families;
+use super::defaults;
 use super::files::{Extra, Files, Ordered};
+use super::named::{Named, STANDARD};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Names of the special tokens of every tokenizer, in the order in which they are added.
-pub(super) const STANDARD: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// A token that a setting names.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) enum Named {
-    Text(String),
-    Token(Token),
-}
-
-impl Named {
-    pub(super) fn content(&self) -> &str {
-        match self {
-            Self::Text(content) => content,
-            Self::Token(token) => &token.content,
-        }
-    }
-
-    fn to_token(&self) -> Token {
-        match self {
-            Self::Text(content) => Token::special(content),
-            Self::Token(token) => token.clone(),
-        }
-    }
-}
 
 /// All tokens that the settings name.
 #[derive(Debug)]
@@ -218,11 +192,11 @@ impl Collected {
         by_folder.extend(listed.keys().map(|content| (*content).to_owned()));
         let mut named = Vec::new();
         for name in STANDARD {
-            let value = self.standard.remove(name).unwrap_or_else(|| families::default_token(class, name, files));
-            named.extend(value.map(|value| (name.to_owned(), families::adapt_token(class, name, value))));
+            let value = self.standard.remove(name).unwrap_or_else(|| defaults::default_token(class, name, files));
+            named.extend(value.map(|value| (name.to_owned(), defaults::adapt_token(class, name, value))));
         }
         named.append(&mut self.specific);
-        let extra = families::extra_tokens(class, files, self.extra, self.additional)?;
+        let extra = defaults::extra_tokens(class, files, self.extra, self.additional)?;
         let all = named.iter().map(|(_, named)| named).chain(&extra).map(|named| named.content().to_owned());
         let by_class = all.filter(|content| !by_folder.contains(content)).collect();
         Ok(Stated { decoder: self.decoder, named, extra, by_class })

@@ -4,9 +4,11 @@
 mod labels;
 mod parquet;
 mod source;
+mod table;
 
 pub(crate) use labels::labels;
-use source::{Form, Table};
+use source::Form;
+use table::Table;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Map, Value};

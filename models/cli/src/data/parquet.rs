@@ -1,6 +1,6 @@
 //! Parquet tables.
 
-use super::source::{Table, from_objects};
+use super::table::{Table, from_objects};
 use anyhow::Context;
 use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};

@@ -1,9 +1,10 @@
 //! Reads a table or JSON of any usual form: detects compression, encoding, separators and quotes.
 
+use super::table::{Table, from_objects};
 use super::{extension, parquet};
 use anyhow::{Context, bail, ensure};
 use flate2::read::MultiGzDecoder;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use skiff_base::foreign::{Foreign, START_BYTES};
 use skiff_data::encoding::Guess;
 use std::io::Read;
@@ -21,15 +22,6 @@ pub(crate) struct Form {
     pub(crate) separator: Option<u8>,
     /// Names of all columns of a table without a header.
     pub(crate) header: Vec<String>,
-}
-
-/// Records with a value for each name.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct Table {
-    /// Names of the columns.
-    pub(crate) names: Vec<String>,
-    /// Values of each record, in the order of the names.
-    pub(crate) rows: Vec<Vec<Value>>,
 }
 
 /// Reads the file at `path`. Adds a sentence to `notes` for each guess.
@@ -128,19 +120,6 @@ fn json(text: &str, notes: &mut Vec<String>) -> anyhow::Result<Table> {
 
 fn is_table(value: &Value) -> bool {
     value.as_array().is_some_and(|records| !records.is_empty() && records.iter().all(Value::is_object))
-}
-
-/// Makes a table whose columns are the keys of all objects. A key that an object lacks is null.
-pub(super) fn from_objects(objects: Vec<Map<String, Value>>) -> Table {
-    let mut names: Vec<String> = Vec::new();
-    for name in objects.iter().flat_map(Map::keys) {
-        if !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
-    let row =
-        |mut object: Map<String, Value>| names.iter().map(|name| object.remove(name).unwrap_or_default()).collect();
-    Table { rows: objects.into_iter().map(row).collect(), names }
 }
 
 /// Reads fields between separators.

@@ -7,8 +7,8 @@
 //! alternatives), [`fleet`] (the known devices). On a disk: [`store`] (journal and signing key), [`transfers`] (weights out,
 //! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them). [`doors`]: MQTT
 //! for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For everybody: [`config`],
-//! [`views`] (makes what operators see), [`board`] (the newest views, and the changes that each watcher has not seen) and
-//! [`measures`] (figures of evaluations). [`release`] is reserved for later.
+//! [`views`] (makes what operators see) and [`board`] (the newest views, and the changes that each watcher has not seen).
+//! [`release`] is reserved for later.
 //!
 //! Requests of operators, their replies and the views are the crate `skiff-api`. The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 
@@ -18,7 +18,6 @@ pub mod config;
 pub mod doors;
 pub mod fleet;
 pub mod hub;
-pub mod measures;
 pub mod merge;
 pub mod release;
 pub mod results;

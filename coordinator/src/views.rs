@@ -1,7 +1,7 @@
 //! Builds all views for people and programs from the engine of the run, the fleet, the journal and the traffic.
 
 use crate::fleet::Device;
-use crate::measures;
+use crate::run::measures;
 use crate::run::{self, ClosedRound, Entry, Ledger, Record, Run, RunSettings, Totals};
 use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError, Traffic};

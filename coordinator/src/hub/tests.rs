@@ -7,6 +7,7 @@ use super::*;
 use crate::arrivals::Checker;
 use crate::board::Board;
 use crate::merge::model::tests::{blob, tiny};
+use crate::run::RunSettings;
 use crate::store::SqliteStore;
 use crate::store::kills::WatchedBlobs;
 use crate::views;
@@ -16,7 +17,7 @@ use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
 };
-use skiff_protocol::transfer::{CHUNK_BYTES, TransferId, TransferMessage};
+use skiff_protocol::transfer::{CHUNK_BYTES, Purpose, TransferId, TransferMessage};
 use skiff_protocol::{Signer, Topic, Version, samples};
 use tempfile::TempDir;
 

@@ -7,41 +7,36 @@ use std::collections::BTreeMap;
 /// Online devices, and offline devices that have an order.
 #[derive(Debug, Default)]
 pub(super) struct Attendance {
-    seen: BTreeMap<DeviceId, Seen>,
+    here: BTreeMap<DeviceId, Here>,
+    /// Offline devices, and the time when each went offline, in milliseconds.
+    gone: BTreeMap<DeviceId, u64>,
     /// Conditions of online devices. Devices that report nothing are left out.
     conditions: BTreeMap<DeviceId, Condition>,
-}
-
-#[derive(Clone, Debug)]
-enum Seen {
-    Here(Here),
-    Gone { since_ms: u64 },
 }
 
 impl Attendance {
     /// Records that a device is online. Returns true if it was offline before, or has restarted.
     pub(super) fn arrive(&mut self, device: DeviceId, here: Here) -> bool {
         let boot = here.boot;
-        let before = self.seen.insert(device, Seen::Here(here));
-        !matches!(before, Some(Seen::Here(before)) if before.boot == boot)
+        self.gone.remove(&device);
+        let before = self.here.insert(device, here);
+        before.is_none_or(|before| before.boot != boot)
     }
 
     /// Records that a device is offline. Forgets the device if no phase waits for it.
     pub(super) fn leave(&mut self, device: DeviceId, now_ms: u64, is_ordered: bool) {
         self.conditions.remove(&device);
-        if !is_ordered {
-            self.seen.remove(&device);
-            return;
-        }
-        let seen = self.seen.entry(device).or_insert(Seen::Gone { since_ms: now_ms });
-        if matches!(seen, Seen::Here(_)) {
-            *seen = Seen::Gone { since_ms: now_ms };
+        self.here.remove(&device);
+        if is_ordered {
+            self.gone.entry(device).or_insert(now_ms);
+        } else {
+            self.gone.remove(&device);
         }
     }
 
     /// Forgets the offline devices for which `is_ordered` is false.
     pub(super) fn forget(&mut self, is_ordered: impl Fn(&DeviceId) -> bool) {
-        self.seen.retain(|device, seen| matches!(seen, Seen::Here(_)) || is_ordered(device));
+        self.gone.retain(|device, _| is_ordered(device));
     }
 
     /// Replaces the condition of an online device. If the new condition has no pace, the last known pace stays.
@@ -61,36 +56,32 @@ impl Attendance {
 
     /// Returns an online device.
     pub(super) fn here(&self, device: &DeviceId) -> Option<&Here> {
-        match self.seen.get(device)? {
-            Seen::Here(here) => Some(here),
-            Seen::Gone { .. } => None,
-        }
+        self.here.get(device)
     }
 
     /// Returns true if a device is online.
     pub(super) fn is_online(&self, device: &DeviceId) -> bool {
-        self.here(device).is_some()
+        self.here.contains_key(device)
     }
 
     /// Returns all online devices, by name.
     pub(super) fn online(&self) -> impl Iterator<Item = (&DeviceId, &Here)> {
-        self.seen.iter().filter_map(|(device, seen)| match seen {
-            Seen::Here(here) => Some((device, here)),
-            Seen::Gone { .. } => None,
-        })
+        self.here.iter()
+    }
+
+    /// Returns the offline devices that have an order, by name.
+    pub(super) fn gone(&self) -> impl Iterator<Item = &DeviceId> {
+        self.gone.keys()
     }
 
     /// Returns the time at which a device went offline, in milliseconds; `None` if it is online, or if nothing is known about it.
     pub(super) fn gone_since_ms(&self, device: &DeviceId) -> Option<u64> {
-        match self.seen.get(device)? {
-            Seen::Gone { since_ms } => Some(*since_ms),
-            Seen::Here(_) => None,
-        }
+        self.gone.get(device).copied()
     }
 
     /// Returns the number of devices that are remembered.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.seen.len()
+        self.here.len() + self.gone.len()
     }
 }

@@ -9,6 +9,9 @@
 //! The engine says which orders are open ([`Open`]), and which devices are online. An order that is no longer open is forgotten.
 //! A stop is repeated independently of orders, at most [`MAX_STOPS`] times; a newer order to the same device replaces it. An
 //! offline device gets nothing: its command is sent when it is back.
+//!
+//! Looking for due commands visits every open order. Between two looks, [`Deliveries::rest`] remembers when the next command is due;
+//! only other orders, new stops and devices that come back make an earlier look necessary.
 
 use skiff_protocol::DeviceId;
 use skiff_protocol::messages::Command;
@@ -34,6 +37,10 @@ pub(super) struct Deliveries {
     stops: BTreeMap<DeviceId, Stop>,
     /// True if more commands were due than could be sent at a time.
     more_are_due: bool,
+    /// True if something happened since the last look that can make a command due.
+    has_changed: bool,
+    /// Time of the next command to an online device, in milliseconds, as of the last look.
+    next_ms: Option<u64>,
 }
 
 /// Delivery of a device's open order.
@@ -54,6 +61,12 @@ impl Deliveries {
     /// Sends the device's order again at the next opportunity, because a restart loses messages.
     pub(super) fn on_restart(&mut self, device: &DeviceId) {
         self.orders.remove(device);
+        self.has_changed = true;
+    }
+
+    /// Looks for orders to send at the next opportunity, because others are open now.
+    pub(super) fn on_other_orders(&mut self) {
+        self.has_changed = true;
     }
 
     /// Repeats the device's order less often. Returns false if the order was not sent.
@@ -75,6 +88,7 @@ impl Deliveries {
     /// Sends the stop `command` to a device, unless the device's next order is sent first.
     pub(super) fn stop(&mut self, device: DeviceId, command: Command) {
         self.stops.insert(device, Stop { command, sent: 0, due_ms: 0 });
+        self.has_changed = true;
     }
 
     /// Forgets the orders that are not open any more, and returns the open ones that are due at online devices, at most
@@ -120,14 +134,26 @@ impl Deliveries {
         due
     }
 
-    /// Returns the time of the next command to an online device, in milliseconds: `now_ms` if some are still due.
-    pub(super) fn deadline_ms(&self, is_online: impl Fn(&DeviceId) -> bool, now_ms: u64) -> Option<u64> {
-        if self.more_are_due {
-            return Some(now_ms);
-        }
+    /// Returns true if it is worth looking for due commands.
+    pub(super) fn may_be_due(&self, now_ms: u64) -> bool {
+        self.has_changed || self.next_ms.is_some_and(|next_ms| now_ms >= next_ms)
+    }
+
+    /// Remembers when the next command to an online device is due: now, if there were more than could be sent at a time.
+    pub(super) fn rest(&mut self, is_online: impl Fn(&DeviceId) -> bool, now_ms: u64) {
+        self.has_changed = false;
         let orders = self.orders.iter().map(|(device, delivery)| (device, delivery.due_ms));
         let stops = self.stops.iter().map(|(device, stop)| (device, stop.due_ms));
-        orders.chain(stops).filter(|(device, _)| is_online(device)).map(|(_, due_ms)| due_ms).min()
+        let next_ms = orders.chain(stops).filter(|(device, _)| is_online(device)).map(|(_, due_ms)| due_ms).min();
+        self.next_ms = if self.more_are_due { Some(now_ms) } else { next_ms };
+    }
+
+    /// Returns the time of the next look, in milliseconds; `None` if no command waits for its time.
+    pub(super) fn deadline_ms(&self, now_ms: u64) -> Option<u64> {
+        match self.has_changed {
+            true => Some(now_ms),
+            false => self.next_ms.filter(|_| !self.orders.is_empty() || !self.stops.is_empty()),
+        }
     }
 }
 
@@ -156,10 +182,13 @@ mod tests {
         assert!(due(&mut deliveries, 0) && due(&mut deliveries, 0));
         deliveries.on_sent(&device("a"), 3, 0);
         assert!(!due(&mut deliveries, REPEAT_MS - 1) && due(&mut deliveries, REPEAT_MS));
-        assert_eq!(deliveries.deadline_ms(ONLINE, 0), Some(REPEAT_MS));
+        deliveries.rest(ONLINE, 0);
+        assert_eq!(deliveries.deadline_ms(0), Some(REPEAT_MS));
+        assert!(!deliveries.may_be_due(REPEAT_MS - 1) && deliveries.may_be_due(REPEAT_MS));
         assert!(deliveries.on_accepted(&device("a"), 1_000));
         assert!(!due(&mut deliveries, REPEAT_MS) && due(&mut deliveries, 1_000 + ACCEPTED_REPEAT_MS));
         deliveries.on_restart(&device("a"));
+        assert_eq!(deliveries.deadline_ms(1_001), Some(1_001), "it is looked for at once");
         assert!(due(&mut deliveries, 1_001));
         assert!(!deliveries.on_accepted(&device("a"), 1_001), "what was not sent is not accepted");
     }
@@ -170,7 +199,8 @@ mod tests {
         deliveries.on_sent(&device("a"), 3, 0);
         assert_eq!(deliveries.due_orders(&Open::from([(device("a"), 4)]), ONLINE, 1), [device("a")]);
         assert_eq!(deliveries.due_orders(&Open::new(), ONLINE, 1), []);
-        assert_eq!(deliveries.deadline_ms(ONLINE, 0), None);
+        deliveries.rest(ONLINE, 1);
+        assert_eq!(deliveries.deadline_ms(1), None);
     }
 
     #[test]
@@ -180,7 +210,8 @@ mod tests {
         assert_eq!(deliveries.due_orders(&Open::from([(device("a"), 1)]), offline, 9), []);
         deliveries.stop(device("a"), stop(2));
         assert_eq!(deliveries.due_stops(offline, 9), []);
-        assert_eq!(deliveries.deadline_ms(offline, 9), None);
+        deliveries.rest(offline, 9);
+        assert_eq!(deliveries.deadline_ms(9), None);
         assert_eq!(deliveries.due_stops(ONLINE, 9), [(device("a"), stop(2))]);
     }
 
@@ -207,7 +238,8 @@ mod tests {
         for _ in 0..3 {
             let due = deliveries.due_orders(&open, ONLINE, 5);
             due.iter().for_each(|device| deliveries.on_sent(device, 1, 5));
-            parts.push((due.len(), deliveries.deadline_ms(ONLINE, 5)));
+            deliveries.rest(ONLINE, 5);
+            parts.push((due.len(), deliveries.deadline_ms(5)));
         }
         let later = Some(5 + REPEAT_MS);
         assert_eq!(parts, [(MAX_COMMANDS, Some(5)), (MAX_COMMANDS, Some(5)), (1, later)]);

@@ -152,7 +152,7 @@ fn adds_up(metrics: &TaskMetrics, examples: u64, correct: u64, numbers: Option<u
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use crate::measures;
+    use crate::run::measures;
     use proptest::prelude::*;
     use skiff_protocol::metrics::{Classification, Language, Regression, SpanCounts, Tokens};
 

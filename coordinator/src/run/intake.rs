@@ -164,6 +164,10 @@ impl Run {
             let ledger = &self.ledger;
             self.attendance.forget(|device| ledger.has_order(device));
         }
+        // These two only end an order, and a large fleet sends thousands of them.
+        if !matches!(entry.record, Record::UpdateStored { .. } | Record::DeviceOut { .. }) {
+            self.deliveries.on_other_orders();
+        }
         let begins = matches!(entry.record, Record::Collected | Record::Resumed);
         actions.push(Action::Journal(entry));
         if let (true, Phase::Merge(training)) = (begins, &self.ledger.phase) {

@@ -1,6 +1,7 @@
 //! Computes the figures of an evaluation, and the main measure of each task, from counts and sums.
 
-use crate::run::{Entry, Evaluation, ModelTask, Record};
+use super::evaluation::{Evaluation, ModelTask};
+use super::record::{Entry, Record};
 use skiff_api::measures::{Figures, Measure, Parts};
 use skiff_models::spans::SpanLabels;
 use skiff_models::task::Task;

@@ -55,6 +55,7 @@ mod event;
 pub mod explain;
 mod intake;
 mod ledger;
+pub mod measures;
 mod orders;
 mod record;
 mod round;
@@ -169,8 +170,9 @@ impl Run {
     /// Returns the time at which to send [`Event::Tick`]; an earlier tick does nothing.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        let commands = self.deliveries.deadline_ms(|device| self.attendance.is_online(device), self.now_ms);
-        let graces = self.ledger.selected.iter().filter_map(|device| self.grace_ends_ms(device));
+        let commands = self.deliveries.deadline_ms(self.now_ms);
+        let awaited = self.attendance.gone().filter(|device| self.ledger.selected.contains(*device));
+        let graces = awaited.filter_map(|device| self.grace_ends_ms(device));
         let phase = self.ledger.deadline_ms();
         // A grace period that is over has had its effect and is no deadline any more.
         let graces = graces.filter(|&ends| phase.is_some() && self.now_ms < ends);

@@ -38,6 +38,9 @@ impl Run {
     /// Returns the orders and stops that are due.
     pub(super) fn due_commands(&mut self, now_ms: u64) -> Vec<Action> {
         let mut actions = Vec::new();
+        if !self.deliveries.may_be_due(now_ms) {
+            return actions;
+        }
         let open = self.pending();
         for device in self.deliveries.due_orders(&open, |device| self.attendance.is_online(device), now_ms) {
             if let Some((round, order)) = self.order(&device) {
@@ -48,6 +51,7 @@ impl Run {
         }
         let stops = self.deliveries.due_stops(|device| self.attendance.is_online(device), now_ms);
         actions.extend(stops.into_iter().map(|(device, command)| Action::SendCommand(device, command)));
+        self.deliveries.rest(|device| self.attendance.is_online(device), now_ms);
         actions
     }
 

@@ -71,27 +71,36 @@ impl Run {
     /// Draws online devices.
     fn select(&self, purpose: Purpose, round: u32) -> BTreeSet<DeviceId> {
         let settings = &self.ledger.start.settings;
-        let mut drawn: Vec<(u64, DeviceId)> = self
-            .fit_for(purpose)
-            .map(|(device, _)| (draw(settings.seed, "select", round, device.as_str()).to_bits(), device.clone()))
-            .collect();
-        drawn.sort();
+        let number = |device: &DeviceId| draw(settings.seed, "select", round, device.as_str()).to_bits();
+        let mut drawn: Vec<(u64, &DeviceId)> = self.free_for(purpose).map(|device| (number(device), device)).collect();
+        drawn.sort_unstable();
         let carried = if purpose == Purpose::Train { self.ledger.carried.assignments.len() } else { 0 };
         let most = ((settings.devices + settings.over_selection) as usize).saturating_sub(carried);
-        drawn.into_iter().take(most).map(|(_, device)| device).collect()
+        // The limits of a device take longest to compute. In this order only the first devices need them.
+        let fit = drawn.into_iter().map(|(_, device)| device).filter(|device| self.bears(purpose, device));
+        fit.take(most).cloned().collect()
     }
 
-    /// Returns the online devices that can work: they have examples and no open order from an earlier round.
-    pub(super) fn fit_for(&self, purpose: Purpose) -> impl Iterator<Item = (&DeviceId, &Here)> {
-        self.attendance.online().filter(move |(device, here)| {
+    /// Returns the online devices that can work: they have examples, no open order from an earlier round, and enough memory.
+    pub(super) fn fit_for(&self, purpose: Purpose) -> impl Iterator<Item = &DeviceId> {
+        self.free_for(purpose).filter(move |device| self.bears(purpose, device))
+    }
+
+    /// Returns the online devices with examples and without an open order from an earlier round.
+    fn free_for(&self, purpose: Purpose) -> impl Iterator<Item = &DeviceId> {
+        let is_free = move |(device, here): &(&DeviceId, &Here)| {
             let examples = match purpose {
                 Purpose::Train => here.train_examples,
                 Purpose::Evaluate => here.test_examples,
             };
-            let bears = || purpose == Purpose::Evaluate || self.limits(device).is_some_and(|limits| limits.is_ok());
-            let is_free = !self.ledger.carried.assignments.contains_key(*device);
-            examples > 0 && is_free && bears()
-        })
+            examples > 0 && !self.ledger.carried.assignments.contains_key(*device)
+        };
+        self.attendance.online().filter(is_free).map(|(device, _)| device)
+    }
+
+    /// Returns true if the device's memory suffices for the work.
+    fn bears(&self, purpose: Purpose, device: &DeviceId) -> bool {
+        purpose == Purpose::Evaluate || self.limits(device).is_some_and(|limits| limits.is_ok())
     }
 }
 

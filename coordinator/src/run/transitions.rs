@@ -64,7 +64,8 @@ impl Run {
         };
         // A device that still trains from the round before counts, although it gets no order.
         let carried = if purpose == Purpose::Train { self.ledger.carried.assignments.len() } else { 0 };
-        let fit = carried + self.fit_for(purpose).count();
+        // More than `devices` change nothing, and a fleet may have thousands.
+        let fit = carried + self.fit_for(purpose).take(devices.saturating_sub(carried)).count();
         let is_missed = |device: &DeviceId| !self.attendance.is_online(device) && !self.is_given_up(device, now_ms);
         let all_back = !self.ledger.selected.is_empty() && !self.ledger.selected.iter().any(is_missed);
         if fit >= devices || (fit >= quorum && (all_back || is_due)) {

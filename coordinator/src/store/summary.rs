@@ -9,7 +9,7 @@
 
 use super::convert::measured;
 use super::journal::{Entry, Record};
-use crate::measures;
+use crate::run::measures;
 use crate::run::{Evaluation, ModelTask, is_failure};
 use serde::{Deserialize, Serialize};
 use skiff_api::details::Kept;

@@ -1,7 +1,7 @@
-//! What can be asked of a run's state. Nothing here changes it.
+//! Answers questions about a run's state, and changes nothing.
 
 use super::{DISTANCES, Ledger, Ordered, Phase};
-use crate::measures;
+use crate::run::measures;
 use crate::run::record::{NOTHING_MERGED, is_failure};
 use skiff_api::measures::Measure;
 use skiff_protocol::{DeviceId, Digest};

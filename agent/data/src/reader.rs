@@ -704,6 +704,9 @@ mod tests {
 
         #[test]
         fn tsv_reads_what_was_written(examples in examples()) {
+            // A first record that is quoted throughout is refused with a way out: see `DataError::QuotedFields`.
+            let quoted = |text: &str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+            prop_assume!(!(quoted(&examples[0].text) && quoted(&examples[0].label)));
             let rows: String = examples.iter().map(|example| format!("{}\t{}\n", example.text, example.label)).collect();
             prop_assert_eq!(parse(Format::Tsv, format!("sentence\tlabel\n{rows}").as_bytes()).unwrap(), examples);
         }

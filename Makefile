@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test screens check bench experiment golden cross cross-test tools
+.PHONY: help demo test sim screens check bench experiment golden cross cross-test tools
 
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
@@ -25,6 +25,8 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
 
   make demo     a fleet on this machine: a coordinator, a broker and four agents learn together, a few minutes
   make test     every test suite, even after one has failed; installs the Mosquitto broker if it is missing
+  make sim      simulates whole fleets under faults with virtual time; SEEDS=10000 for a night, SEED=7 repeats one and prints its
+                events, SWARM=1 turns random faults off in each seed (make test runs 300 seeds)
   make screens  writes every screen at 80 columns to docs/screens, from real programs, and the picture of the demo
   make check    formatting, lints, plain English, and (with cargo-deny installed) licences and advisories
   make bench    what training steps cost on three sizes of BERT and on real text, what a round costs beyond
@@ -80,6 +82,10 @@ test: tools
 	@cargo build --locked $(binaries)
 	-@cross/previous
 	@SKIFF_ONNXRUNTIME='$(onnxruntime)' cargo test --locked --workspace --no-fail-fast
+
+sim: tools
+	@$(if $(SEEDS),SKIFF_SEEDS='$(SEEDS)') $(if $(SEED),SKIFF_SEED='$(SEED)') $(if $(SWARM),SKIFF_SWARM=1) \
+	    cargo test --locked -p skiff-tests --test sim every_seed -- --nocapture
 
 screens: tools
 	@cross/fetch

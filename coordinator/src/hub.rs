@@ -28,7 +28,7 @@ use crate::arrivals::{Arrival, Arrivals, Checked};
 use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
-use crate::run::{Action, Entry, Event, MergeJob, Merged, Record, Run};
+use crate::run::{Action, Entry, Event, Ledger, MergeJob, Merged, Record, Run};
 use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::Transfers;
 use skiff_base::chain;
@@ -170,6 +170,12 @@ impl Hub {
     #[must_use]
     pub fn last_ms(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.ledger().last_ms)
+    }
+
+    /// Returns the state of the current or last run.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Ledger> {
+        self.run.as_ref().map(Run::ledger)
     }
 
     /// Handles events of the link to the broker.
@@ -349,7 +355,10 @@ impl Hub {
             for action in actions {
                 self.carry_out(action, now);
             }
-            if entries.iter().any(|entry| matches!(entry.record, Record::Merged(_) | Record::Skipped { .. })) {
+            let supersedes = |entry: &Entry| {
+                matches!(entry.record, Record::Merged(_) | Record::Skipped { .. } | Record::RunEnded { .. })
+            };
+            if entries.iter().any(supersedes) {
                 self.remove_blobs()?;
             }
             commands_are_due = !entries.is_empty();

@@ -9,7 +9,7 @@ use skiff_link::{Link, LinkConfig, Publication, Qos, Refusals, Refused};
 use skiff_protocol::codec::{Message, open, seal};
 use skiff_protocol::messages::Gone;
 use skiff_protocol::topics::device_filters;
-use skiff_protocol::transfer::{TransferId, TransferMessage};
+use skiff_protocol::transfer::{CHUNK_BYTES, PROBE, TransferId, TransferMessage};
 use skiff_protocol::{BootId, DeviceId, FleetId, Timestamp, Topic, Verifier, Version};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -106,6 +106,29 @@ impl Desk {
         let topic = Topic::UpTransfer(self.device.clone(), id).text(&self.fleet);
         let payload = seal(&Message::Transfer(message), version, &topic, None);
         Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false }
+    }
+}
+
+impl Desk {
+    /// Returns publications that test the way to the coordinator, each with the name of its topic. The last one has the size of a
+    /// whole chunk.
+    #[must_use]
+    pub fn probes(&self) -> Vec<(&'static str, Publication)> {
+        let device = || self.device.clone();
+        let topics = [
+            ("birth", Topic::Birth(device()), 1),
+            ("telemetry", Topic::Telemetry(device()), 1),
+            ("answer", Topic::Answer(device()), 1),
+            ("transfer/...", Topic::UpTransfer(device(), PROBE), 1),
+            ("transfer/...", Topic::UpTransfer(device(), PROBE), CHUNK_BYTES),
+        ];
+        let probe = |(index, (name, topic, bytes)): (u32, (&'static str, Topic, usize))| {
+            let topic = topic.text(&self.fleet);
+            let chunk = Message::Transfer(TransferMessage::Chunk { index, bytes: vec![0; bytes] });
+            let payload = seal(&chunk, Version::OLDEST, &topic, None);
+            (name, Publication { topic, payload, qos: Qos::AtLeastOnce, retain: false })
+        };
+        (0..).zip(topics).map(probe).collect()
     }
 }
 

@@ -296,6 +296,10 @@ impl Hub {
                 self.feed(Event::Answered(device.clone(), answer), now);
                 Ok(Change::Nothing)
             }
+            Said::Probe(chunk) => {
+                self.answer_probe(&device, chunk);
+                Ok(Change::Nothing)
+            }
             Said::Transfer(id, message) => {
                 let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
                 let judge = |offer: &Offer| updates::judge(run, most_bytes, &device, offer);

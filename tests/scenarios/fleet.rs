@@ -91,6 +91,30 @@ fn a_run_continues_when_the_broker_is_killed_and_comes_back() {
     assert!(run.closed.iter().all(|closed| closed.updates == 2 && closed.skipped.is_none()), "{:?}", run.closed);
 }
 
+/// Mosquitto acknowledges messages that it drops. Only their way to the coordinator and back shows what arrives.
+#[test]
+fn doctor_names_what_the_broker_drops() {
+    for (up, settings, expected) in [
+        ("write", "", "pass the broker"),
+        ("read", "", "topic write skiff/v1/test/d/oak/up/#"),
+        ("write", "message_size_limit 10000\n", "message_size_limit, max_packet_size"),
+    ] {
+        let broker = Broker::mosquitto_with(FLEET, &DEVICES[..1], up, settings);
+        let mut fleet = Fleet::prepare(&broker, &DEVICES[..1], 16);
+        fleet.start_coordinator();
+        // Until the coordinator is connected, there is nobody who answers.
+        let mut said = String::new();
+        let is_answered = || {
+            said = fleet.doctor("oak").split_whitespace().collect::<Vec<_>>().join(" ");
+            said.contains("its signature is valid")
+        };
+        assert!(eventually(is_answered), "{}", fleet.log("coordinator"));
+        assert!(said.contains(expected), "{up} {settings}: {said}");
+        let shown = fleet.skiff(&["fleet", "--json"]).output().unwrap().stdout;
+        assert!(!String::from_utf8_lossy(&shown).contains("oak"), "a test makes no device of the fleet");
+    }
+}
+
 /// Kills the worker as the system does if memory runs out. The agent stays, says what happened, and works in the next round.
 #[test]
 fn a_device_whose_worker_is_killed_says_so_and_takes_part_in_the_next_round() {

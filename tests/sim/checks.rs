@@ -18,7 +18,7 @@ use std::sync::PoisonError;
 /// Largest difference between two ways of computing the same mean, as a part of the value.
 const TOLERANCE: f64 = 1e-5;
 
-/// What was seen so far, and how often each fact was checked.
+/// The messages that were seen so far, and the number of checks of each kind.
 #[derive(Default)]
 pub(crate) struct Checks {
     journal: Journal,

@@ -55,7 +55,7 @@ pub(crate) enum Done {
     Checked(Checked),
 }
 
-/// What the coordinator wants after an event.
+/// Messages and results that follow from an event.
 #[derive(Default)]
 pub(crate) struct Wants {
     pub(crate) publications: Vec<Publication>,

@@ -34,7 +34,7 @@ pub(crate) struct Device {
     pub(crate) cut_off_until_ms: u64,
     /// Time until which the disk is full, in milliseconds.
     pub(crate) full_until_ms: u64,
-    /// What the device sends in place of its next update.
+    /// Replacement of the next update.
     pub(crate) lie: Option<Lie>,
     /// Number of actions after which the agent is killed.
     pub(crate) killed_after: Option<u32>,
@@ -50,7 +50,7 @@ pub(crate) struct Agent {
     begun: u64,
 }
 
-/// What an agent wants after an event.
+/// Messages and work that follow from an event.
 #[derive(Default)]
 pub(crate) struct Wants {
     pub(crate) publications: Vec<Publication>,

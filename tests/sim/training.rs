@@ -7,7 +7,7 @@ use skiff_protocol::Digest;
 use skiff_protocol::messages::{EvaluationReport, SharingPlan, TrainReport};
 use skiff_protocol::metrics::TaskMetrics;
 
-/// What a device sends in place of an honest update.
+/// Replacement of an honest update.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Lie {
     /// A value that is not a number.

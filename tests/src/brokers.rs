@@ -60,6 +60,16 @@ impl Broker {
     /// If Mosquitto is not installed or does not start; the message says what to do.
     #[must_use]
     pub fn mosquitto(fleet: &str, devices: &[&str]) -> Self {
+        Self::mosquitto_with(fleet, devices, "write", "")
+    }
+
+    /// Starts Mosquitto with other rules: `up` is what devices may do with their own topics to the coordinator (`write` or `read`),
+    /// and `settings` are further lines of its configuration.
+    ///
+    /// # Panics
+    /// If Mosquitto is not installed or does not start; the message says what to do.
+    #[must_use]
+    pub fn mosquitto_with(fleet: &str, devices: &[&str], up: &str, settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name);
         let accounts = [&[COORDINATOR], devices].concat();
@@ -71,12 +81,13 @@ impl Broker {
             "mosquitto_passwd failed: install mosquitto (`cross/mosquitto`)"
         );
         let rules = format!(
-            "pattern write skiff/v1/{fleet}/d/%u/up/#\npattern read skiff/v1/{fleet}/d/%u/dn/#\n\
+            "pattern {up} skiff/v1/{fleet}/d/%u/up/#\npattern read skiff/v1/{fleet}/d/%u/dn/#\n\
              pattern read skiff/v1/{fleet}/all/#\nuser {COORDINATOR}\ntopic readwrite skiff/v1/{fleet}/#\n"
         );
         std::fs::write(path("rules"), rules).expect("a writable folder");
         let port = Port::reserve().expect("a free port");
         let mut text = format!("listener {} 127.0.0.1\nallow_anonymous false\nset_tcp_nodelay true\n", port.number);
+        text.push_str(settings);
         let _ = writeln!(text, "password_file {}\nacl_file {}", path("passwords").display(), path("rules").display());
         if is_root() {
             // Mosquitto would give up root for a user who may not read the folder.

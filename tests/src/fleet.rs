@@ -131,23 +131,39 @@ impl Fleet {
     /// # Panics
     /// If there is no coordinator's key yet.
     pub fn start_agent_of(&mut self, build: Build, device: &str) {
+        let mut command = self.agent(build, device, &["run", "--exit-with-parent", "--telemetry-seconds", "1"]);
+        // The agent's worker inherits it.
+        command.env("SKIFF_WORKER_BARRIER", self.path(BARRIER));
+        let child = self.spawn(command, device);
+        self.agents.insert(device.to_owned(), child);
+    }
+
+    /// Returns the standard output of `skiff-agent doctor` for `device`.
+    ///
+    /// # Panics
+    /// If there is no coordinator's key yet, or the program does not start.
+    #[must_use]
+    pub fn doctor(&self, device: &str) -> String {
+        let output = self.agent(Build::Present, device, &["doctor"]).output().expect("skiff-agent starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Returns a command of `skiff-agent` with the settings of `device`.
+    fn agent(&self, build: Build, device: &str, arguments: &[&str]) -> Command {
         let share = self.path(device);
         let key =
             std::fs::read_to_string(self.path("coordinator/coordinator.pub")).expect("the coordinator's public key");
         let mut command = Command::new(build.program("skiff-agent"));
-        command.args(["run", "--exit-with-parent", "--broker", &self.url, "--fleet", FLEET, "--device", device]);
+        command.args(arguments).args(["--broker", &self.url, "--fleet", FLEET, "--device", device]);
         command.args(["--password", &password(device), "--coordinator-key", key.trim(), "--threads", "1"]);
-        command.args(["--telemetry-seconds", "1"]).arg("--pack").arg(self.path("minilm"));
+        command.arg("--pack").arg(self.path("minilm"));
         command.arg("--train").arg(share.join("train.jsonl")).arg("--test").arg(share.join("test.jsonl"));
         command.arg("--state").arg(share.join("state"));
         let cached = places::tree().join(".cache/onnxruntime/libonnxruntime.so");
         if std::env::var_os("SKIFF_ONNXRUNTIME").is_none() {
             command.env("SKIFF_ONNXRUNTIME", cached);
         }
-        // The agent's worker inherits it.
-        command.env("SKIFF_WORKER_BARRIER", self.path(BARRIER));
-        let child = self.spawn(command, device);
-        self.agents.insert(device.to_owned(), child);
+        command
     }
 
     /// Makes the worker of `device` stand still after its first step in `round`, until [`Fleet::release`].

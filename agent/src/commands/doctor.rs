@@ -10,12 +10,14 @@ use anyhow::Context;
 use rustix::fs::{Access, access, statvfs};
 use skiff_contract::Finding;
 use skiff_link::{Link, LinkConfig, LinkEvent};
-use skiff_protocol::Timestamp;
+use skiff_protocol::transfer::{PROBE, PROBED_RUN, TransferMessage};
+use skiff_protocol::{DeviceId, FleetId, Timestamp};
 use skiff_screen::text::fold;
 use skiff_screen::units::bytes;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 /// Width of the column of names.
@@ -28,6 +30,8 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 const PRESENCE_PATIENCE: Duration = Duration::from_secs(2);
 /// Free bytes of the state folder below which there is a warning.
 const ROOMY_BYTES: u64 = 64_000_000;
+/// Time that the answers to the messages of the test may take.
+const ROUND_TRIP_PATIENCE: Duration = Duration::from_secs(5);
 /// Start of 2026, before this program was built: a clock that shows an earlier time is wrong.
 const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 
@@ -152,6 +156,10 @@ async fn meet(config: &Config) -> Vec<(&'static str, Finding)> {
             break;
         }
     }
+    let round_trip = match online {
+        Some(true) => Some(go_and_return(&link, &mut events, &mut desk, config).await),
+        Some(false) | None => None,
+    };
     link.close().await;
     if !connected {
         return vec![("broker", Finding::Broken(trouble))];
@@ -165,12 +173,108 @@ async fn meet(config: &Config) -> Vec<(&'static str, Finding)> {
         )),
         (None, false) => Finding::Doubtful("none seen in this fleet: start `skiff serve`, or check fleet".to_owned()),
     };
-    vec![("broker", Finding::Fine("connected and subscribed".to_owned())), ("coordinator", coordinator)]
+    let broker = ("broker", Finding::Fine("connected and subscribed".to_owned()));
+    [broker, ("coordinator", coordinator)].into_iter().chain(round_trip.map(|found| ("broker path", found))).collect()
+}
+
+/// Sends the coordinator a message on each topic that this device writes to, and a whole chunk. It sends each of them back, and a
+/// command. A broker acknowledges also messages that it drops, so only an answer shows that they arrive.
+async fn go_and_return(
+    link: &Link,
+    events: &mut mpsc::Receiver<LinkEvent>,
+    desk: &mut Desk,
+    config: &Config,
+) -> Finding {
+    let probes = desk.probes();
+    let names: Vec<&str> = probes.iter().map(|(name, _)| *name).collect();
+    let mut back = vec![false; names.len()];
+    let mut commanded = false;
+    for (_, publication) in probes {
+        if link.publish(publication).await.is_err() {
+            return Finding::Broken("the connection ended during the test".to_owned());
+        }
+    }
+    let patience = Instant::now() + ROUND_TRIP_PATIENCE;
+    let mut cut = None;
+    while !(commanded && back.iter().all(|back| *back))
+        && let Ok(Some(event)) = timeout_at(patience, events.recv()).await
+    {
+        match event {
+            LinkEvent::Up => {}
+            LinkEvent::Down { reason } => cut = Some(reason),
+            LinkEvent::Message { topic, payload } => match desk.read(&topic, &payload, Timestamp(0)) {
+                Some(Event::Transfer { id: PROBE, message: TransferMessage::Chunk { index, .. } }) => {
+                    back.get_mut(index as usize).into_iter().for_each(|back| *back = true);
+                }
+                Some(Event::Command(command)) if command.run == PROBED_RUN => commanded = true,
+                Some(_) | None => {}
+            },
+        }
+    }
+    returned(&names, &back, commanded, cut.as_deref(), &config.fleet, &config.device)
+}
+
+/// Returns what the messages that came back say about the broker.
+fn returned(
+    names: &[&str],
+    back: &[bool],
+    commanded: bool,
+    cut: Option<&str>,
+    fleet: &FleetId,
+    device: &DeviceId,
+) -> Finding {
+    let topics = format!("skiff/v1/{fleet}/d/{device}");
+    let waited = ROUND_TRIP_PATIENCE.as_secs();
+    let Some((&whole_chunk, small)) = back.split_last() else { return Finding::Fine(String::new()) };
+    if !small.contains(&true) {
+        return Finding::Broken(format!(
+            "nothing that this device writes came back within {waited} s: its account at the broker may not write, or not read. \
+             Mosquitto's acl_file needs \"topic write {topics}/up/#\" and \"topic read {topics}/dn/#\". A coordinator of an older \
+             version does not answer either"
+        ));
+    }
+    let missing: Vec<&str> = names.iter().zip(small).filter(|(_, back)| !**back).map(|(name, _)| *name).collect();
+    if !missing.is_empty() {
+        return Finding::Broken(format!(
+            "what this device writes to {topics}/up/ does not all arrive, missing: {}. Let its account write to all of \
+             {topics}/up/# (Mosquitto: acl_file)",
+            missing.join(", ")
+        ));
+    }
+    if !whole_chunk {
+        let cut = cut.map_or_else(String::new, |reason| format!(" ({reason})"));
+        return Finding::Broken(format!(
+            "short messages arrive, but one of 64 KiB did not come back within {waited} s{cut}: the broker limits the size of \
+             messages. Raise the limit to at least 100,000 bytes (Mosquitto: message_size_limit, max_packet_size)"
+        ));
+    }
+    if !commanded {
+        return Finding::Broken(format!(
+            "commands do not arrive: let this device's account read {topics}/dn/command (Mosquitto: acl_file)"
+        ));
+    }
+    Finding::Fine("birth, telemetry, answer, a chunk of 64 KiB and a command pass the broker".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_did_not_come_back_names_the_remedy() {
+        let (fleet, device) = ("home".parse().expect("a name"), "pi".parse().expect("a name"));
+        let names = ["birth", "telemetry", "transfer/..."];
+        let found = |back: [bool; 3], commanded| returned(&names, &back, commanded, None, &fleet, &device);
+        let broken = |finding| match finding {
+            Finding::Broken(text) => text,
+            Finding::Fine(text) | Finding::Doubtful(text) => panic!("{text}"),
+        };
+        assert!(broken(found([false; 3], false)).contains("topic write skiff/v1/home/d/pi/up/#"));
+        assert!(broken(found([true, false, true], true)).contains("missing: telemetry."));
+        assert!(broken(found([true, true, false], true)).contains("message_size_limit"));
+        assert!(broken(found([true; 3], false)).contains("dn/command"));
+        assert!(matches!(found([true; 3], true), Finding::Fine(_)));
+    }
 
     #[test]
     fn a_clock_at_the_epoch_is_broken() {

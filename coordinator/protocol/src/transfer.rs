@@ -42,6 +42,14 @@ pub const WINDOW: u32 = 4;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct TransferId(pub u64);
 
+/// Name of no transfer: a program tests with it whether its messages reach the coordinator and come back.
+///
+/// The device sends a `Chunk` as a transfer's message on any of its topics. The coordinator sends the same chunk back under this name,
+/// and with it a stop of [`PROBED_RUN`] as a command. Nothing else happens.
+pub const PROBE: TransferId = TransferId(0);
+/// Run of the command that answers a probe. There is no run of this name, so a device has nothing to stop.
+pub const PROBED_RUN: RunId = RunId(0);
+
 impl TransferId {
     /// Reads the 16 hexadecimal digits that `Display` writes.
     #[must_use]

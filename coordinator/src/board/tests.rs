@@ -7,8 +7,7 @@ use skiff_protocol::Timestamp;
 
 fn device(at: usize, updates: u32) -> DeviceProgress {
     let name = format!("device-{at:05}").parse().unwrap();
-    let (presence, since) = (Presence::Here, Timestamp(0));
-    let known = Device { presence, birth: None, since, telemetry: None, note: None };
+    let known = Device::new(Presence::Here, Timestamp(0));
     DeviceProgress { updates, ..views::device(&name, &known, None) }
 }
 

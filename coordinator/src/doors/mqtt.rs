@@ -5,7 +5,7 @@
 use skiff_link::{Publication, Qos, Refused};
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{Announcement, Answer, Birth, BootId, Command, Gone, Presence, Telemetry};
-use skiff_protocol::transfer::{TransferId, TransferMessage};
+use skiff_protocol::transfer::{PROBE, TransferId, TransferMessage};
 use skiff_protocol::{DeviceId, FleetId, Signer, Topic, Version, VersionRange};
 
 /// A message from a device.
@@ -21,6 +21,8 @@ pub enum Said {
     Answer(Answer),
     /// A message of a transfer.
     Transfer(TransferId, TransferMessage),
+    /// A chunk that the device wants back, to learn whether its messages arrive.
+    Probe(TransferMessage),
 }
 
 /// Reads a message that came from the broker.
@@ -30,6 +32,14 @@ pub enum Said {
 pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, Said), Refused> {
     let parsed = Topic::parse(fleet, topic).ok_or_else(Refused::unknown_topic)?;
     let (message, _) = codec::open(payload, topic, None)?;
+    if let Message::Transfer(chunk @ TransferMessage::Chunk { .. }) = &message
+        && let Topic::Birth(device)
+        | Topic::Telemetry(device)
+        | Topic::Answer(device)
+        | Topic::UpTransfer(device, PROBE) = &parsed
+    {
+        return Ok((device.clone(), Said::Probe(chunk.clone())));
+    }
     if !message.belongs_on(&parsed) {
         return Err(Refused::wrong_topic());
     }
@@ -121,6 +131,19 @@ mod tests {
         let topic = Topic::Birth(device()).text(&fleet());
         let (who, said) = read(&fleet(), &topic, &codec::seal(&gone(), Version::OLDEST, &topic, None)).unwrap();
         assert_eq!((who, said), (device(), Said::Gone(Gone { boot: BootId(4), clean: true })));
+    }
+
+    #[test]
+    fn a_probe_is_known_on_every_topic_of_the_device() {
+        let chunk = TransferMessage::Chunk { index: 3, bytes: vec![7; 10] };
+        let topics = [Topic::Birth(device()), Topic::Telemetry(device()), Topic::UpTransfer(device(), PROBE)];
+        for topic in topics.map(|topic| topic.text(&fleet())) {
+            let payload = codec::seal(&Message::Transfer(chunk.clone()), Version::OLDEST, &topic, None);
+            assert_eq!(read(&fleet(), &topic, &payload).unwrap(), (device(), Said::Probe(chunk.clone())));
+        }
+        let other = Topic::UpTransfer(device(), TransferId(1)).text(&fleet());
+        let payload = codec::seal(&Message::Transfer(chunk.clone()), Version::OLDEST, &other, None);
+        assert_eq!(read(&fleet(), &other, &payload).unwrap().1, Said::Transfer(TransferId(1), chunk));
     }
 
     #[test]

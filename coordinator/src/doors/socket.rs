@@ -370,13 +370,7 @@ mod tests {
 
     fn device(at: usize) -> DeviceProgress {
         let name = format!("device-{at:05}").parse().unwrap();
-        let known = crate::fleet::Device {
-            presence: Presence::Here,
-            birth: None,
-            since: skiff_protocol::Timestamp(0),
-            telemetry: None,
-            note: None,
-        };
+        let known = crate::fleet::Device::new(Presence::Here, skiff_protocol::Timestamp(0));
         crate::views::device(&name, &known, None)
     }
 

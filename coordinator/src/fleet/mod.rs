@@ -4,7 +4,7 @@ use crate::run::configurator::Pace;
 use crate::run::{Condition, Here};
 use skiff_api::progress::Presence;
 use skiff_protocol::messages::{Birth, Gone, Place, Telemetry};
-use skiff_protocol::{DeviceId, Digest, Timestamp, Version};
+use skiff_protocol::{BootId, DeviceId, Digest, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The devices of one fleet.
@@ -30,7 +30,14 @@ pub struct Device {
     pub telemetry: Option<(Timestamp, Telemetry)>,
     /// Reason for the last refusal, by the device or of its message.
     pub note: Option<String>,
+    /// Life of the device before the present one.
+    before: Option<BootId>,
+    /// Time of the last birth of an earlier life, which shows that two agents use one name.
+    twice: Option<Timestamp>,
 }
+
+/// Time in milliseconds for which a device whose name two agents use is shown as such.
+const TWICE_MS: u64 = 600_000;
 
 /// The consequence of a birth or a farewell for a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,10 +98,23 @@ impl Fleet {
         let is_same_life = known.birth.as_ref().is_some_and(|before| before.boot == birth.boot);
         if !is_same_life {
             known.telemetry = None;
+            // A new life never has the number of an earlier one. Only a second agent can bring an earlier one back.
+            if known.before == Some(birth.boot) {
+                if known.twice.is_none_or(|at| now.millis_since(at) > TWICE_MS) {
+                    tracing::warn!(%device, "two agents use this name in turn; give each device a name of its own (`device` in agent.toml)");
+                }
+                known.twice = Some(now);
+            }
+            known.before = known.birth.as_ref().map(|birth| birth.boot);
         }
         let here = here(&birth);
         let is_fit = birth.pack == pack;
-        (known.presence, known.note) = if is_fit {
+        let is_twice = known.twice.is_some_and(|at| now.millis_since(at) <= TWICE_MS);
+        (known.presence, known.note) = if is_fit && is_twice {
+            let note = "two agents use this name in turn: give each device a name of its own (`device` in agent.toml)"
+                .to_owned();
+            (Presence::Here, Some(note))
+        } else if is_fit {
             (Presence::Here, None)
         } else {
             let note = format!("holds pack {:?}, this fleet trains {pack:?}: install the same pack", birth.pack);
@@ -213,8 +233,7 @@ impl Fleet {
             self.mark(&forgotten);
         }
         self.mark(device);
-        let unknown = || Device { presence: Presence::Lost, birth: None, since: now, telemetry: None, note: None };
-        Ok(self.devices.entry(device.clone()).or_insert_with(unknown))
+        Ok(self.devices.entry(device.clone()).or_insert_with(|| Device::new(Presence::Lost, now)))
     }
 }
 
@@ -241,6 +260,11 @@ pub fn condition(sample: &Telemetry) -> Condition {
 }
 
 impl Device {
+    /// Returns a device of which nothing but its presence is known.
+    pub(crate) fn new(presence: Presence, since: Timestamp) -> Self {
+        Self { presence, birth: None, since, telemetry: None, note: None, before: None, twice: None }
+    }
+
     /// Returns true if the birth of a connected device adds only the versions that it speaks. A device first sends its birth in
     /// version 2, and sends it again in a newer version once it knows that the coordinator reads that version.
     fn only_learns_versions(&self, birth: &Birth) -> bool {
@@ -329,6 +353,21 @@ mod tests {
         let downgraded = fleet.birth(&device("a"), in_version_2(2), Timestamp(4));
         assert!(matches!(downgraded, Ok(Change::Here(_))));
         assert_eq!(fleet.version(&device("a")), Version::V2);
+    }
+
+    #[test]
+    fn a_life_that_comes_back_shows_that_two_agents_use_one_name() {
+        let mut fleet = Fleet::new(PACK, 10);
+        let note = |fleet: &mut Fleet, boot, at| {
+            fleet.birth(&device("pi"), birth(boot, PACK), Timestamp(at)).unwrap();
+            fleet.get(&device("pi")).unwrap().note.clone()
+        };
+        for (boot, at) in [(1, 0), (1, 1), (2, 2), (3, 3)] {
+            assert_eq!(note(&mut fleet, boot, at), None, "it was only started again");
+        }
+        assert!(note(&mut fleet, 2, 4).unwrap().contains("two agents"));
+        assert!(note(&mut fleet, 3, 5).unwrap().contains("two agents"));
+        assert_eq!(note(&mut fleet, 4, 6 + TWICE_MS), None, "after a while with one life it is forgotten");
     }
 
     #[test]

@@ -4,8 +4,9 @@ use super::{Effect, Hub};
 use crate::arrivals::{Arrival, Checked};
 use crate::run::{Event, Run, Verdict};
 use crate::transfers::Step;
-use skiff_protocol::transfer::{Offer, Purpose};
-use skiff_protocol::{DeviceId, Timestamp};
+use skiff_protocol::messages::{Command, Order};
+use skiff_protocol::transfer::{Offer, PROBE, PROBED_RUN, Purpose, TransferMessage};
+use skiff_protocol::{DeviceId, Timestamp, Version};
 
 /// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its header.
 const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
@@ -14,6 +15,15 @@ impl Hub {
     /// Returns the maximum size of an update in bytes: all weights, and some room for the header.
     pub(super) fn most_bytes(&self) -> u64 {
         self.model.initial.len() as u64 + UPDATE_SLACK_BYTES
+    }
+
+    /// Sends a chunk back to a device that tests the way, and a command that changes nothing.
+    pub(super) fn answer_probe(&mut self, device: &DeviceId, chunk: TransferMessage) {
+        // A device that tests the way may be of any version.
+        let version = Version::OLDEST;
+        self.publish(self.writer.transfer(device, version, PROBE, chunk));
+        let stop = Command { run: PROBED_RUN, started_ms: 0, round: 0, epoch: 0, order: Order::Stop };
+        self.publish(self.writer.command(device, version, stop));
     }
 
     /// Carries out the steps that transfers asked for.

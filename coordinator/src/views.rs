@@ -7,7 +7,7 @@ use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError, Traffic};
 use serde_json::{Map, Value};
 use skiff_api::details::{Contribution, RunDetails};
-use skiff_api::progress::{DeviceProgress, Phase, Presence, ROUNDS_SHOWN, RoundProgress, RunProgress};
+use skiff_api::progress::{DeviceProgress, Phase, Presence, ROUNDS_SHOWN, RoundProgress, RunProgress, Waits};
 use skiff_protocol::messages::{AgentState, Telemetry};
 use skiff_protocol::{DeviceId, Timestamp};
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ fn state(state: AgentState) -> &'static str {
 /// Returns the current run without its closed rounds.
 #[must_use]
 pub fn run_line(run: &Run, total: Traffic, now: Timestamp) -> RunProgress {
-    line(run.ledger(), run.evaluation_reports(), total, now)
+    line(run.ledger(), &run.awaited(), total, now)
 }
 
 /// Returns a closed round.
@@ -135,6 +135,7 @@ pub fn listed_run(row: &RunRow, now: Timestamp) -> RunProgress {
         bytes_down: row.traffic.down,
         closed: Vec::new(),
         reason: summary.reason.clone(),
+        waits: None,
     }
 }
 
@@ -166,7 +167,7 @@ pub fn details(store: &dyn Store, row: &RunRow, now: Timestamp) -> Result<RunDet
     };
     let traffic = store.traffic(row.run)?;
     let closed = last_rounds(&ledger, &traffic, usize::MAX);
-    details.run = RunProgress { closed, ..line(&ledger, 0, total(&traffic), now) };
+    details.run = RunProgress { closed, ..line(&ledger, &ledger.awaited(|_| false), total(&traffic), now) };
     details.pack = Some(ledger.start.pack.to_string());
     details.settings = settings_table(&ledger.start.settings);
     details.devices = contributions(&ledger, &entries);
@@ -188,12 +189,14 @@ fn last_rounds(ledger: &Ledger, traffic: &TrafficByRound, rounds: usize) -> Vec<
 }
 
 /// Returns a run without its closed rounds.
-fn line(ledger: &Ledger, evaluation_reports: usize, total: Traffic, now: Timestamp) -> RunProgress {
+fn line(ledger: &Ledger, awaited: &[&DeviceId], total: Traffic, now: Timestamp) -> RunProgress {
     let (phase, ordered, answered) = match &ledger.phase {
         run::Phase::Gather(_) | run::Phase::Done => (Phase::Gathering, 0, 0),
         run::Phase::Train(training) => (Phase::Training, training.assignments.len(), training.updates.len()),
         run::Phase::Merge(training) => (Phase::Merging, training.assignments.len(), training.updates.len()),
-        run::Phase::Evaluate(examples) => (Phase::Evaluating, examples.len(), evaluation_reports),
+        run::Phase::Evaluate(examples) => {
+            (Phase::Evaluating, examples.len(), examples.len() - awaited.len().min(examples.len()))
+        }
         run::Phase::Ended(_) if ledger.has_failed() => (Phase::Failed, 0, 0),
         run::Phase::Ended(None) => (Phase::Completed, 0, 0),
         run::Phase::Ended(Some(_)) => (Phase::Stopped, 0, 0),
@@ -227,7 +230,40 @@ fn line(ledger: &Ledger, evaluation_reports: usize, total: Traffic, now: Timesta
             | run::Phase::Evaluate(_)
             | run::Phase::Done => None,
         },
+        waits: waits(ledger, awaited),
     }
+}
+
+/// Returns what the run waits for. `awaited` are the devices whose answer is missing.
+fn waits(ledger: &Ledger, awaited: &[&DeviceId]) -> Option<Waits> {
+    const NAMED: usize = 3;
+    let RunSettings { devices, quorum, .. } = *ledger.start.settings;
+    let mut names: Vec<String> = awaited.iter().take(NAMED).map(ToString::to_string).collect();
+    match awaited.len().saturating_sub(NAMED) {
+        0 => {}
+        more => names.push(format!("{more} more")),
+    }
+    let names = names.join(", ");
+    let (what, then) = match &ledger.phase {
+        run::Phase::Gather(run::Purpose::Train) => (
+            format!("{devices} devices that can train"),
+            format!("the round begins with those that are there, or is skipped if they are fewer than {quorum}"),
+        ),
+        run::Phase::Gather(run::Purpose::Evaluate) => (
+            format!("{devices} devices with test examples"),
+            "those that are there evaluate; without any the run continues without figures".to_owned(),
+        ),
+        run::Phase::Train(_) => (
+            format!("updates of {names}"),
+            format!("the updates that arrived are merged, or the round is skipped if they are fewer than {quorum}"),
+        ),
+        run::Phase::Evaluate(_) => {
+            (format!("figures of {names}"), "the figures count the devices that reported".to_owned())
+        }
+        run::Phase::Merge(_) => ("the merge of the updates".to_owned(), "the round is skipped if it fails".to_owned()),
+        run::Phase::Done | run::Phase::Ended(_) => return None,
+    };
+    Some(Waits { what, until_ms: ledger.deadline_ms(), then })
 }
 
 /// Returns the work of each device in a run, ordered by name.

@@ -123,6 +123,20 @@ pub struct RunProgress {
     pub closed: Vec<RoundProgress>,
     /// Reason for an early end of the run.
     pub reason: Option<String>,
+    /// Current wait of the run; `None` if it waits for nothing, or if an older coordinator does not say it.
+    #[serde(default)]
+    pub waits: Option<Waits>,
+}
+
+/// A wait of a run, with its end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Waits {
+    /// The devices or the work that the run waits for.
+    pub what: String,
+    /// Time of the coordinator's clock at which the wait ends, in milliseconds since 1970; `None` for work of the coordinator itself.
+    pub until_ms: Option<u64>,
+    /// Next step of the run if the wait ends first.
+    pub then: String,
 }
 
 /// Phase of a run.

@@ -185,10 +185,10 @@ impl Run {
         self.ordered(device).is_some_and(|ordered| ordered.epoch == epoch)
     }
 
-    /// Returns the number of devices that answered the current evaluation.
+    /// Returns the devices whose update or evaluation is missing in the current phase, by name.
     #[must_use]
-    pub fn evaluation_reports(&self) -> usize {
-        self.reports.len()
+    pub fn awaited(&self) -> Vec<&DeviceId> {
+        self.ledger.awaited(|device| self.reports.contains_key(device))
     }
 
     fn of(ledger: Ledger) -> Result<Self, BadSettings> {

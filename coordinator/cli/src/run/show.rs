@@ -58,10 +58,14 @@ pub(crate) fn now() -> Timestamp {
 
 /// Returns a time in milliseconds since 1970 as a date on this machine.
 pub(super) fn date(millis: u64) -> String {
+    local(millis, "%Y-%m-%d %H:%M")
+}
+
+fn local(millis: u64, format: &str) -> String {
     let time = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
     time.map_or_else(
         || UNKNOWN.to_owned(),
-        |time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string(),
+        |time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime(format).to_string(),
     )
 }
 
@@ -97,6 +101,11 @@ fn facts(details: &RunDetails) -> Facts {
     let reason = run.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
     let time = millis(run.elapsed_ms);
     facts.add("phase", format!("{}{reason}, round {} of {}, {time}", phase(run.phase), run.round, run.rounds));
+    if let Some(waits) = &run.waits {
+        let until =
+            waits.until_ms.map_or_else(String::new, |until_ms| format!(" until {}", local(until_ms, "%H:%M:%S")));
+        facts.add("waits for", format!("{}{until}; then {}", waits.what, waits.then));
+    }
     facts.add("on the wire", format!("{} up, {} down", bytes(run.bytes_up), bytes(run.bytes_down)));
     let before = figure(run.metrics_before.as_ref(), measure);
     let last = figure(run.metrics_after.as_ref().or(run.metrics.as_ref()), measure);

@@ -11,7 +11,7 @@ pub use rounds::{figure, phase};
 
 use rounds::Shown;
 use skiff_api::progress::Progress;
-use skiff_screen::live::Live;
+use skiff_screen::live::{Live, Part};
 use skiff_screen::output::width;
 use std::io;
 
@@ -42,8 +42,17 @@ impl Watch {
             self.live.print(&rows)?;
         }
         if !run.phase.is_end() {
-            self.live.parts(&progress.devices.iter().map(devices::part).collect::<Vec<_>>());
-            let text = rounds::status(run, &progress.devices);
+            let mut parts: Vec<Part> = progress.devices.iter().map(devices::part).collect();
+            let mut text = rounds::status(run, &progress.devices);
+            match (rounds::waits(run, progress.now_ms), width()) {
+                (Some(waits), Some(_)) => {
+                    parts.insert(0, Part { name: "waits".to_owned(), done: 0, total: 0, text: waits });
+                }
+                // In a pipe there is one line, of any length.
+                (Some(waits), None) => text += &format!("; waits {waits}"),
+                (None, _) => {}
+            }
+            self.live.parts(&parts);
             match run.ordered {
                 0 => self.live.say(&text),
                 ordered => self.live.count(&text, run.answered.into(), ordered.into()),

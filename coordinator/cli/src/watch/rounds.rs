@@ -113,6 +113,14 @@ pub(super) fn status(run: &RunProgress, known: &[DeviceProgress]) -> String {
     format!("{round}: {waits}, {}", millis(run.elapsed_ms))
 }
 
+/// Returns what the run waits for, how much longer, and what happens then; `None` if it waits for no device, or if an older
+/// coordinator does not say it.
+pub(super) fn waits(run: &RunProgress, now_ms: u64) -> Option<String> {
+    let waits = run.waits.as_ref()?;
+    let left = waits.until_ms.filter(|_| now_ms > 0)?.saturating_sub(now_ms);
+    Some(format!("at most {} for {}, then {}", millis(left), waits.what, waits.then))
+}
+
 /// Returns the name of a phase.
 #[must_use]
 pub const fn phase(phase: Phase) -> &'static str {
@@ -131,6 +139,7 @@ pub const fn phase(phase: Phase) -> &'static str {
 mod tests {
     use super::super::samples::{device, round, run};
     use super::*;
+    use skiff_api::progress::Waits;
 
     const WIDE: &str = "\
 \x20round  updates  accuracy    loss  dropout  layers  ms/step        up      down     time
@@ -198,6 +207,13 @@ before             0.2500
     fn the_status_says_what_the_run_waits_for() {
         let devices = [device("kitchen")];
         assert_eq!(status(&run(&[]), &devices), "round 3 of 8: training, 2 of 4 devices done, 1:05");
+        let waits = Waits { what: "updates of oak".to_owned(), until_ms: Some(44_000), then: "they merge".to_owned() };
+        let waiting = RunProgress { waits: Some(waits), ..run(&[]) };
+        assert_eq!(
+            super::waits(&waiting, 9_000).as_deref(),
+            Some("at most 35.0 s for updates of oak, then they merge")
+        );
+        assert_eq!(super::waits(&run(&[]), 9_000), None);
         let first = RunProgress { round: 0, ordered: 0, phase: Phase::Gathering, ..run(&[]) };
         assert_eq!(status(&first, &devices), "before round 1: waiting for devices, 1 of 1 device can train, 1:05");
     }

@@ -72,6 +72,17 @@ impl Ledger {
         self.carried.assignments.get(device).or(in_round)
     }
 
+    /// Returns the devices whose update or evaluation is missing in the current phase, by name. `has_reported` knows the evaluations,
+    /// which no record holds before the last one.
+    #[must_use]
+    pub fn awaited(&self, has_reported: impl Fn(&DeviceId) -> bool) -> Vec<&DeviceId> {
+        match &self.phase {
+            Phase::Train(training) => training.pending().collect(),
+            Phase::Evaluate(examples) => examples.keys().filter(|device| !has_reported(device)).collect(),
+            Phase::Gather(_) | Phase::Merge(_) | Phase::Done | Phase::Ended(_) => Vec::new(),
+        }
+    }
+
     /// Returns the blobs that the run needs.
     #[must_use]
     pub fn needed(&self) -> BTreeSet<Digest> {

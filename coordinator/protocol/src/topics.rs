@@ -13,14 +13,15 @@
 use crate::transfer::TransferId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
-/// A name that can be one level of a topic: 1 to 64 of `A-Z a-z 0-9 _ -`.
+/// A name that can be one level of a topic: 1 to 64 of `A-Z a-z 0-9 _ -`. Clones share the text, because a fleet has thousands of them.
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Returns the name as text.
@@ -33,7 +34,7 @@ macro_rules! name_type {
         impl TryFrom<String> for $name {
             type Error = BadName;
             fn try_from(text: String) -> Result<Self, BadName> {
-                if is_name(&text) { Ok(Self(text)) } else { Err(BadName { text }) }
+                if is_name(&text) { Ok(Self(text.into())) } else { Err(BadName { text }) }
             }
         }
 
@@ -46,7 +47,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 

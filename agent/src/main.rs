@@ -59,11 +59,20 @@ enum Verb {
     Step(HandedOver),
     /// Checks what a fleet needs of this device, a line each: ok, warn or FAIL with what to do
     #[command(after_help = "Example:\n  skiff-agent doctor --config agent.toml")]
-    Doctor(FleetArguments),
+    Doctor(DoctorArguments),
     /// Writes this device's model: the newest weights of the fleet, with the layers that the device keeps for itself
     #[command(after_help = "Example:\n  skiff-agent export --config agent.toml --out adapter\n\n\
         The adapter loads with peft.PeftModel.from_pretrained(model, \"adapter\"). The agent may run meanwhile.")]
     Export(ExportArguments),
+}
+
+#[derive(Args)]
+struct DoctorArguments {
+    /// Print the checks as one line of JSON: check, verdict (ok, warn or fail) and text of each
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    fleet: FleetArguments,
 }
 
 #[derive(Args)]
@@ -105,7 +114,12 @@ fn main() -> ExitCode {
     skiff_contract::log::start();
     let done = match &cli.verb {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
-        Verb::Doctor(arguments) => fleet(arguments, |config| Ok(doctor::run(config, width(), &mut stdout())?)),
+        Verb::Doctor(DoctorArguments { json: false, fleet: arguments }) => {
+            fleet(arguments, |config| Ok(doctor::run(config, width(), &mut stdout())?))
+        }
+        Verb::Doctor(DoctorArguments { json: true, fleet: arguments }) => {
+            fleet(arguments, |config| Ok(doctor::run_json(config, &mut stdout())?))
+        }
         Verb::Export(arguments) => {
             fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))
         }

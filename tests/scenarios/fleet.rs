@@ -105,11 +105,15 @@ fn doctor_names_what_the_broker_drops() {
         // Until the coordinator is connected, there is nobody who answers.
         let mut said = String::new();
         let is_answered = || {
-            said = fleet.doctor("oak").split_whitespace().collect::<Vec<_>>().join(" ");
+            said = fleet.doctor("oak", &[]).split_whitespace().collect::<Vec<_>>().join(" ");
             said.contains("its signature is valid")
         };
         assert!(eventually(is_answered), "{}", fleet.log("coordinator"));
         assert!(said.contains(expected), "{up} {settings}: {said}");
+        let checks: serde_json::Value = serde_json::from_str(&fleet.doctor("oak", &["--json"])).unwrap();
+        let path = checks.as_array().unwrap().iter().find(|check| check["check"] == "broker path").unwrap();
+        assert_eq!(path["verdict"], if expected == "pass the broker" { "ok" } else { "fail" }, "{path}");
+        assert!(path["text"].as_str().unwrap().contains(expected), "{path}");
         let shown = fleet.skiff(&["fleet", "--json"]).output().unwrap().stdout;
         assert!(!String::from_utf8_lossy(&shown).contains("oak"), "a test makes no device of the fleet");
     }

@@ -138,13 +138,14 @@ impl Fleet {
         self.agents.insert(device.to_owned(), child);
     }
 
-    /// Returns the standard output of `skiff-agent doctor` for `device`.
+    /// Returns the standard output of `skiff-agent doctor` for `device`, with further options.
     ///
     /// # Panics
     /// If there is no coordinator's key yet, or the program does not start.
     #[must_use]
-    pub fn doctor(&self, device: &str) -> String {
-        let output = self.agent(Build::Present, device, &["doctor"]).output().expect("skiff-agent starts");
+    pub fn doctor(&self, device: &str, options: &[&str]) -> String {
+        let output =
+            self.agent(Build::Present, device, &[&["doctor"], options].concat()).output().expect("skiff-agent starts");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 

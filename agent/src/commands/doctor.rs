@@ -8,6 +8,7 @@ use crate::participant::Event;
 use crate::telemetry::temperatures;
 use anyhow::Context;
 use rustix::fs::{Access, access, statvfs};
+use serde::Serialize;
 use skiff_contract::Finding;
 use skiff_link::{Link, LinkConfig, LinkEvent};
 use skiff_protocol::transfer::{PROBE, PROBED_RUN, TransferMessage};
@@ -41,20 +42,53 @@ const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 /// `out` cannot be written.
 pub fn run(config: &Config, width: Option<usize>, out: &mut impl Write) -> io::Result<bool> {
     let mut sound = true;
-    let mut say = |name: &str, finding: Finding| {
+    each(config, &mut |name, finding| {
         sound &= !matches!(finding, Finding::Broken(_));
         writeln!(out, "{}", fold(&format!("{name:<NAME_WIDTH$}{finding}"), NAME_WIDTH + VERDICT_WIDTH, width))
-    };
-    for (name, finding) in worker(config) {
-        say(&name, finding)?;
-    }
-    say("state", state_folder(&config.state))?;
-    say("sensors", sensors(Path::new("/")))?;
-    say("clock", clock())?;
-    for (name, finding) in broker(config) {
-        say(name, finding)?;
-    }
+    })?;
     Ok(sound)
+}
+
+/// Checks everything and writes one line of JSON to `out`: a list of objects with `check`, `verdict` (`ok`, `warn` or `fail`) and
+/// `text`. Returns true if nothing is broken.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn run_json(config: &Config, out: &mut impl Write) -> io::Result<bool> {
+    let mut checks = Vec::new();
+    each(config, &mut |name, finding| {
+        let (verdict, text) = match finding {
+            Finding::Fine(text) => ("ok", text),
+            Finding::Doubtful(text) => ("warn", text),
+            Finding::Broken(text) => ("fail", text),
+        };
+        checks.push(Check { check: name.to_owned(), verdict, text: text.clone() });
+        Ok(())
+    })?;
+    writeln!(out, "{}", serde_json::to_string(&checks)?)?;
+    Ok(checks.iter().all(|check| check.verdict != "fail"))
+}
+
+/// A check in JSON.
+#[derive(Serialize)]
+struct Check {
+    check: String,
+    verdict: &'static str,
+    text: String,
+}
+
+/// Checks everything, and passes each result on as soon as it is known.
+fn each(config: &Config, say: &mut dyn FnMut(&str, &Finding) -> io::Result<()>) -> io::Result<()> {
+    for (name, finding) in worker(config) {
+        say(&name, &finding)?;
+    }
+    say("state", &state_folder(&config.state))?;
+    say("sensors", &sensors(Path::new("/")))?;
+    say("clock", &clock())?;
+    for (name, finding) in broker(config) {
+        say(name, &finding)?;
+    }
+    Ok(())
 }
 
 fn broken(error: impl Into<anyhow::Error>) -> Finding {

@@ -1,4 +1,4 @@
-//! The sharing policy: which layers each device shares. Decides the share of a device from the place that its owner gave it.
+//! The sharing policy: says which layers each device shares. It depends on the region, class and labels that the device's owner set.
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::DeviceId;

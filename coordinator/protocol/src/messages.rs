@@ -391,13 +391,13 @@ pub struct TrainReport {
 pub struct Probe {
     /// Number of examples.
     pub examples: u32,
-    /// Mean loss before, in nats; finite.
+    /// Mean loss before the training, in nats; finite.
     pub loss_before: f32,
-    /// Mean loss after; finite.
+    /// Mean loss after the training, in nats; finite.
     pub loss_after: f32,
-    /// Number of correct labels before; at most `examples`.
+    /// Number of correct labels before the training; at most `examples`.
     pub correct_before: u32,
-    /// Number of correct labels after; at most `examples`.
+    /// Number of correct labels after the training; at most `examples`.
     pub correct_after: u32,
 }
 

@@ -3,7 +3,7 @@
 use super::proto::{GraphProto, ModelProto};
 use prost::{DecodeError, Message};
 
-/// One node of a model, by names.
+/// One node of a model, with the names of its operator, inputs and outputs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSummary {
     /// Operator, for example `MatMul`.

@@ -87,6 +87,8 @@ pub struct Hub {
     travelled: BTreeMap<u32, Traffic>,
     /// Devices whose view shows a training order.
     with_order: BTreeSet<DeviceId>,
+    /// Start of the current interval of probes, and the number of probes answered in it.
+    probes: (Timestamp, u32),
 }
 
 /// The parts of which a hub consists.
@@ -133,6 +135,7 @@ impl Hub {
             traffic_round: 0,
             travelled: BTreeMap::new(),
             with_order: BTreeSet::new(),
+            probes: (now, 0),
         };
         for finding in hub.store.findings() {
             tracing::error!(run = %finding.run, reason = finding.reason, "the run is stopped because records are damaged or missing; its weights are kept");
@@ -297,7 +300,7 @@ impl Hub {
                 Ok(Change::Nothing)
             }
             Said::Probe(chunk) => {
-                self.answer_probe(&device, chunk);
+                self.answer_probe(&device, chunk, now);
                 Ok(Change::Nothing)
             }
             Said::Transfer(id, message) => {

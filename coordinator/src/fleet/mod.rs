@@ -28,7 +28,7 @@ pub struct Device {
     pub since: Timestamp,
     /// Last telemetry, with the time of its arrival.
     pub telemetry: Option<(Timestamp, Telemetry)>,
-    /// Reason for the last refusal, by the device or of its message.
+    /// Reason for the last refusal, by the device or of its message, or a fault of its birth, such as a name that two agents use.
     pub note: Option<String>,
     /// Life of the device before the present one.
     before: Option<BootId>,

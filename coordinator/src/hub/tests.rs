@@ -281,6 +281,25 @@ fn update(value: f32) -> Vec<u8> {
 }
 
 #[test]
+fn a_probe_comes_back_with_a_command_that_changes_nothing_and_a_flood_of_them_does_not() {
+    let mut world = World::training();
+    let (before, order) = (world.hub.ledger().cloned(), world.command("a"));
+    let topic = Topic::Telemetry(device("stranger"));
+    let chunk = Message::Transfer(TransferMessage::Chunk { index: 1, bytes: vec![0] });
+    world.said.clear();
+    world.say(&topic, &chunk);
+    assert_eq!(world.said[0], (device("stranger"), chunk.clone()));
+    assert_eq!((world.command("stranger").order, world.said.len()), (Order::Stop, 2));
+    assert_eq!((world.hub.ledger().cloned(), world.hub.fleet.get(&device("stranger")).is_none()), (before, true));
+    (0..10_000).for_each(|_| world.say(&topic, &chunk));
+    assert_eq!(world.said.len(), 2 * updates::MAX_PROBES as usize);
+    world.now += 1_000;
+    world.say(&topic, &chunk);
+    assert_eq!(world.said.len(), 2 * updates::MAX_PROBES as usize + 2, "later ones are answered again");
+    assert!(matches!(order.order, Order::Train(_)));
+}
+
+#[test]
 fn a_run_goes_from_start_to_merged_weights() {
     let mut world = World::training();
     for value in [2.0, 4.0] {

@@ -10,6 +10,10 @@ use skiff_protocol::{DeviceId, Timestamp, Version};
 
 /// Number of bytes by which an update may exceed the initial weights, for the names and shapes in its header.
 const UPDATE_SLACK_BYTES: u64 = 64 * 1024;
+/// Interval of [`MAX_PROBES`], in milliseconds.
+const PROBES_MS: u64 = 1_000;
+/// Largest number of probes that are answered in an interval. `skiff-agent doctor` sends five.
+pub(super) const MAX_PROBES: u32 = 50;
 
 impl Hub {
     /// Returns the maximum size of an update in bytes: all weights, and some room for the header.
@@ -18,7 +22,16 @@ impl Hub {
     }
 
     /// Sends a chunk back to a device that tests the way, and a command that changes nothing.
-    pub(super) fn answer_probe(&mut self, device: &DeviceId, chunk: TransferMessage) {
+    ///
+    /// At most [`MAX_PROBES`] are answered in each [`PROBES_MS`], so that a hostile device cannot fill the queue to the broker.
+    pub(super) fn answer_probe(&mut self, device: &DeviceId, chunk: TransferMessage, now: Timestamp) {
+        if now.millis_since(self.probes.0) >= PROBES_MS {
+            self.probes = (now, 0);
+        }
+        self.probes.1 += 1;
+        if self.probes.1 > MAX_PROBES {
+            return;
+        }
         // A device that tests the way may be of any version.
         let version = Version::OLDEST;
         self.publish(self.writer.transfer(device, version, PROBE, chunk));

@@ -29,7 +29,7 @@
 //! **Modules**, in the order of [`Run::handle`]: `event` (events and actions), `intake` (handles an event), `attendance` (the
 //! online devices), `transitions` (the arrows above), `selection` (the devices of a round), `configurator` and `sharing` (the
 //! layers that each device trains and sends), `orders` and `deliveries` (the commands to devices), `ledger` and `round`
-//! (the state that survives).
+//! (the state that survives), `measures` (figures from counts and sums).
 //!
 //! **All cases.**
 //! - *A device vanishes*: its order stays open. The phase waits for it as described above.

@@ -1,4 +1,4 @@
-//! Special tokens that each class of transformers has by itself.
+//! Returns the special tokens that a class of transformers has even if the folder names none.
 
 use super::TokenizerError;
 use super::added::Token;

@@ -5,8 +5,8 @@
 //! here is one `tokenizer.json` that needs no other file, so devices need no code for settings
 //! (docs/decisions/2026-12-01-tokenizer-settings.md).
 //!
-//! Modules: [`files`] (reading), [`class`] (the choice of the class), [`specials`] (tokens that the settings name, each a
-//! [`named`] one, or that the class has by itself, in [`defaults`]), [`added`] (numbering of added tokens), [`families`] (what each class builds), [`templates`] (tokens around a text).
+//! Modules: [`files`] (reading), [`class`] (the choice of the class), [`specials`] (all special tokens: those that
+//! the settings name, as [`named`] tokens, and the [`defaults`] of the class), [`added`] (numbering of added tokens), [`families`] (what each class builds), [`templates`] (tokens around a text).
 
 mod added;
 mod class;

@@ -6,6 +6,7 @@ use skiff_agent::commands::{doctor, export, own, run};
 use skiff_agent::config::{Config, Settings};
 use skiff_agent::executor::Program;
 use skiff_screen::output::{exit_status, stdout, width};
+use skiff_screen::report::Report;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -114,11 +115,8 @@ fn main() -> ExitCode {
     skiff_contract::log::start();
     let done = match &cli.verb {
         Verb::Run(arguments) => fleet(arguments, |config| run::run(config).map(|()| true)),
-        Verb::Doctor(DoctorArguments { json: false, fleet: arguments }) => {
-            fleet(arguments, |config| Ok(doctor::run(config, width(), &mut stdout())?))
-        }
-        Verb::Doctor(DoctorArguments { json: true, fleet: arguments }) => {
-            fleet(arguments, |config| Ok(doctor::run_json(config, &mut stdout())?))
+        Verb::Doctor(DoctorArguments { json, fleet: arguments }) => {
+            fleet(arguments, |config| Ok(doctor::run(config, Report::new(stdout(), width(), *json))?))
         }
         Verb::Export(arguments) => {
             fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))

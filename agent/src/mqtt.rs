@@ -27,6 +27,7 @@ pub fn link_config(config: &Config, boot: BootId) -> LinkConfig {
         // Every future coordinator reads the oldest version.
         will: Some(desk.publication(&Message::Gone(Gone { boot, clean: false }), Version::OLDEST)),
         subscriptions: device_filters(&config.fleet, &config.device),
+        optional_subscriptions: Vec::new(),
     }
 }
 

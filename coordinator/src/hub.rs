@@ -21,6 +21,7 @@ mod cleaning;
 mod log;
 mod requests;
 mod resume;
+mod rivals;
 mod shown;
 mod updates;
 
@@ -29,13 +30,15 @@ use crate::doors::mqtt::{self, Said, Writer};
 use crate::fleet::{self, Change, Fleet};
 use crate::merge::model::Model;
 use crate::run::{Action, Entry, Event, Ledger, MergeJob, Merged, Record, Run};
+use crate::stalls::{Silences, Stall};
 use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::Transfers;
+use rivals::Rivals;
 use skiff_base::chain;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_link::{LinkEvent, Publication, Refusals, Refused};
 use skiff_protocol::transfer::Offer;
-use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp};
+use skiff_protocol::{DeviceId, Digest, FleetId, RunId, Timestamp, Topic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -72,7 +75,12 @@ pub struct Hub {
     writer: Writer,
     fleet: Fleet,
     transfers: Transfers,
+    /// Devices that got a command and have not answered it.
+    unanswered: Silences,
     refusals: Refusals,
+    /// Topic of this coordinator's presence, on which another coordinator of the fleet shows itself.
+    presence_topic: String,
+    rivals: Rivals,
     connected: bool,
     run: Option<Run>,
     /// Updates that wait for their check.
@@ -117,9 +125,12 @@ impl Hub {
     pub fn open(parts: Parts, now: Timestamp) -> Result<Self, HubError> {
         let Parts { fleet, devices, slots, model, blobs, store, writer } = parts;
         let mut hub = Self {
+            presence_topic: Topic::Presence.text(&fleet),
+            rivals: Rivals::new(writer.boot()),
             fleet_id: fleet,
             fleet: Fleet::new(model.pack, devices),
             transfers: Transfers::new(Arc::clone(&blobs), slots),
+            unanswered: Silences::default(),
             model,
             blobs,
             store,
@@ -201,12 +212,16 @@ impl Hub {
                     tracing::warn!(reason, "not connected to the broker, trying again");
                     self.connected = false;
                 }
+                LinkEvent::Message { topic, payload } if topic == self.presence_topic => {
+                    self.take_presence(&payload, now);
+                }
                 LinkEvent::Message { topic, payload } => {
                     self.traffic.up += (topic.len() + payload.len()) as u64;
                     self.take(&topic, &payload, now);
                 }
             }
         }
+        self.report_stalls(now);
         self.settle(now)
     }
 
@@ -254,6 +269,8 @@ impl Hub {
     pub fn tick(&mut self, now: Timestamp) -> Result<Vec<Effect>, HubError> {
         let steps = self.transfers.tick(now);
         self.follow(steps, now);
+        self.report_stalls(now);
+        self.fleet.tick(now);
         self.feed(Event::Tick, now);
         self.settle(now)
     }
@@ -262,7 +279,7 @@ impl Hub {
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let run = self.run.as_ref().and_then(Run::deadline);
-        run.into_iter().chain(self.transfers.deadline()).min()
+        run.into_iter().chain(self.transfers.deadline()).chain(self.fleet.deadline()).chain(self.unanswered.due()).min()
     }
 
     /// Returns the message that tells devices that the coordinator is leaving.
@@ -292,6 +309,7 @@ impl Hub {
                 taken.map(|()| Change::Nothing)
             }
             Said::Answer(answer) => {
+                self.unanswered.end(&device);
                 if let skiff_protocol::messages::Outcome::Refused { reason } = &answer.outcome {
                     tracing::warn!(%device, reason, "the device refused an order");
                     self.fleet.note(&device, &format!("refused an order: {reason}"));
@@ -319,6 +337,7 @@ impl Hub {
             Ok(Change::Gone) => {
                 tracing::debug!(%device, "device is gone");
                 self.arrivals.forget(&device);
+                self.unanswered.end(&device);
                 let steps = self.transfers.forget(&device, now);
                 self.follow(steps, now);
                 self.feed(Event::DeviceGone(device), now);
@@ -328,6 +347,35 @@ impl Hub {
                 let refused = Refused { label: unwelcome.label(), reason: unwelcome.to_string() };
                 self.refusals.add(&refused, topic, now);
             }
+        }
+    }
+
+    /// Reads a message of presence from this coordinator or another one.
+    fn take_presence(&mut self, payload: &[u8], now: Timestamp) {
+        let Some((presence, has_our_key)) = self.writer.read_presence(&self.presence_topic, payload) else { return };
+        let sign = self.rivals.read(&presence, has_our_key, now);
+        if sign.has_appeared
+            && let Some(warning) = self.rivals.warning(&self.fleet_id, now)
+        {
+            tracing::warn!(boot = presence.boot.0, "{warning}");
+        }
+        if sign.has_replaced {
+            self.publish(self.writer.presence(true));
+        }
+    }
+
+    /// Notes which orders and transfers have stalled, and which have not any more.
+    fn report_stalls(&mut self, now: Timestamp) {
+        let (answered, unanswered) = self.unanswered.take_news(now);
+        let mut news: Vec<(DeviceId, Option<Stall>)> = answered.into_iter().map(|device| (device, None)).collect();
+        news.extend(unanswered.into_iter().map(|(device, _)| (device, Some(Stall::OrderUnanswered))));
+        news.extend(self.transfers.take_stalls(now));
+        for (device, stall) in news {
+            let text = stall.map(|stall| stall.to_string());
+            if let Some(text) = &text {
+                tracing::warn!(%device, "the device {text}");
+            }
+            self.fleet.set_stall(&device, text);
         }
     }
 
@@ -406,6 +454,9 @@ impl Hub {
                 tracing::debug!(%device, round = command.round, epoch = command.epoch, "command");
                 let version = self.fleet.version(&device);
                 self.publish(self.writer.command(&device, version, command));
+                if self.connected {
+                    self.unanswered.begin(&device, now);
+                }
             }
             Action::OfferWeights(device, weights) => {
                 if let Some(run) = self.run.as_ref().map(|run| run.ledger().start.run) {

@@ -8,7 +8,7 @@
 //! updates in), [`arrivals`] (checking updates), [`results`] (the weights of a run), [`hub`] (joins all of them). [`doors`]: MQTT
 //! for devices, a socket for the operator. Shell: [`serve`] (clock, link and sockets around the hub). For everybody: [`config`],
 //! [`views`] (makes what operators see) and [`board`] (the newest views, and the changes that each watcher has not seen).
-//! [`release`] is reserved for later.
+//! [`stalls`] finds devices that are silent for too long. [`release`] is reserved for later.
 //!
 //! Requests of operators, their replies and the views are the crate `skiff-api`. The command line is the crate `skiff-cli`, the demo and its embedded broker are `skiff-demo`.
 
@@ -23,6 +23,7 @@ pub mod release;
 pub mod results;
 pub mod run;
 pub mod serve;
+pub mod stalls;
 pub mod store;
 pub mod transfers;
 pub mod views;

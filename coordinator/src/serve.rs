@@ -30,7 +30,7 @@ use skiff_base::files::{self, Access};
 use skiff_base::lock::{Lock, LockError};
 use skiff_blobs::{Blobs, DiskBlobs};
 use skiff_link::{CLOSE_PATIENCE, Link, LinkConfig, LinkEvent, Publication};
-use skiff_protocol::topics::coordinator_filters;
+use skiff_protocol::topics::{coordinator_filters, coordinator_optional_filters};
 use skiff_protocol::transfer::WINDOW;
 use skiff_protocol::{BootId, RunId, Timestamp};
 use std::path::{Path, PathBuf};
@@ -443,6 +443,7 @@ fn link_config(config: &Config, will: Publication) -> LinkConfig {
         client_id: format!("skiff-coordinator-{}", config.fleet),
         will: Some(will),
         subscriptions: coordinator_filters(&config.fleet),
+        optional_subscriptions: coordinator_optional_filters(&config.fleet),
     }
 }
 

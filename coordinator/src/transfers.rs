@@ -3,11 +3,13 @@
 //! The engines of `skiff-protocol` decide each transfer; this module gives them access to the disk, and a slot. A device has at
 //! most one transfer in each direction: the newest. At most `slots` transfers run in each direction at a time, so that no more
 //! than `slots` windows of chunks are in flight; the others wait in order of arrival. A transfer that is silent for [`IDLE_MS`]
-//! gives its slot to a waiting one, and queues again when its device sends a message.
+//! gives its slot to a waiting one, and queues again when its device sends a message. A transfer without progress for
+//! [`crate::stalls::STALL_MS`] is reported as a [`Stall`].
 
 mod turns;
 
 use crate::run::Verdict;
+use crate::stalls::Stall;
 use skiff_base::chain;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::messages::short_reason;
@@ -67,9 +69,17 @@ impl Transfers {
             | TransferMessage::Progress { .. }
             | TransferMessage::Done
             | TransferMessage::Refused { .. } => {
-                let sender = self.downloads.heard(device, now).filter(|sender| sender.id() == id);
-                let actions = sender.map(|sender| sender.handle(SenderEvent::Received(message), now));
-                self.sending(device, actions.unwrap_or_default(), now)
+                let Some(sender) = self.downloads.heard(device, now).filter(|sender| sender.id() == id) else {
+                    return Vec::new();
+                };
+                let before = sender.acknowledged();
+                let actions = sender.handle(SenderEvent::Received(message), now);
+                let has_moved = sender.acknowledged() > before;
+                self.downloads.silences.answered(device);
+                if has_moved {
+                    self.downloads.silences.moved(device, now);
+                }
+                self.sending(device, actions, now)
             }
         }
     }
@@ -166,7 +176,20 @@ impl Transfers {
     /// Returns the time of the next [`Transfers::tick`]; `None` if nothing is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        self.downloads.active.values().filter_map(|turn| turn.engine.deadline()).min()
+        let senders = self.downloads.active.values().filter_map(|turn| turn.engine.deadline());
+        senders.chain(self.downloads.silences.due()).chain(self.uploads.silences.due()).min()
+    }
+
+    /// Returns the transfers that have stalled since the last call, and `None` for each device whose transfer moves again.
+    pub fn take_stalls(&mut self, now: Timestamp) -> Vec<(DeviceId, Option<Stall>)> {
+        let (mut moving, down) = self.downloads.silences.take_news(now);
+        let (more, up) = self.uploads.silences.take_news(now);
+        moving.extend(more);
+        let weights = |has_answered| if has_answered { Stall::WeightsUnmoved } else { Stall::WeightsUnanswered };
+        let moving = moving.into_iter().map(|device| (device, None));
+        let down = down.into_iter().map(|(device, has_answered)| (device, Some(weights(has_answered))));
+        let up = up.into_iter().map(|(device, _)| (device, Some(Stall::UpdateUnmoved)));
+        moving.chain(down).chain(up).collect()
     }
 
     fn offered(
@@ -251,7 +274,10 @@ impl Transfers {
                 }
                 ReceiverAction::Store { index, bytes } => {
                     match self.blobs.put_chunk(offer.digest, offer.total_bytes, index, &bytes) {
-                        Ok(()) => ReceiverEvent::Stored { index },
+                        Ok(()) => {
+                            self.uploads.silences.moved(device, now);
+                            ReceiverEvent::Stored { index }
+                        }
                         Err(error) => store_failed(device, &error),
                     }
                 }

@@ -43,7 +43,7 @@ pub fn device(name: &DeviceId, known: &Device, ledger: Option<&Ledger>) -> Devic
         agent_cpu_percent: present.map_or(0.0, |sample| finite(sample.agent_cpu_percent)),
         temperature: sample.and_then(hottest).filter(|celsius| celsius.is_finite()),
         telemetry_at_ms: known.telemetry.as_ref().map(|(at, _)| at.0),
-        note: known.note.clone(),
+        note: known.stall.clone().or_else(|| known.note.clone()),
     }
 }
 

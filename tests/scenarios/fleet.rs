@@ -119,6 +119,55 @@ fn doctor_names_what_the_broker_drops() {
     }
 }
 
+/// `skiff doctor` before the first start, while the coordinator runs, and at a broker that drops large messages.
+#[test]
+fn the_coordinators_doctor_tests_the_broker_before_and_during_its_work() {
+    let broker = Broker::mosquitto(FLEET, &DEVICES[..1]);
+    let mut fleet = Fleet::prepare(&broker, &DEVICES[..1], 16);
+    let text = |fleet: &Fleet| fleet.coordinators_doctor(&[]).split_whitespace().collect::<Vec<_>>().join(" ");
+    let before = text(&fleet);
+    for part in ["first start", "coordinator ok not running", "broker path ok messages to devices"] {
+        assert!(before.contains(part), "{part}: {before}");
+    }
+    fleet.start_coordinator();
+    assert!(eventually(|| text(&fleet).contains("running, 0 of 0 known devices can train")), "{}", text(&fleet));
+    let progress = fleet.skiff(&["fleet", "--json"]).output().unwrap().stdout;
+    let progress: Progress = serde_json::from_slice(&progress).unwrap();
+    assert!(progress.devices.is_empty() && progress.warnings.is_empty(), "{progress:?}");
+
+    let small = Broker::mosquitto_with(FLEET, &DEVICES[..1], "write", "message_size_limit 10000\n");
+    let fleet = Fleet::prepare(&small, &DEVICES[..1], 16);
+    let checks: serde_json::Value = serde_json::from_str(&fleet.coordinators_doctor(&["--json"])).unwrap();
+    let path = checks.as_array().unwrap().iter().find(|check| check["check"] == "broker path").unwrap();
+    assert_eq!(path["verdict"], "fail", "{checks}");
+    assert!(path["text"].as_str().unwrap().contains("message_size_limit"), "{path}");
+}
+
+/// Starts a second coordinator of the same fleet, with a state folder and a key of its own.
+#[test]
+fn a_second_coordinator_is_named_and_its_end_does_no_harm() {
+    let broker = Broker::mosquitto(FLEET, &DEVICES[..1]);
+    let fleet = started(&broker, &DEVICES[..1]);
+    let shown = |fleet: &Fleet| {
+        let progress = fleet.skiff(&["fleet", "--json"]).output().unwrap().stdout;
+        serde_json::from_slice::<Progress>(&progress).unwrap()
+    };
+    let is_warned = |fleet: &Fleet| shown(fleet).warnings.iter().any(|warning| warning.contains("with another key"));
+    assert!(eventually(|| shown(&fleet).connected && shown(&fleet).devices.len() == 1));
+    assert_eq!(shown(&fleet).warnings, [""; 0]);
+
+    let other = fleet.start_other_coordinator("other");
+    assert!(eventually(|| is_warned(&fleet)), "{}", fleet.log("coordinator"));
+    let table = String::from_utf8(fleet.skiff(&["fleet"]).output().unwrap().stdout).unwrap();
+    assert!(table.contains("warning: another coordinator of fleet test"), "{table}");
+    assert!(fleet.log("coordinator").contains("another coordinator of fleet test connects"));
+    fleet.stop_other_coordinator(other);
+    // The farewell of the other one did not make the devices believe that this one left.
+    fleet.start_run(&["--rounds", "1", "--devices", "1", "--quorum", "1", "--steps", "2", "--batch", "4"]);
+    let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
+    assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
+}
+
 /// Kills the worker as the system does if memory runs out. The agent stays, says what happened, and works in the next round.
 #[test]
 fn a_device_whose_worker_is_killed_says_so_and_takes_part_in_the_next_round() {

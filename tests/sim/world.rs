@@ -15,7 +15,7 @@ use skiff_coordinator::merge::Merging;
 use skiff_coordinator::merge::model::Model;
 use skiff_coordinator::run::{Phase, RunSettings};
 use skiff_link::{LinkEvent, Publication};
-use skiff_protocol::topics::{coordinator_filters, device_filters};
+use skiff_protocol::topics::{coordinator_filters, coordinator_optional_filters, device_filters};
 use skiff_protocol::{FleetId, RunId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -378,7 +378,10 @@ impl World {
         let fleet: FleetId = crate::coordinator::FLEET.parse().expect("a name");
         let (filters, will) = match client {
             Client::Coordinator => match &self.coordinator {
-                Some(coordinator) => (coordinator_filters(&fleet), coordinator.hub.farewell()),
+                Some(coordinator) => {
+                    let filters = [coordinator_filters(&fleet), coordinator_optional_filters(&fleet)].concat();
+                    (filters, coordinator.hub.farewell())
+                }
                 None => return,
             },
             Client::Device(at) => {

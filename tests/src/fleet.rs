@@ -118,6 +118,44 @@ impl Fleet {
         assert!(eventually(ready), "the coordinator does not answer: {}", self.log("coordinator"));
     }
 
+    /// Returns the standard output of `skiff doctor`, with further options.
+    ///
+    /// # Panics
+    /// If the program does not start.
+    #[must_use]
+    pub fn coordinators_doctor(&self, options: &[&str]) -> String {
+        let mut command = self.skiff(&["doctor", "--fleet", FLEET, "--broker", &self.url, "--user", COORDINATOR]);
+        command
+            .arg("--pack")
+            .arg(self.path("minilm"))
+            .args(options)
+            .env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
+        String::from_utf8_lossy(&command.output().expect("skiff starts").stdout).into_owned()
+    }
+
+    /// Starts another `skiff serve` of this fleet, with the state folder `name`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start_other_coordinator(&self, name: &str) -> Child {
+        let mut command = Command::new(Build::Present.program("skiff"));
+        command.args(["serve", "--fleet", FLEET, "--broker", &self.url, "--user", COORDINATOR]);
+        command.arg("--state").arg(self.path(name)).arg("--pack").arg(self.path("minilm"));
+        command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
+        self.spawn(command, name)
+    }
+
+    /// Sends SIGTERM to another coordinator and waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn stop_other_coordinator(&self, mut other: Child) {
+        let stopped = Command::new("kill").arg(other.id().to_string()).status();
+        assert!(stopped.is_ok_and(|status| status.success()), "SIGTERM could not be sent");
+        assert!(eventually(|| other.try_wait().is_ok_and(|ended| ended.is_some())), "a coordinator does not stop");
+    }
+
     /// Starts the agent of `device`.
     ///
     /// # Panics

@@ -1,9 +1,8 @@
-//! Inventory of a device for training, and findings that keep it from training.
+//! Inventory of a device for training.
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::Digest;
 use skiff_protocol::messages::StepMemory;
-use std::fmt;
 
 /// The device's pack and examples, as the worker found them when the agent started.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -20,37 +19,4 @@ pub struct Inventory {
     pub test_examples: u64,
     /// Memory of the smallest steps.
     pub memory: StepMemory,
-}
-
-/// The result of a check by `skiff-agent doctor`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Finding {
-    /// Everything is in order.
-    Fine(String),
-    /// The agent runs, but the operator may want to know about this.
-    Doubtful(String),
-    /// The agent cannot take part; the text says what to do.
-    Broken(String),
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (verdict, text) = match self {
-            Self::Fine(text) => ("ok  ", text),
-            Self::Doubtful(text) => ("warn", text),
-            Self::Broken(text) => ("FAIL", text),
-        };
-        write!(f, "{verdict}  {text}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_finding_is_one_line_with_its_verdict() {
-        assert_eq!(Finding::Fine("x".into()).to_string(), "ok    x");
-        assert_eq!(Finding::Broken("x".into()).to_string(), "FAIL  x");
-    }
 }

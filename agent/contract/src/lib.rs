@@ -17,6 +17,7 @@ pub mod samples;
 pub mod settings;
 pub mod work;
 
-pub use inventory::{Finding, Inventory};
+pub use inventory::Inventory;
 pub use settings::{ColumnNames, Provider, Setup, Training};
+pub use skiff_base::findings::Finding;
 pub use work::{Job, Personal, Product, Ticket, Trained, Work};

@@ -4,9 +4,9 @@
 //! No two numbers of a sample are equal, so that the bytes change if two fields change places.
 
 use crate::frames::{Reply, Request};
-use crate::inventory::{Finding, Inventory};
 use crate::settings::{ColumnNames, Provider, Setup, Training};
 use crate::work::{Job, Personal, Product, Ticket, Trained, Work};
+use crate::{Finding, Inventory};
 use bytesize::ByteSize;
 use serde::Serialize;
 use skiff_protocol::messages::{

@@ -7,88 +7,40 @@ use crate::mqtt::{Desk, link_config};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
 use anyhow::Context;
-use rustix::fs::{Access, access, statvfs};
-use serde::Serialize;
+use skiff_base::findings::{clock, state_folder};
 use skiff_contract::Finding;
 use skiff_link::{Link, LinkConfig, LinkEvent};
 use skiff_protocol::transfer::{PROBE, PROBED_RUN, TransferMessage};
 use skiff_protocol::{DeviceId, FleetId, Timestamp};
-use skiff_screen::text::fold;
-use skiff_screen::units::bytes;
+use skiff_screen::report::Report;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-/// Width of the column of names.
-const NAME_WIDTH: usize = 13;
-/// Width of `ok`, `warn` or `FAIL` and the blanks after it.
-const VERDICT_WIDTH: usize = 6;
 /// Time that the broker may take to answer.
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 /// Time that the coordinator's retained presence may take after the broker's answer.
 const PRESENCE_PATIENCE: Duration = Duration::from_secs(2);
-/// Free bytes of the state folder below which there is a warning.
-const ROOMY_BYTES: u64 = 64_000_000;
 /// Time that the answers to the messages of the test may take.
 const ROUND_TRIP_PATIENCE: Duration = Duration::from_secs(5);
-/// Start of 2026, before this program was built: a clock that shows an earlier time is wrong.
-const EARLIEST_NOW: Duration = Duration::from_secs(1_767_225_600);
 
-/// Checks everything and writes a line for each check to `out`, folded to `width` columns. Returns true if nothing is broken.
+/// Checks everything, and adds each result to `report` as soon as it is known. Returns true if nothing is broken.
 ///
 /// # Errors
-/// `out` cannot be written.
-pub fn run(config: &Config, width: Option<usize>, out: &mut impl Write) -> io::Result<bool> {
-    let mut sound = true;
-    each(config, &mut |name, finding| {
-        sound &= !matches!(finding, Finding::Broken(_));
-        writeln!(out, "{}", fold(&format!("{name:<NAME_WIDTH$}{finding}"), NAME_WIDTH + VERDICT_WIDTH, width))
-    })?;
-    Ok(sound)
-}
-
-/// Checks everything and writes one line of JSON to `out`: a list of objects with `check`, `verdict` (`ok`, `warn` or `fail`) and
-/// `text`. Returns true if nothing is broken.
-///
-/// # Errors
-/// `out` cannot be written.
-pub fn run_json(config: &Config, out: &mut impl Write) -> io::Result<bool> {
-    let mut checks = Vec::new();
-    each(config, &mut |name, finding| {
-        let (verdict, text) = match finding {
-            Finding::Fine(text) => ("ok", text),
-            Finding::Doubtful(text) => ("warn", text),
-            Finding::Broken(text) => ("fail", text),
-        };
-        checks.push(Check { check: name.to_owned(), verdict, text: text.clone() });
-        Ok(())
-    })?;
-    writeln!(out, "{}", serde_json::to_string(&checks)?)?;
-    Ok(checks.iter().all(|check| check.verdict != "fail"))
-}
-
-/// A check in JSON.
-#[derive(Serialize)]
-struct Check {
-    check: String,
-    verdict: &'static str,
-    text: String,
-}
-
-/// Checks everything, and passes each result on as soon as it is known.
-fn each(config: &Config, say: &mut dyn FnMut(&str, &Finding) -> io::Result<()>) -> io::Result<()> {
+/// The report cannot be written.
+pub fn run(config: &Config, mut report: Report<impl Write>) -> io::Result<bool> {
     for (name, finding) in worker(config) {
-        say(&name, &finding)?;
+        report.add(&name, &finding)?;
     }
-    say("state", &state_folder(&config.state))?;
-    say("sensors", &sensors(Path::new("/")))?;
-    say("clock", &clock())?;
+    report.add("state", &state_folder(&config.state))?;
+    report.add("sensors", &sensors(Path::new("/")))?;
+    report.add("clock", &clock())?;
     for (name, finding) in broker(config) {
-        say(name, &finding)?;
+        report.add(name, &finding)?;
     }
-    Ok(())
+    report.end()
 }
 
 fn broken(error: impl Into<anyhow::Error>) -> Finding {
@@ -106,23 +58,6 @@ fn worker(config: &Config) -> Vec<(String, Finding)> {
     }
 }
 
-fn state_folder(folder: &Path) -> Finding {
-    let exists = folder.exists();
-    let place = folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));
-    if let Err(error) = access(place, Access::WRITE_OK | Access::EXEC_OK) {
-        return Finding::Broken(format!(
-            "{} cannot be written ({error}): let this user own it, or set state to another folder",
-            place.display()
-        ));
-    }
-    let free = statvfs(place).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    let text = format!("{} {}", folder.display(), if exists { "can be written" } else { "can be created" });
-    if free < ROOMY_BYTES {
-        return Finding::Doubtful(format!("{text}, but only {} are free there", bytes(free)));
-    }
-    Finding::Fine(text)
-}
-
 fn sensors(root: &Path) -> Finding {
     let found = temperatures(root);
     if found.is_empty() {
@@ -130,21 +65,6 @@ fn sensors(root: &Path) -> Finding {
     }
     let texts: Vec<String> = found.iter().map(|(name, celsius)| format!("{name} {celsius:.0} °C")).collect();
     Finding::Fine(texts.join(", "))
-}
-
-fn clock() -> Finding {
-    #[expect(clippy::disallowed_methods, reason = "the clock itself is looked at")]
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    clock_at(now)
-}
-
-fn clock_at(now: Duration) -> Finding {
-    if now < EARLIEST_NOW {
-        return Finding::Broken(
-            "the clock is years behind, so TLS certificates seem invalid: run timedatectl set-ntp true".to_owned(),
-        );
-    }
-    Finding::Fine("the clock is not behind this program".to_owned())
 }
 
 fn broker(config: &Config) -> Vec<(&'static str, Finding)> {
@@ -311,17 +231,8 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_at_the_epoch_is_broken() {
-        assert!(matches!(clock_at(Duration::ZERO), Finding::Broken(_)));
-        assert!(matches!(clock_at(EARLIEST_NOW), Finding::Fine(_)));
-    }
-
-    #[test]
-    fn an_empty_device_has_no_sensors_and_a_missing_state_folder_is_not_made() {
+    fn a_device_without_sensors_is_doubtful() {
         let root = tempfile::tempdir().expect("a folder");
         assert!(matches!(sensors(root.path()), Finding::Doubtful(_)));
-        let state = root.path().join("a/b");
-        assert!(matches!(state_folder(&state), Finding::Fine(text) if text.ends_with("can be created")));
-        assert!(!state.exists());
     }
 }

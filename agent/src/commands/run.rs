@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::device;
 use crate::executor::{Pid, Program, Queue, WorkerProcess};
 use crate::mqtt::{Desk, Outbox, link_config};
-use crate::participant::{Action, Event, Participant};
+use crate::participant::{Action, Event, Participant, Patience};
 use crate::store::{Store, StoreError};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{Backlog, Sampler};
@@ -97,6 +97,7 @@ async fn live(
         sampler: Sampler::new(PathBuf::from("/"), boot, Timestamp(0)),
         backlog: Backlog::default(),
         online: false,
+        patience: Patience::default(),
     };
     let supervisor = Supervisor::of_environment(std::process::id());
     let mut sampling = every(config.telemetry_interval);
@@ -143,6 +144,7 @@ struct Agent {
     sampler: Sampler,
     backlog: Backlog,
     online: bool,
+    patience: Patience,
 }
 
 impl Agent {
@@ -256,6 +258,10 @@ impl Agent {
         let sample = self.sampler.sample(state, work, self.pid.get(), self.now());
         self.backlog.push(sample);
         if self.online {
+            let (state, chunks) = (self.participant.state(), self.participant.arrived_chunks());
+            if let Some(text) = self.patience.look(state, chunks, self.now()) {
+                tracing::warn!("{text}");
+            }
             self.send_samples();
         }
     }

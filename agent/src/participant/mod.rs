@@ -42,11 +42,13 @@
 
 mod events;
 mod memory;
+mod patience;
 #[cfg(test)]
 mod tests;
 
 pub use events::{Action, Event, Profile};
 pub use memory::{Memory, MemoryOfFormat1, Settled, SettledOfFormat1, Update};
+pub use patience::Patience;
 
 use skiff_contract::{Job, Personal, Ticket, Trained, Work};
 use skiff_protocol::codec::Message;
@@ -84,6 +86,10 @@ pub struct Participant {
     online: bool,
     /// Boot of the coordinator that sent the newest presence.
     coordinator: Option<BootId>,
+    /// Boot of the coordinator before that one.
+    former: Option<BootId>,
+    /// True if the log already says that there are two coordinators.
+    knows_two: bool,
     announced: Option<Announcement>,
 }
 
@@ -100,6 +106,8 @@ impl Participant {
             early: None,
             online: false,
             coordinator: None,
+            former: None,
+            knows_two: false,
             announced: None,
         }
     }
@@ -176,6 +184,16 @@ impl Participant {
         match &self.phase {
             Phase::Working { sample, .. } => sample.as_ref(),
             Phase::Resting | Phase::Fetching { .. } | Phase::Offering(_) => None,
+        }
+    }
+
+    /// Returns the number of chunks of the weights or the update in hand that have arrived at their receiver.
+    #[must_use]
+    pub fn arrived_chunks(&self) -> u32 {
+        match &self.phase {
+            Phase::Fetching { receiver: Some(receiver), .. } => receiver.stored_chunks(),
+            Phase::Offering(sender) => sender.acknowledged(),
+            Phase::Resting | Phase::Working { .. } | Phase::Fetching { receiver: None, .. } => 0,
         }
     }
 
@@ -317,9 +335,15 @@ impl Participant {
     // --- messages to the coordinator ---
 
     fn presence(&mut self, presence: &Presence, now: Timestamp) -> Vec<Action> {
-        if !presence.online || self.coordinator.replace(presence.boot) == Some(presence.boot) {
+        if !presence.online || self.coordinator == Some(presence.boot) {
             return Vec::new();
         }
+        // A restarted coordinator never has the boot of an earlier life.
+        if self.former == Some(presence.boot) && !self.knows_two {
+            self.knows_two = true;
+            tracing::warn!("two coordinators lead this fleet in turn; stop one of the two `skiff serve`");
+        }
+        self.former = self.coordinator.replace(presence.boot);
         self.introduce(false, now)
     }
 

@@ -24,6 +24,9 @@ pub struct Changes {
     /// Number of refused messages, by reason; `None` if it did not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_messages: Option<BTreeMap<String, u64>>,
+    /// Faults of the whole fleet; `None` if they did not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<Vec<String>>,
     /// Change of the run.
     #[serde(default, skip_serializing_if = "RunChange::is_none")]
     pub run: RunChange,
@@ -57,13 +60,17 @@ impl RunChange {
 impl Progress {
     /// Applies a line of changes to the state.
     pub fn apply(&mut self, changes: Changes) {
-        let Changes { restarts, is_partial: _, now_ms, connected, refused_messages, run, devices, removed } = changes;
+        let Changes { restarts, is_partial: _, now_ms, connected, refused_messages, warnings, run, devices, removed } =
+            changes;
         if restarts {
             *self = Self::default();
         }
         (self.now_ms, self.connected) = (now_ms, connected);
         if let Some(refused_messages) = refused_messages {
             self.refused_messages = refused_messages;
+        }
+        if let Some(warnings) = warnings {
+            self.warnings = warnings;
         }
         match run {
             RunChange::Same => {}

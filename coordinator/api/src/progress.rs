@@ -25,6 +25,9 @@ pub struct Progress {
     pub run: Option<RunProgress>,
     /// Number of refused messages, by reason.
     pub refused_messages: BTreeMap<String, u64>,
+    /// Faults of the whole fleet, each with its remedy, such as a second coordinator.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// State of one device.

@@ -76,6 +76,9 @@ fn show(progress: &Progress, width: Option<usize>) -> String {
     if progress.devices.is_empty() {
         text = "no device has connected yet\n".to_owned();
     }
+    for warning in &progress.warnings {
+        let _ = writeln!(text, "{}", fold(&format!("warning: {warning}"), 2, width));
+    }
     if !progress.connected {
         text.push_str("not connected to the broker\n");
     }
@@ -121,9 +124,17 @@ mod tests {
         fleet.note(&device, "refused an order: on battery");
         let devices = vec![skiff_coordinator::views::device(&device, fleet.get(&device).unwrap(), None)];
         let refused_messages = [("digest".to_owned(), 3)].into();
-        let progress = Progress { devices, refused_messages, ..Progress::default() };
+        let warnings = vec!["another coordinator is online: stop one".to_owned()];
+        let progress = Progress { devices, refused_messages, warnings, ..Progress::default() };
         let text = show(&progress, None);
-        for part in ["pi-4", "lost", "on battery", "refused messages: digest 3", "not connected"] {
+        for part in [
+            "pi-4",
+            "lost",
+            "on battery",
+            "refused messages: digest 3",
+            "warning: another coordinator",
+            "not connected",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         for width in [60, 80, 120, 200] {

@@ -1,6 +1,7 @@
 //! The command line `skiff`: a file for each verb, above the library `skiff-coordinator`. Results go to standard output,
 //! everything else goes to standard error. All rules of a run are in the library.
 
+mod doctor;
 mod door;
 mod explain;
 mod fleet;
@@ -28,6 +29,7 @@ struct Line {
 
 const AFTER: &str = "\
 Start here:
+  skiff doctor --config coordinator.toml            see whether a coordinator can work
   skiff serve --config coordinator.toml             run the coordinator
   skiff fleet --config coordinator.toml --watch     show which devices are connected, and their reports
   skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
@@ -37,13 +39,15 @@ Start here:
 Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
 SKIFF_LOG=debug shows more of what `serve` does.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no coordinator is reachable,
+Exit codes: 0 done, 1 failed, or doctor found something broken, 2 wrong usage, 3 no coordinator is reachable,
 4 the watched run ended without a single merged update, 130 Ctrl-C (a run that was watched continues).";
 
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the coordinator, until Ctrl-C or SIGTERM
     Serve(Box<serve::Arguments>),
+    /// Check pack, state folder, broker and access list, and print one line for each. Changes nothing
+    Doctor(Box<doctor::Arguments>),
     /// Show which devices are connected, and what they report
     Fleet(fleet::Arguments),
     /// Explain why each device got its order, and how the order ended
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
             lines.with_ansi(colours_log()).init();
             in_runtime(serve::run(*arguments))
         }
+        Command::Doctor(arguments) => in_runtime(doctor::run(*arguments)),
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(action) => in_runtime(run::run(action)),

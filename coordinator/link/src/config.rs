@@ -30,6 +30,8 @@ pub struct LinkConfig {
     pub will: Option<Publication>,
     /// Topic filters.
     pub subscriptions: Vec<String>,
+    /// Topic filters that the broker may refuse.
+    pub optional_subscriptions: Vec<String>,
 }
 
 /// Names of the broker and of this client, for messages to the operator.
@@ -52,10 +54,15 @@ impl fmt::Display for Broker {
 }
 
 impl LinkConfig {
+    /// Returns all topic filters, the optional ones last.
+    pub(crate) fn filters(&self) -> impl Iterator<Item = &String> {
+        self.subscriptions.iter().chain(&self.optional_subscriptions)
+    }
+
     /// Turns the configuration into a client that has not connected yet.
     pub(crate) fn connect_options(&self) -> Result<(Broker, AsyncClient, EventLoop), LinkError> {
         self.broker.check()?;
-        if let Some(filter) = self.subscriptions.iter().find(|f| ValidatedTopicFilter::new(f.as_str()).is_err()) {
+        if let Some(filter) = self.filters().find(|f| ValidatedTopicFilter::new(f.as_str()).is_err()) {
             return Err(LinkError::BadSubscription { filter: filter.clone() });
         }
         let address = self.broker.address()?;

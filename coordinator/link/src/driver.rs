@@ -26,7 +26,10 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Driver {
     broker: Broker,
+    /// Topic filters, first those that the broker must accept.
     subscriptions: Vec<String>,
+    /// Number of filters that the broker must accept.
+    required: usize,
     client: AsyncClient,
     connection: EventLoop,
     inbox: Inbox,
@@ -68,7 +71,8 @@ impl Driver {
     ) -> Result<Self, LinkError> {
         let (broker, client, connection) = config.connect_options()?;
         let inbox = Inbox::new(inbox);
-        Ok(Self { broker, subscriptions: config.subscriptions, client, connection, inbox, closing, probed: None })
+        let (subscriptions, required) = (config.filters().cloned().collect(), config.subscriptions.len());
+        Ok(Self { broker, subscriptions, required, client, connection, inbox, closing, probed: None })
     }
 
     pub(crate) fn client(&self) -> AsyncClient {
@@ -196,7 +200,8 @@ impl Driver {
     }
 
     fn refused_subscription(&self, answer: &SubAck) -> Option<&str> {
-        let refused = answer.return_codes.iter().position(|code| *code == SubscribeReasonCode::Failure)?;
+        let mut required = answer.return_codes.iter().take(self.required);
+        let refused = required.position(|code| *code == SubscribeReasonCode::Failure)?;
         Some(self.subscriptions.get(refused).map_or("?", String::as_str))
     }
 
@@ -239,4 +244,30 @@ enum Rest {
 /// Draws a uniform number. If the system has no random numbers, the rests of different devices are merely less scattered.
 fn draw() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refused_subscription_counts_only_if_it_is_required() {
+        let config = LinkConfig {
+            client_id: "c".into(),
+            subscriptions: vec!["a".into(), "b".into()],
+            optional_subscriptions: vec!["c".into()],
+            ..LinkConfig::default()
+        };
+        let driver = Driver::new(config, mpsc::channel(1).0, oneshot::channel().1).unwrap();
+        let granted = || SubscribeReasonCode::Success(QoS::AtLeastOnce);
+        let answer = |codes| SubAck::new(1, codes);
+        assert_eq!(driver.subscriptions, ["a", "b", "c"]);
+        assert_eq!(
+            driver.refused_subscription(&answer(vec![granted(), granted(), SubscribeReasonCode::Failure])),
+            None
+        );
+        let refused = answer(vec![granted(), SubscribeReasonCode::Failure, granted()]);
+        assert_eq!(driver.refused_subscription(&refused), Some("b"));
+    }
 }

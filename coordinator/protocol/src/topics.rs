@@ -157,3 +157,10 @@ pub fn device_filters(fleet: &FleetId, device: &DeviceId) -> Vec<String> {
 pub fn coordinator_filters(fleet: &FleetId) -> Vec<String> {
     vec![format!("skiff/v1/{fleet}/d/+/up/#")]
 }
+
+/// Returns the topics to which the coordinator also subscribes if the broker lets it: its own presence, where it sees another
+/// coordinator of the fleet.
+#[must_use]
+pub fn coordinator_optional_filters(fleet: &FleetId) -> Vec<String> {
+    vec![Topic::Presence.text(fleet)]
+}

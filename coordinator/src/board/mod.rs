@@ -32,6 +32,7 @@ pub struct Board {
     now_ms: u64,
     connected: bool,
     refused_messages: BTreeMap<String, u64>,
+    warnings: Vec<String>,
     run: Option<ShownRun>,
     devices: BTreeMap<DeviceId, ShownDevice>,
     /// Devices by the revision of their last change. Devices that are not in `devices` were removed.
@@ -63,9 +64,16 @@ struct ShownRound {
 }
 
 impl Board {
-    /// Sets the time, the connection, and the counts of refused messages.
-    pub fn set_state(&mut self, now_ms: u64, connected: bool, refused_messages: BTreeMap<String, u64>) {
-        (self.now_ms, self.connected, self.refused_messages) = (now_ms, connected, refused_messages);
+    /// Sets the time, the connection, the counts of refused messages, and the faults of the whole fleet.
+    pub fn set_state(
+        &mut self,
+        now_ms: u64,
+        connected: bool,
+        refused_messages: BTreeMap<String, u64>,
+        warnings: Vec<String>,
+    ) {
+        (self.now_ms, self.connected) = (now_ms, connected);
+        (self.refused_messages, self.warnings) = (refused_messages, warnings);
     }
 
     /// Sets the run: its line without closed rounds, and its closed rounds with their traffic. Views of rounds that did not
@@ -125,6 +133,7 @@ impl Board {
             now_ms: self.now_ms,
             connected: self.connected,
             refused_messages: self.refused_messages.clone(),
+            warnings: self.warnings.clone(),
             run: self.run.clone(),
             devices: self.devices.values().map(|device| Arc::clone(&device.view)).collect(),
         }
@@ -137,6 +146,7 @@ pub struct Whole {
     now_ms: u64,
     connected: bool,
     refused_messages: BTreeMap<String, u64>,
+    warnings: Vec<String>,
     run: Option<ShownRun>,
     devices: Vec<Arc<DeviceProgress>>,
 }
@@ -155,6 +165,7 @@ impl Whole {
             devices: self.devices.iter().map(|device| (**device).clone()).collect(),
             run,
             refused_messages: self.refused_messages,
+            warnings: self.warnings,
         }
     }
 }
@@ -167,6 +178,7 @@ pub struct Feed {
     /// Number of devices in the whole state that the watcher has not received yet.
     missing: usize,
     refused_messages: BTreeMap<String, u64>,
+    warnings: Vec<String>,
     run: Option<ShownRun>,
     /// Devices that changed, in the order in which they are sent.
     queue: VecDeque<DeviceId>,
@@ -182,12 +194,15 @@ impl Feed {
         let refused_messages =
             (restarts || self.refused_messages != board.refused_messages).then(|| board.refused_messages.clone());
         self.refused_messages.clone_from(&board.refused_messages);
+        let warnings = (restarts || self.warnings != board.warnings).then(|| board.warnings.clone());
+        self.warnings.clone_from(&board.warnings);
         let run = self.run_change(board);
         let mut changes = Changes {
             restarts,
             now_ms: board.now_ms,
             connected: board.connected,
             refused_messages,
+            warnings,
             run,
             ..Changes::default()
         };

@@ -74,7 +74,7 @@ proptest! {
                 Op::Device(at, updates) => board.set_device(device(at, updates)),
                 Op::Forget(at) => board.remove_device(&device(at, 0).device),
                 Op::State(connected, refused) => {
-                    board.set_state(at as u64, connected, [("digest".to_owned(), refused)].into());
+                    board.set_state(at as u64, connected, [("digest".to_owned(), refused)].into(), vec![format!("{refused}")]);
                 }
                 Op::Close(count, updates) => {
                     for _ in 0..count {

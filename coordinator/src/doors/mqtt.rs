@@ -67,6 +67,24 @@ impl Writer {
         Self { fleet, signer, boot }
     }
 
+    /// Returns this life of the coordinator.
+    #[must_use]
+    pub fn boot(&self) -> BootId {
+        self.boot
+    }
+
+    /// Reads a coordinator's presence. The flag is true if this coordinator's key signed it. Returns `None` if it cannot be read.
+    #[must_use]
+    pub fn read_presence(&self, topic: &str, payload: &[u8]) -> Option<(Presence, bool)> {
+        match codec::open(payload, topic, None) {
+            Ok((Message::Presence(presence), _)) => {
+                let has_our_key = codec::open(payload, topic, Some(&self.signer.verifier())).is_ok();
+                Some((presence, has_our_key))
+            }
+            Ok(_) | Err(_) => None,
+        }
+    }
+
     /// Returns the message that says whether the coordinator is connected. It is retained, and written in the oldest version of
     /// the protocol, which every device reads. The offline message is also the last will.
     #[must_use]

@@ -294,7 +294,7 @@ mod tests {
         let Door { folder, board, .. } = open();
         let mut watcher = Watch::start(folder.path()).await.unwrap();
         assert!(!watcher.next().await.unwrap().connected);
-        board.send_modify(|board| board.set_state(1, true, BTreeMap::new()));
+        board.send_modify(|board| board.set_state(1, true, BTreeMap::new(), vec![]));
         assert!(watcher.next().await.unwrap().connected);
         drop(board);
         assert!(matches!(watcher.next().await, Err(ControlError::HungUp)));
@@ -354,7 +354,7 @@ mod tests {
     async fn a_client_of_version_1_gets_the_whole_state_with_ages() {
         let Door { folder, board, .. } = open();
         board.send_modify(|board| {
-            board.set_state(1_500, true, BTreeMap::new());
+            board.set_state(1_500, true, BTreeMap::new(), vec![]);
             board.set_device(DeviceProgress { telemetry_at_ms: Some(1_000), ..device(1) });
         });
         for request in ["\"progress\"\n", "\"watch\"\n"] {

@@ -15,6 +15,8 @@ pub struct Fleet {
     devices: BTreeMap<DeviceId, Device>,
     /// Devices that changed since [`Fleet::take_changed`], including removed ones.
     changed: BTreeSet<DeviceId>,
+    /// Devices whose name two agents use, with the time of the last birth that showed it.
+    twice: BTreeMap<DeviceId, Timestamp>,
 }
 
 /// Facts about a known device.
@@ -30,11 +32,14 @@ pub struct Device {
     pub telemetry: Option<(Timestamp, Telemetry)>,
     /// Reason for the last refusal, by the device or of its message, or a fault of its birth, such as a name that two agents use.
     pub note: Option<String>,
+    /// Description of a transfer of the device that does not move.
+    pub stall: Option<String>,
     /// Life of the device before the present one.
     before: Option<BootId>,
-    /// Time of the last birth of an earlier life, which shows that two agents use one name.
-    twice: Option<Timestamp>,
 }
+
+/// Note on a device whose name two agents use.
+const TWICE: &str = "two agents use this name in turn: give each device a name of its own (`device` in agent.toml)";
 
 /// Time in milliseconds for which a device whose name two agents use is shown as such.
 const TWICE_MS: u64 = 600_000;
@@ -80,7 +85,7 @@ impl Fleet {
     /// Makes an empty fleet of at most `most` devices. Only devices with `pack` can train.
     #[must_use]
     pub fn new(pack: Digest, most: usize) -> Self {
-        Self { pack, most, devices: BTreeMap::new(), changed: BTreeSet::new() }
+        Self { pack, most, devices: BTreeMap::new(), changed: BTreeSet::new(), twice: BTreeMap::new() }
     }
 
     /// Records the birth of a device. A device with another pack gets a note and never trains.
@@ -89,6 +94,7 @@ impl Fleet {
     /// The fleet is full, and it has no offline device that can be removed to make room.
     pub fn birth(&mut self, device: &DeviceId, birth: Birth, now: Timestamp) -> Result<Change, Unwelcome> {
         let pack = self.pack;
+        let is_twice = self.is_used_twice(device, &birth, now);
         let known = self.room_for(device, now)?;
         let was_here = known.presence == Presence::Here;
         if known.only_learns_versions(&birth) {
@@ -98,22 +104,12 @@ impl Fleet {
         let is_same_life = known.birth.as_ref().is_some_and(|before| before.boot == birth.boot);
         if !is_same_life {
             known.telemetry = None;
-            // A new life never has the number of an earlier one. Only a second agent can bring an earlier one back.
-            if known.before == Some(birth.boot) {
-                if known.twice.is_none_or(|at| now.millis_since(at) > TWICE_MS) {
-                    tracing::warn!(%device, "two agents use this name in turn; give each device a name of its own (`device` in agent.toml)");
-                }
-                known.twice = Some(now);
-            }
             known.before = known.birth.as_ref().map(|birth| birth.boot);
         }
         let here = here(&birth);
         let is_fit = birth.pack == pack;
-        let is_twice = known.twice.is_some_and(|at| now.millis_since(at) <= TWICE_MS);
         (known.presence, known.note) = if is_fit && is_twice {
-            let note = "two agents use this name in turn: give each device a name of its own (`device` in agent.toml)"
-                .to_owned();
-            (Presence::Here, Some(note))
+            (Presence::Here, Some(TWICE.to_owned()))
         } else if is_fit {
             (Presence::Here, None)
         } else {
@@ -158,6 +154,39 @@ impl Fleet {
         known.telemetry = Some((now, sample));
         self.mark(device);
         Ok(())
+    }
+
+    /// Records that a transfer of the device does not move, or that it moves again.
+    pub fn set_stall(&mut self, device: &DeviceId, stall: Option<String>) {
+        if let Some(known) = self.devices.get_mut(device) {
+            known.stall = stall;
+            self.mark(device);
+        }
+    }
+
+    /// Returns the time of the next [`Fleet::tick`]; `None` if nothing is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.twice.values().min().map(|at| at.plus_millis(TWICE_MS))
+    }
+
+    /// Removes the note of each device whose name two agents have not used for [`TWICE_MS`].
+    pub fn tick(&mut self, now: Timestamp) {
+        if self.deadline().is_none_or(|due| now < due) {
+            return;
+        }
+        let (over, used) =
+            std::mem::take(&mut self.twice).into_iter().partition(|(_, at)| now.millis_since(*at) >= TWICE_MS);
+        self.twice = used;
+        let over: BTreeMap<DeviceId, Timestamp> = over;
+        for device in over.into_keys() {
+            if let Some(known) = self.devices.get_mut(&device)
+                && known.note.as_deref() == Some(TWICE)
+            {
+                known.note = None;
+                self.mark(&device);
+            }
+        }
     }
 
     /// Records why a device was refused, or why it refused work.
@@ -224,12 +253,25 @@ impl Fleet {
         !self.changed.is_empty()
     }
 
+    /// Returns true if two agents use the name of the device, by this birth or a recent one.
+    fn is_used_twice(&mut self, device: &DeviceId, birth: &Birth, now: Timestamp) -> bool {
+        let known = self.devices.get(device);
+        let present = known.and_then(|known| known.birth.as_ref()).map(|present| present.boot);
+        // A new life never has the number of an earlier one. Only a second agent can bring an earlier one back.
+        let is_back = present != Some(birth.boot) && known.and_then(|known| known.before) == Some(birth.boot);
+        if is_back && self.twice.insert(device.clone(), now).is_none() {
+            tracing::warn!(%device, "{TWICE}");
+        }
+        self.twice.contains_key(device)
+    }
+
     fn room_for(&mut self, device: &DeviceId, now: Timestamp) -> Result<&mut Device, Unwelcome> {
         if !self.devices.contains_key(device) && self.devices.len() >= self.most {
             let is_away = |known: &Device| matches!(known.presence, Presence::Left | Presence::Lost);
             let away = self.devices.iter().filter(|(_, known)| is_away(known)).min_by_key(|(_, known)| known.since);
             let forgotten = away.map(|(device, _)| device.clone()).ok_or(Unwelcome::FleetFull)?;
             self.devices.remove(&forgotten);
+            self.twice.remove(&forgotten);
             self.mark(&forgotten);
         }
         self.mark(device);
@@ -262,7 +304,7 @@ pub fn condition(sample: &Telemetry) -> Condition {
 impl Device {
     /// Returns a device of which nothing but its presence is known.
     pub(crate) fn new(presence: Presence, since: Timestamp) -> Self {
-        Self { presence, birth: None, since, telemetry: None, note: None, before: None, twice: None }
+        Self { presence, birth: None, since, telemetry: None, note: None, stall: None, before: None }
     }
 
     /// Returns true if the birth of a connected device adds only the versions that it speaks. A device first sends its birth in
@@ -367,7 +409,12 @@ mod tests {
         }
         assert!(note(&mut fleet, 2, 4).unwrap().contains("two agents"));
         assert!(note(&mut fleet, 3, 5).unwrap().contains("two agents"));
-        assert_eq!(note(&mut fleet, 4, 6 + TWICE_MS), None, "after a while with one life it is forgotten");
+        assert_eq!(fleet.deadline(), Some(Timestamp(5 + TWICE_MS)));
+        fleet.tick(Timestamp(4 + TWICE_MS));
+        assert!(fleet.get(&device("pi")).unwrap().note.is_some());
+        fleet.tick(Timestamp(5 + TWICE_MS));
+        assert_eq!(fleet.get(&device("pi")).unwrap().note, None, "only one agent has used the name for a while");
+        assert_eq!((fleet.deadline(), note(&mut fleet, 4, 6 + TWICE_MS)), (None, None));
     }
 
     #[test]

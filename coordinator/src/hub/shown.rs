@@ -12,7 +12,8 @@ impl Hub {
     /// Brings a board up to date: the run, its closed rounds, and at most `most` of the devices that changed. Returns true if
     /// more devices wait.
     pub fn show(&mut self, board: &mut Board, most: usize, now: Timestamp) -> bool {
-        board.set_state(now.0, self.connected, self.refusals.by_label());
+        let warnings = self.rivals.warning(&self.fleet_id, now).into_iter().collect();
+        board.set_state(now.0, self.connected, self.refusals.by_label(), warnings);
         match &self.run {
             Some(run) => self.show_run(run, board, now),
             None => board.remove_run(),

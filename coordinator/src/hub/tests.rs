@@ -517,6 +517,43 @@ fn refused_messages_are_counted_and_seen() {
 }
 
 #[test]
+fn a_device_that_takes_no_weights_is_named_until_it_takes_some() {
+    let mut world = World::training();
+    let note = |world: &mut World| world.progress().devices[0].note.clone();
+    world.answer("a", Outcome::Accepted { has_weights: false });
+    world.now += crate::stalls::STALL_MS;
+    let effects = world.hub.tick(Timestamp(world.now)).unwrap();
+    world.carry_out(effects);
+    assert!(note(&mut world).unwrap().contains("has not answered an offer of weights"));
+    assert!(world.progress().devices[1].note.clone().unwrap().contains("has not answered an order"));
+    world.say(&Topic::Birth(device("a")), &Message::Gone(Gone { boot: BootId(3), clean: true }));
+    assert_eq!(note(&mut world), None, "nobody waits for a device that left");
+    world.answer("b", Outcome::Accepted { has_weights: true });
+    assert_eq!(world.progress().devices[1].note, None, "it answered at last");
+}
+
+#[test]
+fn a_second_coordinator_is_seen_and_its_farewell_is_answered() {
+    let mut world = World::new();
+    let presence = |boot, online| {
+        let topic = Topic::Presence.text(&"home".parse().unwrap());
+        let presence = Message::Presence(skiff_protocol::messages::Presence { boot: BootId(boot), online });
+        LinkEvent::Message { payload: codec::seal(&presence, Version::OLDEST, &topic, None), topic }
+    };
+    let own = world.hub.writer.boot().0;
+    world.link(vec![presence(77, true), presence(own, true)]);
+    assert_eq!(world.progress().warnings, [""; 0], "77 is a former life");
+    world.link(vec![presence(78, true)]);
+    assert!(world.progress().warnings[0].contains("another coordinator of fleet home connects with another key"));
+    let effects = world.hub.link(vec![presence(78, false)], Timestamp(world.now)).unwrap();
+    assert!(matches!(&effects[..], [Effect::Publish(publication)] if publication.retain));
+    world.carry_out(effects);
+    world.now += 200_000;
+    world.link(vec![LinkEvent::Up]);
+    assert_eq!(world.progress().warnings, [""; 0]);
+}
+
+#[test]
 fn one_run_at_a_time_and_only_with_settings_that_can_be() {
     let mut world = World::training();
     let again = world.hub.start_run(RunId(6), settings(), Timestamp(0)).unwrap().unwrap_err();

@@ -50,34 +50,49 @@ pub enum KeyError {
 /// # Errors
 /// A key that cannot be read or stored, is malformed, or can be read by other users.
 pub fn load_or_create(state: &Path) -> Result<Signer, KeyError> {
-    let path = state.join(SECRET_FILE);
-    let io = |attempt, path: &Path| {
-        let path = path.to_owned();
-        move |source| KeyError::Io { attempt, path, source }
+    let signer = match load(state)? {
+        Some(signer) => signer,
+        None => create(state)?,
     };
-    let secret = match fs::read_to_string(&path) {
-        Ok(text) => {
-            let mode = fs::metadata(&path).map_err(io("looking at", &path))?.permissions().mode();
-            if mode & 0o077 != 0 {
-                return Err(KeyError::Exposed { path });
-            }
-            let parsed = blake3::Hash::from_hex(text.trim()).map(|hash| *hash.as_bytes());
-            parsed.map_err(|_| KeyError::Malformed { path })?
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let mut secret = [0; 32];
-            getrandom::fill(&mut secret).map_err(|error| KeyError::Random { reason: error.to_string() })?;
-            // Flushed before devices are given its public half.
-            let line = format!("{}\n", blake3::Hash::from_bytes(secret).to_hex());
-            files::replace(&path, line.as_bytes(), Access::Owner).map_err(io("writing", &path))?;
-            secret
-        }
-        Err(error) => return Err(io("reading", &path)(error)),
-    };
-    let signer = Signer::new(secret);
     let public = state.join(PUBLIC_FILE);
     fs::write(&public, format!("{}\n", signer.verifier())).map_err(io("writing", &public))?;
     Ok(signer)
+}
+
+/// Reads the secret key in the folder `state`; returns `None` if there is none yet.
+///
+/// # Errors
+/// A key that cannot be read, is malformed, or can be read by other users.
+pub fn load(state: &Path) -> Result<Option<Signer>, KeyError> {
+    let path = state.join(SECRET_FILE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io("reading", &path)(error)),
+    };
+    let mode = fs::metadata(&path).map_err(io("looking at", &path))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Exposed { path });
+    }
+    match blake3::Hash::from_hex(text.trim()) {
+        Ok(secret) => Ok(Some(Signer::new(*secret.as_bytes()))),
+        Err(_) => Err(KeyError::Malformed { path }),
+    }
+}
+
+/// Draws a key and stores it. It is flushed before devices are given its public half.
+fn create(state: &Path) -> Result<Signer, KeyError> {
+    let path = state.join(SECRET_FILE);
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|error| KeyError::Random { reason: error.to_string() })?;
+    let line = format!("{}\n", blake3::Hash::from_bytes(secret).to_hex());
+    files::replace(&path, line.as_bytes(), Access::Owner).map_err(io("writing", &path))?;
+    Ok(Signer::new(secret))
+}
+
+fn io(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyError + use<> {
+    let path = path.to_owned();
+    move |source| KeyError::Io { attempt, path, source }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 use super::*;
+use crate::stalls::STALL_MS;
 use skiff_blobs::DiskBlobs;
 use skiff_protocol::samples;
 use skiff_protocol::transfer::CHUNK_BYTES;
@@ -149,4 +150,47 @@ fn weights_are_sent_on_grant_and_newer_ones_take_their_place() {
     assert_eq!(transfers.receive(&device("a"), new_id, TransferMessage::Done, wanted, Timestamp(4)), []);
     assert_eq!(transfers.deadline(), None);
     assert_eq!(transfers.offer_weights(&device("a"), RUN, Digest([3; 32]), Timestamp(5)), [], "not there");
+}
+
+#[test]
+fn a_transfer_that_does_not_move_is_reported_once_and_its_return_too() {
+    let (mut transfers, _folder) = transfers(4);
+    let weights = transfers.blobs.put(&[7; CHUNK_BYTES + 1]).unwrap();
+    let id =
+        Offer { purpose: Purpose::Weights { run: RUN }, digest: weights, total_bytes: CHUNK_BYTES as u64 + 1 }.id();
+    let down = |transfers: &mut Transfers, name: &str, message, at| {
+        transfers.receive(&device(name), id, message, wanted, Timestamp(at))
+    };
+    let grant = || TransferMessage::Grant { held: Held::default(), window: 4 };
+    transfers.offer_weights(&device("mute"), RUN, weights, Timestamp(0));
+    transfers.offer_weights(&device("deaf"), RUN, weights, Timestamp(0));
+    down(&mut transfers, "deaf", grant(), 1);
+    let update = update(&[1; CHUNK_BYTES + 1]);
+    offer(&mut transfers, "full", &update, 0);
+    assert_eq!(transfers.deadline().map(|at| at <= Timestamp(STALL_MS)), Some(true));
+    assert_eq!(transfers.take_stalls(Timestamp(STALL_MS - 1)), []);
+    let stalled = [
+        (device("deaf"), Some(Stall::WeightsUnmoved)),
+        (device("mute"), Some(Stall::WeightsUnanswered)),
+        (device("full"), Some(Stall::UpdateUnmoved)),
+    ];
+    assert_eq!(transfers.take_stalls(Timestamp(STALL_MS)), stalled);
+    assert_eq!(transfers.take_stalls(Timestamp(3 * STALL_MS)), [], "once");
+
+    let mut held = Held::default();
+    held.insert(0);
+    down(&mut transfers, "deaf", TransferMessage::Progress { held }, 3 * STALL_MS);
+    down(&mut transfers, "mute", TransferMessage::Done, 3 * STALL_MS);
+    let chunk = TransferMessage::Chunk { index: 0, bytes: vec![1; CHUNK_BYTES] };
+    transfers.receive(&device("full"), update.id(), chunk, wanted, Timestamp(3 * STALL_MS));
+    assert_eq!(
+        transfers.take_stalls(Timestamp(3 * STALL_MS)),
+        [(device("deaf"), None), (device("mute"), None), (device("full"), None)]
+    );
+    let again = transfers.take_stalls(Timestamp(4 * STALL_MS));
+    assert_eq!(again, [(device("deaf"), Some(Stall::WeightsUnmoved)), (device("full"), Some(Stall::UpdateUnmoved))]);
+    transfers.forget(&device("deaf"), Timestamp(4 * STALL_MS));
+    transfers.forget(&device("full"), Timestamp(4 * STALL_MS));
+    assert_eq!(transfers.take_stalls(Timestamp(4 * STALL_MS)), [(device("deaf"), None), (device("full"), None)]);
+    assert_eq!(transfers.deadline(), None);
 }

@@ -1,5 +1,6 @@
 //! Who has a slot for a transfer, and who waits for one.
 
+use crate::stalls::Silences;
 use skiff_protocol::transfer::{Offer, TransferId};
 use skiff_protocol::{DeviceId, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
@@ -13,6 +14,7 @@ pub(super) struct Turns<E> {
     slots: usize,
     pub(super) active: BTreeMap<DeviceId, Turn<E>>,
     pub(super) waiting: VecDeque<(DeviceId, Offer)>,
+    pub(super) silences: Silences,
 }
 
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub(super) struct Turn<E> {
 
 impl<E> Turns<E> {
     pub(super) fn new(slots: usize) -> Self {
-        Self { slots: slots.max(1), active: BTreeMap::new(), waiting: VecDeque::new() }
+        Self { slots: slots.max(1), active: BTreeMap::new(), waiting: VecDeque::new(), silences: Silences::default() }
     }
 
     pub(super) fn active(&mut self, device: &DeviceId) -> Option<&mut E> {
@@ -59,15 +61,23 @@ impl<E> Turns<E> {
 
     pub(super) fn start(&mut self, device: &DeviceId, engine: E, now: Timestamp) {
         self.active.insert(device.clone(), Turn { engine, heard: now });
+        self.silences.begin(device, now);
     }
 
     pub(super) fn drop_unless(&mut self, device: &DeviceId, id: TransferId, id_of: impl Fn(&E) -> TransferId) {
         if self.active.get(device).is_some_and(|turn| id_of(&turn.engine) != id) {
-            self.drop_device(device);
+            self.drop_transfer(device);
         }
     }
 
+    /// Drops the transfer of a device, because it ended or the device left.
     pub(super) fn drop_device(&mut self, device: &DeviceId) {
+        self.drop_transfer(device);
+        self.silences.end(device);
+    }
+
+    /// Drops the transfer of a device, which another one replaces.
+    fn drop_transfer(&mut self, device: &DeviceId) {
         self.active.remove(device);
         self.waiting.retain(|(waiting, _)| waiting != device);
     }

@@ -1,12 +1,13 @@
 //! The few basic functions that coordinator, agent and models share: locks, files that are replaced as a whole, errors in one
-//! line, and seeded random numbers.
+//! line, seeded random numbers, and the checks of `doctor`.
 //!
-//! It knows nothing of Skiff and depends on nothing but the standard library.
+//! It knows nothing of training and fleets. Beside the standard library it needs serde, and rustix for questions to the system.
 //!
 //! Modules: [`files`] (replacing a file, private folders), [`foreign`] (wrong contents of a file), [`lock`] (one process at a
-//! time), [`chain`] (an error and its causes), [`random`] (the same numbers on every platform).
+//! time), [`chain`] (an error and its causes), [`random`] (the same numbers on every platform), [`findings`] (results of checks).
 
 pub mod files;
+pub mod findings;
 pub mod foreign;
 pub mod lock;
 pub mod random;

@@ -3,7 +3,7 @@
 //! It knows nothing of Skiff. Programs tell it texts and numbers, and it lays them out.
 //!
 //! Modules: [`units`] (sizes, durations and numbers as texts), [`text`] (folding, lists of facts), [`output`] (the standard output,
-//! its width, a reader that has left), `table` (columns by importance), `live` (bars and a status line; plain lines in a pipe),
+//! its width, a reader that has left), [`report`] (the lines of `doctor`), `table` (columns by importance), `live` (bars and a status line; plain lines in a pipe),
 //! `frame` (a text that is shown anew in its place).
 
 #[cfg(feature = "live")]
@@ -11,6 +11,7 @@ pub mod frame;
 #[cfg(feature = "live")]
 pub mod live;
 pub mod output;
+pub mod report;
 #[cfg(feature = "tables")]
 pub mod table;
 pub mod text;

@@ -52,6 +52,13 @@ impl Watch {
                 (Some(waits), None) => text += &format!("; waits {waits}"),
                 (None, _) => {}
             }
+            if width().is_some() {
+                let shown =
+                    |warning: &String| Part { name: "warning".to_owned(), done: 0, total: 0, text: warning.clone() };
+                parts.splice(0..0, progress.warnings.iter().map(shown));
+            } else {
+                progress.warnings.iter().for_each(|warning| text += &format!("; warning: {warning}"));
+            }
             self.live.parts(&parts);
             match run.ordered {
                 0 => self.live.say(&text),

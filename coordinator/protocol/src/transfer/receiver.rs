@@ -133,6 +133,12 @@ impl Receiver {
         &self.offer
     }
 
+    /// Returns the number of stored chunks.
+    #[must_use]
+    pub fn stored_chunks(&self) -> u32 {
+        self.held.count(self.offer.chunks())
+    }
+
     /// Handles an event.
     #[must_use]
     pub fn handle(&mut self, event: ReceiverEvent) -> Vec<ReceiverAction> {

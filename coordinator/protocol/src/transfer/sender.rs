@@ -120,6 +120,12 @@ impl Sender {
         &self.offer
     }
 
+    /// Returns the number of chunks that the receiver holds, by its last message.
+    #[must_use]
+    pub fn acknowledged(&self) -> u32 {
+        self.held.count(self.offer.chunks())
+    }
+
     /// Returns true if the transfer has ended: the receiver has the payload, or does not want it.
     #[must_use]
     pub const fn has_ended(&self) -> bool {

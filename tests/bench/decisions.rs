@@ -71,7 +71,7 @@ fn run(policy: Policy) -> usize {
         let choices: BTreeMap<DeviceId, Choice> = configurator.choose(round, &asked);
         explored += choices.values().filter(|choice| choice.explores).count();
         for (device, choice) in &choices {
-            // A gain that shrinks with the rounds, best at half of the layers; time goes with the layers.
+            // A gain that shrinks over the rounds and is best at half of the layers. Time is proportional to the layers.
             let active = choice.rates.expected_active() / LAYERS as f64;
             let noise = draw(2, "noise", round, device.as_str()) - 0.5;
             let gain = (1.0 - (active - 0.5).abs() + noise) / f64::from(round).sqrt();

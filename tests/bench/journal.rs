@@ -1,5 +1,5 @@
-//! Cost of the journal: commits of one record on the disk of the build folder, with and without what guards them. A table on standard
-//! output; with `--json FILE` the same for programs.
+//! Cost of the journal: commits of one record on the disk of the build folder, with and without its protections. A table on
+//! standard output; with `--json FILE` the same for programs.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 use serde_json::json;
@@ -18,13 +18,13 @@ const LAYERS: u32 = 12;
 fn main() {
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut whole = SqliteStore::open(folder.path(), &MemoryBlobs::new(0)).unwrap();
-    // A store that is only looked at has no place file.
+    // A store that is opened only for reading has no place file.
     let mut without_place = SqliteStore::open_existing(folder.path()).unwrap();
     let record = update();
     let commit = |store: &mut SqliteStore| {
         mean_us(|| store.append(RUN, std::slice::from_ref(&record), 1, Traffic { up: 1, down: 1 }).unwrap())
     };
-    // Twice each, in turn: the first commits make the files.
+    // Each is measured twice, in turn, because the first commits create the files.
     commit(&mut without_place);
     let measured = [
         ("commit", commit(&mut whole)),

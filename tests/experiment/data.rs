@@ -1,4 +1,4 @@
-//! Real texts, tokenised once, and dealt out to virtual devices.
+//! Real texts, tokenised once and distributed among virtual devices.
 
 use anyhow::{Context, ensure};
 use skiff_base::random::Random;
@@ -108,7 +108,8 @@ impl Data {
         Ok(Self { train: Arc::new(train), test: Arc::new(test), train_classes, test_classes })
     }
 
-    /// Returns the number of tokens of a step's longest text, a mean over batches of `batch`. Every text of a batch is charged for it.
+    /// Returns the mean length of the longest text in a batch, in tokens, over batches of `batch` texts. A step pays this
+    /// length for every text of its batch.
     pub(crate) fn step_tokens(&self, batch: usize) -> usize {
         let lengths: Vec<usize> =
             self.train.chunks(batch).map(|texts| texts.iter().map(|text| text.ids.len()).max().unwrap_or(1)).collect();

@@ -15,7 +15,7 @@ pub(crate) struct Class {
     pub(crate) mbits: f64,
     /// Power in watts while it trains.
     pub(crate) watts: f64,
-    /// LoRA's rank, for methods that choose it by class; 0: the rank of the pack.
+    /// Rank of LoRA, for methods that choose it by class; 0 means the rank of the pack.
     pub(crate) rank: u32,
 }
 
@@ -129,7 +129,7 @@ impl Battery {
         (100.0 * self.left / Self::WHOLE) as f32
     }
 
-    /// Subtracts the energy of a round. `Some`: the battery is empty, and half full again after this many milliseconds.
+    /// Subtracts the energy of a round. If set, the battery is empty, and is half full again after this many milliseconds.
     pub(crate) fn spend(&mut self, joules: f64) -> Option<u64> {
         self.left = (self.left - joules).max(0.0);
         if self.percent() >= 10.0 {

@@ -43,7 +43,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 110)]
 struct Options {
-    /// A few minutes: few rounds, three methods, the memory-bound fleet
+    /// Take only a few minutes: few rounds, three methods, the memory-bound fleet
     #[arg(long)]
     quick: bool,
     /// Folder for the results
@@ -65,7 +65,7 @@ struct Options {
     /// Only these concentrations of Dirichlet's distribution: 0.1, 1, 10
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
     alphas: Vec<f64>,
-    /// Every combination of what is named above, also those that the table leaves out
+    /// Run every combination of the options above, including those that the table leaves out
     #[arg(long)]
     every: bool,
     /// Number of seeds of each combination, from 1
@@ -146,7 +146,7 @@ fn kept(runs: &Path, planned: &Planned) -> anyhow::Result<Option<Outcome>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    // A file of another version, or of other settings, is made anew.
+    // A result of another version or other settings is computed again.
     Ok(serde_json::from_slice::<Outcome>(&text).ok().filter(|outcome| outcome.cell == planned.cell))
 }
 
@@ -189,7 +189,7 @@ fn opened(out: &Path, set: &Path, method: &Method) -> anyhow::Result<Opened> {
     Ok(Opened { pack: Pack::open(out)?.into(), model: Model::open(out)? })
 }
 
-/// Folder for the blobs of runs, emptied of a killed experiment's, and the lock that keeps a second experiment out.
+/// Folder for the blobs of runs, without the blobs of a killed experiment, and the lock that keeps a second experiment out.
 fn room(out: &Path) -> anyhow::Result<(Lock, PathBuf)> {
     let lock = Lock::file(&out.join("lock")).map_err(|error| match error {
         LockError::InUse { .. } => {
@@ -220,7 +220,7 @@ fn carry_out(
     let prepared = prepare(options, sources, &open)?;
     let library = places::tree().join(".cache/onnxruntime/libonnxruntime.so");
     let named = std::env::var_os("SKIFF_ONNXRUNTIME").is_none().then_some(library.as_path());
-    // One thread each: two runs side by side are faster than two threads on one.
+    // Each run has one thread: two runs at a time are faster than one run with two threads.
     let runtime = Runtime::load(named, 1)?;
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let jobs = options.jobs.map_or(cores, usize::from).min(open.len());
@@ -267,7 +267,7 @@ fn bar(measurements: u64) -> ProgressBar {
     ProgressBar::with_draw_target(Some(measurements), target).with_style(style)
 }
 
-/// Prints a line that stays, above the bar or without one.
+/// Prints a permanent line, above the bar if there is one.
 fn tell(bar: &ProgressBar, line: &str) -> anyhow::Result<()> {
     if bar.is_hidden() {
         return say(line);

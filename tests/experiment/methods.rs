@@ -104,8 +104,7 @@ impl Method {
         if self.ranks { CLASSES.iter().map(group).collect() } else { Vec::new() }
     }
 
-    /// Returns how many upper layers are tuned in each stage of a run over a model of `layers`; one stage with all but for a
-    /// progressive method.
+    /// Returns the number of tuned upper layers in each stage of a run. Only a progressive method has more than one stage.
     pub(crate) fn depths(&self, layers: u32) -> Vec<u32> {
         if !self.progressive {
             return vec![layers];

@@ -85,7 +85,7 @@ pub(crate) fn cells(narrowed: &Narrowed<'_>) -> anyhow::Result<Vec<Planned>> {
         learning_rate > 0.0 && learning_rate <= 1.0,
         "--learning-rate is {learning_rate}, expected above 0, at most 1"
     );
-    // Measuring takes as long as training does where texts are long.
+    // If texts are long, measuring takes as long as training.
     let measured = rounds.clamp(6, FULL.measured);
     let scale = Scale { rounds, steps, learning_rate, measured, ..FULL };
     let mut cells = Vec::new();

@@ -23,7 +23,7 @@ const TARGET: f64 = 0.98;
 /// Method that the others are compared with.
 const BASELINE: &str = "fedlora";
 
-/// Runs of one fleet with data of one kind, by method in the order of the tables, each by seed.
+/// Runs of one fleet and one kind of data, by method in the order of the tables, then by seed.
 struct Part<'a> {
     fleet: &'a str,
     data: &'a str,

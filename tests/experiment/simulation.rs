@@ -62,7 +62,7 @@ pub(crate) struct Cell {
     pub(crate) alpha: f64,
     pub(crate) seed: u64,
     pub(crate) scale: Scale,
-    /// The method's whole description, so that another method's results are not taken for it.
+    /// Whole description of the method, so that its results cannot be confused with another method's.
     pub(crate) settings: String,
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct Outcome {
     pub(crate) skipped_rounds: u32,
     /// Number of devices that cannot take part.
     pub(crate) left_out: usize,
-    /// A digest of the last global weights: the same cell gives the same.
+    /// Digest of the last global weights. The same cell always gives the same digest.
     pub(crate) weights: String,
 }
 
@@ -409,7 +409,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Handles a device that came or left; its work stands still while it is away.
+    /// Handles a device that came or left. Its work pauses while it is away.
     fn turned(&mut self, at: usize, was_here: bool) -> anyhow::Result<()> {
         match (was_here, self.is_here(at)) {
             (true, false) => {
@@ -549,7 +549,7 @@ impl<'a> World<'a> {
         }
         (self.steps, self.active) =
             (self.steps + active.len() as u64, self.active + active.iter().sum::<usize>() as u64);
-        // What comes back is nearly as large as what went out.
+        // The update is nearly as large as the weights.
         let after = (down_ms + train_ms + transfer_ms(down, class)).ceil() as u64;
         let due_ms = self.now_ms + after;
         self.devices[at].work = Some(Work { epoch, round, order, step_ms, train_ms, joules, due_ms });
@@ -582,7 +582,7 @@ impl<'a> World<'a> {
             let device = &self.devices[at];
             let mut weights = base.clone();
             weights.extend(device.personal.clone().unwrap_or_default());
-            // A device without test texts measures on what it trains on, as the agent does.
+            // A device without test texts measures on its training texts, as the agent does.
             let probe = if device.here.test_examples > 0 { &device.test } else { &device.train };
             let ways = device.plan.ways();
             let training =
@@ -663,7 +663,7 @@ fn start(
     let sharing =
         if depth == layers { method.shared.of(layers) } else { Sharing::Layers((layers - depth..layers).collect()) };
     let Scale { trained, steps, batch, learning_rate, .. } = cell.scale;
-    // Asynchronous rounds close with a third of those who train.
+    // Asynchronous rounds close with a third of the training devices.
     let devices = if method.asynchronous { trained.div_ceil(3) } else { trained };
     let settings = RunSettings {
         // The time ends it.

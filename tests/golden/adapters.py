@@ -86,7 +86,7 @@ def write_adapter(out, name, variant, settings):
     wrapper.save_pretrained(folder, save_embedding_layers=False)
     os.remove(os.path.join(folder, "README.md"))
     path = os.path.join(folder, "adapter_config.json")
-    # A set is written in any order; the base's name would be a folder of this machine.
+    # PEFT writes a set in any order, and names a local folder as the base.
     config = {key: sorted(value) if isinstance(value, list) and key.endswith("modules") else value
               for key, value in make.read_json(path).items()}
     make.write_json(path, dict(config, base_model_name_or_path=None))

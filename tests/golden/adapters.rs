@@ -1,4 +1,4 @@
-//! Adapters that PEFT made give the scores that PEFT gives, or are refused by name; and so does what a real fleet exported.
+//! Adapters from PEFT and from a real fleet give the same scores as in PEFT, or are refused by name.
 //! tests/golden/adapters.py and tests/golden/fleet.py write the numbers.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 

@@ -53,7 +53,7 @@ fn an_adapter_that_peft_wrote_gives_its_scores_and_goes_out_as_it_came_in() {
         let adapter = case.folder.join("adapter");
         let adapter_options = |out: &str, adapter: &Path| BuildOptions {
             adapter: Some(adapter.to_owned()),
-            // All that is kept of this is whether A is frozen; the rest is the adapter's.
+            // The pack keeps only whether A is frozen. All other settings come from the adapter.
             peft: Peft::Lora(Lora { freeze_a: name.ends_with("-ffa"), ..Lora::default() }),
             ..case.options(&folder.path().join(out))
         };
@@ -99,7 +99,7 @@ fn a_merged_checkpoint_has_the_tuned_models_scores() {
         let weights = pack.schema().read(&case.read("weights.safetensors")).unwrap();
         let merged = folder.path().join("merged");
         export_merged(&pack, &weights, None, &About::default(), &merged, &mut |_| {}).unwrap();
-        // A fresh LoRA changes nothing, and labels and head are in the checkpoint.
+        // A new LoRA changes nothing. Labels and head are in the checkpoint.
         let options = BuildOptions {
             checkpoint: merged,
             labels: None,

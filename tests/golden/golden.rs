@@ -13,7 +13,7 @@ use skiff_trainer::{Batch, LayerMask, Operators, Policy, Trainer};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// A trainer of a golden case with its weights, its batch, and how many layers it has.
+/// A trainer of a golden case with its weights, its batch, and its number of layers.
 fn open(case: &Case) -> (Trainer, Batch, usize) {
     open_with(case, Operators::Fused)
 }
@@ -24,7 +24,7 @@ fn open_with(case: &Case, operators: Operators) -> (Trainer, Batch, usize) {
     let manifest = pack.manifest().clone();
     let sequences = read_batch(&case.read("batch.safetensors"), &manifest.layout).unwrap();
     let weights = pack.schema().read(&case.read("weights.safetensors")).unwrap();
-    // Sessions and mapping stay valid when the folder goes.
+    // Sessions and mapping stay valid after the folder is removed.
     let mut trainer = Trainer::open_with(&places::runtime(), Arc::new(pack), operators).unwrap();
     trainer.set_weights(weights).unwrap();
     let batch = Batch::new(&sequences, trainer.form()).unwrap();
@@ -174,7 +174,7 @@ fn gradients_agree_with_differences_of_the_loss_that_the_device_computes() {
     let weights = trainer.weights().clone();
     let gradients = trainer.step(&batch, &mask).unwrap().gradients;
     for (name, gradient) in &gradients {
-        // Along the gradient itself the difference is largest against the loss's rounding.
+        // In the direction of the gradient, the difference is largest compared with the rounding of the loss.
         let norm = gradient.iter().map(|value| value * value).sum::<f32>().sqrt();
         let mut loss_at = |distance: f32| {
             let mut moved = weights.clone();

@@ -1,9 +1,9 @@
 //! Graphs as ONNX Runtime optimises them: no transposed copy of a weight, nothing computed from weights alone but their widening.
 //!
-//! Weights are inputs of every graph, and stay inputs: their values are not known when a graph is optimised, so nothing that
-//! is made of them can hide among its constants, and all that is done to them is a node that runs. Every value is of one of
-//! three kinds by what it comes from: constants, weights (and constants), or something of the batch. A node that makes a
-//! value of the second kind does the same work in every run, whatever the tokens are.
+//! Weights are inputs of every graph. Their values are unknown during optimisation, so no value computed from weights becomes a
+//! constant: each such computation is a node that runs. A value has one of three kinds, by its origin: only constants, weights
+//! (and constants), or also the batch. A node that makes a value of the second kind does the same work in every run, whatever
+//! the tokens are.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use ort::session::Session;
@@ -41,7 +41,7 @@ fn problems(optimised: &[u8], inputs: &BTreeMap<String, Kind>, outputs: &[String
     let mut kinds = inputs.clone();
     let made: BTreeSet<&String> = nodes.iter().flat_map(|node| &node.outputs).collect();
     for NodeSummary { op_type, name, inputs: operands, outputs, .. } in &nodes {
-        // What no node makes and nobody gives is among the model's constants.
+        // A value that no node computes and that is no input is one of the model's constants.
         let kind = |operand: &String| match kinds.get(operand) {
             Some(&kind) => kind,
             None => {
@@ -66,7 +66,7 @@ fn problems(optimised: &[u8], inputs: &BTreeMap<String, Kind>, outputs: &[String
 
 /// Optimises a model with ONNX Runtime under the agent's settings.
 fn optimised(model: &Path, folder: &Path) -> Vec<u8> {
-    // Two threads that open sessions with operators of ours at once would both enter their domain in a list, an error.
+    // If two threads opened sessions with our operators at once, both would register the domain, which is an error.
     static OPENING: Mutex<()> = Mutex::new(());
     let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = folder.join("optimised.onnx");
@@ -83,7 +83,7 @@ fn optimised(model: &Path, folder: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Returns the problems of every graph of a pack, plain and fused, and how many graphs there are.
+/// Returns the problems of every graph of a pack, plain and fused, and the number of graphs.
 fn check(name: &str, pack: &Pack, folder: &Path, found: &mut Vec<String>) -> usize {
     let sets = [&pack.manifest().stages, &pack.manifest().fused].into_iter();
     let graphs: Vec<&GraphSpec> = sets.flat_map(|stages| stages.all().flat_map(StageSpec::graphs)).collect();
@@ -166,7 +166,7 @@ fn a_weight_that_is_transposed_copied_or_computed_with_is_found() {
         let problems = problems_of(dtype, formula);
         assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:?}");
     };
-    // A transposed copy, where no product takes the transposition over.
+    // A transposed copy that no product absorbs.
     found(
         DType::F32,
         |g, [x, w, _]| {
@@ -217,7 +217,7 @@ fn a_weight_that_is_transposed_copied_or_computed_with_is_found() {
         },
         "Tanh",
     );
-    // A widened weight that leaves the graph is a copy that is kept.
+    // A widened weight that is an output of the graph is a copy.
     found(
         DType::F16,
         |g, [x, w, _]| {

@@ -1,5 +1,5 @@
-//! Tuned heads: their rows follow the labels, and a language model's own table is used as in transformers. The expected scores are
-//! PyTorch's of the cases whose merged checkpoints these are.
+//! Tuned heads: their rows follow the labels, and a language model's own table is used as in transformers. The expected scores
+//! are PyTorch's scores for the cases of these merged checkpoints.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use ndarray::{ArrayD, Axis};

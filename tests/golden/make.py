@@ -49,7 +49,7 @@ VARIANTS = {
                          vocab_size=39, embedding_size=18, relative_attention=True, max_relative_positions=6,
                          max_position_embeddings=16, position_buckets=-1, pos_att_type=["c2p"], share_att_key=False,
                          position_biased_input=True, type_vocab_size=2), dict(prefix="deberta.")),
-    # No attention by distance; what pos_att_type names still counts for the scale of the scores.
+    # No attention by distance. pos_att_type still affects the scale of the scores.
     "deberta-v2-absolute": (transformers.DebertaV2Config, dict(DEBERTA, relative_attention=False, position_biased_input=True,
                             hidden_size=24, num_attention_heads=3, intermediate_size=35, vocab_size=37,
                             max_position_embeddings=16), dict(prefix="deberta.")),
@@ -144,7 +144,7 @@ def write_checkpoint(folder, variant):
     else:
         pooler = {} if variant.startswith("deberta") else dict(add_pooling_layer=stored.get("pooler", True))
         model = transformers.AutoModel.from_config(kind(**options), **pooler)
-    # Fresh initial values are tame (standard deviation 0.02, norms exactly one): make every part matter.
+    # New initial values are small (standard deviation 0.02, norms exactly one). Larger ones make every part matter.
     for name, parameter in model.named_parameters():
         spread = 0.3 if parameter.ndim > 1 else 0.1
         parameter.data = torch.randn_like(parameter) * spread + (1.0 if "norm.weight" in name.lower() else 0.0)

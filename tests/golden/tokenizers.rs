@@ -1,4 +1,4 @@
-//! Tokenizers of the common families with settings beside them, against the tokens that transformers makes of them.
+//! Tokenizers of the common families, with files of settings, compared with the tokens of transformers.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use serde::Deserialize;
@@ -84,7 +84,7 @@ fn expected(folder: &Path) -> Expected {
     serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap()
 }
 
-/// Encodes as the agent does: the length is the order's, the side is the tokenizer's.
+/// Encodes as the agent does: the order sets the length, and the tokenizer sets the side.
 fn encode(tokenizer: &Tokenizer, case: &Case) -> (Vec<u32>, Vec<u32>) {
     let mut tokenizer = tokenizer.clone();
     let direction = tokenizer.get_truncation().map_or_else(Default::default, |own| own.direction);

@@ -155,7 +155,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Writes a pack and labelled texts, trains a little, and returns the folder and what `train` said.
+/// Writes a pack and labelled texts, trains a little, and returns the folder and the output of `train`.
 fn trained() -> (tempfile::TempDir, Value) {
     let folder = tempfile::tempdir().unwrap();
     let case = Case::open("bert/sequence-lora");

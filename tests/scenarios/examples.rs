@@ -1,4 +1,4 @@
-//! Examples are brought ahead of their step, and it does not show: not in what is trained, not in where an error or the end comes.
+//! Examples are read before their step needs them. This changes neither the training nor the position of an error or of the end.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_tests::{packs, places};
@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-/// Examples of growing length, of which one may be missing; it counts what was asked for.
+/// Examples of growing length; one may be missing. Counts the examples that were read.
 struct Forty {
     missing: Option<usize>,
     brought: AtomicUsize,
@@ -84,7 +84,7 @@ fn training_and_evaluation_stop_and_fail_at_the_step_that_they_would_without_rea
     assert_eq!((summary.unwrap().steps, &first[..]), (3, &losses[..3]));
     assert!(some.brought.into_inner() <= 4 * (3 + 2) + 1, "two batches ahead, and one example in hand");
 
-    // An epoch has every example once: each one fails at some step, and those before it are done as ever.
+    // An epoch has every example once. Each of them fails in one pass, and the steps before it are done as usual.
     for missing in [0, 13, 39] {
         let (failed, done, before) = train(&Forty::without(Some(missing)), 10);
         assert!(matches!(failed, Err(TrainerError::Example { example, .. }) if example == missing + 1));

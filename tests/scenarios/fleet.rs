@@ -91,7 +91,7 @@ fn a_run_continues_when_the_broker_is_killed_and_comes_back() {
     assert!(run.closed.iter().all(|closed| closed.updates == 2 && closed.skipped.is_none()), "{:?}", run.closed);
 }
 
-/// Mosquitto acknowledges messages that it drops. Only their way to the coordinator and back shows what arrives.
+/// Mosquitto acknowledges messages that it drops. Only a message that comes back from the coordinator has arrived.
 #[test]
 fn doctor_names_what_the_broker_drops() {
     for (up, settings, expected) in [
@@ -102,7 +102,7 @@ fn doctor_names_what_the_broker_drops() {
         let broker = Broker::mosquitto_with(FLEET, &DEVICES[..1], up, settings);
         let mut fleet = Fleet::prepare(&broker, &DEVICES[..1], 16);
         fleet.start_coordinator();
-        // Until the coordinator is connected, there is nobody who answers.
+        // Nobody answers until the coordinator is connected.
         let mut said = String::new();
         let is_answered = || {
             said = fleet.doctor("oak", &[]).split_whitespace().collect::<Vec<_>>().join(" ");
@@ -162,7 +162,7 @@ fn a_second_coordinator_is_named_and_its_end_does_no_harm() {
     assert!(table.contains("warning: another coordinator of fleet test"), "{table}");
     assert!(fleet.log("coordinator").contains("another coordinator of fleet test connects"));
     fleet.stop_other_coordinator(other);
-    // The farewell of the other one did not make the devices believe that this one left.
+    // The other coordinator's farewell did not make the devices believe that this one left.
     fleet.start_run(&["--rounds", "1", "--devices", "1", "--quorum", "1", "--steps", "2", "--batch", "4"]);
     let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
     assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
@@ -206,7 +206,7 @@ fn asynchronous_rounds_stop_nobody_and_survive_a_killed_coordinator() {
     assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
     assert_eq!(run.closed.len(), 7);
     assert!(run.closed.iter().all(|closed| closed.updates >= 1 && closed.skipped.is_none()), "{:?}", run.closed);
-    // Updates that arrive during a merge count in the next round; those that arrive during the last merge count nowhere.
+    // Updates that arrive during a merge count in the next round. Updates during the last merge do not count.
     let merged: u32 = run.closed.iter().map(|closed| closed.updates).sum();
     let updates: u32 = progress.devices.iter().map(|known| known.updates).sum();
     assert!((merged..=merged + 2).contains(&updates), "{merged} merged: {progress:?}");
@@ -274,7 +274,7 @@ fn forged_and_foreign_messages_are_counted_and_change_nothing() {
         forged("d/oak/dn/command", b"as if I were the coordinator".to_vec()),
     ];
     publish(&broker, "elm", &messages);
-    // The coordinator's own account, but not its signature: the device refuses what it says.
+    // The messages come from the coordinator's account but lack its signature, so the device refuses them.
     publish(&broker, COORDINATOR, &[forged("d/oak/dn/command", b"unsigned".to_vec())]);
 
     let refused = |progress: &Progress| progress.refused_messages.values().sum::<u64>();

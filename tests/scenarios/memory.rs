@@ -1,4 +1,4 @@
-//! Resident memory of a process that trains: flat over many steps. One test, since it looks at the whole process.
+//! Resident memory of a process that trains: flat over many steps. This file has one test, because it measures the whole process.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_base::random::Random;
@@ -36,6 +36,6 @@ fn memory_stays_flat_over_steps_of_changing_length() {
     };
     let warm = steps(&mut trainer, 20);
     let later = steps(&mut trainer, 60);
-    // What 60 further steps may add: an eighth of what the first 20 needed.
+    // Memory that 60 further steps may add: an eighth of the memory of the first 20.
     assert!(later < warm + warm / 8, "{warm} bytes after 20 steps, {later} after 80");
 }

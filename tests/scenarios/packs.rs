@@ -54,7 +54,7 @@ fn every_cut_of_the_manifest_is_an_error() {
     for length in (0..whole.len()).step_by(97) {
         fs::write(&path, &whole[..length]).unwrap();
         let error = Pack::open(&pack).unwrap_err();
-        // Nothing is left of the file at first, which is told before it is parsed.
+        // The first cut leaves an empty file, which is a different error.
         assert!(matches!(error, PackError::Manifest { .. } | PackError::Read { .. }), "cut at {length}: {error}");
     }
 }

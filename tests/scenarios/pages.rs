@@ -1,13 +1,13 @@
-//! Which pages of the mapped weights a step touches: only pages of the active layers.
+//! A step touches only the pages of active layers in the mapped weights.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_tests::{packs, places};
 use skiff_trainer::{Batch, LayerMask, Sequence, Target, Trainer};
 use std::sync::Arc;
 
-/// A MiniLM layer: 12 matrices' worth of 384 x 384 f32 values, and its vectors.
+/// Size of a MiniLM layer: 12 matrices of 384 x 384 f32 values, and its vectors.
 const LAYER_BYTES: u64 = (12 * 384 * 384 + 13 * 384) * 4;
-/// Tables' rows, the pooler, and what the kernel maps around a fault.
+/// Rows of the tables, the pooler, and the pages that the kernel maps around a fault.
 const BESIDE: u64 = 4 << 20;
 
 /// Resident bytes of the mapped weights, as `/proc/self/smaps` has them.

@@ -209,7 +209,7 @@ fn an_old_state_folder_is_migrated_checked_shown_and_exported_without_a_coordina
     assert!(!shown["devices"].as_array().unwrap().is_empty(), "{shown}");
     assert_eq!(shown["closed"].as_array().unwrap().len() as u64, shown["rounds"].as_u64().unwrap());
     let (shown, text, _) = skiff(&["run", "show"]);
-    // The settings are one fact, which only a terminal folds.
+    // The settings are one fact on one line, which only a terminal folds.
     let mut others = text.lines().filter(|line| !line.starts_with("settings"));
     assert!(shown && others.all(|line| line.chars().count() <= 80), "{text}");
 }

@@ -1,7 +1,7 @@
 //! Every screen at 60, 80, 120 and 200 columns, drawn by the real programs on terminals and read back from an emulator.
 //!
-//! `make screens` writes the ones at 80 columns to `docs/screens`. Otherwise the test compares their form with those files: a row that
-//! begins with another word, a new fact or another heading, is a screen that has to be written anew.
+//! `make screens` writes the ones at 80 columns to `docs/screens`. Otherwise the test compares the form of each screen with its
+//! file. If a row begins with another word, the screen must be written again.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use skiff_tests::brokers::Broker;
@@ -22,7 +22,7 @@ const ONNXRUNTIME: &str = "./libonnxruntime.so";
 /// Exit status after Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-/// A line that is redrawn has one of these at its beginning.
+/// A redrawn line begins with one of these.
 const SPINNERS: &str = "⠁⠂⠄⡀⢀⠠⠐⠈⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏";
 
 fn command(program: &str, line: &str, folder: &Path) -> Command {

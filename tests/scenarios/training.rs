@@ -1,4 +1,4 @@
-//! Many steps of tiny packs: computed in parts, skipped where numbers are not finite, interrupted and taken up again.
+//! Many steps of tiny packs: computed in parts, skipped if numbers are not finite, interrupted and resumed.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use safetensors::SafeTensors;
@@ -43,7 +43,7 @@ fn open(case: &str) -> (Trainer, Given) {
     let case = Case::open(case);
     let pack = case.pack(folder.path());
     let sequences = read_batch(&case.read("batch.safetensors"), &pack.manifest().layout).unwrap();
-    // Sessions and mapping stay valid when the folder goes.
+    // Sessions and mapping stay valid after the folder is removed.
     (Trainer::open(&places::runtime(), Arc::new(pack)).unwrap(), Given(sequences))
 }
 
@@ -82,7 +82,7 @@ fn gradients_of_parts_add_up_to_those_of_the_whole_for_every_task() {
     for case in ["bert/sequence-lora", "bert/regression-lora", "bert/token-lora", "llama/causal-lora"] {
         let (mut trainer, Given(mut sequences)) = open(case);
         sequences.extend(sequences.clone());
-        // Parts in which nothing counts, or less than elsewhere.
+        // Parts without counted rows, or with fewer than other parts.
         sequences[1].target = Target::None;
         for active in [&[0, 1, 2][..], &[1]] {
             let mask = LayerMask::of(active.to_vec(), 3).unwrap();
@@ -170,7 +170,7 @@ fn steps_that_are_never_finite_end_the_training() {
     assert_eq!(bits(trainer.weights()), weights);
 }
 
-/// A checkpoint after three steps, and what it is of.
+/// A checkpoint after three steps, and the training that wrote it.
 fn interrupted() -> (Trainer, Given, Vec<u8>) {
     let (mut trainer, examples) = open("bert/sequence-lora");
     let plan = plan();
@@ -233,7 +233,7 @@ fn a_damaged_checkpoint_is_refused_and_the_training_stays_as_it_was() {
     training.resume(&checkpoint).unwrap();
 }
 
-/// Runs `skiff-agent train` on the pack and texts in `folder` to its end, writing what it learned to `out`.
+/// Runs `skiff-agent train` on the pack and texts in `folder` to its end, and writes the weights to `out`.
 fn train(folder: &Path, out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(places::binary("skiff-agent"));
     command.current_dir(folder).arg("train").stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -64,7 +64,8 @@ fn agents_of_both_releases_complete_a_run_together() {
     a_run_completes(Build::Present, [Build::Protocol2, Build::Present]);
 }
 
-/// The coordinator is updated in the middle of a run: the state folder has another layout, its writer spoke only protocol version 2.
+/// The coordinator is updated in the middle of a run. Its state folder has an older layout, written by a program that spoke
+/// only protocol version 2.
 #[test]
 fn a_run_of_the_coordinator_of_protocol_2_is_completed_by_the_present_one() {
     let broker = Broker::mosquitto(FLEET, &DEVICES);

@@ -20,7 +20,7 @@ pub(crate) enum Client {
 pub(crate) struct Delivery {
     /// The client.
     pub(crate) to: Client,
-    /// The connection on which it travels. It is lost if the client has another one on arrival.
+    /// The connection on which it travels. The message is lost if the client has another connection on its arrival.
     pub(crate) connection: u64,
     /// Time of the arrival, in milliseconds.
     pub(crate) at_ms: u64,

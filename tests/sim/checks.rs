@@ -1,4 +1,4 @@
-//! The facts that must hold after every event, checked without the code that they are about.
+//! Facts that must hold after every event, checked without the tested code.
 
 use crate::coordinator::{Coordinator, FLEET};
 use crate::disk::Journal;
@@ -18,7 +18,7 @@ use std::sync::PoisonError;
 /// Largest difference between two ways of computing the same mean, as a part of the value.
 const TOLERANCE: f64 = 1e-5;
 
-/// The messages that were seen so far, and the number of checks of each kind.
+/// Messages seen so far, and the number of checks of each kind.
 #[derive(Default)]
 pub(crate) struct Checks {
     journal: Journal,
@@ -118,7 +118,7 @@ impl Checks {
         self.merges += 1;
     }
 
-    /// Checks that a coordinator that starts finds every record that was committed, and no other.
+    /// Checks that a starting coordinator finds every committed record and no other.
     pub(crate) fn restarted(&mut self, coordinator: &Coordinator) {
         let Some(ledger) = coordinator.hub.ledger() else { return };
         let entries = self.entries(ledger.start.run);
@@ -177,7 +177,7 @@ fn collected(entries: &[Entry]) -> Vec<(DeviceId, Digest)> {
             Record::UpdateStored { device, update, .. } => waiting.push((device.clone(), *update)),
             Record::Collected => batch = Some(std::mem::take(&mut waiting)),
             Record::Merged(_) => batch = None,
-            // A merge that failed loses its own updates; a round without enough updates loses those that came.
+            // A failed merge loses its updates. A round with too few updates loses them too.
             Record::Skipped { .. } if batch.take().is_none() => waiting.clear(),
             _ => {}
         }

@@ -19,7 +19,7 @@ pub(crate) struct Killer(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Number of writes until the kill, and whether the last one is still done.
+    /// Number of writes until the kill. The flag is true if the last write is still done.
     armed: Option<(u32, bool)>,
     dead: bool,
 }
@@ -30,7 +30,7 @@ impl Killer {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).armed = Some((writes, after));
     }
 
-    /// Takes back an [`Killer::arm`] that did not happen yet.
+    /// Cancels a kill of [`Killer::arm`] that has not happened yet.
     pub(crate) fn disarm(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).armed = None;
     }

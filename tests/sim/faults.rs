@@ -40,7 +40,7 @@ pub(crate) enum Incident {
     ClockJumps,
     /// A device's agent starts again, and a byte of one of its blobs has changed.
     DeviceBlobFlips,
-    /// A device sends updates that are not numbers, huge, of another form, or other bytes than it offered.
+    /// A device sends updates that are NaN, huge, of another form, or differ from its offer.
     DeviceLies,
     /// A device is replaced by a new one with the same name and an empty disk.
     DeviceReplaced,

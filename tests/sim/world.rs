@@ -176,7 +176,7 @@ impl World {
     pub(crate) fn run(mut self) -> Totals {
         let settings = &self.settings;
         let round_ms = settings.gather_ms + settings.train_ms + settings.evaluate_ms + 30_000;
-        // The faults last a few minutes, and a device that was suspended in the last one sleeps for an hour. After that the fleet
+        // The faults last a few minutes. A device that is suspended in the last minute sleeps for an hour. After that the fleet
         // needs at most the time of all its rounds.
         let most_ms = self.now_ms + 5 * 60_000 + 3_600_000 + u64::from(settings.rounds + 2) * round_ms;
         while let Some(((at_ms, _), event)) = self.queue.pop_first() {
@@ -407,7 +407,7 @@ impl World {
         self.after(notices_ms, Event::Down(client, life));
     }
 
-    /// Publishes the last will of a connection that was cut; of the one with this number, if one is given.
+    /// Publishes the last will of a cut connection. If a number is given, it must be the number of that connection.
     fn publish_will(&mut self, client: Client, number: Option<u64>) {
         let is_due = self.wills.get(&client).is_some_and(|(cut, _)| number.is_none_or(|number| number == *cut));
         if let Some((_, will)) = self.wills.remove(&client).filter(|_| is_due) {
@@ -494,7 +494,7 @@ impl World {
             Some(coordinator) if coordinator.hub.ledger().is_some() => {}
             Some(_) => {
                 self.call(Call::Start(RUN, Box::new(self.settings.clone())));
-                // The operator looks whether the coordinator was killed before it stored the run.
+                // The operator checks whether the coordinator was killed before it stored the run.
                 self.after(5_000, Event::StartRun);
             }
         }
@@ -709,7 +709,7 @@ impl Totals {
     }
 }
 
-/// Returns a new folder, in memory if the system has a place for that.
+/// Returns a new folder, in memory if the system offers one.
 fn scratch() -> TempDir {
     TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).expect("a temporary folder")
 }

@@ -40,7 +40,7 @@ struct Port {
 impl Port {
     fn reserve() -> std::io::Result<Self> {
         let bound = TcpSocket::new_v4()?;
-        // Both sockets must say so if a second one is to bind the port.
+        // A second socket can bind the port only if both have this option.
         bound.set_reuseaddr(true)?;
         bound.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         Ok(Self { number: bound.local_addr()?.port(), _bound: bound })
@@ -63,8 +63,8 @@ impl Broker {
         Self::mosquitto_with(fleet, devices, "write", "")
     }
 
-    /// Starts Mosquitto with other rules: `up` is what devices may do with their own topics to the coordinator (`write` or `read`),
-    /// and `settings` are further lines of its configuration.
+    /// Starts Mosquitto with other rules: `up` is the right of devices on their own topics to the coordinator (`write` or
+    /// `read`), and `settings` are further lines of the configuration.
     ///
     /// # Panics
     /// If Mosquitto is not installed or does not start; the message says what to do.
@@ -90,7 +90,7 @@ impl Broker {
         text.push_str(settings);
         let _ = writeln!(text, "password_file {}\nacl_file {}", path("passwords").display(), path("rules").display());
         if is_root() {
-            // Mosquitto would give up root for a user who may not read the folder.
+            // As root, Mosquitto would change to a user who may not read the folder.
             text.push_str("user root\n");
         }
         std::fs::write(path("mosquitto.conf"), text).expect("a writable folder");

@@ -18,7 +18,7 @@ use std::path::Path;
 /// Standard deviation of BERT's initial weights.
 const DEVIATION: f32 = 0.02;
 
-/// Returns the `config.json` of a BERT of these sizes; its other numbers equal the first release's.
+/// Returns the `config.json` of a BERT of these sizes. All other numbers are from the first release.
 #[must_use]
 pub fn bert(layers: usize, hidden: usize, heads: usize, intermediate: usize) -> Value {
     json!({

@@ -17,8 +17,8 @@ pub const ZERO: f64 = 1e-6;
 pub const ZERO_HALVED: f64 = 1e-3;
 /// The loss along 50 AdamW steps in f32 against float64: rounding is fed back through the optimizer's square root.
 pub const FED_BACK: f64 = 2e-3;
-/// The weights after those steps: where a gradient is near zero its rounding decides AdamW's sign, and a step is as long as the
-/// learning rate.
+/// The weights after those steps. If a gradient is near zero, its rounding decides the sign of AdamW's step, which is as long as
+/// the learning rate.
 pub const FED_BACK_WEIGHTS: f64 = 2e-2;
 /// Central differences of an f32 loss: (rounding of the loss, 1e-7) / (step, 1e-2) on gradients of order 0.1 to 1.
 pub const DIFFERENCES: f64 = 2e-2;

@@ -224,7 +224,7 @@ impl Fleet {
         assert!(eventually(is_there), "none of {devices:?} trains in round {round}\n{}", self.logs());
     }
 
-    /// Lets the worker of `device` train on in `round`.
+    /// Lets the worker of `device` continue its training in `round`.
     ///
     /// # Panics
     /// If it is not held.
@@ -253,7 +253,7 @@ impl Fleet {
     pub fn kill_worker(&self, device: &str) {
         let agent = self.agents.get(device).expect("the agent was started").id().to_string();
         let works = |process: &PathBuf| {
-            // The number, the name in brackets, the state, the parent's number.
+            // Fields of the line: the process's number, its name in brackets, its state, its parent's number.
             let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
             stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)) == Some(&agent)
         };
@@ -317,7 +317,7 @@ impl Fleet {
         String::from_utf8_lossy(&text[text.len().saturating_sub(4000)..]).into_owned()
     }
 
-    /// Sends SIGTERM to every agent. Returns true if all of them ended with status 0.
+    /// Sends SIGTERM to every agent. Returns true if every agent ended with status 0.
     ///
     /// # Panics
     /// If one does not end.

@@ -22,5 +22,5 @@ pub mod wait;
 
 use std::time::Duration;
 
-/// Longest wait of a test. Nothing takes this long, not even with all cores busy; a test that waits longer has found a fault.
+/// Longest wait of a test. Nothing takes longer, even if all cores are busy. A test that waits longer has found a fault.
 pub const PATIENCE: Duration = Duration::from_secs(300);

@@ -20,11 +20,11 @@ pub fn minilm() -> PathBuf {
     folder
 }
 
-/// Loads ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread. If `SKIFF_PROVIDER` is set, it computes there, so
-/// that another processor of a device can be held to the golden numbers.
+/// Loads ONNX Runtime from the cache, or from `SKIFF_ONNXRUNTIME`, with one thread. If `SKIFF_PROVIDER` is set, it computes on
+/// that processor, which is then compared with the golden numbers.
 ///
 /// # Panics
-/// If there is none; the message says how to get it.
+/// If the library is missing; the message says how to get it.
 #[must_use]
 pub fn runtime() -> Runtime {
     let cached = tree().join(".cache/onnxruntime/libonnxruntime.so");

@@ -16,7 +16,7 @@ pub fn argument(name: &str) -> Option<String> {
 /// Sets `key` of the object in the file that `--json` names, if it names one; the file's other keys stay.
 ///
 /// # Panics
-/// If the file holds something else than an object, or cannot be written.
+/// If the file does not hold an object, or cannot be written.
 pub fn store(key: &str, value: Value) {
     let Some(path) = argument("--json").map(PathBuf::from) else { return };
     let mut all = read(&path);

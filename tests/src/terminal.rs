@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// Rows of every terminal: enough that nothing scrolls away.
+/// Number of rows of every terminal, so many that nothing scrolls away.
 const ROWS: u16 = 120;
 
 /// A program with a terminal of its own.
@@ -38,7 +38,7 @@ impl Terminal {
     /// Starts `command` on a terminal with this number of columns.
     ///
     /// # Panics
-    /// If there is no terminal to get, or the program does not start.
+    /// If the system has no free terminal, or the program does not start.
     #[must_use]
     pub fn start(mut command: Command, columns: u16) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
@@ -80,7 +80,7 @@ impl Terminal {
     /// Waits until the screen is as wanted.
     ///
     /// # Panics
-    /// If that takes too long; the message shows the last screen.
+    /// If it takes too long; the message shows the last screen.
     #[must_use]
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Screen) -> bool) -> Screen {
         let mut seen = None;

@@ -4,10 +4,10 @@ use crate::PATIENCE;
 use skiff_trainer::clock::monotonic;
 use std::time::Duration;
 
-/// Pause between two looks at something that a test waits for.
+/// Pause between two checks of a fact that a test waits for.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Asks again and again until `holds` does, for [`PATIENCE`] at most; returns true if it held.
+/// Calls `holds` until it returns true, for at most [`PATIENCE`]. Returns true if it did.
 pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
     let begun = monotonic();
     loop {

@@ -123,7 +123,7 @@ impl Running {
     }
 }
 
-/// Returns the positions of the columns that fit, of the lowest ranks.
+/// Returns the positions of the columns that fit. Columns of a higher rank are left out first.
 fn fitting(columns: &[Column], width: Option<usize>) -> Vec<usize> {
     let mut shown: Vec<usize> = (0..columns.len()).collect();
     let Some(width) = width else { return shown };

@@ -176,7 +176,7 @@ impl<'a> Rules<'a> {
         let is_target = self.targets.fit(name)?;
         let Some(layers) = self.layers.as_ref().filter(|_| is_target) else { return Ok(is_target) };
         if matches!(&self.targets, Names::Ends(ends) if ends.contains(&name)) {
-            // PEFT looks at the layer's number only if the name is not given whole.
+            // If the settings give the whole name, PEFT ignores the number of the layer.
             return Ok(true);
         }
         for number in &self.numbers {

@@ -525,7 +525,7 @@ impl<'a> Merge<'a> {
             settings.insert("norm_rel_ebd".to_owned(), json!("none"));
         }
         if task == Task::CausalLm {
-            // The build may have found two tables where the checkpoint's settings say one.
+            // The checkpoint may have two tables, although its settings say that they are one.
             settings.insert("tie_word_embeddings".to_owned(), json!(manifest.design.model.is_tied()));
         }
         settings.insert("architectures".to_owned(), json!([format!("{class}{suffix}")]));

@@ -1,4 +1,4 @@
-//! The devices: they say that they are there, send telemetry in turn, and accept every order without ever delivering.
+//! The devices: they send a birth, then telemetry in turn, and accept every order without ever sending an update.
 
 use skiff_link::{LinkEvent, Publication};
 use skiff_protocol::codec::{self, Message};

@@ -1,5 +1,4 @@
-//! DeBERTaV2-xxlarge's shape, with half of its layers, where the kernel gives a process 2 GiB and no more: a step that needs more
-//! ends it.
+//! DeBERTaV2-xxlarge's shape with half of its layers. The kernel limits the process to 2 GiB and kills it if a step needs more.
 
 use crate::packs::{STORED, THREADS, pack, scratch};
 use crate::process::{agent, labelled, last_line};
@@ -68,7 +67,7 @@ fn limit() -> Result<Vec<String>, String> {
     if !rustix::process::geteuid().is_root() {
         prefix.push("--user");
     }
-    // That systemd takes the properties does not mean that the kernel holds the process to them.
+    // systemd may accept the properties although the kernel does not enforce them.
     let probe = r#"cat "/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/memory.max""#;
     let output = Command::new(prefix[0]).args(&prefix[1..]).args(["sh", "-c", probe]).output();
     let problem = match output {
@@ -97,7 +96,7 @@ fn joined(folder: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// Takes a file out of the page cache. Cached pages were charged to the first reader and would not count.
+/// Takes a file out of the page cache. Cached pages are charged to their first reader, so they would not count here.
 fn forget(path: &Path) -> std::io::Result<()> {
     let file = File::open(path)?;
     file.sync_all()?;

@@ -1,7 +1,7 @@
 //! Cost of training, each line a process of its own on two threads: steps on three sizes of BERT, real text, and with `--xxl` a
-//! large DeBERTa in little memory. If `--peers PYTHON` is given, PyTorch and PEFT take their turn between Skiff's lines. Tables on standard
-//! output; with `--json FILE` the same for programs; `--quick` leaves all but `MiniLM` out, and most of the text; `--data FOLDER` takes
-//! your texts in place of the generated ones.
+//! large DeBERTa in little memory. If `--peers PYTHON` is given, PyTorch and PEFT run between Skiff's lines. Prints tables, and
+//! writes them as JSON if `--json FILE` is given. `--quick` measures only `MiniLM` and less text. `--data FOLDER` uses your
+//! texts in place of the generated ones.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may stop")]
 
 mod limited;

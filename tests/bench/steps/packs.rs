@@ -8,7 +8,7 @@ pub(crate) const THREADS: &str = "2";
 /// Storage of Skiff's frozen matrices.
 pub(crate) const STORED: [(&str, Storage); 2] = [("int8", Storage::Int8), ("f16", Storage::F16)];
 
-/// A folder for packs, gone with the value. The `Makefile` removes those that an interrupted run leaves.
+/// A folder for packs, gone with the value. The `Makefile` removes the packs of an interrupted run.
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

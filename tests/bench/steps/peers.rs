@@ -11,7 +11,7 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// Finds what `--peers` names. If it names nothing, or something is missing, prints a sentence.
+    /// Finds what `--peers` names. If no Python is given, or a package is missing, prints a sentence.
     pub(crate) fn find() -> Option<Self> {
         let Some(python) = results::argument("--peers") else {
             println!(
@@ -49,7 +49,7 @@ impl Peers {
             .arg(places::tree().join("tests/bench/peers").join(script))
             .args(arguments)
             .args(["--threads", crate::packs::THREADS]);
-        // Nothing is fetched, and no warning stands in the table.
+        // Fetches nothing, and keeps warnings out of the table.
         command.env("HF_HUB_OFFLINE", "1");
         last_line(&mut command).map_err(|error| println!("PyTorch has no line here: {error}")).ok()
     }

@@ -133,7 +133,7 @@ pub(crate) fn measure(quick: bool, peers: Option<&Peers>) -> Vec<Value> {
                     json!({ "program": "Skiff", "model": model.name, "storage": storage, "evaluate": way.policy == EVALUATE }),
                 ));
                 seconds.push((storage, found.step_seconds));
-                // Between Skiff's first line and its second, so that a machine that slows down does so for both programs.
+                // Runs between Skiff's first and second line, so that a machine that slows down affects both programs.
                 if peer.is_none()
                     && let Some(line) = torch(&model, &way, peers)
                 {

@@ -1,6 +1,6 @@
 //! The broker's part of `skiff doctor`: connects as the coordinator would, and sends messages to itself in both directions.
 //!
-//! A broker acknowledges also messages that its access list or its size limit drops. Only what comes back shows that it arrives.
+//! A broker also acknowledges messages that its access list or its size limit drops. Only a message that comes back has arrived.
 //! The messages use topics of a device that does not exist.
 
 use skiff_base::findings::Finding;

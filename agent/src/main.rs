@@ -46,7 +46,7 @@ enum Verb {
     /// Trains on local files, without a fleet, and prints speed and accuracy
     #[command(disable_help_flag = true)]
     Train(HandedOver),
-    /// Prints what a pack with any weights answers to texts
+    /// Prints the answers of a pack, with any weights, to texts
     #[command(disable_help_flag = true)]
     Predict(HandedOver),
     /// Judges a pack with any weights on examples with labels

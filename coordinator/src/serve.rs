@@ -407,7 +407,7 @@ async fn merge(model: Arc<Model>, blobs: Arc<dyn Blobs>, job: MergeJob) -> Merge
     (about, merged)
 }
 
-/// Does the work in a thread beside the loop. Returns an error in words if the work panics.
+/// Does the work in another thread than the loop. Returns an error in words if the work panics.
 async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|error| format!("a fault in the coordinator's code: {error}"))
 }

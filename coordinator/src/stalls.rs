@@ -1,5 +1,4 @@
-//! Orders without an answer and transfers that do not move: finds the devices of which nothing arrived for [`STALL_MS`], and says
-//! what that suggests.
+//! Finds orders without an answer and transfers without progress for [`STALL_MS`], and says what to check.
 //!
 //! A broker drops messages without a word if an access list or a limit on their size forbids them. Only the silence shows it.
 

@@ -179,7 +179,7 @@ impl System {
             let whole = free.saturating_add(anonymous).saturating_add(agent_bytes);
             Limit { bytes: eighths(whole, SHARE_OF_FREE), whole, cause: Cause::Free }
         };
-        // What a limit leaves beyond the present size may become resident.
+        // The difference between the limit and the present size may become resident.
         let left = |limit: Option<u64>, used: u64, cause| {
             limit.map(|whole| {
                 let more = eighths(whole.saturating_sub(used), SHARE_OF_FREE);

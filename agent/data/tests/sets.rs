@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// If `SKIFF_DATA_SETS` is set and lacks the set.
 fn public_set(name: &str) -> Option<PathBuf> {
     let Some(sets) = std::env::var_os("SKIFF_DATA_SETS") else {
-        // Straight to the stream: the test runner keeps what macros print of a test that passes.
+        // Writes to the stream itself, because the test runner hides the printed lines of a passing test.
         let _ = writeln!(
             std::io::stderr(),
             "SKIFF_DATA_SETS is not set: the public set {name:?} is NOT tested, only the generated one"

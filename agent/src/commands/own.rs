@@ -32,7 +32,7 @@ pub fn config_file(words: &[OsString]) -> Option<PathBuf> {
 /// Returns the user's `words`, the verb first, with the pack, weights and data of the device. Options of the user come first.
 ///
 /// # Errors
-/// A `--pack` beside the device's own; a state folder to which no weights have come yet.
+/// A `--pack` in addition to the device's own pack; a state folder without weights.
 pub fn worker_arguments(config: &Config, words: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     let Training { pack, test, columns, threads, provider, onnxruntime, .. } = &config.training;
     let given = |option: &str| words.iter().any(|word| is_option(word, option));

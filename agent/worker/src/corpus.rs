@@ -792,7 +792,7 @@ mod tests {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let (file, tokenizer) = (tree.join("../shared/data/mrpc/test.txt"), tree.join(".cache/minilm/tokenizer.json"));
         if !(file.is_file() && tokenizer.is_file()) {
-            // Straight to the stream: the test runner keeps what macros print of a test that passes.
+            // Writes to the stream itself, because the test runner hides the printed lines of a passing test.
             let _ = writeln!(std::io::stderr(), "{} or MiniLM is absent: real pairs are NOT tested", file.display());
             return;
         }

@@ -189,7 +189,7 @@ fn plan_steps(limit: &Limit, open: &mut Open, order: &TrainOrder) -> anyhow::Res
         return Ok(planned.ways.clone());
     }
     let plan = match memory::planned(&open.trainer, limit, open.process, step) {
-        // What was learned is an estimate: the smallest step is tried before the device takes part in no round.
+        // The learned limit is an estimate. The smallest step is therefore tried before the device stays out of all rounds.
         Err(MemoryError::TooLittle { process, least, .. }) if limit.cause == Cause::Lesson => {
             let smallest = Limit { bytes: process + least, ..limit.clone() };
             memory::planned(&open.trainer, &smallest, process, step)

@@ -94,7 +94,7 @@ mod tests {
     fn a_fleet_comes_back_in_a_spread_of_time_after_a_long_outage() {
         let mut counts = [0_u32; 31];
         for device in 0..1_000_u64 {
-            // Multiplicative hashing (Knuth): a number of its own for each device and rest.
+            // Multiplicative hashing (Knuth): a different number for each device and rest.
             let draws =
                 (1..).map(|rest: u64| ((device * 1_000 + rest).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32);
             let (late, _) = paused(outage(Duration::from_secs(600), draws));

@@ -189,7 +189,7 @@ async fn after_many_failed_attempts_a_broker_that_returns_is_found_before_the_ne
     drop(away);
     broker.restart();
     while next(&mut events).await != LinkEvent::Up {}
-    // Seven rests that keep doubling end at 16 s or more. Half of that leaves a busy machine room.
+    // Seven rests that keep doubling end at 16 s or more. Half of that time leaves room for a busy machine.
     assert!(longest < Duration::from_secs(8), "the longest rest of a short outage took {longest:?}");
 }
 

@@ -9,8 +9,9 @@
 //! of all blobs that records ever named. Blobs (weights, updates) are in a separate folder, in which a marker says which journal
 //! they belong to.
 //!
-//! **Nothing that was trained is lost.** A journal beside blobs of another journal is refused. Only blobs that a journal once
-//! named may be removed, and not the last and best weights of a run. A damaged or missing record ends only its own run.
+//! **Nothing that was trained is lost.** A journal is refused if the folder holds the blobs of another journal. Only blobs that
+//! a journal once named may be removed, and not the last and best weights of a run. A damaged or missing record ends only its
+//! own run.
 
 pub mod check;
 pub mod collector;

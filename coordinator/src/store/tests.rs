@@ -133,7 +133,7 @@ fn laws(store: &mut dyn Store) {
     assert_eq!((best.round, best.weights, best.accuracy), (1, digest(20).to_string(), Some(0.7)));
     assert_eq!(store.kept().unwrap(), BTreeSet::from([digest(20), digest(22)]));
 
-    // Named is what any record named.
+    // A blob is named if any record names it.
     for named in [1, 9, 20, 21, 22, 120, 121, 122] {
         assert!(store.is_named(digest(named)).unwrap(), "{named}");
     }
@@ -311,7 +311,7 @@ fn two_runs() -> TempDir {
 fn findings(folder: &TempDir) -> Vec<(u64, String)> {
     let store = open(folder).unwrap();
     let found: Vec<_> = store.findings().iter().map(|finding| (finding.run.0, finding.reason.clone())).collect();
-    // It is told once, then the run is known to be stopped, and the others are as they were.
+    // The fault is reported once. The run is then stopped, and the other runs are unchanged.
     for row in store.runs().unwrap() {
         let is_found = found.iter().any(|(run, _)| *run == row.run.0);
         assert_eq!(row.damage.is_some(), is_found);
@@ -372,7 +372,7 @@ fn a_run_that_the_database_lost_as_a_whole_is_listed_as_stopped() {
     append(&mut open(&folder).unwrap(), RunId(3), &[started(RunId(3))]);
     remove_journal(&folder);
     std::fs::write(folder.path().join(FILE), older).unwrap();
-    // The run before it was not ended by what is left of the journal: it lost its end.
+    // The rest of the journal has no end of the previous run, because that record was lost.
     assert_eq!(findings(&folder).iter().map(|(run, _)| *run).collect::<Vec<_>>(), [2, 3]);
     // More records can be added and are found.
     append(&mut open(&folder).unwrap(), RunId(4), &[started(RunId(4))]);

@@ -1,7 +1,7 @@
 //! The few basic functions that coordinator, agent and models share: locks, files that are replaced as a whole, errors in one
 //! line, seeded random numbers, and the checks of `doctor`.
 //!
-//! It knows nothing of training and fleets. Beside the standard library it needs serde, and rustix for questions to the system.
+//! It knows nothing of training and fleets. Besides the standard library it uses serde, and rustix for system calls.
 //!
 //! Modules: [`files`] (replacing a file, private folders), [`foreign`] (wrong contents of a file), [`lock`] (one process at a
 //! time), [`chain`] (an error and its causes), [`random`] (the same numbers on every platform), [`findings`] (results of checks).

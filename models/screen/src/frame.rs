@@ -1,4 +1,4 @@
-//! A text that is shown anew again and again, in place of the one before.
+//! A text that is redrawn in its place.
 
 use crate::output::stdout;
 use console::Term;

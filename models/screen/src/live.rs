@@ -72,12 +72,12 @@ impl Live {
         Self(Arc::new(Mutex::new(Lines { multi, status, counts: false, parts: Vec::new(), more, plain })))
     }
 
-    /// Shows what is done at the moment, without a bar.
+    /// Shows the current work without a bar.
     pub fn say(&self, doing: &str) {
         self.lines().show(doing.to_owned(), None);
     }
 
-    /// Shows what is done at the moment with a bar, and the remaining time once it is known.
+    /// Shows the current work with a bar, and the remaining time once it is known.
     pub fn count(&self, doing: &str, done: u64, total: u64) {
         self.lines().show(doing.to_owned(), Some((done, total)));
     }

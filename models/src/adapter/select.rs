@@ -133,7 +133,7 @@ impl<'a> Rules<'a> {
         };
         let excluded = settings.exclude_modules.as_ref().filter(|modules| !modules.is_empty());
         let saved = settings.modules_to_save.iter().flatten();
-        // PEFT lets the alternatives of a name stand for themselves here.
+        // PEFT does not put the alternatives of a name into brackets here.
         let saved =
             saved.map(|name| Expression::new("modules_to_save", name, &format!(r"\A(?:(^|.*\.){name}($|\..*))")));
         let layers = match &settings.layers_to_transform {

@@ -15,7 +15,7 @@
 //!
 //! A decoder classifies by the last token of a text. Rows have no padding here, so this is the last token of each example.
 //! transformers searches padded rows for the last token that is not `pad_token_id`. The results differ if a text itself ends in
-//! the padding token, which is possible if the end token is also the padding token: transformers then takes the token before it.
+//! the padding token, for example because the end token is also the padding token. Transformers then takes the token before it.
 
 mod attention;
 pub mod bert;

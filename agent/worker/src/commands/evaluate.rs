@@ -56,7 +56,7 @@ struct Outcome {
     test_examples: usize,
     /// Number of examples, or of tokens for a task on tokens, that the figures count.
     counted: u64,
-    /// Mean loss of what is counted.
+    /// Mean loss over everything that is counted.
     loss: f64,
     #[serde(flatten)]
     found: Found,

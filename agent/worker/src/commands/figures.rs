@@ -83,9 +83,9 @@ pub(super) struct Part {
     predicted: u64,
     /// Number that the model found and that are in the examples.
     correct: u64,
-    /// Share of what the model found that is right.
+    /// Share of the spans that the model found that are right.
     precision: Option<f64>,
-    /// Share of what is in the examples that the model found.
+    /// Share of the spans in the examples that the model found.
     recall: Option<f64>,
     f1: Option<f64>,
 }

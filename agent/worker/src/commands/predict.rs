@@ -1,4 +1,4 @@
-//! `skiff-agent predict`: what a pack with any weights answers to texts.
+//! `skiff-agent predict`: the answers of a pack, with any weights, to texts.
 
 use super::model::{Model, ModelArguments};
 use crate::corpus::joined_by;
@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-/// Prints what a pack with any weights answers to texts.
+/// Prints the answers of a pack, with any weights, to texts.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  echo 'turn on the lamp' | skiff-agent predict --pack minilm.pack --weights adapter\n  \
@@ -131,7 +131,7 @@ impl Predictor {
             if !batch.is_empty() {
                 self.print(&batch)?;
             }
-            // The texts before a fault are answered first, so that what was printed shows where it is.
+            // Texts before a fault are answered first, so that the output shows the position of the fault.
             failed.map_or(Ok(()), Err)?;
             if batch.len() < self.batch {
                 return Ok(());

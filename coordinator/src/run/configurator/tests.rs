@@ -104,7 +104,7 @@ proptest! {
             let (ours, even) = regrets.iter().fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
             ours / even
         };
-        // What a short run comes to is luck: it is a mean of several.
+        // The result of a short run depends on luck, so this is a mean over several runs.
         let short = (0..8).map(|other| share(60, seed + other)).sum::<f64>() / 8.0;
         let long = share(960, seed);
         prop_assert!(long < 0.75 * short, "{policy:?}, drifts {drifts}: {short:.3} of an even choice's regret, then {long:.3}");

@@ -269,6 +269,12 @@ impl Settings {
         }
     }
 
+    /// Returns the state folder, for verbs that need no other setting.
+    #[must_use]
+    pub fn state_folder(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| DEFAULT_STATE.into())
+    }
+
     /// Checks the settings; `host` is the default of the device's name.
     ///
     /// # Errors
@@ -285,7 +291,7 @@ impl Settings {
             fleet: fleet.parse().map_err(|_| invalid("fleet", fleet, "1 to 64 of A-Z a-z 0-9 _ -"))?,
             trust: trust(self.coordinator_key.as_deref(), self.allow_unsigned.unwrap_or(false))?,
             training: training(&self)?,
-            state: self.state.clone().unwrap_or_else(|| DEFAULT_STATE.into()),
+            state: self.state_folder(),
             telemetry_interval: Duration::from_secs(seconds),
             broker: broker(self, &device)?,
             device,

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{doctor, export, own, run};
+use skiff_agent::commands::{doctor, export, own, owner, run, sent};
 use skiff_agent::config::{Config, Settings};
 use skiff_agent::executor::Program;
+use skiff_agent::owner::{Left, Wish, now_ms};
 use skiff_screen::output::{exit_status, stdout, width};
 use skiff_screen::report::Report;
 use std::ffi::OsString;
@@ -26,10 +27,13 @@ const BAD_SETTINGS: u8 = 2;
         skiff-agent doctor --config agent.toml                                   see whether a fleet can be joined\n  \
         skiff-agent run --config agent.toml                                      join it\n  \
         skiff-agent evaluate --own                                               see how good the device's model is\n  \
-        echo 'turn on the lamp' | skiff-agent predict --own                      ask it\n\n\
+        echo 'turn on the lamp' | skiff-agent predict --own                      ask it\n  \
+        skiff-agent sent                                                         see what left the device\n  \
+        skiff-agent pause                                                        stop its part until resume\n\n\
         Precedence: flag, environment variable, agent.toml, default.\n\
         SKIFF_LOG=debug shows more (error, warn, info, debug, trace; or filters such as info,skiff_link=debug).\n\n\
-        Exit status: 0 done or stopped in order; 1 failed, or doctor found something broken; 2 wrong usage or settings."
+        Exit status: 0 done or stopped in order; 1 failed, or doctor found something broken; 2 wrong usage or settings,\n\
+        or the owner has taken the device out of the fleet (leave)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -65,6 +69,52 @@ enum Verb {
     #[command(after_help = "Example:\n  skiff-agent export --config agent.toml --out adapter\n\n\
         The adapter loads with peft.PeftModel.from_pretrained(model, \"adapter\"). The agent may run meanwhile.")]
     Export(ExportArguments),
+    /// Stops work and connection until `resume`; also for an agent that starts later
+    Pause(OwnerArguments),
+    /// Ends a pause, or lets a device that left take part again
+    Resume(OwnerArguments),
+    /// Signs off from the fleet and ends the agent, which does not start again until `resume`. Keeps all that was trained
+    Leave(OwnerArguments),
+    /// Shows what left this device: when, for which run, how much, from how many examples
+    #[command(after_help = "Example:\n  skiff-agent sent --config agent.toml --last 20")]
+    Sent(SentArguments),
+}
+
+#[derive(Args)]
+struct OwnerArguments {
+    /// Print one JSON object: wish, and done (now, at_next_start or late)
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Args)]
+struct SentArguments {
+    #[command(flatten)]
+    choice: sent::Choice,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Arguments that name the state folder of the agent.
+#[derive(Args)]
+struct Place {
+    /// Settings file [default: /etc/skiff/agent.toml, if it exists]
+    #[arg(long, env = "SKIFF_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State folder of the agent [default: the one in the settings]
+    #[arg(long, env = "SKIFF_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+impl Place {
+    fn state(&self) -> anyhow::Result<PathBuf> {
+        let usual = Path::new(USUAL_CONFIG);
+        let file = self.config.as_deref().or_else(|| usual.exists().then_some(usual));
+        let written = file.map_or_else(|| Ok(Settings::default()), Settings::read)?;
+        Ok(Settings { state: self.state.clone(), ..Settings::default() }.or(written).state_folder())
+    }
 }
 
 #[derive(Args)]
@@ -121,6 +171,12 @@ fn main() -> ExitCode {
         Verb::Export(arguments) => {
             fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))
         }
+        Verb::Pause(arguments) => owner(arguments, Wish::Pause { since_ms: now_ms() }),
+        Verb::Resume(arguments) => owner(arguments, Wish::TakePart),
+        Verb::Leave(arguments) => owner(arguments, Wish::Leave { since_ms: now_ms() }),
+        Verb::Sent(SentArguments { choice, place }) => {
+            place.state().and_then(|state| sent::run(&state, choice, width(), &mut stdout())).map(|()| true)
+        }
         Verb::Predict(_) | Verb::Evaluate(_) if own::is_wanted(&words()) => with_own_model(&words()),
         Verb::Predict(_) | Verb::Evaluate(_) | Verb::Train(_) | Verb::Bench(_) | Verb::Step(_) => {
             Err(become_worker(words()))
@@ -130,11 +186,15 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
-            let bad_settings = error.is::<skiff_agent::config::ConfigError>();
+            let bad_settings = error.is::<skiff_agent::config::ConfigError>() || error.is::<Left>();
             let status = if bad_settings { BAD_SETTINGS } else { FAILED };
             exit_status("skiff-agent", &error, ExitCode::from(status))
         }
     }
+}
+
+fn owner(arguments: &OwnerArguments, wish: Wish) -> anyhow::Result<bool> {
+    owner::run(wish, &arguments.place.state()?, arguments.json, &mut stdout())
 }
 
 /// Returns the command line, beginning with the verb.

@@ -119,6 +119,71 @@ fn doctor_names_what_the_broker_drops() {
     }
 }
 
+/// The owner of one device pauses it, resumes, and leaves; the fleet continues, and the record of what was sent is the journal's.
+#[test]
+fn an_owner_pauses_resumes_and_leaves_and_sees_what_was_sent() {
+    let devices = &DEVICES[..2];
+    let broker = Broker::mosquitto(FLEET, devices);
+    let mut fleet = started(&broker, devices);
+    let presence = |fleet: &Fleet| {
+        let progress = fleet.skiff(&["fleet", "--json"]).output().unwrap().stdout;
+        let progress: Progress = serde_json::from_slice(&progress).unwrap();
+        progress.devices.iter().map(|device| device.presence).collect::<Vec<_>>()
+    };
+    assert!(eventually(|| presence(&fleet) == [Presence::Here; 2]), "{}", fleet.log("coordinator"));
+    let settings = "--devices 2 --quorum 1 --steps 2 --batch 4 --set gather_ms=500 --rounds";
+    let start = |fleet: &Fleet, rounds| fleet.start_run(&settings.split(' ').chain([rounds]).collect::<Vec<_>>());
+    fleet.hold("elm", 1);
+    fleet.hold("oak", 1);
+    start(&fleet, "1");
+    fleet.reached(devices, 1);
+    let said = fleet.owner("oak", &["pause"]);
+    assert!(said.starts_with("paused: the agent has stopped"), "{said}");
+    assert!(eventually(|| presence(&fleet).contains(&Presence::Left)), "{}", fleet.log("oak"));
+    for device in devices {
+        fleet.release(device, 1);
+    }
+    let (_, run) = fleet.watch("the end of a run without oak", |_, run| run.phase.is_end());
+    assert_eq!((run.phase, run.closed[0].updates), (Phase::Completed, 1), "{:?}", run.reason);
+
+    fleet.kill_agent("oak");
+    fleet.start_agent("oak");
+    assert!(eventually(|| fleet.log("oak").matches("paused by the owner").count() == 2), "{}", fleet.log("oak"));
+    assert!(presence(&fleet).contains(&Presence::Left), "a pause survives a kill");
+    assert!(fleet.owner("oak", &["resume"]).starts_with("resumed: the agent takes part"));
+    assert!(eventually(|| presence(&fleet) == [Presence::Here; 2]), "{}", fleet.log("oak"));
+    start(&fleet, "2");
+    let (_, run) =
+        fleet.watch("the end of a run with oak", |_, run| run.run != run_name(&fleet, 0) && run.phase.is_end());
+    assert_eq!(run.closed.iter().map(|closed| closed.updates).collect::<Vec<_>>(), [2, 2], "{:?}", run.reason);
+
+    let sent: Vec<serde_json::Value> =
+        fleet.owner("oak", &["sent", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let records = |what: &str| sent.iter().filter(|record| record["what"] == what).collect::<Vec<_>>();
+    let (updates, delivered) = (records("update"), records("delivered"));
+    assert_eq!(updates.iter().map(|update| &update["round"]).collect::<Vec<_>>(), [1, 2], "{sent:?}");
+    assert_eq!(
+        delivered.iter().map(|end| &end["digest"]).collect::<Vec<_>>(),
+        updates.iter().map(|update| &update["digest"]).collect::<Vec<_>>()
+    );
+    assert!(updates.iter().all(|update| update["run"] == run.run.as_str() && update["examples"] == 8), "{updates:?}");
+    assert!(fleet.owner("oak", &["sent"]).contains("delivered"));
+
+    assert!(fleet.owner("oak", &["leave"]).starts_with("left: the agent has signed off"));
+    assert!(fleet.ended_well("oak"), "{}", fleet.log("oak"));
+    assert!(eventually(|| presence(&fleet).contains(&Presence::Left)));
+    let (status, error) = fleet.run_again("oak");
+    assert_eq!(status, Some(2), "{error}");
+    assert!(error.contains("skiff-agent resume"), "{error}");
+}
+
+/// Returns the name of the run number `at`, from the oldest.
+fn run_name(fleet: &Fleet, at: usize) -> String {
+    let listed = fleet.skiff(&["run", "list", "--json"]).output().unwrap().stdout;
+    let line = String::from_utf8(listed).unwrap().lines().nth(at).unwrap().to_owned();
+    serde_json::from_str::<serde_json::Value>(&line).unwrap()["run"].as_str().unwrap().to_owned()
+}
+
 /// `skiff doctor` before the first start, while the coordinator runs, and at a broker that drops large messages.
 #[test]
 fn the_coordinators_doctor_tests_the_broker_before_and_during_its_work() {

@@ -174,6 +174,13 @@ fn a_fleet_and_its_run_fit_every_width() {
     try_widths("run-export", "skiff", "run export --state coordinator --pack minilm --out adapter", &folder);
     leave_early("skiff", "run list --state coordinator", &folder);
     fleet.stop_agents();
+    try_widths("agent-sent", "skiff-agent", "sent --state kitchen/state", &folder);
+    let doctor = "doctor --state coordinator --fleet test --pack minilm --broker";
+    let url = broker.url();
+    let (status, screen) =
+        Terminal::start(command("skiff", &format!("{doctor} {url} --user nobody"), &folder), KEPT).end();
+    assert_eq!(status.code(), Some(1), "{screen:?}");
+    check(doctor, KEPT, &screen);
     fleet.kill_coordinator();
     try_widths("store-check", "skiff", "store check --state coordinator", &folder);
 }

@@ -187,6 +187,36 @@ impl Fleet {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Returns the standard output of an owner's verb of `skiff-agent` for `device`: pause, resume, leave or sent.
+    ///
+    /// # Panics
+    /// If the verb fails.
+    #[must_use]
+    pub fn owner(&self, device: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(Build::Present.program("skiff-agent"));
+        command.args(arguments).arg("--state").arg(self.path(device).join("state"));
+        let output = command.output().expect("skiff-agent starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits for the end of an agent, and returns true if its status is 0.
+    pub fn ended_well(&mut self, device: &str) -> bool {
+        let Some(mut agent) = self.agents.remove(device) else { return false };
+        eventually(|| agent.try_wait().is_ok_and(|ended| ended.is_some()))
+            && agent.wait().is_ok_and(|end| end.success())
+    }
+
+    /// Runs the agent of `device` to its end, and returns its exit status and standard error.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn run_again(&self, device: &str) -> (Option<i32>, String) {
+        let output = self.agent(Build::Present, device, &["run"]).output().expect("skiff-agent starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Returns a command of `skiff-agent` with the settings of `device`.
     fn agent(&self, build: Build, device: &str, arguments: &[&str]) -> Command {
         let share = self.path(device);

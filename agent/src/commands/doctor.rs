@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::device::new_boot;
 use crate::executor::{Pid, Program, WorkerProcess};
 use crate::mqtt::{Desk, link_config};
+use crate::owner::{Left, Wish};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
 use anyhow::Context;
@@ -35,6 +36,7 @@ pub fn run(config: &Config, mut report: Report<impl Write>) -> io::Result<bool> 
         report.add(&name, &finding)?;
     }
     report.add("state", &state_folder(&config.state))?;
+    report.add("owner", &owner(&config.state))?;
     report.add("sensors", &sensors(Path::new("/")))?;
     report.add("clock", &clock())?;
     for (name, finding) in broker(config) {
@@ -55,6 +57,15 @@ fn worker(config: &Config) -> Vec<(String, Finding)> {
     match examined {
         Ok(findings) => findings,
         Err(error) => vec![("worker".to_owned(), broken(error))],
+    }
+}
+
+fn owner(state: &Path) -> Finding {
+    match Wish::read(state) {
+        Ok(Wish::TakePart) => Finding::Fine("the device takes part".to_owned()),
+        Ok(Wish::Pause { .. }) => Finding::Doubtful("paused: `skiff-agent resume` ends the pause".to_owned()),
+        Ok(Wish::Leave { .. }) => Finding::Broken(Left.to_string()),
+        Err(error) => broken(anyhow::Error::from(error).context("reading the owner's wish in the state folder")),
     }
 }
 

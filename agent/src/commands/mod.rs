@@ -3,4 +3,6 @@
 pub mod doctor;
 pub mod export;
 pub mod own;
+pub mod owner;
 pub mod run;
+pub mod sent;

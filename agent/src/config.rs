@@ -22,6 +22,9 @@ use skiff_protocol::{DeviceId, FleetId, Verifier};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// A commented settings file with every setting; `skiff-agent config init` writes it, and the package installs it.
+pub const EXAMPLE: &str = include_str!("../../cross/debian/agent.toml");
+
 /// The settings as they are written. Every setting is optional.
 #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]

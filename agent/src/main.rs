@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use skiff_agent::commands::{doctor, export, own, owner, run, sent};
+use skiff_agent::commands::{config, doctor, export, own, owner, run, sent};
 use skiff_agent::config::{Config, Settings};
 use skiff_agent::executor::Program;
 use skiff_agent::owner::{Left, Wish, now_ms};
@@ -23,6 +23,7 @@ const BAD_SETTINGS: u8 = 2;
     version,
     disable_help_subcommand = true,
     after_help = "Start here:\n  \
+        skiff-agent config init agent.toml                                       write a commented settings file\n  \
         skiff-agent train --pack minilm.pack --train train.csv --test test.csv   train alone, to see how fast it is\n  \
         skiff-agent doctor --config agent.toml                                   see whether a fleet can be joined\n  \
         skiff-agent run --config agent.toml                                      join it\n  \
@@ -69,6 +70,9 @@ enum Verb {
     #[command(after_help = "Example:\n  skiff-agent export --config agent.toml --out adapter\n\n\
         The adapter loads with peft.PeftModel.from_pretrained(model, \"adapter\"). The agent may run meanwhile.")]
     Export(ExportArguments),
+    /// Writes a commented settings file, or checks one
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Stops work and connection until `resume`; also for an agent that starts later
     Pause(OwnerArguments),
     /// Ends a pause, or lets a device that left take part again
@@ -78,6 +82,24 @@ enum Verb {
     /// Shows what left this device: when, for which run, how much, from how many examples
     #[command(after_help = "Example:\n  skiff-agent sent --config agent.toml --last 20")]
     Sent(SentArguments),
+}
+
+#[derive(Subcommand)]
+enum ConfigVerb {
+    /// Writes a settings file with every setting, its default and a comment
+    Init {
+        /// File to write; an existing one is not changed. Without it, the text goes to the standard output
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Reads the settings as `run` does, and prints what it would use. Exit status 2 if they are wrong, 1 if a file is missing
+    Check {
+        /// Print one JSON object; `missing` lists the settings whose file does not exist
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        fleet: Box<FleetArguments>,
+    },
 }
 
 #[derive(Args)]
@@ -170,6 +192,10 @@ fn main() -> ExitCode {
         }
         Verb::Export(arguments) => {
             fleet(&arguments.fleet, |config| Err(become_worker(export::worker_arguments(config, &arguments.output)?)))
+        }
+        Verb::Config(ConfigVerb::Init { file }) => config::init(file.as_deref(), &mut stdout()).map(|()| true),
+        Verb::Config(ConfigVerb::Check { json, fleet: arguments }) => {
+            fleet(arguments, |config| config::check(config, *json, width(), &mut stdout()))
         }
         Verb::Pause(arguments) => owner(arguments, Wish::Pause { since_ms: now_ms() }),
         Verb::Resume(arguments) => owner(arguments, Wish::TakePart),

@@ -22,7 +22,8 @@
 //! rounds = 10
 //! rates = { bandit = {} }
 //! ```
-//! The command line and the environment (`SKIFF_BROKER_URL`, `SKIFF_BROKER_USER`, `SKIFF_BROKER_PASSWORD`) override the file.
+//! The command line and the environment (`SKIFF_BROKER`, `SKIFF_USER`, `SKIFF_PASSWORD`, ...) override the file. [`EXAMPLE`] has every
+//! setting.
 
 use crate::run::RunSettings;
 use serde::Deserialize;
@@ -31,6 +32,9 @@ use skiff_protocol::FleetId;
 use skiff_protocol::transfer::WINDOW;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// A commented configuration file with every setting; `skiff config init` writes it.
+pub const EXAMPLE: &str = include_str!("../../cross/debian/coordinator.toml");
 
 /// Configuration of a coordinator.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -167,6 +171,39 @@ mod tests {
         config.check().unwrap();
         assert_eq!(config.limits, Limits::default(), "the example shows the defaults");
         assert!(config.run.rates.arms().len() == 4);
+    }
+
+    /// Returns the names that a table may have, as the parser lists them.
+    fn names(table: &str) -> Vec<String> {
+        let error = read(&format!("{LEAST}{table}zzz = 1\n")).unwrap_err();
+        let text = error.source().unwrap().to_string();
+        text.split('`').skip(3).step_by(2).map(str::to_owned).filter(|name| !name.is_empty()).collect()
+    }
+
+    #[test]
+    fn the_example_has_every_setting_with_its_default() {
+        let config = read(EXAMPLE).unwrap();
+        let (pack, state) = (config.pack.clone(), config.state.clone());
+        assert_eq!(config, Config::new("skiff".parse().unwrap(), pack, state, BrokerSettings::DEFAULT_URL));
+        for table in ["", "[broker]\n", "[limits]\n", "[run]\n"] {
+            let names = names(table);
+            assert!(names.len() >= 3, "{names:?}");
+            for name in names.iter().filter(|name| !["broker", "limits", "run", "password"].contains(&name.as_str())) {
+                let line = format!("{name} = ");
+                let is_there = EXAMPLE.lines().any(|at| at.strip_prefix("# ").unwrap_or(at).starts_with(&line));
+                assert!(is_there, "the example lacks {name}");
+            }
+        }
+        // Every commented setting is valid, and has its default if it has any.
+        let is_setting = |line: &&str| {
+            let name = line.split(" = ").next().unwrap_or_default();
+            line.contains(" = ") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_') && name != "from"
+        };
+        let whole: Vec<&str> =
+            EXAMPLE.lines().map(|line| line.strip_prefix("# ").filter(is_setting).unwrap_or(line)).collect();
+        let whole = read(&whole.join("\n")).unwrap();
+        assert_eq!((whole.run, whole.limits), (RunSettings::default(), Limits::default()));
+        assert!(whole.broker.user.is_some() && whole.broker.client_key_file.is_some());
     }
 
     #[test]

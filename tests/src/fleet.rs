@@ -111,7 +111,8 @@ impl Fleet {
         self.coordinators_build = build;
         let mut command = self.skiff(&["serve", "--fleet", FLEET]);
         command.arg("--pack").arg(self.path("minilm")).args(["--broker", &self.url, "--user", COORDINATOR]);
-        command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
+        // Earlier versions know only the second name.
+        command.env("SKIFF_PASSWORD", password(COORDINATOR)).env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
         self.coordinator = Some(self.spawn(command, "coordinator"));
         let ready =
             || self.skiff(&["fleet"]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
@@ -125,11 +126,7 @@ impl Fleet {
     #[must_use]
     pub fn coordinators_doctor(&self, options: &[&str]) -> String {
         let mut command = self.skiff(&["doctor", "--fleet", FLEET, "--broker", &self.url, "--user", COORDINATOR]);
-        command
-            .arg("--pack")
-            .arg(self.path("minilm"))
-            .args(options)
-            .env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
+        command.arg("--pack").arg(self.path("minilm")).args(options).env("SKIFF_PASSWORD", password(COORDINATOR));
         String::from_utf8_lossy(&command.output().expect("skiff starts").stdout).into_owned()
     }
 
@@ -142,7 +139,7 @@ impl Fleet {
         let mut command = Command::new(Build::Present.program("skiff"));
         command.args(["serve", "--fleet", FLEET, "--broker", &self.url, "--user", COORDINATOR]);
         command.arg("--state").arg(self.path(name)).arg("--pack").arg(self.path("minilm"));
-        command.env("SKIFF_BROKER_PASSWORD", password(COORDINATOR));
+        command.env("SKIFF_PASSWORD", password(COORDINATOR));
         self.spawn(command, name)
     }
 

@@ -1,6 +1,7 @@
 //! The command line `skiff`: a file for each verb, above the library `skiff-coordinator`. Results go to standard output,
 //! everything else goes to standard error. All rules of a run are in the library.
 
+mod config;
 mod doctor;
 mod door;
 mod explain;
@@ -29,6 +30,7 @@ struct Line {
 
 const AFTER: &str = "\
 Start here:
+  skiff config init coordinator.toml                write a commented configuration file
   skiff doctor --config coordinator.toml            see whether a coordinator can work
   skiff serve --config coordinator.toml             run the coordinator
   skiff fleet --config coordinator.toml --watch     show which devices are connected, and their reports
@@ -36,8 +38,8 @@ Start here:
   skiff explain last --config coordinator.toml --round 1   show why each device got its order
   skiff policy diff --config coordinator.toml policy.toml  show which devices another sharing policy would change
 
-Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER_URL, SKIFF_BROKER_USER, SKIFF_BROKER_PASSWORD;
-SKIFF_LOG=debug shows more of what `serve` does.
+Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER, SKIFF_USER, SKIFF_PASSWORD and others: each is named like its
+option, and agents use the same names. SKIFF_LOG=debug shows more of what `serve` does.
 
 Exit codes: 0 done, 1 failed, or doctor found something broken, 2 wrong usage, 3 no coordinator is reachable,
 4 the watched run ended without a single merged update, 130 Ctrl-C (a run that was watched continues).";
@@ -46,6 +48,9 @@ Exit codes: 0 done, 1 failed, or doctor found something broken, 2 wrong usage, 3
 enum Command {
     /// Run the coordinator, until Ctrl-C or SIGTERM
     Serve(Box<serve::Arguments>),
+    /// Write a commented configuration file, or check one
+    #[command(subcommand)]
+    Config(config::Action),
     /// Check pack, state folder, broker and access list, and print one line for each. Changes nothing
     Doctor(Box<doctor::Arguments>),
     /// Show which devices are connected, and what they report
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
             lines.with_ansi(colours_log()).init();
             in_runtime(serve::run(*arguments))
         }
+        Command::Config(action) => config::run(&action).map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => in_runtime(doctor::run(*arguments)),
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -25,25 +25,25 @@ pub(crate) struct Arguments {
     #[arg(long, env = "SKIFF_STATE", value_name = "DIR", required_unless_present = "config")]
     pub(crate) state: Option<PathBuf>,
     /// URL of the broker: mqtt://host:1883 or mqtts://host:8883
-    #[arg(long, env = "SKIFF_BROKER_URL", value_name = "URL")]
+    #[arg(long, env = "SKIFF_BROKER", value_name = "URL")]
     pub(crate) broker: Option<String>,
     /// User name at the broker
-    #[arg(long, env = "SKIFF_BROKER_USER", value_name = "NAME")]
+    #[arg(long, env = "SKIFF_USER", value_name = "NAME")]
     pub(crate) user: Option<String>,
     /// File whose first line is the password at the broker
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "SKIFF_PASSWORD_FILE", value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
     /// Password at the broker, from the environment only
-    #[arg(long, env = "SKIFF_BROKER_PASSWORD", hide = true, hide_env_values = true)]
+    #[arg(long, env = "SKIFF_PASSWORD", hide = true, hide_env_values = true)]
     pub(crate) password: Option<String>,
     /// Certificate authorities (PEM) that the broker's certificate is checked against
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "ca-file", alias = "ca", env = "SKIFF_CA_FILE", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Client certificate (PEM) of the coordinator
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "client-cert-file", alias = "cert", env = "SKIFF_CLIENT_CERT_FILE", value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
     /// Private key (PEM) of the client certificate
-    #[arg(long, value_name = "FILE")]
+    #[arg(long = "client-key-file", alias = "key", env = "SKIFF_CLIENT_KEY_FILE", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
 }
 
@@ -64,18 +64,26 @@ impl Arguments {
         replace(&mut config.pack, self.pack.as_ref());
         replace(&mut config.state, self.state.as_ref());
         let broker = &mut config.broker;
-        replace(&mut broker.url, self.broker.as_ref());
-        if self.password.is_some() || self.password_file.is_some() {
-            (broker.password, broker.password_file) =
-                (self.password.clone().map(Secret::from), self.password_file.clone());
+        replace(&mut broker.url, self.broker.clone().or_else(|| old("SKIFF_BROKER_URL", "SKIFF_BROKER")).as_ref());
+        let password = self.password.clone().or_else(|| old("SKIFF_BROKER_PASSWORD", "SKIFF_PASSWORD"));
+        if password.is_some() || self.password_file.is_some() {
+            (broker.password, broker.password_file) = (password.map(Secret::from), self.password_file.clone());
         }
-        broker.user = self.user.clone().or(broker.user.take());
+        let user = self.user.clone().or_else(|| old("SKIFF_BROKER_USER", "SKIFF_USER"));
+        broker.user = user.or(broker.user.take());
         broker.ca_file = self.ca.clone().or(broker.ca_file.take());
         broker.client_cert_file = self.cert.clone().or(broker.client_cert_file.take());
         broker.client_key_file = self.key.clone().or(broker.client_key_file.take());
         config.check()?;
         Ok(config)
     }
+}
+
+/// Returns the value of a variable under its former name, with a warning.
+fn old(name: &str, now: &str) -> Option<String> {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
+    tracing::warn!("the variable {name} is now called {now}; the old name still works");
+    Some(value)
 }
 
 fn replace<T: Clone>(value: &mut T, with: Option<&T>) {

@@ -63,7 +63,7 @@ fn percent_decoded(text: &str) -> Option<String> {
 }
 
 /// Returns `url` without user and password, as it may be shown.
-pub(crate) fn without_password(url: &str) -> String {
+pub fn without_password(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (&url[..scheme.len() + 3], rest));
     let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
     format!("{scheme}{address}")

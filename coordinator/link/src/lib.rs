@@ -40,6 +40,7 @@ mod refusals;
 mod settings;
 mod trouble;
 
+pub use address::without_password;
 pub use config::LinkConfig;
 pub use error::LinkError;
 pub use refusals::{Refusals, Refused};

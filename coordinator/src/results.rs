@@ -3,10 +3,13 @@
 //! This module only reads a journal and its blobs, so it works whether or not a coordinator is running.
 
 use crate::run::{Entry, Record};
+use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError};
 use skiff_api::details::Kept;
+use skiff_api::names::RunName;
 use skiff_blobs::{BlobError, Blobs};
 use skiff_protocol::{Digest, RunId};
+use skiff_screen::dates::date;
 
 /// A choice among the weights of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +25,7 @@ pub enum Choice {
 /// Weights to start a run from: `RUN`, `RUN@best`, `RUN@last` or `RUN@ROUND`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Origin {
-    /// Name of the run, the beginning of its name, or `last`.
+    /// Name or id of the run, the beginning of either, or `last`.
     pub run: String,
     /// Choice among the weights of the run.
     pub choice: Choice,
@@ -71,19 +74,21 @@ pub enum ResultError {
     /// There is no run at all.
     #[error("no run has been started with this state folder")]
     NoRun,
-    /// No run has the requested name.
-    #[error("there is no run {name}; `skiff run list` lists all runs")]
+    /// No run has the requested name or id.
+    #[error("there is no run {name}{}; `skiff run list` lists all runs", nearest.as_ref().map_or_else(String::new, |nearest| format!(", the nearest is {nearest}")))]
     UnknownRun {
         /// The requested name.
         name: String,
+        /// A run whose name or id resembles it.
+        nearest: Option<Candidate>,
     },
-    /// Several runs begin with these digits.
-    #[error("{matches} runs have names that begin with {name}; write more digits")]
+    /// Several names or ids begin with the requested text.
+    #[error("the names or ids of {} runs begin with {name}; write more of one:{}", candidates.len(), lines(candidates))]
     Ambiguous {
         /// The requested name.
         name: String,
-        /// Number of runs.
-        matches: usize,
+        /// The runs, newest first.
+        candidates: Vec<Candidate>,
     },
     /// The part after `@` does not name weights.
     #[error("{text}: expected RUN, RUN@best, RUN@last or RUN@ROUND, for example last@3")]
@@ -160,7 +165,52 @@ impl std::fmt::Display for KeptRounds {
     }
 }
 
-/// Finds a run by its name, the beginning of its name, or `last`.
+/// A run that a text may mean.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// The run.
+    pub run: RunId,
+    /// Name that the operator gave it.
+    pub name: Option<String>,
+    /// Start time in milliseconds since 1970.
+    pub started_ms: u64,
+    /// Word for the state of the run, such as `completed`.
+    pub state: &'static str,
+}
+
+impl Candidate {
+    fn new(row: &RunRow) -> Self {
+        let summary = &row.summary;
+        let state = match summary.stage {
+            Stage::Gathering | Stage::Training | Stage::Merging | Stage::Evaluating => "running",
+            Stage::Completed | Stage::Stopped if summary.has_failed() => "failed",
+            Stage::Completed => "completed",
+            Stage::Stopped => "stopped",
+        };
+        Self { run: row.run, name: summary.name.clone(), started_ms: summary.started_ms, state }
+    }
+}
+
+impl std::fmt::Display for Candidate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { run, name, started_ms, state } = self;
+        let name = name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+        write!(f, "{run}{name}, {state}, started {}", date(*started_ms))
+    }
+}
+
+/// Returns candidates as lines of a message.
+fn lines(candidates: &[Candidate]) -> String {
+    const SHOWN: usize = 10;
+    let mut text: String = candidates.iter().take(SHOWN).map(|candidate| format!("\n  {candidate}")).collect();
+    match candidates.len().saturating_sub(SHOWN) {
+        0 => {}
+        more => text += &format!("\n  and {more} older ones"),
+    }
+    text
+}
+
+/// Finds a run by its name, its id, the beginning of either, or `last`. Whole names go before beginnings.
 ///
 /// # Errors
 /// There is no such run, several runs match, or the journal cannot be read.
@@ -169,12 +219,45 @@ pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
     if name == "last" {
         return runs.pop().ok_or(ResultError::NoRun);
     }
-    let mut matches: Vec<RunRow> = runs.into_iter().filter(|row| row.run.to_string().starts_with(name)).collect();
-    match (matches.pop(), matches.len()) {
-        (Some(row), 0) if !name.is_empty() => Ok(row),
-        (None, _) | (Some(_), 0) => Err(ResultError::UnknownRun { name: name.to_owned() }),
-        (Some(_), others) => Err(ResultError::Ambiguous { name: name.to_owned(), matches: others + 1 }),
+    let named = |row: &RunRow, fits: &dyn Fn(&str) -> bool| {
+        fits(&row.run.to_string()) || row.summary.name.as_deref().is_some_and(fits)
+    };
+    if let Some(at) = runs.iter().position(|row| named(row, &|word| word == name)) {
+        return Ok(runs.swap_remove(at));
     }
+    let begins = |row: &RunRow| !name.is_empty() && named(row, &|word| word.starts_with(name));
+    let (mut matches, others): (Vec<RunRow>, Vec<RunRow>) = runs.into_iter().partition(begins);
+    match (matches.pop(), matches.len()) {
+        (Some(row), 0) => Ok(row),
+        (None, _) => Err(ResultError::UnknownRun { name: name.to_owned(), nearest: nearest(&others, name) }),
+        (Some(newest), _) => {
+            let candidates = [newest].iter().chain(matches.iter().rev()).map(Candidate::new).collect();
+            Err(ResultError::Ambiguous { name: name.to_owned(), candidates })
+        }
+    }
+}
+
+/// Returns the run that has exactly this name.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn find_named(store: &dyn Store, name: &RunName) -> Result<Option<Candidate>, StoreError> {
+    let runs = store.runs()?;
+    Ok(runs.iter().find(|row| row.summary.name.as_deref() == Some(name.as_str())).map(Candidate::new))
+}
+
+/// Returns the run whose name, or as many digits of its id, resembles `name` most. The newest of several is the nearest.
+fn nearest(runs: &[RunRow], name: &str) -> Option<Candidate> {
+    /// Largest share of characters that may differ.
+    const DIFFERENT: f64 = 0.4;
+    let likeness = |row: &RunRow| {
+        let id = row.run.to_string();
+        let id = strsim::normalized_damerau_levenshtein(id.get(..name.len()).unwrap_or(&id), name);
+        let own = row.summary.name.as_deref().unwrap_or_default();
+        id.max(strsim::normalized_damerau_levenshtein(own, name))
+    };
+    let most = runs.iter().map(|row| (likeness(row), row)).max_by(|(a, _), (b, _)| a.total_cmp(b));
+    most.filter(|(likeness, _)| *likeness >= 1.0 - DIFFERENT).map(|(_, row)| Candidate::new(row))
 }
 
 /// Reads the weights that `origin` names, for a run that trains `pack`.
@@ -297,7 +380,16 @@ mod tests {
         let mut world = World { store: MemoryStore::default(), blobs, _folder: folder };
         let digest = Digest([1; 32]);
         let settings = Box::new(RunSettings { rounds: 5, ..RunSettings::default() });
-        let start = Start { run: RUN, settings, layers: 2, pack: digest, schema: digest, weights: digest, task: None };
+        let start = Start {
+            run: RUN,
+            name: None,
+            settings,
+            layers: 2,
+            pack: digest,
+            schema: digest,
+            weights: digest,
+            task: None,
+        };
         world.append(Record::RunStarted(start));
         for (bytes, correct) in [(b"one", 5), (b"two", 9)] {
             world.merged(bytes);
@@ -359,6 +451,43 @@ mod tests {
         assert!(matches!(find("b"), Err(ResultError::UnknownRun { .. })));
         assert!(matches!(find(""), Err(ResultError::UnknownRun { .. })));
         assert!(matches!(find_run(&MemoryStore::default(), "last"), Err(ResultError::NoRun)));
+    }
+
+    fn named(store: &mut MemoryStore, run: u64, name: Option<&str>) {
+        let digest = Digest([1; 32]);
+        let (run, name) = (RunId(run), name.map(|name| name.parse().unwrap()));
+        let settings = Box::new(RunSettings::default());
+        let start = Start { run, name, settings, layers: 2, pack: digest, schema: digest, weights: digest, task: None };
+        let entries = [Record::RunStarted(start), Record::RunEnded { stopped: Some("enough".to_owned()) }];
+        store.append(run, &entries.map(|record| Entry { at_ms: 1, record }), 0, Traffic::default()).unwrap();
+    }
+
+    #[test]
+    fn a_run_is_found_by_its_name_or_by_a_beginning_that_only_one_has() {
+        let mut store = MemoryStore::default();
+        named(&mut store, 0xa1 << 56, Some("night-3"));
+        named(&mut store, 0xa2 << 56, Some("night"));
+        named(&mut store, 0xb2 << 56, Some("quiet"));
+        named(&mut store, 0xb3 << 56, None);
+        let find = |name: &str| find_run(&store, name).map(|row| row.run.0 >> 56).map_err(|error| error.to_string());
+        for (name, run) in
+            [("night-3", 0xa1), ("night-", 0xa1), ("night", 0xa2), ("q", 0xb2), ("b3", 0xb3), ("a2", 0xa2)]
+        {
+            assert_eq!(find(name), Ok(run), "{name}");
+        }
+        let ambiguous = find("ni").unwrap_err();
+        assert!(
+            ambiguous.starts_with("the names or ids of 2 runs begin with ni; write more of one:\n  a2"),
+            "{ambiguous}"
+        );
+        assert!(ambiguous.contains("a100000000000000 (night-3), stopped, started 19"), "{ambiguous}");
+        assert!(find("b").unwrap_err().contains("b300000000000000, stopped"));
+        for (typo, nearest) in [("nigth-3", "the nearest is a1"), ("quit", "the nearest is b2"), ("b4", "")] {
+            let unknown = find(typo).unwrap_err();
+            assert!(unknown.starts_with(&format!("there is no run {typo}")), "{unknown}");
+            assert!(unknown.contains(nearest) && unknown.contains("skiff run list"), "{unknown}");
+        }
+        assert!(!find("something-else").unwrap_err().contains("nearest"));
     }
 
     #[test]

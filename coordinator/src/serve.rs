@@ -24,7 +24,7 @@ use crate::store::{keys, policy};
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::{Map, Value};
 use skiff_api::policy::{Change, Policy, PolicyView};
-use skiff_api::request::{Deleted, Reply, Request};
+use skiff_api::request::{Deleted, Reply, Request, StartRun};
 use skiff_base::chain;
 use skiff_base::files::{self, Access};
 use skiff_base::lock::{Lock, LockError};
@@ -159,7 +159,7 @@ impl Coordinator {
         let Value::Object(settings) = serde_json::to_value(settings)? else {
             bail!("run settings must be a table");
         };
-        let reply = self.call(Request::StartRun(settings)).await?;
+        let reply = self.call(Request::StartRun(StartRun { name: None, settings })).await?;
         let Reply::RunStarted(run) = reply else { bail!("the coordinator replied {reply:?}") };
         Ok(run)
     }
@@ -296,11 +296,9 @@ impl Shell {
                 let whole = self.published.borrow().whole();
                 Ok((Reply::Progress(Box::new(whole.progress())), Vec::new()))
             }
-            Request::StartRun(overrides) => self.start_run(overrides, now)?,
-            Request::StopRun => {
-                let stopped = self.hub.stop_run("stopped by the operator".to_owned(), now)?;
-                stopped.map(|effects| (Reply::Done(()), effects))
-            }
+            Request::StartRun(start) => self.start_run(start, now)?,
+            Request::StopRun => self.stop_run(None, now)?,
+            Request::StopOne(run) => self.stop_run(Some(&run), now)?,
             Request::DeleteRun(run) => self.delete_run(&run)?.map(|deleted| (Reply::Deleted(deleted), Vec::new())),
             Request::ShowPolicy => {
                 let policy = self.policy();
@@ -319,15 +317,29 @@ impl Shell {
 
     fn start_run(
         &mut self,
-        overrides: Map<String, Value>,
+        StartRun { name, settings }: StartRun,
         now: Timestamp,
     ) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
         let run = RunId(random()?);
-        let started = match with_overrides(&self.defaults, overrides) {
-            Ok(settings) => self.hub.start_run(run, settings, now)?,
+        let started = match with_overrides(&self.defaults, settings) {
+            Ok(settings) => self.hub.start_run(run, name, settings, now)?,
             Err(reason) => Err(reason),
         };
         Ok(started.map(|effects| (Reply::RunStarted(run.to_string()), effects)))
+    }
+
+    /// Stops the current run, but only if it is `run` when one is named.
+    fn stop_run(&mut self, run: Option<&str>, now: Timestamp) -> anyhow::Result<Result<(Reply, Vec<Effect>), String>> {
+        let current = self.hub.ledger().filter(|ledger| !ledger.is_ended()).map(|ledger| ledger.start.run.to_string());
+        match (run, current) {
+            (Some(run), Some(current)) if run != current => {
+                return Ok(Err(format!("run {run} has ended already; the current run is {current}")));
+            }
+            (Some(run), None) => return Ok(Err(format!("run {run} has ended already, and there is no current run"))),
+            (Some(_) | None, _) => {}
+        }
+        let stopped = self.hub.stop_run("stopped by the operator".to_owned(), now)?;
+        Ok(stopped.map(|effects| (Reply::Done(()), effects)))
     }
 
     fn delete_run(&mut self, run: &str) -> anyhow::Result<Result<Deleted, String>> {

@@ -110,6 +110,7 @@ pub fn listed_run(row: &RunRow, now: Timestamp) -> RunProgress {
     let until_ms = if summary.is_ended() { summary.last_ms } else { now.0 };
     RunProgress {
         run: row.run.to_string(),
+        name: summary.name.clone(),
         phase: match summary.stage {
             Stage::Gathering => Phase::Gathering,
             Stage::Training => Phase::Training,
@@ -204,6 +205,7 @@ fn line(ledger: &Ledger, awaited: &[&DeviceId], total: Traffic, now: Timestamp) 
     let until_ms = if ledger.is_ended() { ledger.last_ms } else { now.0.max(ledger.last_ms) };
     RunProgress {
         run: ledger.start.run.to_string(),
+        name: ledger.start.name.as_ref().map(ToString::to_string),
         phase,
         round: ledger.round,
         rounds: ledger.start.settings.rounds,

@@ -1,4 +1,4 @@
-//! State folders that the version before layout 5 wrote give the same run state as they gave that version.
+//! State folders that earlier versions wrote give the same state of each run as they gave those versions.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use serde_json::Value;
@@ -88,6 +88,48 @@ fn check(name: &str, is_so: impl Fn(&[Ledger])) {
         ledgers.push(ledger);
     }
     is_so(&ledgers);
+    assert_eq!(blobs.list().unwrap(), before);
+}
+
+/// Copies the state folder of layout 5.
+fn copy_layout_5() -> TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/layout-5/state");
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir_all(folder.path().join("blobs/blobs")).unwrap();
+    let blobs = std::fs::read_dir(from.join("blobs/blobs")).unwrap();
+    let blobs = blobs.map(|blob| Path::new("blobs/blobs").join(blob.unwrap().file_name()));
+    let files = [FILE, "journal.last", "blobs/journal"].map(PathBuf::from);
+    for file in files.into_iter().chain(blobs) {
+        std::fs::copy(from.join(&file), folder.path().join(&file)).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn the_runs_of_layout_5_are_shown_as_before() {
+    let folder = copy_layout_5();
+    let blobs = DiskBlobs::open(folder.path().join("blobs"), 1 << 24).unwrap();
+    let before = blobs.list().unwrap();
+    let store = SqliteStore::open(folder.path(), &blobs).unwrap();
+    assert_eq!(store.findings(), []);
+    let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/layout-5/state/expected.jsonl");
+    let expected = std::fs::read_to_string(expected).unwrap();
+    let rows = store.runs().unwrap();
+    assert_eq!(rows.len(), expected.lines().count());
+    for (row, expected) in rows.iter().zip(expected.lines()) {
+        let mut expected: Value = serde_json::from_str(expected).unwrap();
+        if !row.summary.is_ended() {
+            expected["elapsed_ms"] = serde_json::json!(row.summary.last_ms - row.summary.started_ms);
+        }
+        let details = skiff_coordinator::views::details(&store, row, Timestamp(row.summary.last_ms)).unwrap();
+        let shown = serde_json::from_str(&serde_json::to_string(&details).unwrap()).unwrap();
+        assert_holds(&expected, &shown, &row.run.to_string());
+        assert!(row.summary.name.is_none());
+        let (resumed, _) = store.resume(row.run, Timestamp(row.summary.last_ms)).unwrap();
+        assert!(resumed.ledger().needed().iter().all(|digest| resumed.ledger().is_ended() || blobs.contains(*digest)));
+    }
+    assert_eq!(rows.iter().filter(|row| !row.summary.is_ended()).count(), 1, "one run was killed in the middle");
+    assert_eq!(store.removals().unwrap(), []);
     assert_eq!(blobs.list().unwrap(), before);
 }
 

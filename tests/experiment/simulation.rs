@@ -690,6 +690,7 @@ fn start(
     let run = RunId(cell.seed * 10 + stage as u64 + 1);
     Start {
         run,
+        name: None,
         settings: Box::new(settings),
         layers,
         pack: model.pack,

@@ -32,6 +32,7 @@ fn finished_run(pack: &Pack, weights: &[u8], state: &Path) {
     let layers = pack.manifest().layers as u32;
     let start = Start {
         run: RUN,
+        name: None,
         settings,
         layers,
         pack: digest,

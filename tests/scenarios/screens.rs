@@ -123,7 +123,7 @@ fn a_fleet_and_its_run_fit_every_width() {
     DEVICES.iter().for_each(|device| fleet.start_agent(device));
     fleet.hold("kitchen", 1);
     let settings = "--rounds 2 --devices 2 --steps 3 --batch 4 --set evaluate_examples=20 --set final_examples=20";
-    let start = format!("run start --state coordinator {settings} --watch");
+    let start = format!("run start --state coordinator --name night-3 {settings} --watch");
     let starter = Terminal::start(command("skiff", &start, &folder), KEPT);
     fleet.reached(&["kitchen"], 1);
 
@@ -168,7 +168,7 @@ fn a_fleet_and_its_run_fit_every_width() {
     assert!(!piped.stdout.contains(&b'\x1b') && !piped.stderr.contains(&b'\x1b'), "a pipe gets no escape codes");
 
     try_widths("run-list", "skiff", "run list --state coordinator", &folder);
-    try_widths("run-show", "skiff", "run show --state coordinator", &folder);
+    try_widths("run-show", "skiff", "run show night --state coordinator", &folder);
     try_widths("explain", "skiff", "explain --state coordinator --round 1 --device hall", &folder);
     try_widths("policy-show", "skiff", "policy show --state coordinator", &folder);
     try_widths("run-export", "skiff", "run export --state coordinator --pack minilm --out adapter", &folder);

@@ -117,7 +117,7 @@ impl Coordinator {
             Call::MergeEnded(job, merged) => self.hub.merge_ended(job, merged, now)?,
             Call::Checked(checked) => self.hub.checked(checked, now)?,
             Call::Start(run, settings) => {
-                self.hub.start_run(run, *settings, now)?.expect("settings that are right, and no other run")
+                self.hub.start_run(run, None, *settings, now)?.expect("settings that are right, and no other run")
             }
             Call::Policy(policy) => self.hub.set_policy(policy, now)?,
         };

@@ -1,10 +1,11 @@
 //! The coordinator's disk: writes can be made to fail, as if the process were killed before or after one of them.
 
+use skiff_api::removal::Removal;
 use skiff_blobs::{Assembly, BlobError, Blobs, DiskBlobs};
 use skiff_coordinator::run::Entry;
 use skiff_coordinator::store::{Finding, RunRow, SqliteStore, Store, StoreError, Traffic};
 use skiff_protocol::transfer::Held;
-use skiff_protocol::{Digest, RunId};
+use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -177,6 +178,18 @@ impl Store for MortalStore {
     }
     fn delete(&mut self, run: RunId) -> Result<(), StoreError> {
         self.disk.delete(run)
+    }
+    fn add_removal(&mut self, removal: &Removal) -> Result<(), StoreError> {
+        self.killer.write(killed_store, || self.disk.add_removal(removal))
+    }
+    fn mark_cleared(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError> {
+        self.killer.write(killed_store, || self.disk.mark_cleared(device, at_ms))
+    }
+    fn mark_returned(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError> {
+        self.killer.write(killed_store, || self.disk.mark_returned(device, at_ms))
+    }
+    fn removals(&self) -> Result<Vec<Removal>, StoreError> {
+        self.disk.removals()
     }
     fn kept(&self) -> Result<BTreeSet<Digest>, StoreError> {
         self.disk.kept()

@@ -5,7 +5,7 @@
 //!
 //! Modules: [`request`] (requests and their replies), [`version`] (the versions of their format), [`progress`] (the state that
 //! watchers see), [`changes`] (the changes that are sent to them), [`details`] (a whole run), [`measures`] (figures of
-//! evaluations), [`policy`] (which layers devices share).
+//! evaluations), [`names`] (names of runs), [`policy`] (which layers devices share), [`removal`] (a removed device).
 //!
 //! Settings of a run stay in the coordinator, which knows their ranges. They travel as a JSON table with the keys of table `[run]`
 //! of the configuration.
@@ -13,7 +13,9 @@
 pub mod changes;
 pub mod details;
 pub mod measures;
+pub mod names;
 pub mod policy;
 pub mod progress;
+pub mod removal;
 pub mod request;
 pub mod version;

@@ -86,8 +86,11 @@ pub enum Presence {
 /// State of a training run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct RunProgress {
-    /// Name of the run, 16 hexadecimal digits.
+    /// Id of the run, 16 hexadecimal digits.
     pub run: String,
+    /// Name that the operator gave the run.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Current phase.
     pub phase: Phase,
     /// Number of the current round, from 1; 0 in the evaluation before the first.

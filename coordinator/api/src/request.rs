@@ -1,6 +1,7 @@
 //! Requests of operators, and the coordinator's replies.
 
 use crate::changes::Changes;
+use crate::names::RunName;
 use crate::policy::{Change, Policy, PolicyView};
 use crate::progress::Progress;
 use crate::version::Versions;
@@ -17,11 +18,13 @@ pub enum Request {
     /// Return the current state and then its changes. Replies: [`Reply::Changes`], one after another; in version 1,
     /// [`Reply::Progress`].
     Watch,
-    /// Start a run with these settings; defaults come from the configuration. Reply: [`Reply::RunStarted`].
-    StartRun(Map<String, Value>),
+    /// Start a run. Reply: [`Reply::RunStarted`].
+    StartRun(StartRun),
     /// Stop the current run. Reply: [`Reply::Done`].
     StopRun,
-    /// Delete the ended run with this name. Reply: [`Reply::Deleted`].
+    /// Stop the run with this id, if it is the current one. Reply: [`Reply::Done`].
+    StopOne(String),
+    /// Delete the ended run with this id. Reply: [`Reply::Deleted`].
     DeleteRun(String),
     /// Return the sharing policy. Reply: [`Reply::Policy`].
     ShowPolicy,
@@ -29,6 +32,17 @@ pub enum Request {
     ComparePolicy(Policy),
     /// Set another policy, for the current run and all later ones. Reply: [`Reply::PolicyChanges`].
     SetPolicy(Policy),
+}
+
+/// A run to start. In JSON it is the table of settings, with the key `name` if the run gets a name.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct StartRun {
+    /// Name of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<RunName>,
+    /// Settings that differ from the configuration.
+    #[serde(flatten)]
+    pub settings: Map<String, Value>,
 }
 
 /// The reply to a [`Request`]. Its JSON holds only the value, because the request decides its type.
@@ -39,7 +53,7 @@ pub enum Reply {
     Progress(Box<Progress>),
     /// Change of that state.
     Changes(Box<Changes>),
-    /// Name of the run that was started.
+    /// Id of the run that was started.
     RunStarted(String),
     /// The request was carried out.
     Done(()),
@@ -154,11 +168,23 @@ mod tests {
     #[test]
     fn a_request_is_read_as_it_was_written() {
         let policy: Policy = serde_json::from_str(r#"{"sharing": {"least_important": 2}}"#).unwrap();
-        let settings = serde_json::from_str(r#"{"rounds": 3}"#).unwrap();
-        for request in [Request::Watch, Request::StartRun(settings), Request::SetPolicy(policy)] {
+        let start = |text| Request::StartRun(serde_json::from_str(text).unwrap());
+        let (plain, named) = (start(r#"{"rounds": 3}"#), start(r#"{"rounds": 3, "name": "night-3"}"#));
+        for request in [Request::Watch, plain, named, Request::SetPolicy(policy)] {
             let (read, version) = Envelope::read(&Envelope::new(request.clone()).to_line()).unwrap();
             assert_eq!((read, version), (request, MAX));
         }
+    }
+
+    #[test]
+    fn a_run_without_a_name_is_started_by_its_table_of_settings() {
+        let settings: Map<String, Value> = serde_json::from_str(r#"{"rounds": 3}"#).unwrap();
+        let line = |name: Option<&str>| {
+            let name = name.map(|name| name.parse().unwrap());
+            serde_json::to_string(&Request::StartRun(StartRun { name, settings: settings.clone() })).unwrap()
+        };
+        assert_eq!(line(None), r#"{"start_run":{"rounds":3}}"#);
+        assert_eq!(line(Some("night-3")), r#"{"start_run":{"name":"night-3","rounds":3}}"#);
     }
 
     #[test]

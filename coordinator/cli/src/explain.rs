@@ -20,7 +20,7 @@ Examples:
 
 It reads the journal, so it works whether or not the coordinator is running.")]
 pub(crate) struct Arguments {
-    /// Name of the run, the first digits of its name, or `last`
+    /// Name or id of the run, the beginning of either, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
     /// Explain only the orders of this device

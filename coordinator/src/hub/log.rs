@@ -1,12 +1,16 @@
 //! The log line of each record.
 
 use crate::run::{Merged, NOTHING_MERGED, Record};
+use skiff_api::names::RunName;
 use skiff_protocol::RunId;
 
 /// Logs a record that is committed.
 pub(super) fn record(run: RunId, record: &Record) {
     match record {
-        Record::RunStarted(start) => tracing::info!(%run, rounds = start.settings.rounds, "run started"),
+        Record::RunStarted(start) => {
+            let name = start.name.as_ref().map(RunName::as_str);
+            tracing::info!(%run, name, rounds = start.settings.rounds, "run started");
+        }
         Record::Resumed => tracing::info!(%run, "run resumed"),
         Record::TrainingStarted { assignments, .. } => tracing::info!(%run, devices = assignments.len(), "training"),
         Record::UpdateStored { device, report, .. } => {

@@ -5,19 +5,21 @@ use crate::results::{self, ResultError};
 use crate::run::{Event, Run, RunSettings, Start};
 use crate::store::collector::Collected;
 use crate::store::{Traffic, room};
+use skiff_api::names::RunName;
 use skiff_api::policy::{Policy, Share};
 use skiff_base::chain;
 use skiff_protocol::{DeviceId, Digest, RunId, Timestamp};
 use std::collections::BTreeMap;
 
 impl Hub {
-    /// Starts a run under the name `run`. The inner result says what is wrong with the request.
+    /// Starts a run with the id `run`. The inner result says what is wrong with the request.
     ///
     /// # Errors
     /// The disk failed, and the coordinator must stop.
     pub fn start_run(
         &mut self,
         run: RunId,
+        name: Option<RunName>,
         mut settings: RunSettings,
         now: Timestamp,
     ) -> Result<Result<Vec<Effect>, String>, HubError> {
@@ -26,6 +28,13 @@ impl Hub {
         }
         if let Err(bad) = settings.check(self.model.layers) {
             return Ok(Err(bad.to_string()));
+        }
+        if let Some(name) = &name
+            && let Some(taken) = results::find_named(&*self.store, name)?
+        {
+            return Ok(Err(format!(
+                "the name {name} is taken by run {taken}: choose another one, or delete that run (`skiff run delete {name}`)"
+            )));
         }
         let needed_bytes = room::needed_bytes(&settings, self.model.initial.len() as u64, self.most_bytes());
         if let Some(reason) = room::lacking(&*self.blobs, needed_bytes)? {
@@ -43,6 +52,7 @@ impl Hub {
         let settings = Box::new(settings);
         let start = Start {
             run,
+            name,
             settings,
             layers: self.model.layers,
             pack: self.model.pack,

@@ -105,7 +105,7 @@ impl World {
         let mut world = Self::new();
         world.birth("a", PACK);
         world.birth("b", PACK);
-        let effects = world.hub.start_run(RUN, settings, Timestamp(world.now)).unwrap().unwrap();
+        let effects = world.hub.start_run(RUN, None, settings, Timestamp(world.now)).unwrap().unwrap();
         world.carry_out(effects);
         world.evaluate("a");
         world.evaluate("b");
@@ -338,9 +338,10 @@ fn a_run_starts_from_the_weights_of_an_earlier_one_and_keeps_them() {
     world.evaluate("b");
     let trained = Digest::of(&update(4.0));
     let settings_from = |text: &str| RunSettings { from: Some(text.to_owned()), ..settings() };
-    let refused = world.hub.start_run(RunId(6), settings_from("last@7"), Timestamp(world.now)).unwrap().unwrap_err();
+    let refused =
+        world.hub.start_run(RunId(6), None, settings_from("last@7"), Timestamp(world.now)).unwrap().unwrap_err();
     assert!(refused.contains("no merged round 7"), "{refused}");
-    let effects = world.hub.start_run(RunId(6), settings_from("0000"), Timestamp(world.now)).unwrap().unwrap();
+    let effects = world.hub.start_run(RunId(6), None, settings_from("0000"), Timestamp(world.now)).unwrap().unwrap();
     world.carry_out(effects);
     world.evaluate("a");
     world.evaluate("b");
@@ -376,7 +377,7 @@ fn each_device_is_addressed_in_the_newest_version_that_it_speaks() {
     world.birth("a", PACK);
     world.birth("b", PACK);
     world.birth_in(Version::V3, "b", PACK);
-    let effects = world.hub.start_run(RUN, settings(), Timestamp(world.now)).unwrap().unwrap();
+    let effects = world.hub.start_run(RUN, None, settings(), Timestamp(world.now)).unwrap().unwrap();
     world.carry_out(effects);
     assert_eq!(world.versions, BTreeMap::from([(device("a"), Version::V2), (device("b"), Version::V3)]));
     world.evaluate("a");
@@ -491,8 +492,11 @@ fn a_device_with_another_pack_is_never_ordered_anything() {
     world.birth("a", PACK);
     world.birth("b", PACK);
     world.birth("odd", Digest([2; 32]));
-    let effects =
-        world.hub.start_run(RUN, RunSettings { devices: 3, ..settings() }, Timestamp(world.now)).unwrap().unwrap();
+    let effects = world
+        .hub
+        .start_run(RUN, None, RunSettings { devices: 3, ..settings() }, Timestamp(world.now))
+        .unwrap()
+        .unwrap();
     world.carry_out(effects);
     world.now += 60_000;
     let effects = world.hub.tick(Timestamp(world.now)).unwrap();
@@ -556,16 +560,38 @@ fn a_second_coordinator_is_seen_and_its_farewell_is_answered() {
 #[test]
 fn one_run_at_a_time_and_only_with_settings_that_can_be() {
     let mut world = World::training();
-    let again = world.hub.start_run(RunId(6), settings(), Timestamp(0)).unwrap().unwrap_err();
+    let again = world.hub.start_run(RunId(6), None, settings(), Timestamp(0)).unwrap().unwrap_err();
     assert!(again.contains("run 0000000000000005 has not ended"), "{again}");
     world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap();
     assert_eq!(world.run().reason.as_deref(), Some("enough"));
     let twice = world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap_err();
     assert_eq!(twice, "there is no current run");
     let bad = RunSettings { protected: vec![2], ..settings() };
-    assert!(world.hub.start_run(RunId(6), bad, Timestamp(0)).unwrap().unwrap_err().contains("no layer 2"));
-    world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();
+    assert!(world.hub.start_run(RunId(6), None, bad, Timestamp(0)).unwrap().unwrap_err().contains("no layer 2"));
+    world.hub.start_run(RunId(6), None, settings(), Timestamp(world.now)).unwrap().unwrap();
     assert_eq!(world.listed().len(), 2);
+}
+
+#[test]
+fn two_kept_runs_never_have_the_same_name() {
+    let mut world = World::training();
+    world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap();
+    let name = |text: &str| Some(text.parse().unwrap());
+    let start = |world: &mut World, run, name| {
+        let started = world.hub.start_run(RunId(run), name, settings(), Timestamp(world.now)).unwrap();
+        started.map(|_| world.hub.stop_run("enough".into(), Timestamp(world.now)).unwrap().unwrap())
+    };
+    start(&mut world, 6, name("night")).unwrap();
+    start(&mut world, 7, name("night-2")).unwrap();
+    assert_eq!(world.run().name.as_deref(), Some("night-2"));
+    assert_eq!(world.listed().last().unwrap().name.as_deref(), Some("night-2"));
+    let refused = start(&mut world, 8, name("night")).unwrap_err();
+    assert!(
+        refused.starts_with("the name night is taken by run 0000000000000006 (night), stopped, started"),
+        "{refused}"
+    );
+    world.hub.delete_run(RunId(6)).unwrap().unwrap();
+    start(&mut world, 8, name("night")).unwrap();
 }
 
 #[test]
@@ -609,7 +635,7 @@ fn a_run_whose_weights_are_missing_or_damaged_is_stopped_alone() {
         assert_eq!(run.phase, progress::Phase::Stopped);
         assert_eq!(path.exists(), damage, "a damaged blob stays");
         // The next run starts from good weights.
-        let effects = world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();
+        let effects = world.hub.start_run(RunId(6), None, settings(), Timestamp(world.now)).unwrap().unwrap();
         world.carry_out(effects);
         assert!(world.hub.blobs.read(Digest::of(&tiny().initial)).is_ok(), "{damage}");
     }
@@ -629,7 +655,7 @@ fn a_run_with_a_damaged_record_is_stopped_alone_and_its_weights_stay() {
     assert_eq!(listed.phase, progress::Phase::Stopped);
     assert!(listed.reason.unwrap().contains("record 3 of run 0000000000000005"));
     assert!(world.progress().run.is_none() && world.hub.blobs.contains(merged));
-    world.hub.start_run(RunId(6), settings(), Timestamp(world.now)).unwrap().unwrap();
+    world.hub.start_run(RunId(6), None, settings(), Timestamp(world.now)).unwrap().unwrap();
     assert_eq!(world.listed().len(), 2);
 }
 
@@ -673,7 +699,7 @@ fn a_deleted_run_takes_its_weights_with_it_and_a_current_one_is_not_deleted() {
 fn a_run_for_whose_weights_there_is_no_room_does_not_start() {
     let mut world = World::new();
     let many = RunSettings { devices: 1000, ..settings() };
-    let refused = world.hub.start_run(RUN, many, Timestamp(0)).unwrap().unwrap_err();
+    let refused = world.hub.start_run(RUN, None, many, Timestamp(0)).unwrap().unwrap_err();
     assert!(refused.contains("no room") && refused.contains("limits.blob_bytes"), "{refused}");
     assert_eq!(world.listed(), []);
 }

@@ -4,6 +4,7 @@ use super::evaluation::{Evaluation, ModelTask};
 use super::settings::RunSettings;
 use crate::run::configurator::Choice;
 use serde::{Deserialize, Serialize};
+use skiff_api::names::RunName;
 use skiff_api::policy::{Policy, Share};
 use skiff_protocol::messages::TrainReport;
 use skiff_protocol::{DeviceId, Digest, RunId};
@@ -108,8 +109,10 @@ pub struct Merged {
 /// Facts about a run at its start.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// Name of the run.
+    /// Id of the run.
     pub run: RunId,
+    /// Name that the operator gave the run.
+    pub name: Option<RunName>,
     /// Settings of the operator.
     pub settings: Box<RunSettings>,
     /// Number of the model's layers.

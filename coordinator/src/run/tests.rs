@@ -38,6 +38,7 @@ fn begin(settings: RunSettings) -> Start {
     let digest = |byte| Digest([byte; 32]);
     Start {
         run: RUN,
+        name: None,
         settings: Box::new(settings),
         layers: LAYERS,
         pack: digest(1),

@@ -3,6 +3,7 @@
 use super::journal::{self, RecordFault};
 use crate::run::configurator::{Choice, DropoutRates};
 use crate::run::{Assignment, Entry, Evaluation, Merged, ModelTask, Record, Start};
+use skiff_api::names::BadRunName;
 use skiff_api::policy::{Group, Policy, Share, Sharing};
 use skiff_models::task::Task;
 use skiff_protocol::DeviceId;
@@ -29,11 +30,15 @@ impl TryFrom<journal::Entry> for Entry {
 impl From<&Record> for journal::Record {
     fn from(record: &Record) -> Self {
         match record.clone() {
-            Record::RunStarted(Start { run, settings, layers, pack, schema, weights, task }) => {
+            Record::RunStarted(Start { run, name, settings, layers, pack, schema, weights, task }) => {
                 let task =
                     task.map(|ModelTask { task, labels }| journal::ModelTask { task: task.name().to_owned(), labels });
                 let settings = serde_json::to_string(&*settings).expect("settings are plain values with text keys");
-                Self::RunStarted(journal::Start { run, settings, layers, pack, schema, weights, task })
+                let start = journal::Start { run, settings, layers, pack, schema, weights, task };
+                match name {
+                    None => Self::RunStarted(start),
+                    Some(name) => Self::NamedRunStarted { start, name: name.into() },
+                }
             }
             Record::Resumed => Self::Resumed,
             Record::TrainingStarted { epoch, assignments } => {
@@ -61,16 +66,27 @@ impl From<&Record> for journal::Record {
     }
 }
 
+impl TryFrom<journal::Start> for Start {
+    type Error = RecordFault;
+
+    fn try_from(start: journal::Start) -> Result<Self, RecordFault> {
+        let journal::Start { run, settings, layers, pack, schema, weights, task } = start;
+        let task = task.map(ModelTask::try_from).transpose()?;
+        let settings = serde_json::from_str(&settings);
+        let settings = settings.map_err(|error| RecordFault::Unreadable(error.to_string()))?;
+        Ok(Self { run, name: None, settings, layers, pack, schema, weights, task })
+    }
+}
+
 impl TryFrom<journal::Record> for Record {
     type Error = RecordFault;
 
     fn try_from(record: journal::Record) -> Result<Self, RecordFault> {
         Ok(match record {
-            journal::Record::RunStarted(journal::Start { run, settings, layers, pack, schema, weights, task }) => {
-                let task = task.map(ModelTask::try_from).transpose()?;
-                let settings = serde_json::from_str(&settings);
-                let settings = settings.map_err(|error| RecordFault::Unreadable(error.to_string()))?;
-                Self::RunStarted(Start { run, settings, layers, pack, schema, weights, task })
+            journal::Record::RunStarted(start) => Self::RunStarted(start.try_into()?),
+            journal::Record::NamedRunStarted { start, name } => {
+                let name = name.parse().map_err(|bad: BadRunName| RecordFault::Unreadable(bad.to_string()))?;
+                Self::RunStarted(Start { name: Some(name), ..start.try_into()? })
             }
             journal::Record::Resumed => Self::Resumed,
             journal::Record::TrainingStarted { epoch, assignments } => {

@@ -2,9 +2,9 @@
 //!
 //! A record is encoded as postcard, which stores no names of fields. **Never change, reorder or remove a field or variant here.**
 //! To store more, add a variant at the end of [`Record`], keep the old one readable in [`super::convert`], and raise the layout
-//! (a migration that changes nothing is enough), because an older version must refuse a journal that it cannot read. Settings of
+//! (a migration that changes no record is enough), because an older version must refuse a journal that it cannot read. Settings of
 //! a run are stored as JSON text, so a new setting with a default needs none of this. Layout 4 has the same bytes except for
-//! [`Start`].
+//! [`Start`], and layout 5 lacks only the last variant.
 
 use serde::{Deserialize, Serialize};
 use skiff_protocol::{DeviceId, Digest, RunId};
@@ -39,6 +39,7 @@ pub enum Record {
     RunEnded { stopped: Option<String> },
     PolicySet(Policy),
     Measured { evaluation: Evaluation, metrics: Metrics, left_out: BTreeMap<DeviceId, String> },
+    NamedRunStarted { start: Start, name: String },
 }
 
 /// A run's first record. `settings` is JSON with the keys of table `[run]` of `coordinator.toml`.
@@ -247,11 +248,23 @@ impl Entry {
         }
     }
 
+    /// Returns the facts about the run at its start, if this is its first record.
+    #[must_use]
+    pub fn start(&self) -> Option<&Start> {
+        if let Record::RunStarted(start) | Record::NamedRunStarted { start, .. } = &self.record {
+            Some(start)
+        } else {
+            None
+        }
+    }
+
     /// Returns the blobs that the record names.
     #[must_use]
     pub fn names(&self) -> Vec<(Digest, Kind)> {
         match &self.record {
-            Record::RunStarted(start) => vec![(start.weights, Kind::Initial)],
+            Record::RunStarted(start) | Record::NamedRunStarted { start, .. } => {
+                vec![(start.weights, Kind::Initial)]
+            }
             Record::UpdateStored { update, .. } => vec![(*update, Kind::Update)],
             Record::Merged { weights, moments } => {
                 let moments = moments.map(|moments| (moments, Kind::Moments));

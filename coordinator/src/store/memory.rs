@@ -3,7 +3,8 @@
 use super::journal::{self, RecordFault};
 use super::{Finding, RunRow, Store, StoreError, Summary, Traffic};
 use crate::run::Entry;
-use skiff_protocol::{Digest, RunId};
+use skiff_api::removal::Removal;
+use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A journal in memory.
@@ -12,6 +13,7 @@ pub struct MemoryStore {
     /// The runs, oldest first.
     runs: Vec<Kept>,
     named: BTreeSet<(Digest, RunId)>,
+    removals: Vec<Removal>,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +83,29 @@ impl Store for MemoryStore {
     fn delete(&mut self, run: RunId) -> Result<(), StoreError> {
         self.runs.retain(|kept| kept.run != run);
         Ok(())
+    }
+
+    fn add_removal(&mut self, removal: &Removal) -> Result<(), StoreError> {
+        self.removals.push(removal.clone());
+        Ok(())
+    }
+
+    fn mark_cleared(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError> {
+        for removal in self.removals.iter_mut().filter(|removal| removal.device == *device) {
+            removal.cleared_ms.get_or_insert(at_ms);
+        }
+        Ok(())
+    }
+
+    fn mark_returned(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError> {
+        for removal in self.removals.iter_mut().filter(|removal| removal.device == *device) {
+            removal.returned_ms.get_or_insert(at_ms);
+        }
+        Ok(())
+    }
+
+    fn removals(&self) -> Result<Vec<Removal>, StoreError> {
+        Ok(self.removals.clone())
     }
 
     fn kept(&self) -> Result<BTreeSet<Digest>, StoreError> {

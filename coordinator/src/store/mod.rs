@@ -6,7 +6,7 @@
 //!                                     └─ summary, named blobs               └─► state/journal.last (tail)
 //! ```
 //! A run is the sequence of its records. The journal also holds the traffic of each round in bytes, a [`Summary`], and the names
-//! of all blobs that records ever named. Blobs (weights, updates) are in a separate folder, in which a marker says which journal
+//! of all blobs that records ever named, and the removals of devices. Blobs (weights, updates) are in a separate folder, in which a marker says which journal
 //! they belong to.
 //!
 //! **Nothing that was trained is lost.** A journal is refused if the folder holds the blobs of another journal. Only blobs that
@@ -24,6 +24,7 @@ mod layout;
 mod memory;
 mod migrations;
 pub mod policy;
+mod removals;
 pub mod room;
 mod sqlite;
 pub mod summary;
@@ -38,8 +39,9 @@ pub use tables::LAYOUT;
 
 use crate::run::{Action, Entry, OutOfPlace, Run};
 use journal::RecordFault;
+use skiff_api::removal::Removal;
 use skiff_blobs::BlobError;
-use skiff_protocol::{Digest, RunId, Timestamp};
+use skiff_protocol::{DeviceId, Digest, RunId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -85,6 +87,30 @@ pub trait Store: Send {
     /// # Errors
     /// Failures of the disk.
     fn delete(&mut self, run: RunId) -> Result<(), StoreError>;
+
+    /// Adds a removal of a device, durably.
+    ///
+    /// # Errors
+    /// Failures of the disk. Nothing was added then.
+    fn add_removal(&mut self, removal: &Removal) -> Result<(), StoreError>;
+
+    /// Records at which time the broker removed the retained message of a removed device.
+    ///
+    /// # Errors
+    /// Failures of the disk.
+    fn mark_cleared(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError>;
+
+    /// Records at which time a removed device joined again.
+    ///
+    /// # Errors
+    /// Failures of the disk.
+    fn mark_returned(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError>;
+
+    /// Returns all removals of devices, oldest first.
+    ///
+    /// # Errors
+    /// A removal that cannot be read; failures of the disk.
+    fn removals(&self) -> Result<Vec<Removal>, StoreError>;
 
     /// Returns the blobs that stay: the last and best weights of every run, and all blobs that a damaged run names.
     ///

@@ -3,14 +3,17 @@
 use super::journal;
 use super::layout::{APPLICATION_ID, Layout, connect, sqlite_error};
 use super::migrations::{self, Migrated};
+use super::removals::{self, Mark};
 use super::summary::Summary;
-use super::tables::{LAYOUT, TABLES, append, known, read_run, run_id, run_row, sql_id, traffic_of};
+use super::tables::{LAYOUT, TABLES, append, first_record, known, read_run, run_id, run_row, sql_id, traffic_of};
 use super::tail::{Last, Tail};
 use super::{Finding, RunRow, Store, StoreError, Traffic, tail};
 use crate::run::Entry;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use serde_json::{Map, Value};
+use skiff_api::removal::Removal;
 use skiff_blobs::Blobs;
-use skiff_protocol::{Digest, RunId};
+use skiff_protocol::{DeviceId, Digest, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -50,10 +53,17 @@ impl SqliteStore {
             Layout::Empty => store.create()?,
             Layout::Number(LAYOUT) => {}
             Layout::Number(older) => {
-                // A marker is written by newer layouts only: this journal was put back under newer blobs.
-                if let Some(owner) = owner.filter(|_| !present.is_empty()) {
-                    let identity = format!("of layout {older}, without one");
-                    return Err(StoreError::OtherJournal { path: store.path, identity, owner });
+                match owner.filter(|_| !present.is_empty()) {
+                    // A marker is written from layout 5 on: this journal was put back under newer blobs.
+                    Some(owner) if older < migrations::FIRST_WITH_IDENTITY => {
+                        let identity = format!("of layout {older}, without one");
+                        return Err(StoreError::OtherJournal { path: store.path, identity, owner });
+                    }
+                    Some(owner) => {
+                        store.identity = store.read_identity()?;
+                        store.check_owner(blobs, Some(&owner), &present)?;
+                    }
+                    None => {}
                 }
                 let migrated = store.migrate(true)?;
                 tracing::info!(
@@ -132,6 +142,15 @@ impl SqliteStore {
         read.map_err(|(at, source)| StoreError::Record { run, at, source })
     }
 
+    /// Returns a run's settings as a JSON table; `None` if its first record is damaged. Reads only that record.
+    ///
+    /// # Errors
+    /// Failures of SQLite.
+    pub fn settings(&self, run: RunId) -> Result<Option<Map<String, Value>>, StoreError> {
+        let first = first_record(&self.connection, run).map_err(|source| self.sqlite("reading a record", source))?;
+        Ok(first.and_then(|entry| serde_json::from_str(&entry.start()?.settings).ok()))
+    }
+
     /// Returns the first run that names the blob, with the kind of the blob.
     ///
     /// # Errors
@@ -152,7 +171,9 @@ impl SqliteStore {
         let identity = hex(random_identity());
         let create = || -> Result<(), rusqlite::Error> {
             let transaction = self.connection.unchecked_transaction()?;
-            transaction.execute_batch(TABLES)?;
+            for tables in TABLES {
+                transaction.execute_batch(tables)?;
+            }
             transaction.execute("INSERT INTO state VALUES (1, ?, 0)", [identity])?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", LAYOUT)?;
@@ -338,6 +359,24 @@ impl Store for SqliteStore {
         delete().map_err(|source| self.sqlite("deleting a run", source))
     }
 
+    fn add_removal(&mut self, removal: &Removal) -> Result<(), StoreError> {
+        removals::add(&self.connection, removal).map_err(|source| self.sqlite("adding a removal", source))
+    }
+
+    fn mark_cleared(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError> {
+        removals::mark(&self.connection, Mark::Cleared, device, at_ms)
+            .map_err(|source| self.sqlite("changing a removal", source))
+    }
+
+    fn mark_returned(&mut self, device: &DeviceId, at_ms: u64) -> Result<(), StoreError> {
+        removals::mark(&self.connection, Mark::Returned, device, at_ms)
+            .map_err(|source| self.sqlite("changing a removal", source))
+    }
+
+    fn removals(&self) -> Result<Vec<Removal>, StoreError> {
+        removals::list(&self.connection).map_err(|source| self.sqlite("reading removals", source))
+    }
+
     fn kept(&self) -> Result<BTreeSet<Digest>, StoreError> {
         let sql = "SELECT unhex(summary ->> '$.last.weights') FROM run WHERE json_valid(summary) UNION
                    SELECT unhex(summary ->> '$.best.weights') FROM run WHERE json_valid(summary) UNION
@@ -359,7 +398,7 @@ impl Store for SqliteStore {
     }
 }
 
-fn commit(transaction: Transaction<'_>) -> Result<(), rusqlite::Error> {
+pub(super) fn commit(transaction: Transaction<'_>) -> Result<(), rusqlite::Error> {
     #[cfg(test)]
     super::kills::pass("before a commit");
     transaction.commit()?;

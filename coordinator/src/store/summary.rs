@@ -8,7 +8,7 @@
 //! equal rounds is the best.
 
 use super::convert::measured;
-use super::journal::{Entry, Record};
+use super::journal::{Entry, Record, Start};
 use crate::run::measures;
 use crate::run::{Evaluation, ModelTask, is_failure};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ pub enum Stage {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Summary {
+    /// Name that the operator gave the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Present activity of the run, or its end.
     pub stage: Stage,
     /// Number of rounds that the run should have.
@@ -91,13 +94,10 @@ impl Summary {
     pub fn add(&mut self, entry: &Entry) {
         self.last_ms = entry.at_ms;
         match &entry.record {
-            Record::RunStarted(start) => {
-                self.started_ms = entry.at_ms;
-                self.rounds = rounds(&start.settings);
-                self.initial = Some(start.weights.to_string());
-                let task = start.task.clone().and_then(|task| ModelTask::try_from(task).ok());
-                self.measure = task.as_ref().map(measures::of_task).unwrap_or_default();
-                self.stage = Stage::Gathering;
+            Record::RunStarted(start) => self.start(start, entry.at_ms),
+            Record::NamedRunStarted { start, name } => {
+                self.start(start, entry.at_ms);
+                self.name = Some(name.clone());
             }
             Record::TrainingStarted { .. } => {
                 self.round = self.closed + 1;
@@ -168,6 +168,15 @@ impl Summary {
     #[must_use]
     pub fn kept(&self) -> Vec<Digest> {
         self.last.iter().chain(&self.best).filter_map(|kept| Digest::parse(&kept.weights)).collect()
+    }
+
+    fn start(&mut self, start: &Start, at_ms: u64) {
+        self.started_ms = at_ms;
+        self.rounds = rounds(&start.settings);
+        self.initial = Some(start.weights.to_string());
+        let task = start.task.clone().and_then(|task| ModelTask::try_from(task).ok());
+        self.measure = task.as_ref().map(measures::of_task).unwrap_or_default();
+        self.stage = Stage::Gathering;
     }
 
     fn gather_again(&mut self) {

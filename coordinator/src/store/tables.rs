@@ -7,9 +7,13 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use skiff_protocol::RunId;
 
 /// Number of the layout that this version writes.
-pub const LAYOUT: i64 = 5;
-/// SQL text that creates the tables of this layout.
-pub(super) const TABLES: &str = include_str!("migrations/layout_5.sql");
+pub const LAYOUT: i64 = 6;
+/// SQL texts that create the tables of this layout: those of layout 5, and each later layout's own.
+pub(super) const TABLES: [&str; 2] = [LAYOUT_5, LAYOUT_6];
+/// SQL text that creates the tables of layout 5.
+pub(super) const LAYOUT_5: &str = include_str!("migrations/layout_5.sql");
+/// SQL text that creates the tables which layout 6 added.
+pub(super) const LAYOUT_6: &str = include_str!("migrations/layout_6.sql");
 
 /// Appends records. Returns the number of all records and the number of the run's records.
 pub(super) fn append(
@@ -107,6 +111,13 @@ pub(super) fn read_run(connection: &Connection, run: RunId) -> Result<RunRead, r
     let found = entries.len() as u64;
     let is_complete = expected.is_none_or(|expected| expected.cast_unsigned() == found);
     Ok(if is_complete { Ok(entries) } else { Err((found, RecordFault::Missing)) })
+}
+
+/// Reads a run's first record; `None` if it is missing or damaged.
+pub(super) fn first_record(connection: &Connection, run: RunId) -> Result<Option<journal::Entry>, rusqlite::Error> {
+    let mut statement = connection.prepare_cached("SELECT entry, checksum FROM record WHERE run = ? AND at = 0")?;
+    let row = statement.query_row([sql_id(run)], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?)));
+    Ok(row.optional()?.and_then(|(bytes, checksum)| journal::Entry::decode(run, 0, &bytes, &checksum).ok()))
 }
 
 pub(super) fn run_row(row: &Row<'_>) -> Result<RunRow, rusqlite::Error> {

@@ -28,7 +28,7 @@ fn digest(byte: u8) -> Digest {
 fn started(run: RunId) -> Entry {
     let settings = Box::new(RunSettings { rounds: 3, final_examples: 0, ..RunSettings::default() });
     let (pack, schema, weights) = (digest(1), digest(1), digest(1));
-    entry(5, Record::RunStarted(Start { run, settings, layers: 4, pack, schema, weights, task: None }))
+    entry(5, Record::RunStarted(Start { run, name: None, settings, layers: 4, pack, schema, weights, task: None }))
 }
 
 fn merged(at_ms: u64, byte: u8) -> Entry {
@@ -64,6 +64,21 @@ fn update(byte: u8) -> Entry {
         probe: Some(Probe { examples: 3, loss_before: 1.5, loss_after: 0.5, correct_before: 1, correct_after: 2 }),
     };
     entry(7, Record::UpdateStored { device: "hall".parse().unwrap(), update: digest(byte), report, distance: 2.5 })
+}
+
+#[test]
+fn the_name_of_a_run_is_in_its_first_record_and_its_summary() {
+    let mut store = MemoryStore::default();
+    let mut first = started(RUN);
+    if let Record::RunStarted(start) = &mut first.record {
+        start.name = Some("night-3".parse().unwrap());
+    }
+    append(&mut store, RUN, &[first.clone(), update(9)]);
+    assert_eq!(store.entries(RUN).unwrap()[0], first);
+    assert_eq!(store.runs().unwrap()[0].summary.name.as_deref(), Some("night-3"));
+    let start = journal::Entry::from(&first).start().unwrap().clone();
+    let unreadable = journal::Record::NamedRunStarted { start, name: "a b".to_owned() };
+    assert!(matches!(Record::try_from(unreadable), Err(RecordFault::Unreadable(_))));
 }
 
 fn append(store: &mut dyn Store, run: RunId, entries: &[Entry]) {
@@ -132,6 +147,27 @@ fn laws(store: &mut dyn Store) {
     let best = rows[0].summary.best.clone().unwrap();
     assert_eq!((best.round, best.weights, best.accuracy), (1, digest(20).to_string(), Some(0.7)));
     assert_eq!(store.kept().unwrap(), BTreeSet::from([digest(20), digest(22)]));
+
+    // Removals come back in order, and a mark is made once.
+    let removal = |device: &str, at_ms| Removal {
+        device: device.parse().unwrap(),
+        boot: Some(u64::MAX),
+        at_ms,
+        by: "root".to_owned(),
+        reason: "sold".to_owned(),
+        was_online: true,
+        cleared_ms: None,
+        returned_ms: None,
+    };
+    let (hall, attic) = (removal("hall", 20), removal("attic", 21));
+    [&hall, &attic].into_iter().for_each(|removal| store.add_removal(removal).unwrap());
+    store.mark_cleared(&hall.device, 22).unwrap();
+    store.mark_cleared(&hall.device, 23).unwrap();
+    store.mark_returned(&hall.device, 24).unwrap();
+    let again = Removal { at_ms: 25, boot: None, was_online: false, ..hall.clone() };
+    store.add_removal(&again).unwrap();
+    let returned = Removal { cleared_ms: Some(22), returned_ms: Some(24), ..hall };
+    assert_eq!(store.removals().unwrap(), [returned, attic, again]);
 
     // A blob is named if any record names it.
     for named in [1, 9, 20, 21, 22, 120, 121, 122] {
@@ -264,7 +300,7 @@ fn without_blobs_a_new_journal_begins() {
 
 #[test]
 fn another_layout_is_refused_and_left_alone() {
-    for (layout, part) in [(6, "layout 6, this version knows 5: update Skiff"), (3, "migrates from layout 4 on")] {
+    for (layout, part) in [(7, "layout 7, this version knows 6: update Skiff"), (3, "migrates from layout 4 on")] {
         let (folder, weights) = trained();
         sql(&folder, &format!("PRAGMA user_version = {layout}"));
         let before = std::fs::read(folder.path().join(FILE)).unwrap();
@@ -515,6 +551,7 @@ fn records() -> impl Strategy<Value = Record> {
         });
     let start = (settings, any::<u64>(), any::<u8>()).prop_map(|(settings, run, byte)| Start {
         run: RunId(run),
+        name: (byte % 2 == 0).then(|| "night-3".parse().unwrap()),
         settings,
         layers: 3,
         pack: digest(byte),
@@ -587,11 +624,22 @@ fn an_update_is_read_as_it_was_written() {
 
 // Migrations.
 
+/// State folders of older layouts, with the layout of each.
+const OLD: [(&str, i64); 4] =
+    [("layout-4/asynchronous", 4), ("layout-4/personal-layers", 4), ("layout-4/finished", 4), ("layout-5/state", 5)];
+
 fn layout_4(name: &str) -> TempDir {
+    old_folder(&format!("layout-4/{name}"))
+}
+
+/// Copies a state folder that an earlier version wrote.
+fn old_folder(name: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/layout-4").join(name);
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     std::fs::create_dir_all(folder.path().join("blobs/blobs")).unwrap();
-    std::fs::copy(from.join(FILE), folder.path().join(FILE)).unwrap();
+    for file in [FILE, tail::FILE, "blobs/journal"].into_iter().filter(|file| from.join(file).exists()) {
+        std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
+    }
     for blob in std::fs::read_dir(from.join("blobs/blobs")).unwrap() {
         let blob = blob.unwrap();
         std::fs::copy(blob.path(), folder.path().join("blobs/blobs").join(blob.file_name())).unwrap();
@@ -615,6 +663,7 @@ fn dump(folder: &TempDir) -> Vec<String> {
         "SELECT * FROM run ORDER BY number",
         "SELECT * FROM record ORDER BY run, at",
         "SELECT * FROM traffic ORDER BY run, round",
+        "SELECT * FROM removal ORDER BY number",
         "SELECT * FROM named ORDER BY digest, run, kind, round",
         "PRAGMA user_version",
         "PRAGMA application_id",
@@ -624,8 +673,8 @@ fn dump(folder: &TempDir) -> Vec<String> {
 
 #[test]
 fn an_old_journal_after_all_migrations_equals_a_fresh_one() {
-    for name in ["asynchronous", "personal-layers", "finished"] {
-        let (old, fresh) = (layout_4(name), TempDir::new().unwrap());
+    for (name, _) in OLD {
+        let (old, fresh) = (old_folder(name), TempDir::new().unwrap());
         let migrated = open(&old).unwrap();
         let mut written = open(&fresh).unwrap();
         for row in migrated.runs().unwrap() {
@@ -642,26 +691,30 @@ fn an_old_journal_after_all_migrations_equals_a_fresh_one() {
 
 #[test]
 fn a_migration_that_is_only_tried_changes_nothing() {
-    let folder = layout_4("finished");
-    let before = std::fs::read(folder.path().join(FILE)).unwrap();
-    let migrated = SqliteStore::migrate_folder(folder.path(), false).unwrap();
-    assert_eq!((migrated.from, migrated.to, migrated.runs, migrated.damaged), (4, LAYOUT, 2, vec![]));
-    assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), before);
-    assert!(matches!(SqliteStore::open_existing(folder.path()), Err(StoreError::NotMigrated { found: 4, .. })));
-    SqliteStore::migrate_folder(folder.path(), true).unwrap();
-    assert_eq!(SqliteStore::open_existing(folder.path()).unwrap().runs().unwrap().len(), 2);
+    for (name, layout) in OLD {
+        let folder = old_folder(name);
+        let before = std::fs::read(folder.path().join(FILE)).unwrap();
+        let migrated = SqliteStore::migrate_folder(folder.path(), false).unwrap();
+        assert_eq!((migrated.from, migrated.to, migrated.damaged), (layout, LAYOUT, vec![]));
+        assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), before);
+        let refused = SqliteStore::open_existing(folder.path());
+        assert!(matches!(refused, Err(StoreError::NotMigrated { found, .. }) if found == layout));
+        SqliteStore::migrate_folder(folder.path(), true).unwrap();
+        let runs = SqliteStore::open_existing(folder.path()).unwrap().runs().unwrap();
+        assert_eq!(runs.len() as u64, migrated.runs);
+    }
 }
 
 #[test]
 fn a_migration_killed_at_any_write_is_made_at_the_next_start() {
-    for name in ["asynchronous", "personal-layers", "finished"] {
-        let folder = layout_4(name);
+    for (name, _) in OLD {
+        let folder = old_folder(name);
         let present = blobs(&folder).list().unwrap();
         let (opened, kills) = kills::record(folder.path(), || {
             SqliteStore::open(folder.path(), &WatchedBlobs::open(folder.path().join("blobs"))).map(drop)
         });
         opened.unwrap();
-        assert!(kills.len() >= 5, "{name}: {}", kills.len());
+        assert!(kills.len() >= 3, "{name}: {}", kills.len());
         for Kill { moment, folder: killed } in kills {
             drop(open(&killed).unwrap());
             assert_eq!(dump(&killed), dump(&folder), "{name}, {moment}");
@@ -669,6 +722,15 @@ fn a_migration_killed_at_any_write_is_made_at_the_next_start() {
             assert_eq!(check::check(killed.path()).unwrap().faults, [""; 0], "{name}, {moment}");
         }
     }
+}
+
+#[test]
+fn a_journal_of_layout_5_beside_blobs_of_another_is_refused_before_it_is_migrated() {
+    let folder = old_folder("layout-5/state");
+    let old = std::fs::read(folder.path().join(FILE)).unwrap();
+    blobs(&folder).set_owner(&"7".repeat(32)).unwrap();
+    assert!(message(&folder).contains("belong to another journal"), "{}", message(&folder));
+    assert_eq!(std::fs::read(folder.path().join(FILE)).unwrap(), old);
 }
 
 #[test]

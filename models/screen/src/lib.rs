@@ -4,8 +4,10 @@
 //!
 //! Modules: [`units`] (sizes, durations and numbers as texts), [`text`] (folding, lists of facts), [`output`] (the standard output,
 //! its width, a reader that has left), [`report`] (the lines of `doctor`), `table` (columns by importance), `live` (bars and a status line; plain lines in a pipe),
-//! `frame` (a text that is shown anew in its place).
+//! `frame` (a text that is shown anew in its place), `dates` (points in time).
 
+#[cfg(feature = "dates")]
+pub mod dates;
 #[cfg(feature = "live")]
 pub mod frame;
 #[cfg(feature = "live")]

@@ -156,7 +156,7 @@ fn repetition(model: &Arc<Model>, ordered: u32, length: Duration) -> (Measured, 
         final_examples: 0,
         ..RunSettings::default()
     };
-    let started = measured.start.measure(|| hub.start_run(RunId(1), settings, now())).unwrap();
+    let started = measured.start.measure(|| hub.start_run(RunId(1), None, settings, now())).unwrap();
     take(&mut started.unwrap(), &mut devices);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -32,7 +32,7 @@ Load an adapter with peft.PeftModel.from_pretrained(model, \"adapter\") and a me
 AutoModelFor...from_pretrained(\"tuned\"). README.md is a model card for the Hugging Face hub. The folder appears whole or not at all. An earlier export there is replaced;
 anything else there is an error and is left unchanged. The coordinator may be running.")]
 pub(crate) struct Arguments {
-    /// Name of the run, the first digits of its name, or `last`
+    /// Name or id of the run, the beginning of either, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
     /// Folder to write

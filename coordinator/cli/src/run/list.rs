@@ -1,12 +1,14 @@
 //! `skiff run list`: all runs, a row each.
 
-use super::show::{date, now};
+use super::show::{changed, now};
 use crate::door::Door;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use skiff_cli::watch::{figure, phase};
 use skiff_coordinator::run::NOTHING_MERGED;
-use skiff_coordinator::store::{RunRow, SqliteStore, Store as _};
+use skiff_coordinator::store::{RunRow, SqliteStore, Store as _, StoreError};
 use skiff_coordinator::views;
+use skiff_protocol::Timestamp;
+use skiff_screen::dates::{age, date};
 use skiff_screen::output::{stdout, width};
 use skiff_screen::table::{Column, Table};
 use skiff_screen::text::fold;
@@ -18,15 +20,20 @@ use std::io::Write as _;
 /// # Errors
 /// The journal cannot be read.
 pub(super) fn run(door: &Door, json: bool) -> anyhow::Result<()> {
-    let rows = SqliteStore::open_existing(&door.state()?)?.runs()?;
-    if !json {
-        return Ok(write!(stdout(), "{}", as_text(&rows, width()))?);
-    }
+    let store = SqliteStore::open_existing(&door.state()?)?;
+    let listed = store.runs()?.into_iter().map(|row| {
+        let settings = store.settings(row.run)?;
+        Ok(Listed { row, settings })
+    });
+    let listed: Vec<Listed> = listed.collect::<Result<_, StoreError>>()?;
     let now = now();
-    rows.iter().try_for_each(|row| {
+    if !json {
+        return Ok(write!(stdout(), "{}", as_text(&listed, now, width()))?);
+    }
+    listed.iter().try_for_each(|Listed { row, settings }| {
         let mut run = serde_json::to_value(views::listed_run(row, now))?;
         let more = json!({
-            "started_ms": row.summary.started_ms, "best": row.summary.best, "last": row.summary.last,
+            "started_ms": row.summary.started_ms, "best": row.summary.best, "last": row.summary.last, "settings": settings,
         });
         if let (Some(run), Value::Object(more)) = (run.as_object_mut(), more) {
             run.extend(more);
@@ -35,28 +42,41 @@ pub(super) fn run(door: &Door, json: bool) -> anyhow::Result<()> {
     })
 }
 
-fn as_text(rows: &[RunRow], width: Option<usize>) -> String {
-    if rows.is_empty() {
+/// A run with its settings; `None` if they are damaged.
+struct Listed {
+    row: RunRow,
+    settings: Option<Map<String, Value>>,
+}
+
+/// Maximum number of characters of the settings in a row.
+const SETTINGS_SHOWN: usize = 60;
+
+fn as_text(listed: &[Listed], now: Timestamp, width: Option<usize>) -> String {
+    if listed.is_empty() {
         return "no run has been started\n".to_owned();
     }
     let mut table = Table::new([
         Column::text("run"),
+        Column::text("name"),
         Column::text("started").rank(2),
+        Column::text("age").rank(5),
         Column::text("phase"),
-        Column::number("round"),
-        Column::text("measure").rank(4),
-        Column::number("before").rank(3),
+        Column::number("round").rank(1),
+        Column::text("measure").rank(6),
+        Column::number("before").rank(4),
         Column::number("last"),
-        Column::number("best").rank(5),
-        Column::number("time").rank(1),
+        Column::number("best").rank(7),
+        Column::number("time").rank(3),
+        Column::text("settings").rank(8),
     ]);
-    let now = now();
-    for row in rows {
+    for Listed { row, settings } in listed {
         let run = views::listed_run(row, now);
         let best = row.summary.best.as_ref().map_or_else(|| UNKNOWN.to_owned(), |best| format!("round {}", best.round));
         table.add([
             run.run,
+            run.name.unwrap_or_else(|| UNKNOWN.to_owned()),
             date(row.summary.started_ms),
+            age(row.summary.started_ms, now.0),
             phase(run.phase).to_owned(),
             format!("{}/{}", run.round, run.rounds),
             run.measure.name().to_owned(),
@@ -64,10 +84,23 @@ fn as_text(rows: &[RunRow], width: Option<usize>) -> String {
             figure(run.metrics.as_ref(), run.measure),
             best,
             millis(run.elapsed_ms),
+            settings.as_ref().map_or_else(|| UNKNOWN.to_owned(), brief),
         ]);
     }
-    let failed = rows.iter().filter(|row| row.damage.is_none() && row.summary.has_failed());
+    let rows = listed.iter().map(|listed| &listed.row);
+    let failed = rows.filter(|row| row.damage.is_none() && row.summary.has_failed());
     let reason = |row: &RunRow| row.summary.reason.clone().unwrap_or_else(|| NOTHING_MERGED.to_owned());
     let reasons = failed.map(|row| fold(&format!("run {} failed: {}", row.run, reason(row)), 2, width) + "\n");
     table.text(width) + &reasons.collect::<String>()
+}
+
+/// Returns the settings that differ from the defaults, without the number of rounds, cut to [`SETTINGS_SHOWN`] characters.
+fn brief(settings: &Map<String, Value>) -> String {
+    let mut others = settings.clone();
+    others.remove("rounds");
+    let text = changed(&others);
+    match text.char_indices().nth(SETTINGS_SHOWN) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text,
+    }
 }

@@ -12,13 +12,16 @@ use crate::door::Door;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use skiff_api::request::{Deleted, Request};
+use skiff_api::names::RunName;
+use skiff_api::request::{Deleted, Request, StartRun};
 use skiff_coordinator::doors::client::ask_once;
 use skiff_coordinator::results::find_run;
-use skiff_coordinator::store::SqliteStore;
+use skiff_coordinator::store::{RunRow, SqliteStore};
+use skiff_coordinator::views;
 use skiff_screen::output::stdout;
 use skiff_screen::units::{bytes, counted};
 use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 
 /// Subcommands of `skiff run`.
 #[derive(Subcommand, Debug)]
@@ -44,7 +47,7 @@ pub(crate) enum Action {
 pub(crate) struct DeleteArguments {
     #[command(flatten)]
     door: Door,
-    /// Name of the run, or the first digits of its name
+    /// Name or id of the run, or the beginning of either
     #[arg(value_name = "RUN")]
     run: String,
     /// Do not ask for confirmation
@@ -60,6 +63,9 @@ pub(crate) struct DeleteArguments {
 pub(crate) struct StopArguments {
     #[command(flatten)]
     door: Door,
+    /// Stop the current run only if it is this one: its name or id, or the beginning of either
+    #[arg(value_name = "RUN")]
+    run: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -70,6 +76,9 @@ pub(crate) struct StopArguments {
 pub(crate) struct StartArguments {
     #[command(flatten)]
     door: Door,
+    /// Name for the run, which other commands take in place of its id: 1 to 64 of A-Z a-z 0-9 . _ -. No other run may have it
+    #[arg(long)]
+    name: Option<RunName>,
     /// Number of training rounds
     #[arg(long)]
     rounds: Option<u32>,
@@ -101,7 +110,7 @@ pub(crate) struct StartArguments {
     #[arg(long)]
     bandit: bool,
     /// Start from the weights of an earlier run, in place of the pack's: RUN, RUN@best, RUN@last (the default) or RUN@ROUND. RUN is
-    /// its name, the first digits of it, or `last`
+    /// its name or id, the beginning of either, or `last`
     #[arg(long, value_name = "RUN[@ROUND]")]
     from: Option<String>,
     /// Set any other key of table [run], written as in the file: --set 'sharing={least_important=3}'
@@ -120,6 +129,9 @@ pub(crate) struct StartArguments {
 pub(crate) struct WatchArguments {
     #[command(flatten)]
     door: Door,
+    /// Name or id of the run, the beginning of either, or `last` [default: the current run, or the last one]
+    #[arg(value_name = "RUN")]
+    run: Option<String>,
     /// Print every change as JSON, one object per line
     #[arg(long)]
     json: bool,
@@ -144,16 +156,31 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     match action {
         Action::Start(arguments) => {
             let state = arguments.door.state()?;
-            let run: String = ask_once(&state, &Request::StartRun(settings(&arguments)?)).await?;
-            match arguments.json {
-                true => writeln!(out, "{}", json!({ "run": run }))?,
-                false => writeln!(out, "run {run} started")?,
+            let start = StartRun { name: arguments.name.clone(), settings: settings(&arguments)? };
+            let run: String = ask_once(&state, &Request::StartRun(start)).await?;
+            match (arguments.json, &arguments.name) {
+                (true, name) => writeln!(out, "{}", json!({ "run": run, "name": name }))?,
+                (false, Some(name)) => writeln!(out, "run {name} ({run}) started")?,
+                (false, None) => writeln!(out, "run {run} started")?,
             }
             if arguments.watch { watch::watch(&arguments.door, Some(&run), arguments.json).await } else { Ok(()) }
         }
-        Action::Watch(arguments) => watch::watch(&arguments.door, None, arguments.json).await,
+        Action::Watch(arguments) => {
+            let state = arguments.door.state()?;
+            let run = arguments.run.as_deref().map(|run| find(&state, run)).transpose()?;
+            if let Some(row) = run.as_ref().filter(|row| row.summary.is_ended()) {
+                return watch::show_end(&arguments.door, &views::listed_run(row, show::now()), arguments.json);
+            }
+            let run = run.map(|row| row.run.to_string());
+            watch::watch(&arguments.door, run.as_deref(), arguments.json).await
+        }
         Action::Stop(arguments) => {
-            ask_once::<()>(&arguments.door.state()?, &Request::StopRun).await?;
+            let state = arguments.door.state()?;
+            let request = match &arguments.run {
+                None => Request::StopRun,
+                Some(run) => Request::StopOne(find(&state, run)?.run.to_string()),
+            };
+            ask_once::<()>(&state, &request).await?;
             let text =
                 if arguments.json { json!({ "stopped": true }).to_string() } else { "the run is stopped".to_owned() };
             Ok(writeln!(out, "{text}")?)
@@ -165,22 +192,29 @@ pub(crate) async fn run(action: Action) -> anyhow::Result<()> {
     }
 }
 
+/// Finds a run in the journal by its name, its id, or the beginning of either.
+fn find(state: &Path, run: &str) -> anyhow::Result<RunRow> {
+    Ok(find_run(&SqliteStore::open_existing(state)?, run)?)
+}
+
 async fn delete(arguments: DeleteArguments) -> anyhow::Result<()> {
     let DeleteArguments { door, run, yes, json } = arguments;
     let state = door.state()?;
     if run == "last" {
         bail!("name the run to delete; `skiff run list` lists all runs");
     }
-    let run = find_run(&SqliteStore::open_existing(&state)?, &run)?.run.to_string();
-    if !yes && !confirmed(&run)? {
-        bail!("run {run} was not deleted");
+    let row = find(&state, &run)?;
+    let (run, name) = (row.run.to_string(), row.summary.name);
+    let called = name.map_or_else(|| run.clone(), |name| format!("{name} ({run})"));
+    if !yes && !confirmed(&called)? {
+        bail!("run {called} was not deleted");
     }
     let deleted: Deleted = ask_once(&state, &Request::DeleteRun(run.clone())).await?;
     let Deleted { removed_blobs, removed_bytes } = deleted;
     let text = match json {
         true => json!({ "run": run, "removed_blobs": removed_blobs, "removed_bytes": removed_bytes }).to_string(),
         false => {
-            format!("run {run} deleted, with {} ({})", counted(removed_blobs as usize, "blob"), bytes(removed_bytes))
+            format!("run {called} deleted, with {} ({})", counted(removed_blobs as usize, "blob"), bytes(removed_bytes))
         }
     };
     Ok(writeln!(stdout(), "{text}")?)

@@ -6,16 +6,17 @@ use serde_json::{Map, Value};
 use skiff_api::details::{Contribution, Kept, RunDetails};
 use skiff_api::measures::Measure;
 use skiff_api::progress::RoundProgress;
-use skiff_cli::watch::{figure, phase};
+use skiff_cli::watch::{called, figure, phase};
 use skiff_coordinator::results::find_run;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::store::SqliteStore;
 use skiff_coordinator::views;
 use skiff_protocol::Timestamp;
+use skiff_screen::dates::{age, date, time_of_day};
 use skiff_screen::output::{stdout, width};
 use skiff_screen::table::{Column, Table};
 use skiff_screen::text::{Facts, fold};
-use skiff_screen::units::{UNKNOWN, bytes, figure as number, measured_bytes, millis};
+use skiff_screen::units::{bytes, figure as number, measured_bytes, millis};
 use std::io::Write as _;
 
 /// Arguments of `skiff run show`.
@@ -24,10 +25,11 @@ use std::io::Write as _;
 Examples:
   skiff run show --state fleet-state                  the last run
   skiff run show 00a1 --state fleet-state --json      run 00a1..., for programs
+  skiff run show night-3 --state fleet-state          the run that was started with --name night-3
 
 It reads the journal, so it works with and without a running coordinator.")]
 pub(crate) struct Arguments {
-    /// Name of the run, the first digits of its name, or `last`
+    /// Name or id of the run, the beginning of either, or `last`
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
     /// Print one JSON object
@@ -45,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
     let row = find_run(&store, &arguments.run)?;
     let details = views::details(&store, &row, now())?;
-    let text = if arguments.json { serde_json::to_string(&details)? + "\n" } else { as_text(&details, width()) };
+    let text = if arguments.json { serde_json::to_string(&details)? + "\n" } else { as_text(&details, now(), width()) };
     Ok(write!(stdout(), "{text}")?)
 }
 
@@ -56,22 +58,9 @@ pub(crate) fn now() -> Timestamp {
     Timestamp(since_1970.as_millis() as u64)
 }
 
-/// Returns a time in milliseconds since 1970 as a date on this machine.
-pub(super) fn date(millis: u64) -> String {
-    local(millis, "%Y-%m-%d %H:%M")
-}
-
-fn local(millis: u64, format: &str) -> String {
-    let time = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
-    time.map_or_else(
-        || UNKNOWN.to_owned(),
-        |time| time.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime(format).to_string(),
-    )
-}
-
-fn as_text(details: &RunDetails, width: Option<usize>) -> String {
+fn as_text(details: &RunDetails, now: Timestamp, width: Option<usize>) -> String {
     let run = &details.run;
-    let mut text = facts(details).text(width);
+    let mut text = facts(details, now).text(width);
     if !run.closed.is_empty() {
         text += &format!("\n{}", rounds(&run.closed, run.measure, width));
     }
@@ -84,17 +73,26 @@ fn as_text(details: &RunDetails, width: Option<usize>) -> String {
         text += &format!("\n{}", table.text(width));
     }
     if details.last.is_some() {
-        let advice = format!("to write its best weights for PEFT: skiff run export {} --out DIR", run.run);
+        let name = run.name.as_ref().unwrap_or(&run.run);
+        let advice = format!("to write its best weights for PEFT: skiff run export {name} --out DIR");
         text += &format!("\n{}\n", fold(&advice, 2, width));
     }
     text
 }
 
-fn facts(details: &RunDetails) -> Facts {
+/// Returns a time as a date with its age.
+fn when(millis: u64, now: Timestamp) -> String {
+    format!("{} ({})", date(millis), age(millis, now.0))
+}
+
+fn facts(details: &RunDetails, now: Timestamp) -> Facts {
     let (run, measure) = (&details.run, details.run.measure);
     let mut facts = Facts::new();
-    facts.add("run", run.run.clone());
-    facts.add("started", date(details.started_ms));
+    facts.add("run", called(run));
+    facts.add("started", when(details.started_ms, now));
+    if run.phase.is_end() {
+        facts.add("ended", when(details.started_ms + run.elapsed_ms, now));
+    }
     if let Some(from) = details.settings.as_ref().and_then(|settings| settings.get("from")?.as_str()) {
         facts.add("from", format!("the weights of run {from}"));
     }
@@ -102,8 +100,7 @@ fn facts(details: &RunDetails) -> Facts {
     let time = millis(run.elapsed_ms);
     facts.add("phase", format!("{}{reason}, round {} of {}, {time}", phase(run.phase), run.round, run.rounds));
     if let Some(waits) = &run.waits {
-        let until =
-            waits.until_ms.map_or_else(String::new, |until_ms| format!(" until {}", local(until_ms, "%H:%M:%S")));
+        let until = waits.until_ms.map_or_else(String::new, |until_ms| format!(" until {}", time_of_day(until_ms)));
         facts.add("waits for", format!("{}{until}; then {}", waits.what, waits.then));
     }
     facts.add("on the wire", format!("{} up, {} down", bytes(run.bytes_up), bytes(run.bytes_down)));
@@ -127,7 +124,7 @@ fn facts(details: &RunDetails) -> Facts {
 }
 
 /// Returns the settings that differ from the defaults, as `--set` takes them.
-fn changed(settings: &Map<String, Value>) -> String {
+pub(super) fn changed(settings: &Map<String, Value>) -> String {
     let usual = serde_json::to_value(RunSettings::default()).unwrap_or_default();
     let differs = |(key, value): &(&String, &Value)| usual.get(key.as_str()) != Some(*value);
     let texts: Vec<String> = settings.iter().filter(differs).map(|(key, value)| format!("{key}={value}")).collect();

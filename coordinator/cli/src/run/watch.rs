@@ -2,9 +2,10 @@
 
 use crate::door::Door;
 use anyhow::bail;
+use serde_json::json;
 use skiff_api::measures::Measure;
 use skiff_api::progress::{Phase, RunProgress};
-use skiff_cli::watch::{Watch, figure, phase};
+use skiff_cli::watch::{Watch, called, figure, phase};
 use skiff_coordinator::doors::client::Watch as Watcher;
 use skiff_screen::live::Live;
 use skiff_screen::output::{stdout, width};
@@ -59,15 +60,31 @@ pub(super) async fn watch(door: &Door, name: Option<&str>, json: bool) -> anyhow
         }
         if run.phase.is_end() {
             screen.clear();
-            if !json {
-                write!(stdout(), "{}", fold(&ending(run, &door.option()), 2, width()))?;
-            }
-            if run.phase == Phase::Failed {
-                return Err(RunFailed { run: run.run.clone() }.into());
-            }
-            return Ok(());
+            return end(door, run, json);
         }
     }
+}
+
+/// Shows a run that had ended before.
+///
+/// # Errors
+/// The run failed.
+pub(super) fn show_end(door: &Door, run: &RunProgress, json: bool) -> anyhow::Result<()> {
+    match json {
+        true => writeln!(stdout(), "{}", serde_json::to_string(&json!({ "run": run }))?)?,
+        false => write!(stdout(), "run {} has ended: ", called(run))?,
+    }
+    end(door, run, json)
+}
+
+fn end(door: &Door, run: &RunProgress, json: bool) -> anyhow::Result<()> {
+    if !json {
+        write!(stdout(), "{}", fold(&ending(run, &door.option()), 2, width()))?;
+    }
+    if run.phase == Phase::Failed {
+        return Err(RunFailed { run: run.run.clone() }.into());
+    }
+    Ok(())
 }
 
 fn ending(run: &RunProgress, option: &str) -> String {
@@ -87,7 +104,8 @@ fn ending(run: &RunProgress, option: &str) -> String {
     }
     text += &format!("; {}, {} up, {} down\n", millis(run.elapsed_ms), bytes(run.bytes_up), bytes(run.bytes_down));
     if run.closed.iter().any(|closed| closed.skipped.is_none()) {
-        text += &format!("to write its best weights for PEFT: skiff run export {}{option} --out DIR\n", run.run);
+        let name = run.name.as_ref().unwrap_or(&run.run);
+        text += &format!("to write its best weights for PEFT: skiff run export {name}{option} --out DIR\n");
     }
     text
 }
@@ -96,7 +114,6 @@ fn ending(run: &RunProgress, option: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
-    use serde_json::json;
     use skiff_api::measures::Figures;
 
     fn ended(reason: Option<&str>) -> RunProgress {

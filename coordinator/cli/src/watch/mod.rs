@@ -7,7 +7,7 @@ mod devices;
 mod rounds;
 
 pub use devices::presence;
-pub use rounds::{figure, phase};
+pub use rounds::{called, figure, phase};
 
 use rounds::Shown;
 use skiff_api::progress::Progress;

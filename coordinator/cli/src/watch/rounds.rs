@@ -21,7 +21,7 @@ impl Shown {
         let mut text = String::new();
         if self.run.as_ref() != Some(&run.run) {
             *self = Self { run: Some(run.run.clone()), before: false, round: 0 };
-            text = format!("run {}, {}\n{}", run.run, counted(run.rounds as usize, "round"), table.heading());
+            text = format!("run {}, {}\n{}", called(run), counted(run.rounds as usize, "round"), table.heading());
         }
         let before = number(main_figure(run.metrics_before.as_ref(), run.accuracy_before, run.measure), 4);
         if !self.before && before != skiff_screen::units::UNKNOWN {
@@ -36,6 +36,12 @@ impl Shown {
             run.closed.iter().take_while(|at| is_complete(at, run)).map(|at| at.round).fold(self.round, u32::max);
         text
     }
+}
+
+/// Returns the name of a run with its id, or the id if it has no name.
+#[must_use]
+pub fn called(run: &RunProgress) -> String {
+    run.name.as_ref().map_or_else(|| run.run.clone(), |name| format!("{name} ({})", run.run))
 }
 
 /// Returns true if nothing about the round will change. It is merged before it is evaluated, so its row waits for the figure.

@@ -17,7 +17,7 @@ impl World {
         self.birth("a", PACK);
         self.birth("b", PACK);
         if self.hub.store.runs().unwrap().is_empty() {
-            let effects = self.hub.start_run(RUN, settings, Timestamp(self.now)).unwrap().unwrap();
+            let effects = self.hub.start_run(RUN, None, settings, Timestamp(self.now)).unwrap().unwrap();
             self.carry_out(effects);
         }
         let mut read = 0;

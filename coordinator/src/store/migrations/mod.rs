@@ -1,19 +1,27 @@
 //! Migrates a journal from any layout since 4 to the newest one, in one transaction.
 //!
-//! A layout's number is the database's `user_version`. Each step has a file with the types that it reads. These types never
-//! change, so that the step keeps working when the engine's types change.
+//! A layout's number is the database's `user_version`. A step that reads records has a file with the types that it reads. These
+//! types never change, so that the step keeps working when the engine's types change.
+//!
+//! | layout | since then |
+//! |---|---|
+//! | 5 | checksums, summaries, the names of blobs, the journal's identity |
+//! | 6 | names of runs ([`journal::Record::NamedRunStarted`]; no stored record changes), removals of devices |
 
 mod layout_4;
 
 use super::StoreError;
 use super::journal::{self, Entry};
 use super::summary::Summary;
-use super::tables::{LAYOUT, TABLES, name_blobs, sql_id};
+use super::tables::{LAYOUT, LAYOUT_5, LAYOUT_6, name_blobs, sql_id};
 use rusqlite::{Transaction, params};
 use skiff_protocol::RunId;
 
 /// The oldest layout that can be migrated.
 pub(super) const OLDEST: i64 = 4;
+
+/// The oldest layout whose journal has an identity, with which its blobs are marked.
+pub(super) const FIRST_WITH_IDENTITY: i64 = 5;
 
 /// Result of a migration, whether it was kept or only tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +41,9 @@ pub struct Migrated {
 /// Applies every step from layout `found` on. The caller commits the transaction or rolls it back.
 pub(super) fn migrate(transaction: &Transaction<'_>, found: i64, identity: &str) -> Result<Migrated, rusqlite::Error> {
     let damaged = if found < 5 { to_layout_5(transaction, identity)? } else { Vec::new() };
+    if found < 6 {
+        transaction.execute_batch(LAYOUT_6)?;
+    }
     transaction.pragma_update(None, "user_version", LAYOUT)?;
     let count = |sql: &str| transaction.query_row(sql, [], |row| row.get(0).map(i64::cast_unsigned));
     let (runs, records) = (count("SELECT count(*) FROM run")?, count("SELECT count(*) FROM record")?);
@@ -44,7 +55,7 @@ fn to_layout_5(transaction: &Transaction<'_>, identity: &str) -> Result<Vec<RunI
     transaction.execute_batch(
         "ALTER TABLE journal RENAME TO old_journal; ALTER TABLE traffic RENAME TO old_traffic; ALTER TABLE run RENAME TO old_run;",
     )?;
-    transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(LAYOUT_5)?;
     let records: i64 = transaction.query_row("SELECT count(*) FROM old_journal", [], |row| row.get(0))?;
     transaction.execute("INSERT INTO state VALUES (1, ?, ?)", params![identity, records])?;
     let mut statement = transaction.prepare("SELECT run, number FROM old_run ORDER BY number")?;

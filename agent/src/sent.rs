@@ -26,12 +26,12 @@ const SUMMARISED: u64 = 4_000;
 pub struct Record {
     /// Time of the record.
     pub at_ms: u64,
-    /// What left the device, or what became of it.
+    /// Event of the record.
     #[serde(flatten)]
     pub what: What,
 }
 
-/// What left the device, or what became of it.
+/// An event: something leaves the device, or the coordinator answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum What {

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two looks at what the agent has done.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What the agent does about a wish.
+/// Effect of a wish on the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Done {
     /// The running agent has carried it out.

@@ -6,7 +6,7 @@
 //! Modules: [`inventory`] and [`examination`] (the pack, the examples and the memory), [`workshop`] (keeps them open between
 //! orders), [`order`] (turns an order into an update with `skiff-trainer`), `sharing` (chooses the layers to upload), [`corpus`]
 //! (tokenises the device's own texts), [`questions`] (answers of a model to
-//! texts), [`memory`] (how steps stay below a limit); [`commands`] are its verbs.
+//! texts), [`memory`] (how steps stay below a limit); [`commands`] are its verbs, and [`program`] reads its command line.
 
 #[cfg(debug_assertions)]
 mod barrier;
@@ -16,6 +16,7 @@ pub mod examination;
 pub mod inventory;
 pub mod memory;
 pub mod order;
+pub mod program;
 pub mod questions;
 mod sharing;
 pub mod workshop;

@@ -1,10 +1,10 @@
 //! `skiff fleet`: shows which devices are connected, and what they report.
 
 use crate::door::Door;
+use crate::watch::presence;
 use clap::Args;
 use skiff_api::progress::{DeviceProgress, Progress};
 use skiff_api::request::Request;
-use skiff_cli::watch::presence;
 use skiff_coordinator::doors::client::{Watch, ask_once};
 use skiff_screen::frame::Frame;
 use skiff_screen::output::{stdout, width};

@@ -2,8 +2,8 @@
 
 use super::show::{changed, now};
 use crate::door::Door;
+use crate::watch::{figure, phase};
 use serde_json::{Map, Value, json};
-use skiff_cli::watch::{figure, phase};
 use skiff_coordinator::run::NOTHING_MERGED;
 use skiff_coordinator::store::{RunRow, SqliteStore, Store as _, StoreError};
 use skiff_coordinator::views;

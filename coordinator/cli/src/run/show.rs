@@ -1,12 +1,12 @@
 //! `skiff run show`: shows a whole run from the journal.
 
 use crate::door::Door;
+use crate::watch::{called, figure, phase};
 use clap::Args;
 use serde_json::{Map, Value};
 use skiff_api::details::{Contribution, Kept, RunDetails};
 use skiff_api::measures::Measure;
 use skiff_api::progress::RoundProgress;
-use skiff_cli::watch::{called, figure, phase};
 use skiff_coordinator::results::find_run;
 use skiff_coordinator::run::RunSettings;
 use skiff_coordinator::store::SqliteStore;

@@ -1,11 +1,11 @@
 //! `skiff run watch`: a run until it ends.
 
 use crate::door::Door;
+use crate::watch::{Watch, called, figure, phase};
 use anyhow::bail;
 use serde_json::json;
 use skiff_api::measures::Measure;
 use skiff_api::progress::{Phase, RunProgress};
-use skiff_cli::watch::{Watch, called, figure, phase};
 use skiff_coordinator::doors::client::Watch as Watcher;
 use skiff_screen::live::Live;
 use skiff_screen::output::{stdout, width};

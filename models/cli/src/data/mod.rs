@@ -11,7 +11,7 @@ use source::Form;
 use table::Table;
 
 use anyhow::{Context, bail, ensure};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use skiff_base::files::{Access, replace};
 use skiff_data::Columns;
 use std::io::Write;
@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     form: FormArguments,
     #[command(flatten)]
     columns: Columns,
+    /// Print one JSON object: file, records and columns.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Format of a file, for parts that should not be guessed.
@@ -52,7 +55,7 @@ pub(crate) struct FormArguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let Arguments { from, to, form, columns } = arguments;
+    let Arguments { from, to, form, columns, json } = arguments;
     let lines = match extension(to).as_str() {
         "jsonl" => true,
         "csv" => false,
@@ -65,8 +68,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ensure!(!table.rows.is_empty(), "{} holds no records", from.display());
     let bytes = if lines { json_lines(&table)? } else { csv(&table)? };
     replace(to, &bytes, Access::Shared).with_context(|| format!("writing {}", to.display()))?;
-    let (count, names) = (table.rows.len(), table.names.join(", "));
-    writeln!(skiff_screen::output::stdout(), "wrote {count} records with {names} to {}", to.display())?;
+    let (count, names) = (table.rows.len(), &table.names);
+    let mut out = skiff_screen::output::stdout();
+    match json {
+        true => writeln!(out, "{}", json!({ "file": to, "records": count, "columns": names }))?,
+        false => writeln!(out, "wrote {count} records with {} to {}", names.join(", "), to.display())?,
+    }
     Ok(())
 }
 
@@ -177,9 +184,15 @@ mod tests {
         let (from, to) = (folder.path().join(name), folder.path().join("new.jsonl"));
         std::fs::write(&from, contents).unwrap();
         let form = FormArguments::default();
-        run(&Arguments { from: from.clone(), to: to.clone(), form: form.clone(), columns: columns.clone() })?;
+        run(&Arguments {
+            from: from.clone(),
+            to: to.clone(),
+            form: form.clone(),
+            columns: columns.clone(),
+            json: false,
+        })?;
         let table = folder.path().join("new.csv");
-        run(&Arguments { from, to: table.clone(), form, columns: columns.clone() })?;
+        run(&Arguments { from, to: table.clone(), form, columns: columns.clone(), json: false })?;
         let examples: Vec<Example> = read_examples(&to)?;
         assert_eq!(read_examples::<Example>(&table)?, examples);
         Ok(examples)
@@ -215,7 +228,7 @@ mod tests {
         let error = convert("a.csv", b"label,text\n1,a\n", &columns).unwrap_err();
         assert!(error.to_string().ends_with("has no column \"mood\"; it has label, text"), "{error}");
         let (from, to) = (PathBuf::from("a.csv"), PathBuf::from("b.xlsx"));
-        let arguments = Arguments { from, to, form: FormArguments::default(), columns: Columns::default() };
+        let arguments = Arguments { from, to, form: FormArguments::default(), columns: Columns::default(), json: true };
         assert!(run(&arguments).unwrap_err().to_string().contains(".jsonl or .csv"));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::sent::{Record, What, read};
 use anyhow::Context as _;
-use jiff::tz::TimeZone;
+use skiff_screen::dates::date;
 use skiff_screen::table::{Column, Table};
 use skiff_screen::text::fold;
 use skiff_screen::units::{UNKNOWN, bytes};
@@ -153,15 +153,6 @@ fn ranges(numbers: &[u32]) -> String {
         .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
         .collect();
     if texts.is_empty() { UNKNOWN.to_owned() } else { texts.join(", ") }
-}
-
-/// Returns a time in milliseconds since 1970 as a date on this machine.
-fn date(millis: u64) -> String {
-    let time = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
-    time.map_or_else(
-        || UNKNOWN.to_owned(),
-        |time| time.to_zoned_datetime(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
-    )
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!  call                                                      ┌──────────────┐  returned effects
 //!  1 link events ───────── Hub::link ────────────────────────►              │
 //!  2 operator's requests ─ Hub::start_run, stop_run, ────────►     Hub      ├──► Publish ──► link to the broker
-//!                          set_policy, delete_run            │              │
+//!                          delete_run, remove_device ...     │              │
 //!  3 results of threads ── Hub::merge_ended, Hub::checked ───►  run, fleet, ├──► Merge ────► thread ─┐
 //!  4 time ──────────────── Hub::tick at Hub::deadline ───────►  transfers,  ├──► Check ────► thread ─┤
 //!                                                            │   journal    │                        │
@@ -19,6 +19,7 @@
 
 mod cleaning;
 mod log;
+mod removals;
 mod requests;
 mod resume;
 mod rivals;
@@ -33,6 +34,7 @@ use crate::run::{Action, Entry, Event, Ledger, MergeJob, Merged, Record, Run};
 use crate::stalls::{Silences, Stall};
 use crate::store::{Store, StoreError, Traffic};
 use crate::transfers::Transfers;
+use removals::Removals;
 use rivals::Rivals;
 use skiff_base::chain;
 use skiff_blobs::{BlobError, Blobs};
@@ -81,6 +83,7 @@ pub struct Hub {
     /// Topic of this coordinator's presence, on which another coordinator of the fleet shows itself.
     presence_topic: String,
     rivals: Rivals,
+    removals: Removals,
     connected: bool,
     run: Option<Run>,
     /// Updates that wait for their check.
@@ -127,6 +130,7 @@ impl Hub {
         let mut hub = Self {
             presence_topic: Topic::Presence.text(&fleet),
             rivals: Rivals::new(writer.boot()),
+            removals: Removals::new(store.removals()?),
             fleet_id: fleet,
             fleet: Fleet::new(model.pack, devices),
             transfers: Transfers::new(Arc::clone(&blobs), slots),
@@ -205,6 +209,7 @@ impl Hub {
                     // The versions go first, so that a device knows them before it answers the coordinator's presence.
                     self.publish(self.writer.announcement());
                     self.publish(self.writer.presence(true));
+                    self.clear_on_connection(now);
                     let steps = self.transfers.nudge(now);
                     self.follow(steps, now);
                 }
@@ -222,6 +227,7 @@ impl Hub {
             }
         }
         self.report_stalls(now);
+        self.write_marks(now)?;
         self.settle(now)
     }
 
@@ -270,6 +276,7 @@ impl Hub {
         let steps = self.transfers.tick(now);
         self.follow(steps, now);
         self.report_stalls(now);
+        self.clear_retained(now);
         self.fleet.tick(now);
         self.feed(Event::Tick, now);
         self.settle(now)
@@ -279,7 +286,8 @@ impl Hub {
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let run = self.run.as_ref().and_then(Run::deadline);
-        run.into_iter().chain(self.transfers.deadline()).chain(self.fleet.deadline()).chain(self.unanswered.due()).min()
+        let fleet = self.fleet.deadline().into_iter().chain(self.removals.deadline()).chain(self.unanswered.due());
+        run.into_iter().chain(self.transfers.deadline()).chain(fleet).min()
     }
 
     /// Returns the message that tells devices that the coordinator is leaving.
@@ -298,8 +306,23 @@ impl Hub {
         };
         tracing::trace!(%device, topic, bytes = payload.len());
         let changed = match said {
-            Said::Birth(birth) => self.fleet.birth(&device, birth, now),
+            Said::Birth(birth) => match self.takes_birth(&device, &birth) {
+                Some(note) => {
+                    let changed = self.fleet.birth(&device, birth, now);
+                    if !note.is_empty() && changed.is_ok() {
+                        self.fleet.note(&device, &note);
+                    }
+                    changed
+                }
+                None => Ok(Change::Nothing),
+            },
+            Said::Gone(_) if self.drops_farewell(&device, now) => Ok(Change::Nothing),
             Said::Gone(gone) => self.fleet.gone(&device, &gone, now),
+            Said::Cleared => {
+                self.take_cleared(&device);
+                Ok(Change::Nothing)
+            }
+            Said::Telemetry(_) if self.is_removed(&device) => Ok(Change::Nothing),
             Said::Telemetry(sample) => {
                 let condition = fleet::condition(&sample);
                 let taken = self.fleet.telemetry(&device, sample, now);

@@ -300,6 +300,16 @@ impl Shell {
             Request::StopRun => self.stop_run(None, now)?,
             Request::StopOne(run) => self.stop_run(Some(&run), now)?,
             Request::DeleteRun(run) => self.delete_run(&run)?.map(|deleted| (Reply::Deleted(deleted), Vec::new())),
+            Request::ShowDevice(device) => match self.hub.device(&device) {
+                Some(details) => Ok((Reply::Device(Box::new(details)), Vec::new())),
+                None => {
+                    Err(format!("no device of the fleet is called {device}; `skiff device list` lists all devices"))
+                }
+            },
+            Request::RemoveDevice(request) => {
+                let removed = self.hub.remove_device(request, now)?;
+                removed.map(|(removal, effects)| (Reply::DeviceRemoved(removal), effects))
+            }
             Request::ShowPolicy => {
                 let policy = self.policy();
                 let shares = self.hub.shares(&policy);

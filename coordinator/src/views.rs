@@ -6,10 +6,10 @@ use crate::run::{self, ClosedRound, Entry, Ledger, Record, Run, RunSettings, Tot
 use crate::store::summary::Stage;
 use crate::store::{RunRow, Store, StoreError, Traffic};
 use serde_json::{Map, Value};
-use skiff_api::details::{Contribution, RunDetails};
+use skiff_api::details::{Contribution, DeviceDetails, Properties, RunDetails};
 use skiff_api::progress::{DeviceProgress, Phase, Presence, ROUNDS_SHOWN, RoundProgress, RunProgress, Waits};
 use skiff_protocol::messages::{AgentState, Telemetry};
-use skiff_protocol::{DeviceId, Timestamp};
+use skiff_protocol::{DeviceId, Timestamp, Version};
 use std::collections::BTreeMap;
 
 /// Traffic of a run by round.
@@ -45,6 +45,26 @@ pub fn device(name: &DeviceId, known: &Device, ledger: Option<&Ledger>) -> Devic
         telemetry_at_ms: known.telemetry.as_ref().map(|(at, _)| at.0),
         note: known.stall.clone().or_else(|| known.note.clone()),
     }
+}
+
+/// Returns everything that is known about a device: its state, and the properties that its last birth named.
+#[must_use]
+pub fn device_details(name: &DeviceId, known: &Device, version: Version, ledger: Option<&Ledger>) -> DeviceDetails {
+    let properties = known.birth.as_ref().map(|birth| Properties {
+        agent_version: birth.agent_version.clone(),
+        pack: birth.pack.to_string(),
+        train_examples: birth.train_examples,
+        test_examples: birth.test_examples,
+        arch: birth.machine.arch.clone(),
+        os: birth.machine.os.clone(),
+        cores: birth.machine.cores,
+        memory_bytes: birth.machine.memory_bytes,
+        class: birth.place.class.clone(),
+        region: birth.place.region.clone(),
+        labels: birth.place.labels.clone(),
+        protocol: version.number().into(),
+    });
+    DeviceDetails { state: device(name, known, ledger), since_ms: known.since.0, properties }
 }
 
 /// Replaces NaN and infinity, which a device may report and JSON cannot hold, by zero.

@@ -8,6 +8,7 @@ use skiff_tests::brokers::Broker;
 use skiff_tests::fleet::Fleet;
 use skiff_tests::places::{binary, tree};
 use skiff_tests::terminal::{Screen, Terminal};
+use skiff_tests::wait::eventually;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -46,12 +47,18 @@ fn check(line: &str, columns: u16, screen: &Screen) {
     assert!(!screen.rows.iter().any(|row| row.starts_with(|at| SPINNERS.contains(at))), "{line} at {columns}:\n{text}");
 }
 
+/// Runs a program at a width, and returns its screen.
+fn fits(program: &str, line: &str, folder: &Path, columns: u16) -> Screen {
+    let (status, screen) = Terminal::start(command(program, line, folder), columns).end();
+    assert!(status.success(), "{program} {line} at {columns}:\n{}", screen.rows.join("\n"));
+    check(line, columns, &screen);
+    screen
+}
+
 /// Runs a program at every width, and keeps its screen at 80 columns.
 fn try_widths(name: &str, program: &str, line: &str, folder: &Path) {
     for columns in WIDTHS {
-        let (status, screen) = Terminal::start(command(program, line, folder), columns).end();
-        assert!(status.success(), "{program} {line} at {columns}:\n{}", screen.rows.join("\n"));
-        check(line, columns, &screen);
+        let screen = fits(program, line, folder, columns);
         if columns == KEPT {
             keep(name, &format!("{program} {line}"), &screen);
         }
@@ -173,7 +180,12 @@ fn a_fleet_and_its_run_fit_every_width() {
     try_widths("policy-show", "skiff", "policy show --state coordinator", &folder);
     try_widths("run-export", "skiff", "run export --state coordinator --pack minilm --out adapter", &folder);
     leave_early("skiff", "run list --state coordinator", &folder);
+    // Its screen names the machine, so it is not kept.
+    WIDTHS.iter().for_each(|columns| drop(fits("skiff", "device show hall --state coordinator", &folder, *columns)));
     fleet.stop_agents();
+    let remove = "device remove hall --by ann --reason sold --state coordinator";
+    assert!(eventually(|| command("skiff", remove, &folder).output().unwrap().status.success()), "a device that left");
+    try_widths("device-removed", "skiff", "device list --removed --state coordinator", &folder);
     try_widths("agent-sent", "skiff-agent", "sent --state kitchen/state", &folder);
     let doctor = "doctor --state coordinator --fleet test --pack minilm --broker";
     let url = broker.url();

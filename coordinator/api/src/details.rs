@@ -1,7 +1,7 @@
 //! A whole run, as the journal records it: rounds, weights, and the work of each device.
 
 use crate::measures::{Figures, Parts};
-use crate::progress::RunProgress;
+use crate::progress::{DeviceProgress, RunProgress};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use skiff_protocol::DeviceId;
@@ -28,6 +28,47 @@ pub struct RunDetails {
     pub settings: Option<Map<String, Value>>,
     /// Damage of the journal because of which the run was stopped.
     pub damage: Option<String>,
+}
+
+/// A device of the fleet: its state, and the properties that its last birth named.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DeviceDetails {
+    /// State of the device.
+    #[serde(flatten)]
+    pub state: DeviceProgress,
+    /// Time of the last change of presence, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Properties of the device; `None` if only its farewell is known.
+    pub properties: Option<Properties>,
+}
+
+/// Properties of a device, as its agent reported them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Properties {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Digest of the device's pack.
+    pub pack: String,
+    /// Number of examples to train on.
+    pub train_examples: u64,
+    /// Number of examples to evaluate on.
+    pub test_examples: u64,
+    /// Architecture of the processor.
+    pub arch: String,
+    /// Operating system.
+    pub os: String,
+    /// Number of processor cores.
+    pub cores: u32,
+    /// Memory of the machine in bytes.
+    pub memory_bytes: u64,
+    /// Class that the owner set; may be empty.
+    pub class: String,
+    /// Region that the owner set; may be empty.
+    pub region: String,
+    /// Labels that the owner set.
+    pub labels: Vec<String>,
+    /// Newest version of the protocol that the device and this coordinator speak.
+    pub protocol: u32,
 }
 
 /// The work of a device in a run.

@@ -1,12 +1,15 @@
 //! Requests of operators, and the coordinator's replies.
 
 use crate::changes::Changes;
+use crate::details::DeviceDetails;
 use crate::names::RunName;
 use crate::policy::{Change, Policy, PolicyView};
 use crate::progress::Progress;
+use crate::removal::Removal;
 use crate::version::Versions;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use skiff_protocol::DeviceId;
 use std::fmt;
 
 /// A request of an operator.
@@ -26,6 +29,10 @@ pub enum Request {
     StopOne(String),
     /// Delete the ended run with this id. Reply: [`Reply::Deleted`].
     DeleteRun(String),
+    /// Return what is known about a device. Reply: [`Reply::Device`].
+    ShowDevice(DeviceId),
+    /// Remove a device from the fleet. Reply: [`Reply::DeviceRemoved`].
+    RemoveDevice(RemoveDevice),
     /// Return the sharing policy. Reply: [`Reply::Policy`].
     ShowPolicy,
     /// Return what another policy would change, without setting it. Reply: [`Reply::PolicyChanges`].
@@ -45,6 +52,22 @@ pub struct StartRun {
     pub settings: Map<String, Value>,
 }
 
+/// A device to remove from the fleet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveDevice {
+    /// The device.
+    pub device: DeviceId,
+    /// Operator who removes it.
+    pub by: String,
+    /// Reason; may be empty.
+    #[serde(default)]
+    pub reason: String,
+    /// Whether the device is removed although it is online.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// The reply to a [`Request`]. Its JSON holds only the value, because the request decides its type.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(untagged)]
@@ -59,6 +82,10 @@ pub enum Reply {
     Done(()),
     /// Blobs that were removed.
     Deleted(Deleted),
+    /// A device of the fleet.
+    Device(Box<DeviceDetails>),
+    /// The removal of a device.
+    DeviceRemoved(Removal),
     /// The sharing policy.
     Policy(PolicyView),
     /// Effect of the other policy on each known device.

@@ -32,15 +32,22 @@ pub(crate) struct Arguments {
 /// # Errors
 /// No coordinator is reachable.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let state = arguments.door.state()?;
-    let mut frame = Frame::new();
     if !arguments.watch {
-        return show_frame(&mut frame, &ask_once(&state, &Request::Progress).await?, arguments.json);
+        return show_once(&arguments.door, arguments.json).await;
     }
-    let mut watch = Watch::start(&state).await?;
+    let mut frame = Frame::new();
+    let mut watch = Watch::start(&arguments.door.state()?).await?;
     loop {
         show_frame(&mut frame, watch.next().await?, arguments.json)?;
     }
+}
+
+/// Prints the devices of the fleet once.
+///
+/// # Errors
+/// No coordinator is reachable.
+pub(crate) async fn show_once(door: &Door, json: bool) -> anyhow::Result<()> {
+    show_frame(&mut Frame::new(), &ask_once(&door.state()?, &Request::Progress).await?, json)
 }
 
 fn show_frame(frame: &mut Frame, progress: &Progress, json: bool) -> anyhow::Result<()> {

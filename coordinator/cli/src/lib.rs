@@ -6,6 +6,7 @@
 pub mod watch;
 
 mod config;
+mod device;
 mod doctor;
 mod door;
 mod explain;
@@ -38,6 +39,7 @@ Start here:
   skiff doctor --config coordinator.toml            see whether a coordinator can work
   skiff serve --config coordinator.toml             run the coordinator
   skiff fleet --config coordinator.toml --watch     show which devices are connected, and their reports
+  skiff device show DEVICE --config coordinator.toml   show one device; `skiff device remove` removes one that is gone
   skiff run start --config coordinator.toml --rounds 10 --dropout 0.4 --watch
   skiff explain last --config coordinator.toml --round 1   show why each device got its order
   skiff policy diff --config coordinator.toml policy.toml  show which devices another sharing policy would change
@@ -59,6 +61,9 @@ enum Command {
     Doctor(Box<doctor::Arguments>),
     /// Show which devices are connected, and what they report
     Fleet(fleet::Arguments),
+    /// List the devices of the fleet, show one, or remove one that is gone
+    #[command(subcommand)]
+    Device(device::Action),
     /// Explain why each device got its order, and how the order ended
     Explain(explain::Arguments),
     /// Start, watch, stop, list, export or delete training runs
@@ -91,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Config(action) => config::run(&action).map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => in_runtime(doctor::run(*arguments)),
         Command::Fleet(arguments) => in_runtime(fleet::run(arguments)),
+        Command::Device(action) => in_runtime(device::run(action)),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(action) => in_runtime(run::run(action)),
         Command::Policy(action) => in_runtime(policy::run(action)),

@@ -21,6 +21,8 @@ pub enum Said {
     Answer(Answer),
     /// A message of a transfer.
     Transfer(TransferId, TransferMessage),
+    /// The broker has no retained message of the device any more.
+    Cleared,
     /// A chunk that the device wants back, to learn whether its messages arrive.
     Probe(TransferMessage),
 }
@@ -31,6 +33,11 @@ pub enum Said {
 /// [`Refused`] if it cannot be read, or does not belong on its topic.
 pub fn read(fleet: &FleetId, topic: &str, payload: &[u8]) -> Result<(DeviceId, Said), Refused> {
     let parsed = Topic::parse(fleet, topic).ok_or_else(Refused::unknown_topic)?;
+    if payload.is_empty()
+        && let Topic::Birth(device) = parsed
+    {
+        return Ok((device, Said::Cleared));
+    }
     let (message, _) = codec::open(payload, topic, None)?;
     if let Message::Transfer(chunk @ TransferMessage::Chunk { .. }) = &message
         && let Topic::Birth(device)
@@ -99,6 +106,13 @@ impl Writer {
     pub fn announcement(&self) -> Publication {
         let announcement = Message::Announcement(Announcement { boot: self.boot, speaks: VersionRange::OURS });
         Publication { retain: true, ..self.publication(&Topic::Versions, &announcement, Version::V3) }
+    }
+
+    /// Returns the message with which the broker drops a device's retained birth or farewell. It is empty, as MQTT wants it.
+    #[must_use]
+    pub fn cleared(&self, device: &DeviceId) -> Publication {
+        let topic = Topic::Birth(device.clone()).text(&self.fleet);
+        Publication { topic, payload: Vec::new(), qos: Qos::AtLeastOnce, retain: true }
     }
 
     /// Returns a command to a device, in a version that the device speaks.

@@ -156,6 +156,14 @@ impl Fleet {
         Ok(())
     }
 
+    /// Removes a device, and everything that is known about it.
+    pub fn remove(&mut self, device: &DeviceId) {
+        if self.devices.remove(device).is_some() {
+            self.twice.remove(device);
+            self.mark(device);
+        }
+    }
+
     /// Records that a transfer of the device does not move, or that it moves again.
     pub fn set_stall(&mut self, device: &DeviceId, stall: Option<String>) {
         if let Some(known) = self.devices.get_mut(device) {

@@ -37,6 +37,7 @@ impl Hub {
             };
             self.feed(Event::StopRequested { reason }, now);
         }
+        self.leave_out_removed(now);
         self.effects = self.settle(now)?;
         Ok(())
     }

@@ -5,14 +5,16 @@ use crate::board::Board;
 use crate::run::{Entry, Record, Run};
 use crate::store::Traffic;
 use crate::views;
+use skiff_api::details::DeviceDetails;
 use skiff_api::progress::ROUNDS_SHOWN;
-use skiff_protocol::Timestamp;
+use skiff_protocol::{DeviceId, Timestamp};
 
 impl Hub {
     /// Brings a board up to date: the run, its closed rounds, and at most `most` of the devices that changed. Returns true if
     /// more devices wait.
     pub fn show(&mut self, board: &mut Board, most: usize, now: Timestamp) -> bool {
-        let warnings = self.rivals.warning(&self.fleet_id, now).into_iter().collect();
+        let rival = self.rivals.warning(&self.fleet_id, now);
+        let warnings = rival.into_iter().chain(self.removals.warnings(&self.fleet_id)).collect();
         board.set_state(now.0, self.connected, self.refusals.by_label(), warnings);
         match &self.run {
             Some(run) => self.show_run(run, board, now),
@@ -26,6 +28,14 @@ impl Hub {
             }
         }
         self.fleet.has_changed()
+    }
+
+    /// Returns everything that is known about a device; `None` if no device of the fleet has this name.
+    #[must_use]
+    pub fn device(&self, device: &DeviceId) -> Option<DeviceDetails> {
+        let ledger = self.run.as_ref().map(Run::ledger);
+        let known = self.fleet.get(device)?;
+        Some(views::device_details(device, known, self.fleet.version(device), ledger))
     }
 
     fn show_run(&self, run: &Run, board: &mut Board, now: Timestamp) {

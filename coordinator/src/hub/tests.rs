@@ -13,6 +13,8 @@ use crate::store::kills::WatchedBlobs;
 use crate::views;
 use skiff_api::policy::Sharing;
 use skiff_api::progress::{self, Progress, RunProgress};
+use skiff_api::removal::Removal;
+use skiff_api::request::RemoveDevice;
 use skiff_protocol::codec::{self, Message};
 use skiff_protocol::messages::{
     Answer, Birth, BootId, Command, EvaluationReport, Gone, Machine, Order, Outcome, Place, StepMemory, TrainReport,
@@ -22,6 +24,7 @@ use skiff_protocol::{Signer, Topic, Version, samples};
 use tempfile::TempDir;
 
 mod kills;
+mod removals;
 
 const PACK: Digest = Digest([9; 32]);
 const RUN: RunId = RunId(5);
@@ -34,6 +37,8 @@ struct World {
     said: Vec<(DeviceId, Message)>,
     /// Topics that every device reads, in the order in which they were written.
     broadcast: Vec<Topic>,
+    /// Topics whose retained message the broker was asked to drop.
+    cleared: Vec<String>,
     /// Version of the last message to each device.
     versions: BTreeMap<DeviceId, Version>,
     merges: Vec<MergeJob>,
@@ -89,7 +94,7 @@ impl World {
         let hub = open(&folder, 0).unwrap();
         let (said, broadcast, versions) = (vec![], vec![], BTreeMap::new());
         let board = Board::default();
-        let mut world = Self { folder, hub, now: 0, said, broadcast, versions, merges: vec![], board };
+        let mut world = Self { folder, hub, now: 0, said, broadcast, cleared: vec![], versions, merges: vec![], board };
         let effects = world.hub.take_effects();
         world.carry_out(effects);
         world.link(vec![LinkEvent::Up]);
@@ -122,6 +127,11 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Publish(publication) => {
+                    if publication.payload.is_empty() {
+                        assert!(publication.retain);
+                        self.cleared.push(publication.topic);
+                        continue;
+                    }
                     let verifier = Signer::new([1; 32]).verifier();
                     let (message, version) =
                         codec::open(&publication.payload, &publication.topic, Some(&verifier)).unwrap();

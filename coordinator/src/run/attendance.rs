@@ -34,6 +34,14 @@ impl Attendance {
         }
     }
 
+    /// Records that a device is offline since `since_ms`, whatever was known about it before.
+    pub(super) fn remove(&mut self, device: DeviceId, since_ms: u64, is_ordered: bool) {
+        self.leave(device.clone(), since_ms, is_ordered);
+        if let Some(since) = self.gone.get_mut(&device) {
+            *since = since_ms;
+        }
+    }
+
     /// Forgets the offline devices for which `is_ordered` is false.
     pub(super) fn forget(&mut self, is_ordered: impl Fn(&DeviceId) -> bool) {
         self.gone.retain(|device, _| is_ordered(device));

@@ -14,6 +14,8 @@ pub enum Event {
     DeviceHere(DeviceId, Here),
     /// A device went offline, or holds another pack now.
     DeviceGone(DeviceId),
+    /// The operator removed a device from the fleet. No phase waits for it any more.
+    DeviceRemoved(DeviceId),
     /// A device answered a command.
     Answered(DeviceId, Answer),
     /// A device's update is complete and checked, and its blob is stored.

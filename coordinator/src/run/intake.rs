@@ -10,6 +10,9 @@ use skiff_protocol::{DeviceId, RunId};
 /// Maximum number of characters of a reason that a device gives. Longer reasons are cut.
 pub const MAX_REASON: usize = 200;
 
+/// Reason why a removed device does not deliver.
+const REMOVED: &str = "the operator removed the device from the fleet";
+
 impl Run {
     /// Answers an update that a device offers.
     #[must_use]
@@ -62,6 +65,13 @@ impl Run {
             Event::DeviceGone(device) => {
                 let is_ordered = self.ledger.has_order(&device);
                 self.attendance.leave(device, now_ms, is_ordered);
+            }
+            Event::DeviceRemoved(device) => {
+                let is_ordered = self.ledger.has_order(&device);
+                let over_ms = now_ms.saturating_sub(self.ledger.start.settings.grace_ms);
+                self.attendance.remove(device.clone(), over_ms, is_ordered);
+                let epoch = self.epoch_of(&device);
+                self.put_out(device, epoch, REMOVED, now_ms, actions);
             }
             Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
             Event::UpdateStored { device, epoch, update, report, distance } => {

@@ -6,6 +6,7 @@ mod list;
 mod show;
 mod watch;
 
+pub(crate) use show::now;
 pub(crate) use watch::{Interrupted, RunFailed};
 
 use crate::door::Door;

@@ -111,6 +111,8 @@ fn packs_and_devices_alone_fit_every_width() {
     try_widths("agent-bench", "skiff-agent", "bench --pack minilm --batch 2 --tokens 16 --steps 1 --table", &folder);
     let train = "train --pack minilm --train kitchen/train.jsonl --test kitchen/test.jsonl --steps 3 --evaluate 8";
     try_widths("agent-train", "skiff-agent", train, &folder);
+    let evaluate = "evaluate --pack minilm --test kitchen/test.jsonl --examples 8";
+    try_widths("agent-evaluate", "skiff-agent", evaluate, &folder);
     leave_early("skiff-pack", "inspect minilm", &folder);
     leave_early("skiff-agent", "bench --pack minilm --batch 1 --tokens 8 --steps 1 --active 1", &folder);
 }

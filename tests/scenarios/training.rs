@@ -233,6 +233,58 @@ fn a_damaged_checkpoint_is_refused_and_the_training_stays_as_it_was() {
     training.resume(&checkpoint).unwrap();
 }
 
+/// Trains with evaluations to its end, then again with a kill after the first evaluation. Both choose the same weights.
+#[test]
+fn the_best_weights_survive_a_kill_and_end_a_training_that_does_not_improve() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    drop(Case::open("bert/sequence-lora").pack(folder));
+    let row = |at: usize| format!("{},t{at} t{} t{}\n", at % 2, 2 * at, 3 * at);
+    fs::write(folder.join("texts.csv"), format!("label,text\n{}", (0..9).map(row).collect::<String>())).unwrap();
+    let course = ["--evaluate", "9", "--eval-every", "4", "--patience", "2"];
+    let course = |out: &str, more: &[&str]| {
+        let mut command = Command::new(places::binary("skiff-agent"));
+        command.current_dir(folder).arg("train").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let line = "--pack pack --train texts.csv --test texts.csv --steps 60 --batch 3 --threads 1 --json --out";
+        command.args(line.split_whitespace()).arg(out).args(course).args(more);
+        command
+    };
+    let outcome = |output: std::process::Output| -> serde_json::Value {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let straight = outcome(course("straight", &[]).output().unwrap());
+    assert_eq!(straight["stopped_early"], true, "{straight}");
+    let best = straight["best_step"].as_u64().unwrap();
+    let scores: Vec<f64> =
+        straight["evaluations"].as_array().unwrap().iter().map(|at| at["score"].as_f64().unwrap()).collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    assert_eq!(scores.iter().position(|score| *score >= largest).map(|at| 4 * (at as u64 + 1)), Some(best));
+    assert_eq!(scores.len() as u64, best / 4 + 2, "two evaluations after the best one");
+
+    let kept = ["--checkpoint", "ckpt", "--checkpoint-every", "1", "--metrics", "metrics.csv"];
+    let mut killed = course("killed", &kept).spawn().unwrap();
+    let has_evaluated = || folder.join("ckpt.evaluations").exists() || killed_ended(&mut killed);
+    assert!(eventually(has_evaluated));
+    let _ = killed.kill();
+    killed.wait().unwrap();
+    for _ in ["resumed", "given again after its end"] {
+        let resumed = outcome(course("resumed", &kept).output().unwrap());
+        for name in ["best_step", "stopped_early", "evaluations", "accuracy", "parts"] {
+            assert_eq!(resumed[name], straight[name], "{name}");
+        }
+        assert_eq!(fs::read(folder.join("resumed")).unwrap(), fs::read(folder.join("straight")).unwrap());
+        let metrics = fs::read_to_string(folder.join("metrics.csv")).unwrap();
+        let steps: Vec<u64> =
+            metrics.lines().skip(1).map(|line| line.split(',').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(steps, (1..=best + 8).collect::<Vec<_>>());
+    }
+}
+
+fn killed_ended(process: &mut std::process::Child) -> bool {
+    process.try_wait().is_ok_and(|ended| ended.is_some())
+}
+
 /// Runs `skiff-agent train` on the pack and texts in `folder` to its end, and writes the weights to `out`.
 fn train(folder: &Path, out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(places::binary("skiff-agent"));

@@ -6,6 +6,7 @@ use crate::clock::monotonic;
 use crate::dropout::LayerMask;
 use crate::epochs::Epochs;
 use crate::error::TrainerError;
+use crate::evaluation::{EvaluatePlan, EvaluateSummary};
 use crate::examples::Examples;
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::plan::{TrainPlan, check, settings};
@@ -85,6 +86,25 @@ impl<'a> Training<'a> {
         })
     }
 
+    /// Evaluates the weights as they are after the last step. The training continues as if nothing had happened.
+    ///
+    /// # Errors
+    /// The errors of [`Trainer::evaluate`].
+    pub fn evaluate(
+        &mut self,
+        examples: &dyn Examples,
+        plan: &EvaluatePlan,
+        watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<EvaluateSummary, TrainerError> {
+        self.trainer.evaluate(examples, plan, watch)
+    }
+
+    /// Returns the values of the trainable tensors after the last step.
+    #[must_use]
+    pub fn weights(&self) -> &NamedTensors {
+        self.trainer.weights()
+    }
+
     /// Returns the number of finished steps, including skipped ones.
     #[must_use]
     pub fn done(&self) -> u32 {
@@ -114,7 +134,7 @@ impl<'a> Training<'a> {
     pub fn run<E, W>(&mut self, mut watch: W) -> Result<(), E>
     where
         E: From<TrainerError>,
-        W: FnMut(&Self, &StepReport) -> Result<ControlFlow<()>, E>,
+        W: FnMut(&mut Self, &StepReport) -> Result<ControlFlow<()>, E>,
     {
         let (plan, examples, form) = (self.plan, self.examples, self.trainer.form().clone());
         let mut epochs = std::mem::take(&mut self.epochs);

@@ -116,7 +116,7 @@ impl Outcome {
         }
         write!(out, "{}", facts.text(output::width()))?;
         if !self.parts.is_empty() {
-            write!(out, "\n{}", Part::table(&self.parts))?;
+            write!(out, "\n{}", Part::table(&self.parts, output::width()))?;
         }
         Ok(())
     }

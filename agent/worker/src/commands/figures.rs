@@ -1,14 +1,15 @@
 //! Figures of an evaluation, as `train` and `evaluate` print them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use skiff_models::task::Task;
 use skiff_protocol::metrics::{ClassCounts, SpanCounts, TaskMetrics};
+use skiff_screen::table::{Column, Table};
 use skiff_trainer::EvaluateSummary;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 /// Figures of the evaluation; figures that do not apply to the task are absent.
-#[derive(Serialize, Default)]
+#[derive(Clone, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub(super) struct Found {
     /// Share of correct examples or, for a task on tokens, of correct tokens.
     accuracy: Option<f64>,
@@ -51,11 +52,9 @@ impl Found {
         }
     }
 
-    /// Returns the name and value of each figure.
-    pub(super) fn lines(&self) -> impl Iterator<Item = (String, f64)> {
-        let parts = self.class_f1.iter().chain(&self.span_type_f1);
-        let parts = parts.filter_map(|(name, f1)| Some((format!("F1 of {name}"), (*f1)?)));
-        self.whole().map(|(name, value)| (name.to_owned(), value)).chain(parts)
+    /// Returns a figure over all examples by its name.
+    pub(super) fn figure(&self, name: &str) -> Option<f64> {
+        self.whole().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
     /// Returns the name and value of each figure over all examples.
@@ -117,26 +116,42 @@ impl Part {
         Self { name: name.to_owned(), truth, predicted, correct, precision: share(predicted), recall: share(truth), f1 }
     }
 
-    /// Returns a table with a line for each part; empty without parts.
-    pub(super) fn table(parts: &[Self]) -> String {
-        let mut table = String::new();
+    /// Returns a table with a line for each part, and their averages as scikit-learn's `classification_report` defines them: a
+    /// measure that is not defined counts as 0. Empty without parts.
+    pub(super) fn table(parts: &[Self], width: Option<usize>) -> String {
         if parts.is_empty() {
-            return table;
+            return String::new();
         }
-        let longest = parts.iter().map(|part| part.name.chars().count()).max().unwrap_or(0).max("LABEL".len());
+        let mut table = Table::new([
+            Column::text("label"),
+            Column::number("examples"),
+            Column::number("predicted").rank(1),
+            Column::number("precision"),
+            Column::number("recall"),
+            Column::number("F1"),
+        ]);
         let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
-        let _ = writeln!(
-            table,
-            "{:<longest$}  {:>8}  {:>9}  {:>9}  {:>6}  {:>6}",
-            "LABEL", "EXAMPLES", "PREDICTED", "PRECISION", "RECALL", "F1"
-        );
         for part in parts {
             let [precision, recall, f1] = [part.precision, part.recall, part.f1].map(shown);
             let Self { name, truth, predicted, .. } = part;
-            let _ =
-                writeln!(table, "{name:<longest$}  {truth:>8}  {predicted:>9}  {precision:>9}  {recall:>6}  {f1:>6}");
+            table.add([name.clone(), truth.to_string(), predicted.to_string(), precision, recall, f1]);
         }
-        table
+        let (truth, predicted) =
+            (parts.iter().map(|part| part.truth).sum::<u64>(), parts.iter().map(|part| part.predicted).sum::<u64>());
+        let by_label = |_: &Self| 1.0 / parts.len() as f64;
+        let by_example = |part: &Self| part.truth as f64 / truth.max(1) as f64;
+        let mean = |weight: &dyn Fn(&Self) -> f64, measure: fn(&Self) -> Option<f64>| {
+            let sum: f64 = parts.iter().map(|part| weight(part) * measure(part).unwrap_or(0.0)).sum();
+            format!("{sum:.4}")
+        };
+        let mut add_mean = |name: &str, weight: &dyn Fn(&Self) -> f64| {
+            let precision = mean(weight, |part| part.precision);
+            let (recall, f1) = (mean(weight, |part| part.recall), mean(weight, |part| part.f1));
+            table.add([name.to_owned(), truth.to_string(), predicted.to_string(), precision, recall, f1]);
+        };
+        add_mean("mean over labels", &by_label);
+        add_mean("mean over examples", &by_example);
+        table.text(width)
     }
 }
 
@@ -154,14 +169,17 @@ mod tests {
             .into_iter()
             .for_each(|(truth, predicted)| counts.count(truth, predicted));
         let parts = Part::all_of(&labels, &TaskMetrics::Classification(counts));
-        // precision_recall_fscore_support of scikit-learn 1.9.1 gives these numbers; its 0 for "door" has no prediction.
+        // precision_recall_fscore_support and classification_report of scikit-learn 1.9.1 give these numbers; its 0 for "door" has
+        // no prediction.
         assert_eq!(
-            Part::table(&parts),
-            "LABEL  EXAMPLES  PREDICTED  PRECISION  RECALL      F1\n\
-             warm          3          3     0.6667  0.6667  0.6667\n\
-             light         1          2     0.5000  1.0000  0.6667\n\
-             door          1          0          -  0.0000  0.0000\n"
+            Part::table(&parts, None),
+            "label               examples  predicted  precision  recall      F1\n\
+             warm                       3          3     0.6667  0.6667  0.6667\n\
+             light                      1          2     0.5000  1.0000  0.6667\n\
+             door                       1          0          -  0.0000  0.0000\n\
+             mean over labels           5          5     0.3889  0.5556  0.4444\n\
+             mean over examples         5          5     0.5000  0.6000  0.5333\n"
         );
-        assert_eq!(Part::table(&[]), "");
+        assert_eq!(Part::table(&[], None), "");
     }
 }

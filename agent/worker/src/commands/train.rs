@@ -1,11 +1,16 @@
 //! `skiff-agent train`: trains on local files, without a fleet.
 
+mod course;
+mod metrics;
+
 use super::bench::policy;
-use super::figures::Found;
+use super::figures::{Found, Part};
 use crate::corpus::Corpus;
 use crate::memory;
 use anyhow::Context;
 use bytesize::ByteSize;
+use course::{Course, Evaluation};
+use metrics::Metrics;
 use serde::Serialize;
 use skiff_base::files::{Access, replace};
 use skiff_contract::limits::Limit;
@@ -103,6 +108,21 @@ pub struct Arguments {
     /// share, and the same in every run; 0 means no evaluation.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     evaluate: usize,
+    /// Evaluate after every N steps and after the last one, and end with the best weights.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    eval_every: Option<u32>,
+    /// Stop after this many evaluations in a row without a better one: accuracy, F1 over spans, RMSE or loss decides.
+    #[arg(long, value_name = "K", requires = "eval_every", value_parser = clap::value_parser!(u32).range(1..))]
+    patience: Option<u32>,
+    /// End with the last weights, not with the best ones.
+    #[arg(long, requires = "eval_every")]
+    last: bool,
+    /// Write a CSV file with a row for each step, and the figures of the evaluations.
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+    /// Write the same figures as events for TensorBoard to this folder.
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
     /// Seed for masks and batches.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -166,6 +186,16 @@ struct Outcome {
     #[serde(flatten)]
     found: Found,
     evaluate_examples_per_second: Option<f64>,
+    /// Counts of each label or type of span that occurs in the evaluation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
+    /// Evaluations during the training.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    evaluations: Vec<Evaluation>,
+    /// Step of the weights at the end, if evaluations chose them.
+    best_step: Option<u32>,
+    /// True if the training ended before its last step, because it did not improve any more.
+    stopped_early: bool,
     /// The plan of the steps, if `--memory` was given.
     memory: Option<Plan>,
     train_seconds: f64,
@@ -186,6 +216,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runtime = Runtime::load(arguments.onnxruntime.as_deref(), threads)?.on(arguments.provider)?;
     let (layers, task, labels) = (pack.manifest().layers, pack.manifest().layout.task, pack.manifest().labels.clone());
     let end_token = pack.manifest().end_token.as_ref().map(|token| token.text.clone());
+    let schema = pack.schema().clone();
     let mut trainer = Trainer::open(&runtime, pack)?;
 
     let memory = arguments.memory.map(|limit| arguments.within(limit, &trainer, layers)).transpose()?;
@@ -196,30 +227,67 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         resume(&mut training, path)?;
     }
     let resumed_steps = training.done();
+    let mut course = Course::new(task, arguments.patience, arguments.checkpoint.as_deref());
+    course.resume(resumed_steps, &schema)?;
+    let mut metrics = Metrics::open(arguments.metrics.as_deref(), arguments.tensorboard.as_deref(), resumed_steps)?;
+    let evaluate_plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
+    // An earlier process may have ended for want of improvement.
+    let was_over = course.is_over();
+    let mut stopped_early = was_over;
     #[cfg(debug_assertions)]
     let mut barrier = crate::barrier::Barrier::from_environment(&plan.device, plan.round);
-    training.run::<anyhow::Error, _>(|training, report| {
+    let mut watch = |training: &mut Training<'_>, report: &StepReport| -> anyhow::Result<ControlFlow<()>> {
         show_step(&live, report);
+        let is_due =
+            arguments.eval_every.is_some_and(|every| report.step.is_multiple_of(every) || report.step == report.steps);
+        let evaluation = if is_due && arguments.evaluate > 0 {
+            let summary = training.evaluate(&test, &evaluate_plan, &mut |done| {
+                live.say(&format!("after step {}: evaluating, {done} examples", report.step));
+                ControlFlow::Continue(())
+            })?;
+            let found = Found::of(task, &labels, &summary);
+            let is_over = course.add(report.step, &summary, found, training.weights())?;
+            stopped_early |= is_over && report.step < report.steps;
+            let newest = course.newest().cloned();
+            if let Some(evaluation) = newest.as_ref().filter(|_| !arguments.json) {
+                live.print(&evaluation.line(task))?;
+            }
+            newest
+        } else {
+            None
+        };
+        metrics.add(report, evaluation.as_ref())?;
+        // The checkpoint comes last: a kill before it makes the next process do the step and its figures again.
         if let Some(path) = &arguments.checkpoint
-            && (report.step % arguments.checkpoint_every == 0 || report.step == report.steps)
+            && (report.step.is_multiple_of(arguments.checkpoint_every) || report.step == report.steps)
         {
             save(training, path)?;
+        }
+        if stopped_early {
+            return Ok(ControlFlow::Break(()));
         }
         #[cfg(debug_assertions)]
         if let Some(barrier) = barrier.take() {
             return Ok(barrier.wait(&mut || ControlFlow::Continue(())));
         }
         Ok(ControlFlow::Continue(()))
-    })?;
+    };
+    if !was_over {
+        training.run(&mut watch)?;
+    }
     let summary = training.summary();
+    let best = course.take_best().filter(|_| !arguments.last);
+    let best_step = best.as_ref().map(|(evaluation, _)| evaluation.step);
+    if let Some((_, weights)) = best {
+        trainer.set_weights(weights)?;
+    }
     if let Some(path) = &arguments.out {
         let bytes = tensors::write(trainer.weights())?;
         replace(path, &bytes, Access::Shared).with_context(|| format!("writing {}", path.display()))?;
     }
     let evaluated = if arguments.evaluate > 0 {
-        let plan = EvaluatePlan { examples: arguments.evaluate, batch: 8 };
         let total = test.len().min(arguments.evaluate);
-        Some(trainer.evaluate(&test, &plan, &mut |done| {
+        Some(trainer.evaluate(&test, &evaluate_plan, &mut |done| {
             live.count(&format!("evaluating, {done} of {total} examples"), done as u64, total as u64);
             ControlFlow::Continue(())
         })?)
@@ -230,6 +298,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let outcome = Outcome {
         found: evaluated.as_ref().map(|summary| Found::of(task, &labels, summary)).unwrap_or_default(),
         end_token,
+        parts: evaluated.as_ref().map(|summary| Part::all_of(&labels, &summary.metrics)).unwrap_or_default(),
+        evaluations: course.into_evaluations(),
+        best_step,
+        stopped_early,
         evaluated_examples: evaluated.as_ref().map(|found| found.examples),
         test_examples: test.len(),
         evaluate_examples_per_second: evaluated
@@ -352,6 +424,10 @@ impl Outcome {
             evaluated_examples: None,
             test_examples: 0,
             evaluate_examples_per_second: None,
+            parts: Vec::new(),
+            evaluations: Vec::new(),
+            best_step: None,
+            stopped_early: false,
             memory: None,
             train_seconds: seconds,
             peak_rss_bytes: 0,
@@ -365,6 +441,9 @@ impl Outcome {
             return Ok(());
         }
         write!(out, "{}", self.facts().text(output::width()))?;
+        if !self.parts.is_empty() {
+            write!(out, "\n{}", Part::table(&self.parts, output::width()))?;
+        }
         Ok(())
     }
 
@@ -391,7 +470,14 @@ impl Outcome {
                 if used < self.test_examples as u64 { "; drawn from the whole file (see --evaluate)" } else { "" };
             facts.add("evaluated", format!("{used} of {}{how}", counted(self.test_examples, "example")));
         }
-        for (name, value) in self.found.lines() {
+        if let Some(step) = self.best_step {
+            let early = if self.stopped_early { "; stopped, because later ones were not better" } else { "" };
+            facts.add(
+                "weights",
+                format!("after step {step}, the best of {}{early}", counted(self.evaluations.len(), "evaluation")),
+            );
+        }
+        for (name, value) in self.found.whole() {
             facts.add(name, format!("{value:.4}"));
         }
         if let Some(speed) = self.evaluate_examples_per_second {

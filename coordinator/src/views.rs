@@ -99,6 +99,11 @@ pub fn closed_round(closed: &ClosedRound, traffic: Traffic) -> RoundProgress {
         skipped: skipped.clone(),
         selected,
         updates,
+        refused: closed.refused,
+        examples: closed.examples,
+        started_ms: closed.started_ms,
+        ended_ms: closed.ended_ms,
+        rates: closed.rates,
         accuracy: evaluated.and_then(|evaluated| evaluated.accuracy),
         metrics: evaluated.and_then(|evaluated| evaluated.figures),
         left_out: left_out.map(|(device, why)| (device.to_string(), why.clone())).collect(),
@@ -309,7 +314,8 @@ fn contributions(ledger: &Ledger, entries: &[Entry]) -> Vec<Contribution> {
 }
 
 /// Returns settings in the form of the table that an operator writes.
-fn settings_table(settings: &RunSettings) -> Option<Map<String, Value>> {
+#[must_use]
+pub fn settings_table(settings: &RunSettings) -> Option<Map<String, Value>> {
     match serde_json::to_value(settings) {
         Ok(Value::Object(table)) => Some(table),
         Ok(_) | Err(_) => None,

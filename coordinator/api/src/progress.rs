@@ -184,6 +184,21 @@ pub struct RoundProgress {
     pub selected: u32,
     /// Number of merged updates.
     pub updates: u32,
+    /// Number of devices that refused their order, failed, or were put out.
+    #[serde(default)]
+    pub refused: u32,
+    /// Number of distinct examples behind the updates.
+    #[serde(default)]
+    pub examples: u64,
+    /// Time of the first order in milliseconds since 1970; `None` if no device got one.
+    #[serde(default)]
+    pub started_ms: Option<u64>,
+    /// Time at which the round, its evaluation included, ended, in milliseconds since 1970.
+    #[serde(default)]
+    pub ended_ms: u64,
+    /// Lowest and highest ordered dropout rate of a layer.
+    #[serde(default)]
+    pub rates: Option<(f32, f32)>,
     /// Accuracy after the round, if it was evaluated.
     pub accuracy: Option<f64>,
     /// Figures after the round, if it was evaluated.

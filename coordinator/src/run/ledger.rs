@@ -373,7 +373,8 @@ impl Ledger {
             self.configurator.round_closed(self.round, training.updates.keys(), failed, wanted);
         }
         let summary = training.map_or_else(ClosedRound::default, |training| training.summary(self.last_ms));
-        self.closed.push(Arc::new(ClosedRound { round: self.round, skipped: skipped.cloned(), ..summary }));
+        let (round, skipped_for, ended_ms) = (self.round, skipped.cloned(), self.last_ms);
+        self.closed.push(Arc::new(ClosedRound { round, skipped: skipped_for, ended_ms, ..summary }));
         // A skipped round changed no weights: only the last one is evaluated, as the end of the run.
         if skipped.is_none() || self.round == self.start.settings.rounds {
             self.evaluate_or_go_on();
@@ -394,7 +395,9 @@ impl Ledger {
             self.accuracy_before = accuracy;
             self.figures_before = figures;
         } else if let Some(closed) = self.closed.last_mut() {
-            Arc::make_mut(closed).evaluated = Some(EvaluatedRound {
+            let closed = Arc::make_mut(closed);
+            closed.ended_ms = self.last_ms;
+            closed.evaluated = Some(EvaluatedRound {
                 accuracy,
                 figures,
                 loss: evaluation.loss(),

@@ -82,6 +82,16 @@ pub struct ClosedRound {
     pub selected: u32,
     /// Number of updates.
     pub updates: u32,
+    /// Number of devices that refused their order, failed, or were put out.
+    pub refused: u32,
+    /// Number of distinct examples behind the updates.
+    pub examples: u64,
+    /// Time of the first order in milliseconds; `None` if no device got one.
+    pub started_ms: Option<u64>,
+    /// Time of the merge or of the skip, and of the end of the evaluation if there was one, in milliseconds.
+    pub ended_ms: u64,
+    /// Lowest and highest ordered dropout rate of a layer; `None` if no device got an order.
+    pub rates: Option<(f32, f32)>,
     /// Mean of the devices' mean training losses.
     pub train_loss: Option<f64>,
     /// Mean of the ordered dropout rates, over devices and layers.
@@ -150,6 +160,10 @@ impl Training {
         ClosedRound {
             selected: self.assignments.len() as u32,
             updates: self.updates.len() as u32,
+            refused: self.out.len() as u32,
+            examples: reports().map(|report| report.examples).fold(0, u64::saturating_add),
+            started_ms: Some(self.started_ms),
+            rates: range(&rates),
             train_loss: mean(reports().map(|report| report.mean_loss.into())),
             mean_rate: mean(rates.into_iter()).unwrap_or(0.0) as f32,
             mean_active_layers: mean(reports().map(|report| report.mean_active_layers.into())).unwrap_or(0.0) as f32,
@@ -159,6 +173,12 @@ impl Training {
             ..ClosedRound::default()
         }
     }
+}
+
+/// Returns the lowest and the highest rate.
+fn range(rates: &[f64]) -> Option<(f32, f32)> {
+    let bounds = rates.iter().copied().reduce(f64::min).zip(rates.iter().copied().reduce(f64::max));
+    bounds.map(|(lowest, highest)| (lowest as f32, highest as f32))
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -8,9 +8,8 @@ use super::summary::Summary;
 use super::tables::{LAYOUT, TABLES, append, first_record, known, read_run, run_id, run_row, sql_id, traffic_of};
 use super::tail::{Last, Tail};
 use super::{Finding, RunRow, Store, StoreError, Traffic, tail};
-use crate::run::Entry;
+use crate::run::{Entry, RunSettings};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
-use serde_json::{Map, Value};
 use skiff_api::removal::Removal;
 use skiff_blobs::Blobs;
 use skiff_protocol::{DeviceId, Digest, RunId};
@@ -142,11 +141,11 @@ impl SqliteStore {
         read.map_err(|(at, source)| StoreError::Record { run, at, source })
     }
 
-    /// Returns a run's settings as a JSON table; `None` if its first record is damaged. Reads only that record.
+    /// Returns a run's settings; `None` if its first record is damaged. Reads only that record.
     ///
     /// # Errors
     /// Failures of SQLite.
-    pub fn settings(&self, run: RunId) -> Result<Option<Map<String, Value>>, StoreError> {
+    pub fn settings(&self, run: RunId) -> Result<Option<RunSettings>, StoreError> {
         let first = first_record(&self.connection, run).map_err(|source| self.sqlite("reading a record", source))?;
         Ok(first.and_then(|entry| serde_json::from_str(&entry.start()?.settings).ok()))
     }

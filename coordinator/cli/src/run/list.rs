@@ -22,7 +22,7 @@ use std::io::Write as _;
 pub(super) fn run(door: &Door, json: bool) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&door.state()?)?;
     let listed = store.runs()?.into_iter().map(|row| {
-        let settings = store.settings(row.run)?;
+        let settings = store.settings(row.run)?.as_ref().and_then(views::settings_table);
         Ok(Listed { row, settings })
     });
     let listed: Vec<Listed> = listed.collect::<Result<_, StoreError>>()?;

@@ -1,6 +1,7 @@
 //! `skiff run`: starts, watches, stops and lists runs of federated training.
 
 mod card;
+mod csv;
 mod export;
 mod list;
 mod show;

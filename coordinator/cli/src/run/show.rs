@@ -1,7 +1,9 @@
 //! `skiff run show`: shows a whole run from the journal.
 
+use super::csv;
 use crate::door::Door;
 use crate::watch::{called, figure, phase};
+use anyhow::bail;
 use clap::Args;
 use serde_json::{Map, Value};
 use skiff_api::details::{Contribution, Kept, RunDetails};
@@ -26,6 +28,7 @@ Examples:
   skiff run show --state fleet-state                  the last run
   skiff run show 00a1 --state fleet-state --json      run 00a1..., for programs
   skiff run show night-3 --state fleet-state          the run that was started with --name night-3
+  skiff run show --state fleet-state --csv > rounds.csv    a row for each round; docs/runs.md describes the columns
 
 It reads the journal, so it works with and without a running coordinator.")]
 pub(crate) struct Arguments {
@@ -35,6 +38,9 @@ pub(crate) struct Arguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Print the rounds as a CSV table with a row for each round
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
     #[command(flatten)]
     door: Door,
 }
@@ -47,6 +53,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let store = SqliteStore::open_existing(&arguments.door.state()?)?;
     let row = find_run(&store, &arguments.run)?;
     let details = views::details(&store, &row, now())?;
+    if arguments.csv {
+        if let Some(damage) = &details.damage {
+            bail!("the rounds of run {} cannot be read: {damage}", row.run);
+        }
+        return Ok(write!(stdout(), "{}", csv::table(&details)?)?);
+    }
     let text = if arguments.json { serde_json::to_string(&details)? + "\n" } else { as_text(&details, now(), width()) };
     Ok(write!(stdout(), "{text}")?)
 }
@@ -127,8 +139,22 @@ fn facts(details: &RunDetails, now: Timestamp) -> Facts {
 pub(super) fn changed(settings: &Map<String, Value>) -> String {
     let usual = serde_json::to_value(RunSettings::default()).unwrap_or_default();
     let differs = |(key, value): &(&String, &Value)| usual.get(key.as_str()) != Some(*value);
-    let texts: Vec<String> = settings.iter().filter(differs).map(|(key, value)| format!("{key}={value}")).collect();
+    let texts: Vec<String> =
+        settings.iter().filter(differs).map(|(key, value)| format!("{key}={}", short(value))).collect();
     if texts.is_empty() { "the defaults".to_owned() } else { texts.join(", ") }
+}
+
+/// Returns a value whose numbers have no more digits than the operator wrote: settings hold numbers of 32 bits.
+fn short(value: &Value) -> Value {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let digits = number.as_f64().map(|number| (number as f32).to_string());
+            digits.and_then(|digits| digits.parse::<f64>().ok()).map_or_else(|| value.clone(), Value::from)
+        }
+        Value::Array(values) => values.iter().map(short).collect(),
+        Value::Object(table) => table.iter().map(|(key, value)| (key.clone(), short(value))).collect(),
+        Value::Null | Value::Bool(_) | Value::String(_) | Value::Number(_) => value.clone(),
+    }
 }
 
 fn rounds(closed: &[RoundProgress], measure: Measure, width: Option<usize>) -> String {
@@ -186,4 +212,19 @@ fn devices(contributions: &[Contribution], width: Option<usize>) -> String {
 
 fn notes(texts: impl Iterator<Item = String>, width: Option<usize>) -> String {
     texts.map(|text| fold(&text, 2, width) + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn settings_are_shown_as_they_were_written() {
+        let table = |toml: &str| views::settings_table(&toml::from_str(toml).unwrap()).unwrap();
+        assert_eq!(changed(&table("")), "the defaults");
+        let text = changed(&table("learning_rate = 0.002\nproximal = 0.3\nsharing = { least_important = 2 }"));
+        assert_eq!(text, r#"learning_rate=0.002, proximal=0.3, sharing={"least_important":2}"#);
+        assert!(changed(&table("rates = { fixed = { mean = 0.3 } }")).contains(r#""mean":0.3"#));
+    }
 }

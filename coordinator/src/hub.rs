@@ -347,8 +347,14 @@ impl Hub {
             Said::Transfer(id, message) => {
                 let (run, most_bytes) = (self.run.as_ref(), self.most_bytes());
                 let judge = |offer: &Offer| updates::judge(run, most_bytes, &device, offer);
+                let refused = updates::refused_for_good(run, most_bytes, &device, &message);
                 let steps = self.transfers.receive(&device, id, message, judge, now);
                 self.follow(steps, now);
+                if let Some((epoch, reason)) = refused {
+                    tracing::warn!(%device, reason, "an update was refused before it was sent");
+                    self.fleet.note(&device, &format!("update refused: {reason}"));
+                    self.feed(Event::UpdateUnfit { device: device.clone(), epoch, reason }, now);
+                }
                 Ok(Change::Nothing)
             }
         };

@@ -456,17 +456,20 @@ fn an_unfit_update_is_refused_with_the_reason_and_its_device_is_out() {
 }
 
 #[test]
-fn an_update_larger_than_all_weights_is_refused_before_it_is_sent() {
-    let mut world = World::training();
+fn an_update_larger_than_all_weights_is_refused_before_it_is_sent_and_its_device_is_out() {
+    let mut world = World::training_with(RunSettings { devices: 2, quorum: 1, ..settings() });
     let most = world.hub.most_bytes();
-    let mut offered = |total_bytes| {
-        let offer = Offer { total_bytes, ..world.offer("a", &update(1.0), vec![0, 1]) };
-        world.transfer("a", offer.id(), TransferMessage::Offer(offer));
-        world.last_transfer("a")
+    let offered = |world: &mut World, name: &str, total_bytes| {
+        let offer = Offer { total_bytes, ..world.offer(name, &update(1.0), vec![0, 1]) };
+        world.transfer(name, offer.id(), TransferMessage::Offer(offer));
+        world.last_transfer(name)
     };
-    let TransferMessage::Refused { reason } = offered(most + 1) else { panic!("taken") };
+    assert!(matches!(offered(&mut world, "a", most), TransferMessage::Grant { .. }));
+    let TransferMessage::Refused { reason } = offered(&mut world, "b", most + 1) else { panic!("taken") };
     assert_eq!(reason, format!("an update of {} bytes, expected at most {most}", most + 1));
-    assert!(matches!(offered(most), TransferMessage::Grant { .. }));
+    assert!(world.progress().devices[1].note.clone().unwrap().contains("expected at most"));
+    assert_eq!(world.upload("a", &update(1.0)), TransferMessage::Done);
+    assert_eq!(world.merges.len(), 1, "the round does not wait for the other device");
 }
 
 #[test]

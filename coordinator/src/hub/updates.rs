@@ -103,6 +103,23 @@ impl Hub {
     }
 }
 
+/// Returns the epoch and the reason if the offer is refused although the run waits for this update. The device would offer the
+/// same update again, so its part in the round is over.
+pub(super) fn refused_for_good(
+    run: Option<&Run>,
+    most_bytes: u64,
+    device: &DeviceId,
+    message: &TransferMessage,
+) -> Option<(u64, String)> {
+    let TransferMessage::Offer(offer) = message else { return None };
+    let Purpose::Update { epoch, .. } = offer.purpose else { return None };
+    let is_awaited = run.is_some_and(|run| run.is_awaited(device, epoch));
+    match judge(run, most_bytes, device, offer) {
+        Verdict::Refused(reason) if is_awaited => Some((epoch, reason)),
+        Verdict::Refused(_) | Verdict::Wanted | Verdict::Stored => None,
+    }
+}
+
 pub(super) fn judge(run: Option<&Run>, most_bytes: u64, device: &DeviceId, offer: &Offer) -> Verdict {
     let verdict = match (run, &offer.purpose) {
         (Some(run), Purpose::Update { run: id, round, epoch, report }) => {

@@ -10,6 +10,9 @@ use skiff_protocol::{DeviceId, RunId};
 /// Maximum number of characters of a reason that a device gives. Longer reasons are cut.
 pub const MAX_REASON: usize = 200;
 
+/// Reason why a device that does not answer is out of a round or an evaluation.
+const SILENT: &str = "it has not answered its order for 30 s: does it have this coordinator's key, and its account the rights at the \
+                      broker? Run `skiff-agent doctor` on it";
 /// Reason why a removed device does not deliver.
 const REMOVED: &str = "the operator removed the device from the fleet";
 
@@ -75,6 +78,7 @@ impl Run {
             }
             Event::Answered(device, answer) => self.take_answer(device, answer, now_ms, actions),
             Event::UpdateStored { device, epoch, update, report, distance } => {
+                self.attendance.on_answer(&device);
                 let start = &self.ledger.start;
                 match self.judge_offer(&device, start.run, self.ledger.round, epoch, &report) {
                     Verdict::Wanted if self.ledger.most_distance().is_some_and(|most| distance > most) => {
@@ -131,6 +135,7 @@ impl Run {
         if answer.epoch != self.epoch_of(&device) || !self.is_pending(&device) {
             return;
         }
+        self.attendance.on_answer(&device);
         match answer.outcome {
             Outcome::Accepted { has_weights } => {
                 let is_this_life = self.attendance.here(&device).is_some_and(|here| here.boot == answer.boot);
@@ -149,6 +154,17 @@ impl Run {
                     let checked = evaluation::check(&report, most, settings.max_tokens, task.as_ref());
                     self.reports.insert(device, checked.map(|()| report));
                 }
+            }
+        }
+    }
+
+    /// Ends the part of each device that does not answer its order.
+    pub(super) fn put_out_silent(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        for (device, epoch) in self.deliveries.silent(|device| self.attendance.is_online(device), now_ms) {
+            self.deliveries.on_silent(&device);
+            if epoch == self.epoch_of(&device) && self.is_pending(&device) {
+                self.attendance.on_silent(&device, now_ms);
+                self.put_out(device, epoch, SILENT, now_ms, actions);
             }
         }
     }

@@ -64,7 +64,7 @@ mod settings;
 pub mod sharing;
 mod transitions;
 
-pub use deliveries::{ACCEPTED_REPEAT_MS, MAX_COMMANDS, MAX_STOPS, REPEAT_MS};
+pub use deliveries::{ACCEPTED_REPEAT_MS, ANSWER_MS, MAX_COMMANDS, MAX_STOPS, REPEAT_MS};
 pub use evaluation::{Evaluation, ModelTask};
 pub use event::{Action, Condition, Event, Here, MergeInput, MergeJob, Verdict};
 pub use intake::MAX_REASON;
@@ -142,6 +142,7 @@ impl Run {
         for event in events {
             self.take(event, now, &mut actions);
         }
+        self.put_out_silent(now, &mut actions);
         while let Some(record) = self.decide(now) {
             self.journal(record, now, &mut actions);
         }
@@ -176,7 +177,9 @@ impl Run {
         let phase = self.ledger.deadline_ms();
         // A grace period that is over has had its effect and is no deadline any more.
         let graces = graces.filter(|&ends| phase.is_some() && self.now_ms < ends);
-        commands.into_iter().chain(graces).chain(phase).min().map(Timestamp)
+        let gathers = matches!(self.ledger.phase, Phase::Gather(_));
+        let pauses = self.attendance.next_pause_ends_ms(self.now_ms).filter(|_| gathers);
+        commands.into_iter().chain(graces).chain(phase).chain(pauses).min().map(Timestamp)
     }
 
     /// Returns true if the update of a device for the order with that epoch is still expected.

@@ -51,6 +51,9 @@ impl Run {
     /// Returns the reasons why online devices cannot train, for the first three of them.
     pub(super) fn unfit(&self) -> impl Iterator<Item = String> {
         let reason = |(device, here): (&DeviceId, &Here)| match here.train_examples {
+            _ if self.attendance.is_silent(device, self.now_ms) => {
+                Some(format!("{device}: it did not answer its last order"))
+            }
             0 => Some(format!("{device}: it has no examples to train on")),
             _ => self.limits(device)?.err().map(|unfit| format!("{device}: {unfit}")),
         };
@@ -93,7 +96,8 @@ impl Run {
                 Purpose::Train => here.train_examples,
                 Purpose::Evaluate => here.test_examples,
             };
-            examples > 0 && !self.ledger.carried.assignments.contains_key(*device)
+            let is_carried = self.ledger.carried.assignments.contains_key(*device);
+            examples > 0 && !is_carried && !self.attendance.is_silent(device, self.now_ms)
         };
         self.attendance.online().filter(is_free).map(|(device, _)| device)
     }

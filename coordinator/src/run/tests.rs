@@ -432,6 +432,7 @@ fn what_was_not_ordered_is_refused_with_the_reason() {
 fn a_late_update_is_refused_and_its_device_told_to_stop() {
     let mut world = training(3);
     let epoch = world.run.ledger.epoch;
+    world.answer(2, Outcome::Accepted { has_weights: true });
     world.finish(0);
     world.finish(1);
     world.advance(60_000);
@@ -566,10 +567,37 @@ fn a_failed_merge_skips_the_round_and_keeps_the_weights() {
 #[test]
 fn an_evaluation_without_answers_ends_at_its_deadline() {
     let mut world = World::with_everybody(settings(), 3);
+    (1..3).for_each(|index| world.answer(index, Outcome::Accepted { has_weights: true }));
     world.finish(0);
     world.advance(30_000);
     assert_eq!(world.run.ledger.accuracy_before, Some(0.5), "on what one device found");
     assert!(matches!(world.run.ledger.phase, Phase::Train(_)));
+}
+
+/// Two devices answer, and one never does: it costs each round at most 30 s, and the next rounds nothing.
+#[test]
+fn a_device_that_never_answers_is_out_and_rests_longer_each_time() {
+    let mut world = World::with_everybody(RunSettings { rounds: 9, ..settings() }, 3);
+    let started = world.now;
+    world.finish(0);
+    world.finish(1);
+    world.advance(ANSWER_MS);
+    assert!(matches!(world.run.ledger.phase, Phase::Train(_)), "the evaluation ended without it");
+    let trains = |world: &World| world.run.ledger.order_of(&device(2)).is_some();
+    assert!(!trains(&world), "it gets no order for a while");
+    for _ in 0..2 {
+        world.finish(0);
+        world.finish(1);
+        world.merge();
+        world.finish(0);
+        world.finish(1);
+    }
+    assert_eq!(world.now, started + ANSWER_MS, "the other rounds did not wait");
+    let is_silent = |world: &World| world.run.attendance.is_silent(&device(2), world.now);
+    assert!(is_silent(&world));
+    (0..2).for_each(|index| world.answer(index, Outcome::Accepted { has_weights: true }));
+    world.advance(60_000);
+    assert!(!is_silent(&world), "its pause is over");
 }
 
 #[test]

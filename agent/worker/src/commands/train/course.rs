@@ -1,8 +1,8 @@
 //! Evaluations during a training: they find the best weights, and end a training that does not improve any more.
 //!
-//! With a checkpoint, the state survives `kill -9` in two files beside it: `CHECKPOINT.best` has the best weights, and
-//! `CHECKPOINT.evaluations` all evaluations. The weights are written first. If a kill comes between the two, the resumed training
-//! reaches the same evaluation again and writes the same weights.
+//! The state survives `kill -9` in two files next to a checkpoint: `CHECKPOINT.best` has the best weights, and
+//! `CHECKPOINT.evaluations` all evaluations. The weights are written first. If a kill comes between the two, the resumed
+//! training reaches the same evaluation again and writes the same weights.
 
 use super::super::figures::Found;
 use anyhow::Context as _;

@@ -107,7 +107,7 @@ struct Event {
     summary: Option<Summary>,
 }
 
-/// Makes a new file of events. TensorBoard joins all files of a folder, also those of an interrupted training.
+/// Makes a new file of events. TensorBoard joins all files of a folder, so an interrupted training may have several.
 fn open_events(folder: &Path) -> anyhow::Result<(PathBuf, BufWriter<File>)> {
     fs::create_dir_all(folder)?;
     let path = folder.join(format!("events.out.tfevents.{:.0}.{}", now().floor(), std::process::id()));

@@ -37,9 +37,17 @@ fn said(fleet: &Fleet, arguments: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn a_removed_device_holds_up_no_run_and_stays_away_until_it_connects_again() {
-    let broker = Broker::mosquitto(FLEET, &DEVICES);
-    let mut fleet = Fleet::prepare(&broker, &DEVICES, 40);
+fn a_removed_device_holds_up_no_run_and_stays_away_until_it_connects_again_to_mosquitto() {
+    removed_and_returned(&Broker::mosquitto(FLEET, &DEVICES));
+}
+
+#[test]
+fn a_removed_device_holds_up_no_run_and_stays_away_until_it_connects_again_to_the_embedded_broker() {
+    removed_and_returned(&Broker::embedded(&DEVICES));
+}
+
+fn removed_and_returned(broker: &Broker) {
+    let mut fleet = Fleet::prepare(broker, &DEVICES, 40);
     fleet.start_coordinator();
     DEVICES.iter().for_each(|device| fleet.start_agent(device));
     fleet.hold("elm", 1);

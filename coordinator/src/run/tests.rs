@@ -216,6 +216,16 @@ impl World {
         self.step(Event::DeviceGone(device(index)));
     }
 
+    /// Removes a device from the fleet: nobody waits for it any more.
+    fn remove(&mut self, index: usize) {
+        let grace_ms = self.run.ledger.start.settings.grace_ms;
+        self.fleet[index].present = false;
+        self.fleet[index].gone_since = Some(self.now.saturating_sub(grace_ms));
+        self.step(Event::DeviceRemoved(device(index)));
+        let Run { ledger, reports, .. } = &self.run;
+        assert!(!ledger.awaited(|device| reports.contains_key(device)).contains(&&device(index)), "still awaited");
+    }
+
     fn answer(&mut self, index: usize, outcome: Outcome) {
         if let Some(command) = self.fleet[index].newest.clone() {
             let Command { run, round, epoch, .. } = command;
@@ -908,6 +918,7 @@ enum Op {
     Arrive(usize),
     Reboot(usize),
     Leave(usize),
+    Remove(usize),
     Accept(usize, bool),
     Finish(usize),
     Refuse(usize),
@@ -927,6 +938,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => index().prop_map(Op::Arrive),
         1 => index().prop_map(Op::Reboot),
         2 => index().prop_map(Op::Leave),
+        1 => index().prop_map(Op::Remove),
         3 => (index(), any::<bool>()).prop_map(|(index, has)| Op::Accept(index, has)),
         12 => index().prop_map(Op::Finish),
         1 => index().prop_map(Op::Refuse),
@@ -944,6 +956,7 @@ fn apply(world: &mut World, op: Op) {
         Op::Arrive(index) => world.arrive(index),
         Op::Reboot(index) => world.reboot(index),
         Op::Leave(index) => world.leave(index),
+        Op::Remove(index) => world.remove(index),
         Op::Accept(index, has_weights) => world.answer(index, Outcome::Accepted { has_weights }),
         Op::Finish(index) => world.finish(index),
         Op::Refuse(index) => world.answer(index, Outcome::Refused { reason: "busy".into() }),

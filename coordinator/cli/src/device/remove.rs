@@ -10,6 +10,7 @@ use skiff_protocol::DeviceId;
 use skiff_screen::output::{stdout, width};
 use skiff_screen::text::fold;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 
 /// Arguments of `skiff device remove`.
 #[derive(Args, Debug)]
@@ -28,7 +29,7 @@ pub(crate) struct Arguments {
     /// Reason, for the journal
     #[arg(long, default_value = "")]
     reason: String,
-    /// Your name, for the journal [default: the name of your account]
+    /// Your name, for the journal [default: the name or number of your account]
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
     /// Remove the device although it is online
@@ -47,7 +48,7 @@ pub(crate) struct Arguments {
 /// No coordinator is reachable, the device is not known, or it is online.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { device, reason, by, force, json, door } = arguments;
-    let by = by.or_else(account).context("your account has no name here: add --by NAME")?;
+    let by = by.or_else(account).context("finding the name of your account failed: add --by NAME")?;
     let request = Request::RemoveDevice(RemoveDevice { device, by, reason, force });
     let removal: Removal = ask_once(&door.state()?, &request).await?;
     if json {
@@ -56,10 +57,13 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(writeln!(stdout(), "{}", fold(&as_text(&removal), 2, width()))?)
 }
 
-/// Returns the name of the account: of the one that called sudo, if it did.
+/// Returns the name of the account, or of the account that called sudo. Without a name, returns its number.
 fn account() -> Option<String> {
     let names = ["SUDO_USER", "USER", "LOGNAME"];
-    names.iter().filter_map(|name| std::env::var(name).ok()).find(|name| !name.is_empty())
+    let name = names.iter().filter_map(|name| std::env::var(name).ok()).find(|name| !name.is_empty());
+    // A service or a container often has no name in its environment.
+    let number = || std::fs::metadata("/proc/self").ok().map(|own| format!("user {}", own.uid()));
+    name.or_else(number)
 }
 
 fn as_text(removal: &Removal) -> String {

@@ -32,18 +32,28 @@ pub struct Mosquitto {
 /// A port of 127.0.0.1 that no other process gets while this value lives. Its socket is bound but does not listen, so a broker
 /// may listen there, and nobody answers before and after it.
 #[derive(Debug)]
-struct Port {
+pub struct Port {
     number: u16,
     _bound: TcpSocket,
 }
 
 impl Port {
-    fn reserve() -> std::io::Result<Self> {
+    /// Reserves a free port.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn reserve() -> std::io::Result<Self> {
         let bound = TcpSocket::new_v4()?;
         // A second socket can bind the port only if both have this option.
         bound.set_reuseaddr(true)?;
         bound.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         Ok(Self { number: bound.local_addr()?.port(), _bound: bound })
+    }
+
+    /// Returns the number of the port.
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.number
     }
 }
 

@@ -113,7 +113,7 @@ fn add(facts: &mut Facts, path: &str, value: &Value) {
 }
 
 /// Returns the settings whose file or folder does not exist.
-fn missing(config: &Config) -> Vec<String> {
+pub(crate) fn missing(config: &Config) -> Vec<String> {
     let broker = &config.broker;
     let named = [
         ("pack", Some(&config.pack)),

@@ -47,8 +47,9 @@ Start here:
 Environment: SKIFF_CONFIG, SKIFF_STATE, SKIFF_BROKER, SKIFF_USER, SKIFF_PASSWORD and others: each is named like its
 option, and agents use the same names. SKIFF_LOG=debug shows more of what `serve` does.
 
-Exit codes: 0 done, 1 failed, or doctor found something broken, 2 wrong usage, 3 no coordinator is reachable,
-4 the watched run ended without a single merged update, 130 Ctrl-C (a run that was watched continues).";
+Exit codes: 0 done, 1 failed, or doctor found something broken, 2 wrong usage, or wrong settings of `serve`,
+3 no coordinator is reachable, 4 the watched run ended without a single merged update,
+130 Ctrl-C (a run that was watched continues).";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -105,6 +106,7 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|error| {
         let failed = match error.downcast_ref::<ControlError>() {
             Some(ControlError::Unreachable { .. }) => ExitCode::from(3),
+            _ if error.is::<serve::WrongSettings>() => ExitCode::from(2),
             _ if error.is::<run::RunFailed>() => ExitCode::from(4),
             _ if error.is::<run::Interrupted>() => ExitCode::from(130),
             _ => ExitCode::FAILURE,

@@ -1,5 +1,6 @@
 //! `skiff serve`: runs the coordinator.
 
+use crate::config::missing;
 use anyhow::Context as _;
 use clap::Args;
 use skiff_coordinator::config::Config;
@@ -92,14 +93,19 @@ fn replace<T: Clone>(value: &mut T, with: Option<&T>) {
     }
 }
 
+/// Settings with which the coordinator cannot start. A restart does not help, and the exit status says so.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings are wrong")]
+pub(crate) struct WrongSettings;
+
 /// Runs the coordinator until SIGINT, SIGTERM or a fatal error.
 ///
 /// # Errors
-/// The coordinator cannot start, or it stopped because of a fatal error.
+/// [`WrongSettings`], the coordinator cannot start, or it stopped because of a fatal error.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let mut coordinator = Coordinator::start(arguments.config()?).await?;
+    let mut coordinator = Coordinator::start(settings(&arguments).context(WrongSettings)?).await?;
     tokio::select! {
         ended = coordinator.ended() => return ended,
         _ = interrupted.recv() => {}
@@ -107,6 +113,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     tracing::info!("stopping; the current run resumes at the next start");
     coordinator.shutdown().await
+}
+
+/// Returns the settings, if every file that they name exists.
+fn settings(arguments: &Arguments) -> anyhow::Result<Config> {
+    let config = arguments.config()?;
+    let missing = missing(&config);
+    anyhow::ensure!(missing.is_empty(), "these files are missing: {}", missing.join(", "));
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -137,6 +151,13 @@ mod tests {
         assert_eq!(config.fleet.as_str(), "lab");
         assert_eq!((config.broker.user.as_deref(), config.run.rounds), (Some("u"), 3));
         assert_eq!((config.broker.password, config.broker.password_file), (None, Some("f".into())));
+    }
+
+    #[test]
+    fn a_missing_pack_is_a_matter_of_the_settings() {
+        let error = settings(&parse(&["--fleet", "lab", "--pack", "/no/pack", "--state", "s"])).unwrap_err();
+        assert_eq!(error.to_string(), "these files are missing: pack /no/pack");
+        assert!(error.context(WrongSettings).is::<WrongSettings>());
     }
 
     #[test]

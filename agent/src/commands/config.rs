@@ -35,6 +35,7 @@ pub fn check(config: &Config, json: bool, width: Option<usize>, out: &mut impl W
     for (name, value) in effective.as_object().into_iter().flatten().filter(|(name, _)| *name != "missing") {
         match value {
             Value::Null => {}
+            Value::String(text) if text.is_empty() => {}
             Value::String(text) => facts.add(name, text.clone()),
             Value::Array(list) if list.is_empty() => {}
             Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
@@ -69,7 +70,11 @@ fn effective(config: &Config, missing: &[String]) -> Value {
         "pack": training.pack,
         "train": training.train,
         "test": training.test,
-        "columns": training.columns,
+        "text_column": training.columns.text,
+        "pair_column": training.columns.pair,
+        "prompt_column": training.columns.prompt,
+        "label_column": training.columns.label,
+        "columns": training.columns.header,
         "threads": training.threads,
         "provider": training.provider,
         "memory_bytes": training.memory,

@@ -74,6 +74,9 @@ pub enum ResultError {
     /// There is no run at all.
     #[error("no run has been started with this state folder")]
     NoRun,
+    /// The requested name is empty.
+    #[error("the name of the run is empty; `skiff run list` lists all runs")]
+    NoName,
     /// No run has the requested name or id.
     #[error("there is no run {name}{}; `skiff run list` lists all runs", nearest.as_ref().map_or_else(String::new, |nearest| format!(", the nearest is {nearest}")))]
     UnknownRun {
@@ -216,6 +219,9 @@ fn lines(candidates: &[Candidate]) -> String {
 /// There is no such run, several runs match, or the journal cannot be read.
 pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
     let mut runs = store.runs()?;
+    if name.is_empty() {
+        return Err(ResultError::NoName);
+    }
     if name == "last" {
         return runs.pop().ok_or(ResultError::NoRun);
     }
@@ -225,7 +231,7 @@ pub fn find_run(store: &dyn Store, name: &str) -> Result<RunRow, ResultError> {
     if let Some(at) = runs.iter().position(|row| named(row, &|word| word == name)) {
         return Ok(runs.swap_remove(at));
     }
-    let begins = |row: &RunRow| !name.is_empty() && named(row, &|word| word.starts_with(name));
+    let begins = |row: &RunRow| named(row, &|word| word.starts_with(name));
     let (mut matches, others): (Vec<RunRow>, Vec<RunRow>) = runs.into_iter().partition(begins);
     match (matches.pop(), matches.len()) {
         (Some(row), 0) => Ok(row),
@@ -449,7 +455,7 @@ mod tests {
         assert_eq!(find("00000000000000a1").unwrap(), RUN);
         assert_eq!(find("0000").unwrap(), RUN);
         assert!(matches!(find("b"), Err(ResultError::UnknownRun { .. })));
-        assert!(matches!(find(""), Err(ResultError::UnknownRun { .. })));
+        assert!(matches!(find(""), Err(ResultError::NoName)));
         assert!(matches!(find_run(&MemoryStore::default(), "last"), Err(ResultError::NoRun)));
     }
 

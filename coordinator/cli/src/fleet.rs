@@ -81,7 +81,7 @@ fn show(progress: &Progress, width: Option<usize>) -> String {
         }
     }
     if progress.devices.is_empty() {
-        text = "no device has connected yet\n".to_owned();
+        text = "no device is in the fleet: none has connected yet, or all were removed\n".to_owned();
     }
     for warning in &progress.warnings {
         let _ = writeln!(text, "{}", fold(&format!("warning: {warning}"), 2, width));

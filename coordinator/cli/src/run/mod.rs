@@ -52,7 +52,7 @@ pub(crate) struct DeleteArguments {
     /// Name or id of the run, or the beginning of either
     #[arg(value_name = "RUN")]
     run: String,
-    /// Do not ask for confirmation
+    /// Do not ask for confirmation. RUN must then be a whole name or id
     #[arg(long)]
     yes: bool,
     /// Print one JSON object
@@ -199,6 +199,16 @@ fn find(state: &Path, run: &str) -> anyhow::Result<RunRow> {
     Ok(find_run(&SqliteStore::open_existing(state)?, run)?)
 }
 
+/// Refuses the beginning of a name or id where nobody confirms: once its run is deleted, it may fit another run.
+fn check_whole(text: &str, row: &RunRow, is_confirmed: bool) -> anyhow::Result<()> {
+    let id = row.run.to_string();
+    let name = row.summary.name.as_deref();
+    if is_confirmed && text != id && name != Some(text) {
+        bail!("{text} is only the beginning of run {}: with --yes, write the whole name or id", name.unwrap_or(&id));
+    }
+    Ok(())
+}
+
 async fn delete(arguments: DeleteArguments) -> anyhow::Result<()> {
     let DeleteArguments { door, run, yes, json } = arguments;
     let state = door.state()?;
@@ -206,6 +216,7 @@ async fn delete(arguments: DeleteArguments) -> anyhow::Result<()> {
         bail!("name the run to delete; `skiff run list` lists all runs");
     }
     let row = find(&state, &run)?;
+    check_whole(&run, &row, yes)?;
     let (run, name) = (row.run.to_string(), row.summary.name);
     let called = name.map_or_else(|| run.clone(), |name| format!("{name} ({run})"));
     if !yes && !confirmed(&called)? {
@@ -271,6 +282,8 @@ mod tests {
     use skiff_api::policy::Sharing;
     use skiff_coordinator::run::RunSettings;
     use skiff_coordinator::run::configurator::Rates;
+    use skiff_coordinator::store::{Summary, Traffic};
+    use skiff_protocol::RunId;
 
     #[derive(Parser)]
     struct Line {
@@ -288,6 +301,17 @@ mod tests {
         let mut settings = serde_json::to_value(RunSettings::default()).unwrap();
         settings.as_object_mut().unwrap().extend(said(line).unwrap());
         serde_json::from_value(settings).unwrap()
+    }
+
+    #[test]
+    fn only_a_whole_name_or_id_deletes_without_a_question() {
+        let summary = Summary { name: Some("night-2".to_owned()), ..Summary::default() };
+        let (run, traffic) = (RunId(0xa1 << 56), Traffic::default());
+        let row = RunRow { run, records: 1, summary, traffic, damage: None };
+        assert!(check_whole("night-2", &row, true).is_ok() && check_whole("a100000000000000", &row, true).is_ok());
+        assert!(check_whole("night", &row, false).is_ok(), "the question has the whole name");
+        let refused = check_whole("night", &row, true).unwrap_err().to_string();
+        assert!(refused.starts_with("night is only the beginning of run night-2"), "{refused}");
     }
 
     #[test]

@@ -7,7 +7,9 @@ use skiff_link::{BrokerSettings, Link, LinkConfig, LinkEvent, Publication, Qos};
 use skiff_tests::PATIENCE;
 use skiff_tests::brokers::{Broker, COORDINATOR, password};
 use skiff_tests::fleet::{FLEET, Fleet};
+use skiff_tests::places::binary;
 use skiff_tests::wait::eventually;
+use std::process::Command;
 
 const DEVICES: [&str; 3] = ["oak", "elm", "ash"];
 const SETTINGS: &str = "--rounds 4 --devices 3 --quorum 2 --steps 30 --batch 4 --dropout 0.3 --set grace_ms=3000 \
@@ -231,6 +233,19 @@ fn a_second_coordinator_is_named_and_its_end_does_no_harm() {
     fleet.start_run(&["--rounds", "1", "--devices", "1", "--quorum", "1", "--steps", "2", "--batch", "4"]);
     let (_, run) = fleet.watch("the end of the run", |_, run| run.phase.is_end());
     assert_eq!(run.phase, Phase::Completed, "{:?}", run.reason);
+
+    // A copy of the folder, made while the coordinator works with it, has the same runs and weights.
+    let backup = fleet.path("backup");
+    let made = fleet.skiff(&["store", "backup", "--json"]).arg("--to").arg(&backup).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let of_copy = |arguments: &[&str]| {
+        let output = Command::new(binary("skiff")).args(arguments).arg("--state").arg(&backup).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let original = fleet.skiff(&["run", "list", "--json"]).output().unwrap().stdout;
+    assert_eq!(of_copy(&["run", "list", "--json"]), String::from_utf8(original).unwrap());
+    assert!(of_copy(&["store", "check"]).contains("every record and every blob is whole"));
 }
 
 /// Kills the worker as the system does if memory runs out. The agent stays, says what happened, and works in the next round.

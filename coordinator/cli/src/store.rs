@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use skiff_base::lock::Lock;
 use skiff_blobs::{Blobs as _, DiskBlobs};
+use skiff_coordinator::store::backup::{self, Backup};
 use skiff_coordinator::store::check::{self, Report};
 use skiff_coordinator::store::collector::{self, Collected};
 use skiff_coordinator::store::{Migrated, SqliteStore};
@@ -15,11 +16,13 @@ use skiff_screen::units::{bytes, counted};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Subcommands of `skiff store`. The coordinator must not be running.
+/// Subcommands of `skiff store`. Only `backup` works while the coordinator runs.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Action {
     /// Verify every journal record and every blob without changing anything. Exit status 1 if there is a fault
     Check(CheckArguments),
+    /// Copy the journal, the weights that it needs, the key and the policy to a new folder. The coordinator may be running
+    Backup(BackupArguments),
     /// Convert the journal to the layout of this version, as `skiff serve` does when it starts
     Migrate(ChangeArguments),
     /// Remove weights and updates that a later round superseded, as `skiff serve` does after each round
@@ -29,6 +32,19 @@ pub(crate) enum Action {
 /// Arguments of `skiff store check`.
 #[derive(Args, Debug)]
 pub(crate) struct CheckArguments {
+    #[command(flatten)]
+    door: Door,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `skiff store backup`.
+#[derive(Args, Debug)]
+pub(crate) struct BackupArguments {
+    /// Folder to make. It has the signing key, so keep it as safe as the state folder
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
     #[command(flatten)]
     door: Door,
     /// Print one JSON object
@@ -78,6 +94,14 @@ pub(crate) fn run(action: &Action) -> anyhow::Result<()> {
                 0 => Ok(()),
                 faults => bail!("{} has {faults} faults; nothing was changed", state.display()),
             }
+        }
+        Action::Backup(arguments) => {
+            let made = backup::backup(&arguments.door.state()?, &arguments.to)?;
+            let text = match arguments.json {
+                true => serde_json::to_string(&made)? + "\n",
+                false => fold(&backup_text(&made), 2, width()),
+            };
+            Ok(write!(stdout(), "{text}")?)
         }
         Action::Migrate(arguments) => {
             let (state, _lock) = locked(&arguments.door)?;
@@ -151,6 +175,20 @@ fn check_text(report: &Report) -> String {
     }
     if report.is_good() {
         text += "every record and every blob is whole\n";
+    }
+    text
+}
+
+fn backup_text(made: &Backup) -> String {
+    let Backup { folder, runs, records, blobs, bytes: size, faults } = made;
+    let (runs, blobs) = (counted(*runs, "run"), counted(*blobs, "blob"));
+    let mut text = format!(
+        "{} has {records} records in {runs}, {blobs} ({}), the key and the policy; to use it: skiff serve --state {0}\n",
+        folder.display(),
+        bytes(*size)
+    );
+    for fault in faults {
+        text += &format!("FAULT  {fault} (as in the original)\n");
     }
     text
 }

@@ -13,6 +13,7 @@
 //! a journal once named may be removed, and not the last and best weights of a run. A damaged or missing record ends only its
 //! own run.
 
+pub mod backup;
 pub mod check;
 pub mod collector;
 mod convert;

@@ -116,6 +116,16 @@ impl SqliteStore {
         Self { path, connection, tail: None, identity: [0; 16], findings: Vec::new() }.migrate(keep)
     }
 
+    /// Copies the journal, as it is at one moment, to the new file `to`. Another process may be writing to it.
+    ///
+    /// # Errors
+    /// Failures of SQLite.
+    pub(super) fn copy_to(&self, to: &Path) -> Result<(), StoreError> {
+        let to = to.to_string_lossy();
+        let copied = self.connection.execute("VACUUM INTO ?1", [&to]);
+        copied.map(drop).map_err(|source| self.sqlite("copying", source))
+    }
+
     /// Returns the journal's identity, 32 hexadecimal digits.
     #[must_use]
     pub fn identity(&self) -> String {

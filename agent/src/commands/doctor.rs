@@ -8,7 +8,7 @@ use crate::owner::{Left, Wish};
 use crate::participant::Event;
 use crate::telemetry::temperatures;
 use anyhow::Context;
-use skiff_base::findings::{clock, state_folder};
+use skiff_base::findings::{clock, secrets, state_folder};
 use skiff_contract::Finding;
 use skiff_link::{Link, LinkConfig, LinkEvent};
 use skiff_protocol::transfer::{PROBE, PROBED_RUN, TransferMessage};
@@ -36,6 +36,7 @@ pub fn run(config: &Config, mut report: Report<impl Write>) -> io::Result<bool> 
         report.add(&name, &finding)?;
     }
     report.add("state", &state_folder(&config.state))?;
+    report.add("secrets", &secrets(&config.broker.exposed()))?;
     report.add("owner", &owner(&config.state))?;
     report.add("sensors", &sensors(Path::new("/")))?;
     report.add("clock", &clock())?;

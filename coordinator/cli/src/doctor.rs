@@ -8,7 +8,7 @@ use clap::Args;
 use skiff_api::progress::{Presence, Progress};
 use skiff_api::request::Request;
 use skiff_base::chain;
-use skiff_base::findings::{Finding, clock, state_folder};
+use skiff_base::findings::{Finding, clock, secrets, state_folder};
 use skiff_base::lock::{Lock, LockError};
 use skiff_coordinator::doors::client::{ControlError, ask_once};
 use skiff_coordinator::merge::model::Model;
@@ -48,6 +48,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     report.add("journal", &journal(&config.state, is_running))?;
     let (key, found) = key(&config.state);
     report.add("key", &found)?;
+    report.add("secrets", &secrets(&config.broker.exposed()))?;
     report.add("clock", &clock())?;
     report.add("coordinator", &coordinator(&config.state, is_running).await)?;
     for (name, found) in broker::check(&config, is_running, key.as_ref()).await {

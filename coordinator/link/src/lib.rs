@@ -124,6 +124,9 @@ impl Link {
     /// # Errors
     /// The configuration is wrong: the URL is invalid, or a certificate or password file cannot be read.
     pub fn open(config: LinkConfig) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
+        for path in config.broker.exposed() {
+            tracing::warn!(file = %path.display(), "every user of this machine can read this secret: run chmod o-rwx on it");
+        }
         let (inbox, events) = mpsc::channel(INBOX);
         let (close, closing) = oneshot::channel();
         let driver = Driver::new(config, inbox, closing)?;

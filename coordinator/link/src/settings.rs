@@ -10,6 +10,7 @@ use serde::Deserialize;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -139,6 +140,18 @@ impl BrokerSettings {
 
     pub(crate) fn address(&self) -> Result<Address, LinkError> {
         Address::parse(&self.url)
+    }
+
+    /// Returns the files with secrets that every user of the machine can read: the password and the private key.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<&Path> {
+        let is_exposed = |path: &&Path| path.metadata().is_ok_and(|about| about.permissions().mode() & 0o007 != 0);
+        [&self.password_file, &self.client_key_file]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+            .filter(is_exposed)
+            .collect()
     }
 
     /// Returns the user and the password to connect with. Reads the password's file if one is set.
@@ -279,6 +292,18 @@ mod tests {
             BrokerSettings { password: Some("p".into()), password_file: Some("f".into()), ..at("mqtt://ann@h") };
         assert!(refused(twice).contains("keep the file"));
         assert!(refused(at("http://h")).contains("http://"));
+    }
+
+    #[test]
+    fn a_secret_that_everybody_can_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        std::fs::write(&path, "secret").unwrap();
+        let settings = BrokerSettings { password_file: Some(path.clone()), ..at("mqtt://ann@h") };
+        for (mode, exposed) in [(0o644, true), (0o640, false), (0o600, false), (0o602, true)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(settings.exposed().first().copied(), exposed.then_some(path.as_path()), "{mode:o}");
+        }
     }
 
     #[test]

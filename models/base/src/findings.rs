@@ -84,6 +84,15 @@ pub fn state_folder(folder: &Path) -> Finding {
     Finding::Fine(text)
 }
 
+/// Returns what is known about the files with secrets; `exposed` are those that every user can read.
+#[must_use]
+pub fn secrets(exposed: &[&Path]) -> Finding {
+    match exposed {
+        [] => Finding::Fine("no secret can be read by every user".to_owned()),
+        [path, ..] => Finding::Doubtful(format!("every user can read {}: run chmod o-rwx on it", path.display())),
+    }
+}
+
 /// Checks whether the clock is behind the time when this program was made.
 #[must_use]
 pub fn clock() -> Finding {

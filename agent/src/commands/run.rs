@@ -332,7 +332,7 @@ impl Agent {
         if is_content { self.outbox.put(publication) } else { self.put_small(publication) }
     }
 
-    /// Sends a message that only the summary of the record counts.
+    /// Sends a small message, which the record only counts.
     fn put_small(&mut self, publication: Publication) {
         if let Err(error) = self.sent.count(publication.topic.len() + publication.payload.len(), now_ms()) {
             tracing::debug!(%error, "small messages cannot be recorded");

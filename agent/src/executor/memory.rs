@@ -54,7 +54,7 @@ pub(super) fn learn(setup: &Setup, seen: u64, least: u64, end: String) -> Memory
 /// Removes a lesson that is no longer valid.
 pub(super) fn forget_old(state: &Path) {
     if Lesson::read(state).is_some_and(|lesson| !lesson.holds(now_s())) {
-        // If it cannot be removed, it holds on. The next attempt follows with the next work.
+        // If the file cannot be removed, the lesson stays in force until the next attempt, before the next work.
         let _ = fs::remove_file(Lesson::file(state));
     }
 }

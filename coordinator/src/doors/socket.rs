@@ -118,7 +118,7 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &[u8]) -> io::Resu
     in_time.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
 }
 
-/// Sends lines until the client closes its side. Notices that even if nothing changes.
+/// Sends lines until the client closes its side. Notices a closed side even if nothing changes.
 async fn watch(read: &mut (impl AsyncReadExt + Unpin), lines: impl Future<Output = io::Result<()>>) -> io::Result<()> {
     let mut rest = tokio::io::sink();
     tokio::select! {

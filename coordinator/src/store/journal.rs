@@ -3,7 +3,7 @@
 //! A record is encoded as postcard, which stores no names of fields. **Never change, reorder or remove a field or variant here.**
 //! To store more, add a variant at the end of [`Record`], keep the old one readable in [`super::convert`], and raise the layout
 //! (a migration that changes no record is enough), because an older version must refuse a journal that it cannot read. Settings of
-//! a run are stored as JSON text, so a new setting with a default needs none of this. Layout 4 has the same bytes except for
+//! a run are stored as JSON text, so a new setting with a default needs no new layout. Layout 4 has the same bytes except for
 //! [`Start`], and layout 5 lacks only the last variant.
 
 use serde::{Deserialize, Serialize};

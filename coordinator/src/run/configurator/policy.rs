@@ -159,9 +159,9 @@ pub(super) fn explores_together(share: f32, window: Option<u32>, seed: u64, roun
 
 /// Returns the offer with the most layers among those that are as good as the best one.
 ///
-/// An offer is as good if it takes no longer and its worth is at most one standard error below. More layers are better, because a
-/// device's own measurement also shows how well it has learned its own mix of labels. That needs few layers, while the global
-/// model needs all of them.
+/// An offer counts as equally good if it takes no longer and its worth is lower by at most one standard error. More layers are
+/// better, because a device's own measurement also shows how well it has learned its own mix of labels. That needs few layers,
+/// while the global model needs all of them.
 pub(super) fn favourite(offers: &[Offer]) -> Offer {
     let top = best(offers, |offer| offer.worth);
     let error = |offer: &Offer| offer.deviation / offer.prospect.measurements.max(1.0).sqrt();

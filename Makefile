@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim screens check bench experiment golden cross cross-test tools
+.PHONY: help demo test sim screens check bench experiment golden cross cross-test package-test tools
 
 # rustup's folder, and where distributions put Mosquitto: both are often missing in a non-login shell's PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/usr/local/sbin
@@ -34,8 +34,10 @@ Skiff fine-tunes a pre-trained transformer on a fleet of small devices; their da
   make experiment   compares federated fine-tuning methods on virtual fleets, some minutes: training is real, time is virtual
   make golden   computes the golden numbers anew with PyTorch, and has PEFT, transformers and ONNX's checker read what skiff-pack
                 and a fleet write (gigabytes of Python packages; the tests only read the numbers)
-  make cross    the agent for 64-bit ARM devices as a .deb and a tarball, with ONNX Runtime (cross/README.md); ORT=1.20 for JetPack 4
-  make cross-test   runs what is in that .deb under qemu: numbers, a round over Mosquitto, the golden suite
+  make cross    agent and coordinator as .deb for 64-bit ARM and x86_64, the agent also as a tarball (cross/README.md); ORT=1.20
+                packs the agent's ONNX Runtime for JetPack 4
+  make cross-test   runs what is in the agent's .deb for ARM under qemu: numbers, a round over Mosquitto, the golden suite
+  make package-test   installs the .deb files for x86_64 in a minimal Debian, does a round, upgrades and purges; needs root
 
 The demo writes its own data, commands to a home assistant. To change what it does:
 
@@ -135,6 +137,10 @@ cross: tools
 
 cross-test: tools
 	@ORT='$(ORT)' cross/test
+
+package-test: tools
+	@cross/fetch
+	@cross/test-packages
 
 tools:
 	@command -v cargo >/dev/null || { echo "error: Rust is missing (no cargo in PATH)." >&2; \

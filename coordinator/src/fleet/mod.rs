@@ -111,7 +111,8 @@ impl Fleet {
         (known.presence, known.note) = if is_fit && is_twice {
             (Presence::Here, Some(TWICE.to_owned()))
         } else if is_fit {
-            (Presence::Here, None)
+            // A device says its birth again when the link or the coordinator returns. What is known about this life stays.
+            (Presence::Here, known.note.take().filter(|_| is_same_life))
         } else {
             let note = format!("holds pack {:?}, this fleet trains {pack:?}: install the same pack", birth.pack);
             (Presence::WrongPack, Some(note))
@@ -423,6 +424,18 @@ mod tests {
         fleet.tick(Timestamp(5 + TWICE_MS));
         assert_eq!(fleet.get(&device("pi")).unwrap().note, None, "only one agent has used the name for a while");
         assert_eq!((fleet.deadline(), note(&mut fleet, 4, 6 + TWICE_MS)), (None, None));
+    }
+
+    #[test]
+    fn a_note_stays_with_its_life() {
+        let mut fleet = Fleet::new(PACK, 2);
+        let note = |fleet: &Fleet| fleet.get(&device("a")).unwrap().note.clone();
+        fleet.birth(&device("a"), birth(1, PACK), Timestamp(0)).unwrap();
+        fleet.note(&device("a"), "is a new member");
+        fleet.birth(&device("a"), birth(1, PACK), Timestamp(1)).unwrap();
+        assert_eq!(note(&fleet).as_deref(), Some("is a new member"));
+        fleet.birth(&device("a"), birth(2, PACK), Timestamp(2)).unwrap();
+        assert_eq!(note(&fleet), None);
     }
 
     #[test]

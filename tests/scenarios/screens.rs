@@ -4,9 +4,9 @@
 //! file. If a row begins with another word, the screen must be written again.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
-use skiff_tests::brokers::Broker;
-use skiff_tests::fleet::Fleet;
-use skiff_tests::places::{binary, tree};
+use skiff_tests::brokers::{Broker, password};
+use skiff_tests::fleet::{FLEET, Fleet};
+use skiff_tests::places::{binary, minilm, tree};
 use skiff_tests::terminal::{Screen, Terminal};
 use skiff_tests::wait::eventually;
 use std::fs;
@@ -18,6 +18,10 @@ const WIDTHS: [u16; 4] = [60, 80, 120, 200];
 /// The width of the screens in `docs/screens`.
 const KEPT: u16 = 80;
 const DEVICES: [&str; 2] = ["kitchen", "hall"];
+/// Texts for `predict`: a short one, a long one, and one in another script.
+const LINES: &str = "turn on the light in the kitchen\n\
+    could you please remind me tomorrow morning at half past seven that the bins must be at the street before eight\n\
+    今天天气怎么样\n";
 /// Name of ONNX Runtime in the folder of the programs.
 const ONNXRUNTIME: &str = "./libonnxruntime.so";
 /// Exit status after Ctrl-C.
@@ -91,6 +95,16 @@ fn form(text: &str) -> Vec<&str> {
     words
 }
 
+/// Returns the settings file of a device.
+fn settings_of(device: &str, broker: &str, coordinator_key: &str) -> String {
+    format!(
+        "broker = \"{broker}\"\nfleet = \"{FLEET}\"\ndevice = \"{device}\"\npassword = \"{}\"\n\
+         coordinator_key = \"{coordinator_key}\"\npack = \"minilm\"\nstate = \"{device}/state\"\n\
+         train = \"{device}/train.jsonl\"\ntest = \"{device}/test.jsonl\"\n",
+        password(device)
+    )
+}
+
 /// Checks that a program ends quietly when its reader has left, with the status that a shell expects.
 fn leave_early(program: &str, line: &str, folder: &Path) {
     let mut child = command(program, line, folder).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -113,6 +127,11 @@ fn packs_and_devices_alone_fit_every_width() {
     try_widths("agent-train", "skiff-agent", train, &folder);
     let evaluate = "evaluate --pack minilm --test kitchen/test.jsonl --examples 8";
     try_widths("agent-evaluate", "skiff-agent", evaluate, &folder);
+    fs::write(folder.join("texts.txt"), LINES).unwrap();
+    try_widths("agent-predict", "skiff-agent", "predict --pack minilm texts.txt", &folder);
+    symlink(minilm(), folder.join("checkpoint")).unwrap();
+    let build = "build --checkpoint checkpoint --out pack --labels-from kitchen/train.jsonl";
+    try_widths("pack-build", "skiff-pack", build, &folder);
     leave_early("skiff-pack", "inspect minilm", &folder);
     leave_early("skiff-agent", "bench --pack minilm --batch 1 --tokens 8 --steps 1 --active 1", &folder);
 }
@@ -180,6 +199,8 @@ fn a_fleet_and_its_run_fit_every_width() {
     try_widths("run-show", "skiff", "run show night --state coordinator", &folder);
     try_widths("explain", "skiff", "explain --state coordinator --round 1 --device hall", &folder);
     try_widths("policy-show", "skiff", "policy show --state coordinator", &folder);
+    fs::write(folder.join("policy.toml"), "sharing = { least_important = 3 }\n").unwrap();
+    try_widths("policy-diff", "skiff", "policy diff policy.toml --state coordinator", &folder);
     try_widths("run-export", "skiff", "run export --state coordinator --pack minilm --out adapter", &folder);
     leave_early("skiff", "run list --state coordinator", &folder);
     // Its screen names the machine, so it is not kept.
@@ -189,6 +210,11 @@ fn a_fleet_and_its_run_fit_every_width() {
     assert!(eventually(|| command("skiff", remove, &folder).output().unwrap().status.success()), "a device that left");
     try_widths("device-removed", "skiff", "device list --removed --state coordinator", &folder);
     try_widths("agent-sent", "skiff-agent", "sent --state kitchen/state", &folder);
+    let key = fs::read_to_string(folder.join("coordinator/coordinator.pub")).unwrap();
+    fs::write(folder.join("kitchen.toml"), settings_of("kitchen", &broker.url(), key.trim())).unwrap();
+    try_widths("agent-export", "skiff-agent", "export --config kitchen.toml --out kitchens-model", &folder);
+    // Both name the machine.
+    WIDTHS.iter().for_each(|columns| drop(fits("skiff-agent", "doctor --config kitchen.toml", &folder, *columns)));
     let doctor = "doctor --state coordinator --fleet test --pack minilm --broker";
     let url = broker.url();
     let (status, screen) =
@@ -197,6 +223,7 @@ fn a_fleet_and_its_run_fit_every_width() {
     check(doctor, KEPT, &screen);
     fleet.kill_coordinator();
     try_widths("store-check", "skiff", "store check --state coordinator", &folder);
+    try_widths("store-gc", "skiff", "store gc --dry-run --state coordinator", &folder);
 }
 
 #[test]

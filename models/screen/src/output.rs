@@ -70,9 +70,14 @@ pub fn width() -> Option<usize> {
 
 /// Writes a remark of `program` on standard error, folded if that is a terminal.
 pub fn remark(program: &str, text: &str) {
+    note(&format!("{program}: {text}"));
+}
+
+/// Writes lines on standard error, folded if that is a terminal.
+pub fn note(text: &str) {
     let width = terminal_size::terminal_size_of(io::stderr()).map(|(width, _)| width.0.into());
-    // Without standard error, the remark is lost, and the work continues.
-    let _ = writeln!(io::stderr(), "{}", fold(&format!("{program}: {text}"), 2, width));
+    // Without standard error, the lines are lost, and the work continues.
+    let _ = writeln!(io::stderr(), "{}", fold(text, 2, width));
 }
 
 /// Returns true if log lines on standard error may have colours: it is a terminal, and NO_COLOR is unset or empty.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use skiff_data::{Columns, DataError, Format, Passage, Place, Question, Reader, Record, Words, open};
 use skiff_models::task::Task;
 use skiff_screen::output;
+use skiff_screen::text::fold;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ use std::path::{Path, PathBuf};
                   tokens          each word and its label on a line; a blank line after each text\n  \
                   causal-lm       the text's perplexity, the number of predicted tokens, the text\n\
                   There is - for a word beyond --max-tokens, and for the perplexity of a text with nothing to predict. \
-                  Line ends and tabs in a text are printed as spaces.\n\
+                  Line ends, tabs and other control characters in a text are printed as spaces. \
+                  A terminal gets the fields in columns, folded at words.\n\
                   --json prints an object for each text, with the probability of every label, in the form that \
                   `skiff-agent train` reads.\n\n\
                   Formats: .txt (a text on each line), .csv, .tsv, .jsonl, and .conll for words. Labels in a file are ignored. \
@@ -155,7 +157,7 @@ impl Predictor {
             if self.json {
                 writeln!(text, "{}", object(asked, answer, &self.labels))?;
             } else {
-                text.push_str(&lines(asked, answer, &self.labels));
+                text.push_str(&lines(asked, answer, &self.labels, output::width()));
             }
         }
         let mut out = output::stdout();
@@ -172,28 +174,46 @@ impl Predictor {
     }
 }
 
-/// Returns the lines of an answer.
-fn lines(asked: &Asked, answer: &Answer, labels: &[String]) -> String {
+/// Returns the lines of an answer: its fields with tabs between them, or folded to the `width` of a terminal.
+fn lines(asked: &Asked, answer: &Answer, labels: &[String], width: Option<usize>) -> String {
     let text = flat(&asked.text());
     match answer {
         Answer::Class { probabilities, best } => {
-            format!("{}\t{:.4}\t{text}\n", labels[*best], probabilities[*best])
+            let room = longest(labels);
+            line(&[(&labels[*best], room), (&format!("{:.4}", probabilities[*best]), 0)], &text, width)
         }
         Answer::Numbers(numbers) => {
             let numbers: Vec<String> = numbers.iter().map(|number| format!("{number:.4}")).collect();
-            format!("{}\t{text}\n", numbers.join(" "))
+            line(&[(&numbers.join(" "), 0)], &text, width)
         }
         Answer::Words(found) => {
+            let room = longest(asked.words());
             let word = |(word, found): (&String, &Option<(usize, f64)>)| {
-                format!("{}\t{}\n", flat(word), found.map_or("-", |(class, _)| &labels[class]))
+                line(&[(&flat(word), room)], found.map_or("-", |(class, _)| &labels[class]), width)
             };
             asked.words().iter().zip(found).map(word).chain(["\n".to_owned()]).collect()
         }
         Answer::Perplexity { tokens, perplexity } => {
             let perplexity = perplexity.map_or("-".to_owned(), |perplexity| format!("{perplexity:.4}"));
-            format!("{perplexity}\t{tokens}\t{text}\n")
+            line(&[(&perplexity, 8), (&tokens.to_string(), 4)], &text, width)
         }
     }
+}
+
+/// Returns a line of fields, each with the room that it gets on a terminal, and the text after them.
+fn line(fields: &[(&str, usize)], text: &str, width: Option<usize>) -> String {
+    let Some(columns) = width else {
+        return fields.iter().map(|(field, _)| format!("{field}\t")).collect::<String>() + text + "\n";
+    };
+    let begin: String = fields.iter().map(|(field, room)| format!("{field:<room$}  ")).collect();
+    // Beside fields that take most of the terminal, the text has too little room.
+    let indent = if begin.chars().count() > columns / 2 { 2 } else { begin.chars().count() };
+    fold(&(begin + text), indent, width) + "\n"
+}
+
+/// Returns the number of characters of the longest name, at most as many as a field has room for on a terminal.
+fn longest(names: &[String]) -> usize {
+    names.iter().map(|name| name.chars().count()).max().unwrap_or_default().min(24)
 }
 
 /// Returns an answer as JSON, with the names of the data formats.
@@ -236,9 +256,9 @@ fn object(asked: &Asked, answer: &Answer, labels: &[String]) -> Value {
     Value::Object(object)
 }
 
-/// Returns the text on one line without tabs.
+/// Returns the text on one line, without characters that steer a terminal.
 fn flat(text: &str) -> String {
-    text.replace(['\t', '\n', '\r'], " ")
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
@@ -258,16 +278,29 @@ mod tests {
     fn an_answer_is_a_line_for_each_text_or_word() {
         let labels = ["warm", "light"].map(str::to_owned);
         let class = Answer::Class { probabilities: vec![0.25, 0.75], best: 1 };
-        assert_eq!(lines(&whole("a\tb\nc", Some("d")), &class, &labels), "light\t0.7500\ta b c / d\n");
+        assert_eq!(lines(&whole("a\tb\nc", Some("d")), &class, &labels, None), "light\t0.7500\ta b c / d\n");
         let numbers = Answer::Numbers(vec![1.5, -2.0]);
-        assert_eq!(lines(&whole("a", None), &numbers, &[]), "1.5000 -2.0000\ta\n");
+        assert_eq!(lines(&whole("a", None), &numbers, &[], None), "1.5000 -2.0000\ta\n");
         let found = Answer::Words(vec![Some((0, 0.5)), None]);
-        assert_eq!(lines(&words(&["Ada", "wrote"]), &found, &labels), "Ada\twarm\nwrote\t-\n\n");
+        assert_eq!(lines(&words(&["Ada", "wrote"]), &found, &labels, None), "Ada\twarm\nwrote\t-\n\n");
         let passage = Asked::Passage(Passage { prompt: "1+1=".to_owned(), text: "2".to_owned() });
         let told = Answer::Perplexity { tokens: 1, perplexity: Some(8.0) };
-        assert_eq!(lines(&passage, &told, &[]), "8.0000\t1\t1+1=2\n");
+        assert_eq!(lines(&passage, &told, &[], None), "8.0000\t1\t1+1=2\n");
         let nothing = Answer::Perplexity { tokens: 0, perplexity: None };
-        assert_eq!(lines(&passage, &nothing, &[]), "-\t0\t1+1=2\n");
+        assert_eq!(lines(&passage, &nothing, &[], None), "-\t0\t1+1=2\n");
+    }
+
+    #[test]
+    fn on_a_terminal_an_answer_is_folded_beside_its_fields() {
+        let labels = ["warm", "light"].map(str::to_owned);
+        let class = Answer::Class { probabilities: vec![0.75, 0.25], best: 0 };
+        let long = whole("turn on the light in the kitchen", None);
+        let expected = "warm   0.7500  turn on the light in\n               the kitchen\n";
+        assert_eq!(lines(&long, &class, &labels, Some(36)), expected);
+        let expected = "warm   0.7500  turn on\n  the light in the\n  kitchen\n";
+        assert_eq!(lines(&long, &class, &labels, Some(22)), expected);
+        let found = Answer::Words(vec![Some((0, 0.5)), None]);
+        assert_eq!(lines(&words(&["Ada", "\u{1b}[2J"]), &found, &labels, Some(80)), "Ada   warm\n [2J  -\n\n");
     }
 
     #[test]

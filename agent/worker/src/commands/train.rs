@@ -19,7 +19,7 @@ use skiff_data::Columns;
 use skiff_models::memory::{Plan, Step};
 use skiff_models::{Pack, tensors};
 use skiff_screen::live::Live;
-use skiff_screen::output;
+use skiff_screen::output::{self, note};
 use skiff_screen::text::Facts;
 use skiff_screen::units::{bytes, count, counted};
 use skiff_trainer::{
@@ -335,7 +335,7 @@ impl Arguments {
         let active = self.rates(layers).iter().filter(|rate| **rate < 1.0).count().max(1);
         let limit = Limit::set(limit.0);
         let plan = memory::planned(trainer, &limit, process, Step { examples: self.batch.into(), tokens, active })?;
-        write!(std::io::stderr(), "memory {}", memory::explained(&plan, &limit, process))?;
+        note(&format!("memory {}", memory::explained(&plan, &limit, process).trim_end()));
         Ok(plan)
     }
 
@@ -395,7 +395,7 @@ fn resume(training: &mut Training<'_>, path: &Path) -> anyhow::Result<()> {
             "resuming from the checkpoint {path} (to start a new training, move it away or name another file with --checkpoint)"
         )
     })?;
-    writeln!(std::io::stderr(), "resuming from {}, after step {}", path.display(), training.done())?;
+    note(&format!("resuming from {}, after step {}", path.display(), training.done()));
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use skiff_data::{Columns, LABEL_NAMES, Tagged, WORD_LABEL_NAMES, in_natural_order};
 use skiff_models::task::Task;
+use skiff_screen::output::note;
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::Path;
 
 /// Maximum number of labels that are shown.
@@ -33,7 +33,7 @@ pub(crate) fn labels(path: &Path, column: Option<&str>, task: Task) -> anyhow::R
     let more = labels.len().saturating_sub(SHOWN);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     let shown = labels[..labels.len() - more].join(", ");
-    writeln!(std::io::stderr(), "{} labels in {}: {shown}{rest}", labels.len(), path.display())?;
+    note(&format!("{} labels in {}: {shown}{rest}", labels.len(), path.display()));
     Ok(labels)
 }
 

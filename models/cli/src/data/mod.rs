@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Map, Value, json};
 use skiff_base::files::{Access, replace};
 use skiff_data::Columns;
+use skiff_screen::output::note;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -83,8 +84,8 @@ pub(crate) fn read(path: &Path, form: &FormArguments, columns: &Columns) -> anyh
     let form = Form { encoding, separator, header: columns.header.clone() };
     let mut notes = Vec::new();
     let table = source::read(path, &form, &mut notes);
-    for note in notes {
-        writeln!(std::io::stderr(), "{}: {note}", path.display())?;
+    for guess in notes {
+        note(&format!("{}: {guess}", path.display()));
     }
     table.with_context(|| format!("reading {}", path.display()))
 }
